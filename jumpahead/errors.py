@@ -1,0 +1,48 @@
+"""What can go wrong, as one tree. The command line prints the sentence, never the traceback, and exits non-zero.
+
+    JumpaheadError
+    ├─ StudyError      the study asks for something we cannot do     names file, key, nearest valid name
+    ├─ SiteError       the model has no such site                    lists the closest ones
+    ├─ ArtefactError   a file is missing, torn, foreign or stale     names the path and the verb that makes it
+    ├─ DataError       text or activations unusable                  names the document, the batch, the value
+    └─ DivergedError   loss or gradient not finite                   names SAE, step, last good checkpoint
+
+Foreign exceptions are translated where they arise (`lm/`, `formats/`, `store`) with `raise … from exc`.
+`assert` is for our own mistakes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class JumpaheadError(Exception):
+    """Every error a user can cause; `str(error)` is one sentence that names the culprit and the way out."""
+
+
+class StudyError(JumpaheadError):
+    """The study asks for something we cannot do."""
+
+
+class SiteError(JumpaheadError):
+    """The model has no such site."""
+
+
+class ArtefactError(JumpaheadError):
+    """A file is missing, torn, foreign or stale."""
+
+
+class DataError(JumpaheadError):
+    """Text or activations cannot be used."""
+
+
+class DivergedError(JumpaheadError):
+    """The loss or a gradient is not finite."""
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """` Did you mean 'x'?`, or ` Valid names: a, b, c.` where nothing is near — to be appended to a sentence."""
+    names = sorted(names)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else f" Valid names: {', '.join(names)}."

@@ -1,0 +1,1 @@
+"""Language models and their text: read a site, splice a site, score."""
