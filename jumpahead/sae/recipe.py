@@ -1,0 +1,110 @@
+"""How an SAE is trained: the study's `[train]` table, and the recipe it resolves to.
+
+All numbers are in the unit E‖x‖² = 1. Two recipes:
+
+`paper` — arXiv 2407.14435 appendix I and Gemma Scope (arXiv 2408.05147) section 3.2, unchanged: made for 8e9 tokens.
+`short` — the default, for 1e6 to 1e8 tokens, where the paper's log θ hardly moves (Adam moves log θ by at most the
+learning rate per step). docs/LOG.md has the experiments behind its numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TrainConfig(BaseModel):
+    """The study's `[train]` table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: int = Field(1_000_000, gt=0, description="activations each SAE is trained on (rows, not distinct tokens)")
+    batch: int = Field(2048, gt=0, description="activations in one step")
+    recipe: Literal["short", "paper"] = Field("short", description="the hyper-parameters: for short runs, or as published")
+    lr: float | None = Field(None, gt=0, description="peak learning rate; the recipe's own when left out")
+    checkpoint_minutes: float = Field(2.0, gt=0, description="minutes between two checkpoints")
+    threads: int | None = Field(None, gt=0, description="CPU threads; all cores when left out")
+
+    @property
+    def steps(self) -> int:
+        """Training steps: the last incomplete batch is not trained on."""
+        return self.tokens // self.batch
+
+
+class Recipe(NamedTuple):
+    """Every hyper-parameter of a run, resolved."""
+
+    lr: float
+    """Peak learning rate of Adam."""
+    lr_start: float
+    """Share of `lr` that the warm-up starts from."""
+    lr_warmup: int
+    """Steps of cosine warm-up from `lr_start`·lr to lr."""
+    lr_decay: int
+    """Steps at the end over which lr falls linearly to zero; 0 for a constant rate."""
+    sparsity_warmup: int
+    """Steps over which λ rises linearly from zero (fixed λ only)."""
+    beta2: float
+    """Adam's β₂; β₁ is 0 always: what makes lazy Adam exact."""
+    adam_epsilon: float
+    """Adam's ε."""
+    threshold_form: Literal["log", "raw"]
+    """Whether log θ or θ is the trained parameter."""
+    threshold_start: float | None
+    """θ at the start; None: the quantile of the first pre-activations that gives the L0 to start from."""
+    bandwidth: float | None
+    """The STE's ε; None: ε_i = min(median θ, 1.8·θ_i), which follows θ and keeps ε_i ≤ 2θ_i."""
+    centre: bool
+    """Whether b_dec starts at the mean activation (else at zero)."""
+    dead_after: int
+    """Tokens without firing after which a feature counts as dead (AuxK)."""
+
+
+def recipe(config: TrainConfig) -> Recipe:
+    """The hyper-parameters that `config` stands for."""
+    steps = config.steps
+    if config.recipe == "paper":
+        return Recipe(
+            lr=config.lr or 7e-5,
+            lr_start=0.1,
+            lr_warmup=1_000,
+            lr_decay=0,
+            sparsity_warmup=10_000,
+            beta2=0.999,
+            adam_epsilon=1e-8,
+            threshold_form="log",
+            threshold_start=0.001,
+            bandwidth=0.001,
+            centre=False,
+            dead_after=10_000_000,
+        )
+    return Recipe(
+        lr=config.lr or 2e-3,
+        lr_start=0.1,
+        lr_warmup=min(1_000, max(1, steps // 20)),
+        lr_decay=steps // 3,
+        sparsity_warmup=min(10_000, max(1, steps // 10)),
+        beta2=0.999,
+        adam_epsilon=1e-8,
+        threshold_form="log",
+        threshold_start=None,
+        bandwidth=None,
+        centre=True,
+        dead_after=min(10_000_000, max(config.batch * 20, config.tokens // 10)),
+    )
+
+
+def learning_rate(r: Recipe, step: int, steps: int) -> float:
+    """Adam's learning rate at `step` (0-based) of `steps`: cosine warm-up, constant, linear decay to zero."""
+    warm = 1.0
+    if step < r.lr_warmup:
+        warm = r.lr_start + (1 - r.lr_start) * 0.5 * (1 - math.cos(math.pi * step / r.lr_warmup))
+    fade = min(1.0, (steps - step) / r.lr_decay) if r.lr_decay else 1.0
+    return r.lr * warm * fade
+
+
+def sparsity_warmup(r: Recipe, step: int) -> float:
+    """The share of λ in force at `step` (0-based)."""
+    return min(1.0, (step + 1) / r.sparsity_warmup)

@@ -1,0 +1,69 @@
+"""The straight-through estimator of a threshold (arXiv 2407.14435, section 3 and equations 11–12).
+
+    JumpReLU_θ(z) = z·H(z − θ)                      H(0) = 0
+    ∂ JumpReLU_θ(z)/∂z := H(z − θ)                  the true derivative
+    ∂ JumpReLU_θ(z)/∂θ := −(θ/ε)·K((z − θ)/ε)       pseudo-derivative
+    ∂ H(z − θ)/∂z      := 0
+    ∂ H(z − θ)/∂θ      := −(1/ε)·K((z − θ)/ε)       pseudo-derivative
+    K(u) = 1 for |u| < 1/2, else 0                  integrates to 1
+
+Units: z, θ and ε are pre-activations in the unit E‖x‖² = 1. Both functions take the *pre*-activation: a step applied to
+the feature after the jump sees half of the window only. These are the dense forms, for autograd; the engine's rule in
+`jumprelu.py` is the same mathematics on the support.
+
+B = tokens, M = features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def rectangle(z: Tensor, theta: Tensor, epsilon: Tensor) -> Tensor:
+    """K((z − θ)/ε) as 0/1 in z's dtype. z [B, M]; θ, ε [M]. The window is θ − ε/2 < z < θ + ε/2."""
+    return ((z > theta - epsilon / 2) & (z < theta + epsilon / 2)).to(z.dtype)
+
+
+class JumpReLU(torch.autograd.Function):
+    """z·H(z − θ), with the pseudo-derivative in θ."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, theta: Tensor, epsilon: Tensor) -> Tensor:
+        ctx.save_for_backward(z, theta, epsilon)
+        return z * (z > theta)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+        z, theta, epsilon = ctx.saved_tensors
+        (grad,) = grad_outputs
+        d_theta = -(theta / epsilon) * rectangle(z, theta, epsilon) * grad
+        return (z > theta) * grad, d_theta.sum(tuple(range(z.dim() - 1))), None
+
+
+class Step(torch.autograd.Function):
+    """H(z − θ), with the pseudo-derivative in θ and none in z."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, theta: Tensor, epsilon: Tensor) -> Tensor:
+        ctx.save_for_backward(z, theta, epsilon)
+        return (z > theta).to(z.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, Tensor, None]:
+        z, theta, epsilon = ctx.saved_tensors
+        (grad,) = grad_outputs
+        d_theta = -(1 / epsilon) * rectangle(z, theta, epsilon) * grad
+        return None, d_theta.sum(tuple(range(z.dim() - 1))), None
+
+
+def jumprelu(z: Tensor, theta: Tensor, epsilon: Tensor) -> Tensor:
+    """JumpReLU_θ(z), elementwise. z [B, M]; θ, ε [M] → [B, M]."""
+    return JumpReLU.apply(z, theta, epsilon)
+
+
+def step(z: Tensor, theta: Tensor, epsilon: Tensor) -> Tensor:
+    """H(z − θ), elementwise. z [B, M]; θ, ε [M] → 0/1 [B, M]."""
+    return Step.apply(z, theta, epsilon)
