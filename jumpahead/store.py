@@ -335,26 +335,14 @@ def has_inputs(path: str | os.PathLike[str], inputs: str) -> bool:
 # ---------------------------------------------------------------------------------------------- settings and folders
 
 
-class Setting(NamedTuple):
-    """What moves along a series' curve."""
+Setting = Mapping[str, Any] | tuple[str, float]
+"""What moves along a series' curve: {"kind", "value"} or (kind, value), e.g. `jumpahead.sae.recipe.Setting`."""
 
-    kind: str
-    """`l0` (requested mean active features), `lambda` (weight of the sparsity penalty) or `k` (kept features)."""
-    value: float
 
-    @property
-    def text(self) -> str:
-        """`l0-16`, `lambda-0.0006`, `k-32`: part of a folder's name, different for different values."""
-        return f"{self.kind}-{_number(self.value)}"
-
-    def to_json(self) -> dict[str, Any]:
-        """`{"kind": …, "value": …}` as in every JSON file here."""
-        return {"kind": self.kind, "value": self.value}
-
-    @classmethod
-    def of(cls, value: Setting | Mapping[str, Any]) -> Setting:
-        """From the JSON form, or as it is."""
-        return value if isinstance(value, Setting) else cls(value["kind"], value["value"])
+def setting_text(setting: Setting) -> str:
+    """`l0-16`, `lambda-0.0006`, `k-32`: part of a folder's name, different for different values."""
+    kind, value = (setting["kind"], setting["value"]) if isinstance(setting, Mapping) else setting
+    return f"{kind}-{_number(value)}"
 
 
 def _number(value: float) -> str:
@@ -362,11 +350,9 @@ def _number(value: float) -> str:
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
 
 
-def sae_key(
-    site: str, width: int, series: str, setting: Setting | Mapping[str, Any], sae_seed: int, stream_seed: int = 0
-) -> str:
+def sae_key(site: str, width: int, series: str, setting: Setting, sae_seed: int, stream_seed: int = 0) -> str:
     """The folder of an SAE below the run, with `/` between parts."""
-    last = f"{Setting.of(setting).text}_seed-{sae_seed}" + (f"_stream-{stream_seed}" if stream_seed else "")
+    last = f"{setting_text(setting)}_seed-{sae_seed}" + (f"_stream-{stream_seed}" if stream_seed else "")
     return "/".join(("saes", safe_name(site), str(width), safe_name(series), last))
 
 
@@ -496,7 +482,7 @@ class Run:
         site: str,
         width: int,
         series: str,
-        setting: Setting | Mapping[str, Any],
+        setting: Setting,
         sae_seed: int,
         stream_seed: int = 0,
     ) -> SAEFolder:
