@@ -16,6 +16,7 @@ import torch
 
 from jumpahead import store
 from jumpahead.errors import ArtefactError
+from jumpahead.sae.recipe import Setting
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -117,7 +118,7 @@ def test_json_takes_numpy_and_writes_null_for_what_is_not_finite(tmp_path: Path)
         "b": np.arange(3),
         "c": float("nan"),
         "d": [np.inf, 7],
-        "e": store.Setting("k", 3)._asdict(),
+        "e": Setting("k", 3)._asdict(),
     }
     path = store.write_json(tmp_path / "a.json", value)
     assert store.read_json(path) == {
@@ -275,23 +276,23 @@ def test_done_means_saved_and_from_these_inputs(tmp_path: Path):
     ],
 )
 def test_setting_text(setting: tuple[str, float], text: str):
-    assert store.Setting(*setting).text == text
+    assert store.setting_text(setting) == text
     assert float(text.partition("-")[2]) == setting[1]
 
 
 def test_sae_folder(tmp_path: Path):
     run = store.Run(tmp_path)
-    sae = run.sae("layers.1.residual", 4096, "jumprelu", store.Setting("l0", 16.0), 3)
+    sae = run.sae("layers.1.residual", 4096, "jumprelu", Setting("l0", 16.0), 3)
     assert run.relative(sae.weights) == "saes/layers.1.residual/4096/jumprelu/l0-16_seed-3/weights.safetensors"
     other = run.sae("layers.1.residual", 4096, "jumprelu", {"kind": "l0", "value": 16.0}, 3, stream_seed=2)
     assert other.path.name == "l0-16_seed-3_stream-2"
     with pytest.raises(ArtefactError, match="cannot be a folder's name"):
-        run.sae("layers.1.residual", 4096, "../x", store.Setting("l0", 16.0), 3)
+        run.sae("layers.1.residual", 4096, "../x", Setting("l0", 16.0), 3)
 
 
 def test_saes_lists_what_was_saved(tmp_path: Path):
     run = store.Run(tmp_path)
-    saved, unfinished = (run.sae("layers.1.mlp", 64, "topk", store.Setting("k", k), 0) for k in (2, 4))
+    saved, unfinished = (run.sae("layers.1.mlp", 64, "topk", Setting("k", k), 0) for k in (2, 4))
     store.write_json(saved.config, {})
     store.write_json(unfinished.checkpoint / "state.json", {})
     assert run.saes() == [saved]
@@ -333,9 +334,4 @@ def test_a_run_remembers_when_it_began_and_with_what(tmp_path: Path, monkeypatch
     assert second["versions"] == {"torch": "99"}
     assert second["earlier"] == [{"versions": first["versions"], "hardware": first["hardware"]}]
     assert store.Run.open(tmp_path / "run").study.read_text() == "name = 'b'\n"
-    text = json.dumps(second)
-    assert str(tmp_path) not in text
-    assert (
-        store.socket.gethostname() not in text.replace(first["hardware"]["machine"], "")
-        or len(store.socket.gethostname()) < 4
-    )
+    assert str(tmp_path) not in json.dumps(second)
