@@ -1,18 +1,26 @@
 """Documents: where text comes from, and which documents are held out.
 
-A document is a file, a part of a file between separators, or a dataset row. Whether it is held out is decided by a
-hash of its identity alone (the relative path for files), so that the split never depends on order, on the machine or
-on which other documents exist.
+A document is a file, or a part of a file between separators. Whether it is held out is decided by a hash of its
+identity alone (the relative path for files, the content for parts), so that the split never depends on order, on the
+machine or on which other documents exist. Documents come in the order of such a hash too: the first n are a fair
+sample of all. Exact duplicates are dropped. No torch here.
 """
 
 from __future__ import annotations
 
+import codecs
+import fnmatch
 import hashlib
 import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from jumpahead.errors import DataError
+
+if TYPE_CHECKING:
+    from jumpahead.lm.config import TextConfig
 
 # Neither prose nor program: generated tables, the test suite, and what pip put there.
 STDLIB_WITHOUT = frozenset(
@@ -24,8 +32,15 @@ class Document(NamedTuple):
     """One text."""
 
     identity: str
-    """What decides the split and names the document in messages: a relative path, or a path and a number."""
+    """What decides the split: a relative path, or the SHA-256 of a part's content."""
     text: str
+    label: str = ""
+    """What names a part in messages, for instance `stories.txt, part 17`; empty where the identity does."""
+
+    @property
+    def name(self) -> str:
+        """What names the document in messages."""
+        return self.label or self.identity
 
 
 def is_held_out(identity: str, share: float) -> bool:
@@ -51,3 +66,83 @@ def stdlib_documents(root: Path | None = None) -> Iterator[Document]:
             continue
         if text.strip():
             yield Document(path.relative_to(root).as_posix(), text)
+
+
+def documents(config: TextConfig) -> Iterator[Document]:
+    """Every distinct document of the study's text, trained on and held out, in a fixed order that looks random.
+
+    Raises DataError where the source is missing, not UTF-8 text, or empty; it names the file.
+    """
+    found = _stdlib(config.separator) if config.source == "stdlib" else _from_path(Path(config.source), config)
+    seen: set[bytes] = set()
+    for document in found:
+        content = hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).digest()
+        if content not in seen:
+            seen.add(content)
+            yield document
+    if not seen:
+        raise DataError(f"text.source = '{config.source}' holds no text: nothing but white space was found there.")
+
+
+def _stdlib(separator: str | None) -> Iterator[Document]:
+    for document in sorted(stdlib_documents(), key=lambda document: _rank(document.identity)):
+        yield from _parts(document, separator)
+
+
+def _from_path(source: Path, config: TextConfig) -> Iterator[Document]:
+    """The documents of a file, or of all files of a folder whose names match."""
+    source = source.expanduser()
+    if source.is_file():
+        yield from _parts(Document(source.name, _read(source)), config.separator)
+        return
+    if not source.is_dir():
+        raise DataError(f"text.source = '{config.source}' does not exist: give a text file, a folder, or 'stdlib'.")
+    files: dict[str, Path] = {}
+    for folder, folders, names in os.walk(source):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in fnmatch.filter(names, config.pattern):
+            path = Path(folder, name)
+            if not name.startswith(".") and path.is_file():
+                files[path.relative_to(source).as_posix()] = path
+    if not files:
+        raise DataError(f"text.source = '{config.source}' is a folder without files named {config.pattern}.")
+    for identity in sorted(files, key=_rank):
+        yield from _parts(Document(identity, _read(files[identity])), config.separator)
+
+
+def _parts(document: Document, separator: str | None) -> Iterator[Document]:
+    """The file itself, or its parts between separators, the line breaks around them taken off; white space is none."""
+    if separator is None:
+        if document.text.strip():
+            yield document
+        return
+    parts = []
+    for number, part in enumerate(document.text.split(separator), start=1):
+        if part.strip():
+            content = hashlib.sha256(part.strip("\r\n").encode("utf-8", "surrogatepass")).hexdigest()
+            parts.append(Document(content, part.strip("\r\n"), f"{document.identity}, part {number}"))
+    yield from sorted(parts, key=lambda part: _rank(part.identity))
+
+
+def _rank(identity: str) -> bytes:
+    """Where a document comes in the fixed order; independent of whether it is held out."""
+    return hashlib.sha256(f"jumpahead order/{identity}".encode("utf-8", "surrogatepass")).digest()
+
+
+def _read(path: Path) -> str:
+    """A UTF-8 file with any line ends, or a DataError that names it and says what it seems to be."""
+    try:
+        content = path.read_bytes()
+    except OSError as exc:
+        raise DataError(f"{path} cannot be read: {exc.strerror}.") from exc
+    way_out = "convert it to UTF-8, or leave it out with text.pattern."
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{path} is UTF-16: {way_out}")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        what = "is binary" if b"\0" in content else f"is not UTF-8 (byte 0x{content[exc.start]:02x} at {exc.start})"
+        raise DataError(f"{path} {what}: {way_out}") from exc
+    if "\0" in text:
+        raise DataError(f"{path} is binary (it holds a zero byte): {way_out}")
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -1,0 +1,45 @@
+"""What a study says about its language model and its text. No torch here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class LMConfig(BaseModel):
+    """The language model, and how text is cut for it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    model: str = "tiny"
+    """`tiny` (comes with jumpahead), a folder in Hugging Face format, or a name on the Hugging Face hub."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    """What the model computes in; `auto` is what its weights are stored in."""
+    context: int | None = Field(default=None, ge=4)
+    """Tokens per context, BOS included; by default the model's maximum, at most 1024."""
+    batch: int = Field(default=16, ge=1)
+    """Contexts per forward pass (one group); part of the stream's identity, since it may change the last bit."""
+    bos: Literal["auto", "none"] = "auto"
+    """`auto`: every context begins with the tokenizer's BOS where it has one. `none`: contexts begin with text."""
+    trust_remote_code: bool = False
+    """Run Python that comes with the model. Only for models whose code you have read."""
+
+
+class TextConfig(BaseModel):
+    """Where text comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    source: str = "stdlib"
+    """`stdlib` (the running Python's own library), a UTF-8 text file, or a folder of them."""
+    pattern: str = "*"
+    """Which file names of a folder are read, for instance `*.md`."""
+    separator: str | None = None
+    """What separates the documents inside a file, for instance `<|endoftext|>`; by default a file is one document."""
+    held_out: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the documents that is never trained on; evaluation uses only these."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """At most so many tokens of training text; by default all of it."""

@@ -1,0 +1,58 @@
+"""Names of sites: ours and other libraries'."""
+
+import subprocess
+import sys
+
+import pytest
+
+from jumpahead.errors import SiteError
+from jumpahead.lm.sites import KINDS, Site, parse_site
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_own_names_round_trip(kind):
+    assert parse_site(f"layers.12.{kind}") == Site(12, kind)
+    assert parse_site(Site(12, kind).key) == Site(12, kind)
+    assert parse_site(Site(12, kind).transformer_lens) == Site(12, kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("model.layers.7.output", "layers.7.residual"),
+        ("gpt_neox.layers.7.mlp.output", "layers.7.mlp"),
+        ("transformer.h.7.attn.c_proj.input", "layers.7.attention"),
+        ("model.layers.7.self_attn.o_proj.input", "layers.7.attention"),
+        ("blocks.7.hook_resid_post", "layers.7.residual"),
+        ("blocks.7.hook_resid_pre", "layers.6.residual"),
+        ("blocks.7.hook_mlp_out", "layers.7.mlp"),
+        ("blocks.7.attn.hook_z", "layers.7.attention"),
+    ],
+)
+def test_other_libraries_names(name, key):
+    assert parse_site(name).key == key
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("layers.3.residul", "layers.3.residual"), ("layer.3.mlp", "layers.3.mlp"), ("attention", "layers.0.attention")],
+)
+def test_unknown_names_get_the_nearest(name, near):
+    with pytest.raises(SiteError, match=f"there is no site '{name}'.* Did you mean '{near}'"):
+        parse_site(name)
+
+
+@pytest.mark.parametrize("name", ["", "blocks.0.hook_resid_pre", "layers.-1.residual", "layers.1.residual.x"])
+def test_nonsense_is_refused(name):
+    with pytest.raises(SiteError):
+        parse_site(name)
+
+
+def test_no_torch_is_imported():
+    code = (
+        "import sys, jumpahead.activations, jumpahead.lm.config, jumpahead.lm.contexts, jumpahead.lm.sites, "
+        "jumpahead.lm.text; jumpahead.activations.names(); "
+        "print([m for m in ('torch', 'transformers', 'safetensors') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
