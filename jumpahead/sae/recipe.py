@@ -52,6 +52,8 @@ class Recipe(NamedTuple):
     """Adam's ε."""
     threshold_form: Literal["log", "raw"]
     """Whether log θ or θ is the trained parameter."""
+    threshold_rate: float
+    """Learning rate of the trained threshold, in multiples of `lr`."""
     threshold_start: float | None
     """θ at the start; None: the quantile of the first pre-activations that gives the L0 to start from."""
     bandwidth: float | None
@@ -75,6 +77,7 @@ def recipe(config: TrainConfig) -> Recipe:
             beta2=0.999,
             adam_epsilon=1e-8,
             threshold_form="log",
+            threshold_rate=1.0,
             threshold_start=0.001,
             bandwidth=0.001,
             centre=False,
@@ -89,6 +92,7 @@ def recipe(config: TrainConfig) -> Recipe:
         beta2=0.999,
         adam_epsilon=1e-8,
         threshold_form="log",
+        threshold_rate=5.0,
         threshold_start=None,
         bandwidth=None,
         centre=True,
@@ -108,3 +112,21 @@ def learning_rate(r: Recipe, step: int, steps: int) -> float:
 def sparsity_warmup(r: Recipe, step: int) -> float:
     """The share of λ in force at `step` (0-based)."""
     return min(1.0, (step + 1) / r.sparsity_warmup)
+
+
+class Setting(NamedTuple):
+    """What moves an SAE along its curve."""
+
+    kind: str
+    """`l0`: the mean number of active features asked for; `lambda`: the penalty's weight; `k`: features kept."""
+    value: float
+
+    @property
+    def slug(self) -> str:
+        """As part of a folder name: `l0-16`, `lambda-0.0006`."""
+        return f"{self.kind}-{self.value:g}"
+
+    @property
+    def label(self) -> str:
+        """For people: `l0 = 16`, `λ = 0.0006`, `k = 32`."""
+        return f"{'λ' if self.kind == 'lambda' else self.kind} = {self.value:g}"

@@ -1,0 +1,34 @@
+"""The exact sparse training step, and encoding with the same kernels.
+
+    step.py        the five calls, in order: support, decode, project, rule, rows
+    lazy_adam.py   Adam with β₁ = 0 for rows that are touched now and then
+    reference.py   the same step by dense autograd: the oracle of every test
+    plain.py       the kernels in plain torch: runs everywhere
+    cpu/           the kernels compiled with numba, and the choice of the encoder product
+
+Every kernel layer is one small class with the methods of `step.Kernels`. No kernel knows an architecture.
+"""
+
+from __future__ import annotations
+
+from jumpahead.engine.encode import Features, decode, encode
+from jumpahead.engine.step import Kernels, State, StepResult, fresh_state, step
+
+__all__ = ["Features", "Kernels", "State", "StepResult", "decode", "encode", "fresh_state", "kernels", "step"]
+
+
+def kernels(name: str | None = None) -> Kernels:
+    """The kernel layer `plain` or `cpu`; by default the compiled one, and plain torch where numba is absent."""
+    if name == "plain":
+        from jumpahead.engine.plain import Plain
+
+        return Plain()
+    try:
+        from jumpahead.engine.cpu import Compiled
+    except ImportError:
+        if name is None:
+            from jumpahead.engine.plain import Plain
+
+            return Plain()
+        raise
+    return Compiled()

@@ -1,0 +1,328 @@
+"""What an architecture is, and the SAE a user holds.
+
+Shapes and units, here and in every file of this folder:
+
+    B tokens · d activation dimensions · M features (the width) · |S| entries of the support
+    x      [B, d]  activations in the unit E‖x‖² = 1 (training), or the LM's own (a saved SAE: scale and pre-encoder
+                   bias folded into its weights)
+    W_enc  [M, d]  one row per feature          b_enc [M]
+    W_dec  [M, d]  one row per feature: d_j     b_dec [d]
+    π = W_enc·(x − b_dec) + b_enc  pre-activations          f ≥ 0  features          x̂ = Σ_j f_j d_j + b_dec
+
+An architecture is written twice, side by side in one file: `loss`, the paper on dense tensors for autograd (the oracle
+of every test), and `selection`, `values`, `rule`, the same on the support: the entries (token, feature) that carry a
+value or a gradient. `rule` is elementwise, so it serves a sparse support and a dense block of features alike. No kernel
+knows an architecture, and no architecture knows a kernel.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, final
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from jumpahead import store
+from jumpahead.errors import ArtefactError, DataError
+from jumpahead.sae import architecture
+from jumpahead.sae.recipe import Recipe, Setting
+
+Params = dict[str, Tensor]
+
+
+class Options(BaseModel):
+    """The options of a series; an architecture without options uses this."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Above(NamedTuple):
+    """Selection: every entry with π > lower."""
+
+    lower: Tensor
+    """[M]; −inf keeps every token of a feature."""
+
+
+class Largest(NamedTuple):
+    """Selection: the k largest positive π of each token; of equal ones the lower feature index wins."""
+
+    k: int
+    dead: Tensor | None = None
+    """[M] bool: where set, the `k_dead` largest positive π among these are selected besides, as part 2."""
+    k_dead: int = 0
+
+
+Selection = Above | Largest
+MAIN, DEAD = 1, 2  # bits of Entries.part
+
+
+@final
+class Entries:
+    """Support vectors: a value per entry, and how to look up its feature's parameters.
+
+    On a sparse support every vector is [|S|]; on a dense block of features it is [B, features of the block].
+    """
+
+    def __init__(self, pre: Tensor, feature: Tensor | None, part: Tensor | None = None, block: slice | None = None):
+        self.pre = pre
+        """π at each entry."""
+        self.feature = feature
+        """[|S|] feature index; None on a dense block."""
+        self.part = part
+        """[|S|] uint8, bits MAIN and DEAD; None where there is one part only."""
+        self.block = block or slice(None)
+
+    def at(self, vector: Tensor) -> Tensor:
+        """`vector` [M] at each entry's feature."""
+        return vector[self.block] if self.feature is None else vector.index_select(0, self.feature)
+
+    def within(self, bit: int) -> Tensor:
+        """0/1 at each entry: whether it belongs to the part `bit`."""
+        return torch.ones_like(self.pre) if self.part is None else ((self.part & bit) != 0).to(self.pre.dtype)
+
+
+class Reconstruction(NamedTuple):
+    """One squared error of the loss."""
+
+    target: Literal["input", "residual"]
+    """`input`: x. `residual`: x − x̂ of the first reconstruction, as a constant."""
+    live: bool
+    """False: W_dec and b_dec are frozen here; only the values get a gradient."""
+    bias: bool
+    """Whether b_dec is added."""
+
+
+class Knobs(NamedTuple):
+    """What changes from step to step."""
+
+    sparsity: float = 0.0
+    """λ in force, warm-up included."""
+    dead: Tensor | None = None
+    """[M] bool: features counted as dead; None where the architecture does not ask."""
+
+
+class Gradients(NamedTuple):
+    """What a rule returns."""
+
+    pre: Tensor
+    """∂L/∂(W_enc·(x − b_dec)) at each entry."""
+    vectors: dict[str, Tensor]
+    """For each trained [M] vector, its gradient's contribution at each entry; summed per feature by the engine."""
+    shrink: Tensor | None
+    """c at each entry: ∂L/∂d_j gets Σc·d_j/‖d_j‖ (a penalty on ‖d_j‖); None without one."""
+    penalty: Tensor
+    """The sparsity term of the loss, mean over the batch."""
+
+
+class Architecture(ABC):
+    """One paper. Instances hold options, setting and recipe; parameters are passed in."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    colour: ClassVar[str]
+    """Of its curve; from the Okabe–Ito palette, distinguishable by colour-blind readers."""
+    dash: ClassVar[str] = "solid"
+    symbol: ClassVar[str] = "circle"
+    order: ClassVar[int]
+    """Position in legends."""
+    settings: ClassVar[tuple[str, ...]]
+    """The kinds of sparsity setting it takes: of `l0`, `lambda`, `k`."""
+    vectors: ClassVar[tuple[str, ...]]
+    """The [M] parameters of a saved SAE, besides W_enc, W_dec and b_dec."""
+    Options: ClassVar[type[Options]] = Options
+    reconstructions: ClassVar[tuple[Reconstruction, ...]] = (Reconstruction("input", live=True, bias=True),)
+
+    def __init__(self, options: Options, setting: Setting, recipe: Recipe):
+        assert setting.kind in self.settings, (self.name, setting)
+        self.options, self.setting, self.recipe = options, setting, recipe
+
+    @property
+    def decoder_norm(self) -> Literal["unit", "free"]:
+        """`unit`: rows of W_dec have norm one after every step. `free`: they do not until saved."""
+        return "unit"
+
+    @property
+    def trained(self) -> dict[str, float]:
+        """The trained [M] parameters, each with its learning rate in multiples of the recipe's."""
+        return dict.fromkeys(self.vectors, 1.0)
+
+    @property
+    def uses_dead(self) -> bool:
+        """Whether `knobs.dead` is wanted."""
+        return False
+
+    @property
+    def controlled(self) -> bool:
+        """Whether λ is moved by a controller towards a requested L0."""
+        return self.setting.kind == "l0" and "lambda" in self.settings
+
+    @abstractmethod
+    def initialise(self, d: int, width: int, generator: torch.Generator, sample: Tensor) -> Params:
+        """Fresh parameters, float32. sample [n, d]: activations in the unit E‖x‖² = 1."""
+
+    def derive(self, p: Params) -> Params:
+        """[M] vectors that several of the functions below need, computed once per step."""
+        return {}
+
+    @abstractmethod
+    def selection(self, p: Params, v: Params, knobs: Knobs, *, training: bool) -> Selection:
+        """Which entries can carry a value (or, in training, a gradient). v: what `derive` returned."""
+
+    @abstractmethod
+    def values(self, entries: Entries, p: Params, v: Params) -> tuple[Tensor, ...]:
+        """The coefficient of d_j at each entry, one vector per reconstruction; the first are the features f.
+
+        Reconstructions left out at the end are absent from this step's loss.
+        """
+
+    @abstractmethod
+    def rule(
+        self, entries: Entries, values: tuple[Tensor, ...], projections: tuple[Tensor, ...], p: Params, v: Params,
+        knobs: Knobs, tokens: int,
+    ) -> Gradients:  # fmt: skip
+        """Gradients at each entry. projections: ∂(that squared error)/∂value, one vector per reconstruction."""
+
+    def weights(self, x: Tensor, errors: Tensor) -> tuple[float | Tensor, ...]:
+        """The weight of each squared error, given x and x − x̂ of the first reconstruction, both [B, d]."""
+        return (1.0,)
+
+    @abstractmethod
+    def loss(self, p: Params, x: Tensor, knobs: Knobs) -> Tensor:
+        """The paper's loss, mean over the batch, on dense tensors, for autograd."""
+
+    @abstractmethod
+    def activate(self, p: Params, pre: Tensor) -> Tensor:
+        """Features f [..., M] from pre-activations π [..., M]: the dense forward pass of a saved SAE."""
+
+    def constrain(self, p: Params) -> None:
+        """Bring parameters back into their domain after a step, in place."""
+
+    def started_l0(self, width: int, d: int) -> float:
+        """The mean L0 that training starts from in the `short` recipe."""
+        wanted = self.setting.value if self.setting.kind == "l0" else d / 4
+        return min(wanted, width / 8)
+
+    def first_sparsity(self, p: Params) -> float:
+        """Where the controller starts λ."""
+        return 1e-3
+
+    def fold_vectors(self, p: Params, scale: float, norms: Tensor) -> Params:
+        """The trained vectors of the folded SAE. norms [M]: ‖d_j‖ before folding, float64."""
+        shift = p["W_enc"].double() @ p["b_dec"].double()
+        return {"b_enc": scale * (p["b_enc"].double() - shift)}
+
+    def fold(self, p: Params, scale: float) -> Params:
+        """Parameters that take the LM's own activations x_raw = scale·x, without a pre-encoder bias, and unit d_j."""
+        norms = p["W_dec"].double().norm(dim=1).clamp_min(1e-30)
+        folded = {
+            "W_enc": p["W_enc"].double(),
+            "W_dec": p["W_dec"].double() / norms[:, None],
+            "b_dec": scale * p["b_dec"].double(),
+            **self.fold_vectors(p, scale, norms),
+        }
+        return {name: tensor.float().contiguous() for name, tensor in folded.items()}
+
+
+def unit_rows(d: int, width: int, generator: torch.Generator) -> Tensor:
+    """[width, d]: He-uniform, then each row rescaled to norm one (Gemma Scope section 3.2)."""
+    rows = torch.rand(width, d, generator=generator) * 2 - 1
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
+def common_parameters(
+    d: int, width: int, generator: torch.Generator, sample: Tensor, recipe: Recipe
+) -> tuple[Params, Tensor]:
+    """W_dec unit rows, W_enc = W_dec (untied afterwards), b_enc = 0, b_dec the mean or zero; and π of the sample."""
+    w_dec = unit_rows(d, width, generator)
+    b_dec = sample.mean(0) if recipe.centre else torch.zeros(d)
+    p = {"W_enc": w_dec.clone(), "W_dec": w_dec, "b_enc": torch.zeros(width), "b_dec": b_dec}
+    some = sample[: max(64, min(len(sample), 2**24 // width))]
+    return p, (some - b_dec) @ w_dec.T
+
+
+def quantile_for_l0(pre: Tensor, l0: float) -> float:
+    """The threshold that leaves `l0` entries per token of pre [n, M] above it."""
+    return float(torch.topk(pre.flatten(), max(1, round(l0 * len(pre)))).values[-1])
+
+
+@final
+class SAE:
+    """A trained SAE: takes the LM's own activations.
+
+    >>> sae = SAE.load("runs/demo/saes/layers.1.residual/4096/jumprelu/l0-16_seed-0")
+    >>> f = sae.encode(x)       # [..., M], mostly zeros
+    >>> x_hat = sae.decode(f)   # [..., d]
+    """
+
+    def __init__(self, arch: Architecture, params: Params, about: dict[str, Any] | None = None):
+        self.arch, self.params, self.about = arch, params, about or {}
+        self.width, self.d = params["W_dec"].shape
+
+    def __repr__(self) -> str:
+        return f"SAE({self.arch.name}, {self.arch.setting.label}, d={self.d}, width={self.width})"
+
+    @property
+    def architecture(self) -> str:
+        """The architecture's name."""
+        return self.arch.name
+
+    def _check(self, tensor: Tensor, size: int, what: str) -> None:
+        if tensor.shape[-1] != size:
+            raise DataError(f"{what} must have {size} values in their last dimension, not {tensor.shape[-1]}.")
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Features. x [..., d] → f [..., M]. Dense: for many tokens use `jumpahead.engine.encode`."""
+        self._check(x, self.d, "Activations for this SAE")
+        return self.arch.activate(self.params, x @ self.params["W_enc"].T + self.params["b_enc"])
+
+    def decode(self, f: Tensor) -> Tensor:
+        """Reconstructions. f [..., M] → x̂ [..., d]."""
+        self._check(f, self.width, "Features of this SAE")
+        return f @ self.params["W_dec"] + self.params["b_dec"]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """decode(encode(x))."""
+        return self.decode(self.encode(x))
+
+    def save(self, folder: Path | str) -> None:
+        """Write config.json and weights.safetensors into `folder`; the config last, so that it vouches for the rest."""
+        files = store.SAEFolder(Path(folder))
+        store.write_tensors(files.weights, self.params)
+        config = {
+            "schema": "jumpahead.sae/1",
+            "architecture": self.arch.name,
+            "options": self.arch.options.model_dump(),
+            "setting": self.arch.setting._asdict(),
+            "recipe": self.arch.recipe._asdict(),
+            "d": self.d,
+            "width": self.width,
+            **self.about,
+        }
+        store.write_json(files.config, config)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> SAE:
+        """Read a saved SAE; ArtefactError where it is missing, torn or of another make."""
+        files = store.SAEFolder(Path(folder))
+        config = store.read_json(files.config, schema="jumpahead.sae/1")
+        try:
+            kind = architecture(config["architecture"])
+            arch = kind(
+                kind.Options(**config["options"]), Setting(**config["setting"]), Recipe(**config["recipe"])
+            )
+            shape = (config["width"], config["d"])
+        except (KeyError, TypeError, ValidationError) as error:
+            raise ArtefactError(f"{files.config} is not the configuration of an SAE: {error}.") from error
+        params = store.read_tensors(files.weights)
+        wanted = {"W_enc", "W_dec", "b_dec", *arch.vectors}
+        if set(params) != wanted or params["W_dec"].shape != shape:
+            raise ArtefactError(
+                f"{files.weights} does not hold a {shape[0]}×{shape[1]} {arch.name} SAE: train it again."
+            )
+        return cls(arch, params, {k: v for k, v in config.items() if k not in _WRITTEN})
+
+
+_WRITTEN = {"schema", "architecture", "options", "setting", "recipe", "d", "width"}
