@@ -1,0 +1,106 @@
+"""Tiny language models of several families, with random weights and a byte-level tokenizer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported; tests run two at a time on two cores
+
+# Small, but with every width different: d 24, MLP 40, heads concatenated 24 or 32, vocabulary 300.
+VOCABULARY = 300
+CONTEXT = 64
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def _configs():
+    import transformers
+
+    ids = {"bos_token_id": 0, "eos_token_id": 1}
+    common = {"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "hidden_size": 24, **ids}
+    llama = {**common, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 8}
+    return {
+        "gpt2": transformers.GPT2Config(
+            vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=24, n_layer=3, n_head=3, **ids
+        ),
+        "neox": transformers.GPTNeoXConfig(
+            **common, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3, use_parallel_residual=True
+        ),
+        "neox-serial": transformers.GPTNeoXConfig(
+            **common, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3, use_parallel_residual=False
+        ),
+        "llama": transformers.LlamaConfig(**llama, num_key_value_heads=2),
+        "gemma2": transformers.Gemma2Config(**llama, num_key_value_heads=2, sliding_window=8),
+        # Its blocks return tuples, its attention's projection is called `out_proj`.
+        "gptj": transformers.GPTJConfig(
+            vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=24, n_layer=3, n_head=3, rotary_dim=4, **ids
+        ),
+    }
+
+
+FAMILIES = ("gpt2", "neox", "neox-serial", "llama", "gemma2", "gptj")
+
+
+def byte_tokenizer():
+    """256 bytes after `<bos>` and `<eos>`; ids 0 and 1 are special."""
+    import tokenizers
+    import transformers
+
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: id for id, token in enumerate(["<bos>", "<eos>", *letters])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", model_max_length=CONTEXT
+    )
+
+
+@pytest.fixture(scope="session")
+def lm_folder(tmp_path_factory):
+    """`lm_folder("llama")` is the folder of a random model of that family in Hugging Face format."""
+    import torch
+    import transformers
+
+    made = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            folder = tmp_path_factory.mktemp(family)
+            with torch.random.fork_rng():
+                torch.manual_seed(5)
+                model = transformers.AutoModelForCausalLM.from_config(_configs()[family])
+                for parameter in model.parameters():  # large enough that every part of the model matters
+                    torch.nn.init.normal_(parameter, std=0.2)
+            model.save_pretrained(folder)
+            byte_tokenizer().save_pretrained(folder)
+            made[family] = folder
+        return made[family]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def lm_of(lm_folder):
+    """`lm_of("llama")` is that model, loaded once."""
+    from jumpahead.lm.config import LMConfig
+    from jumpahead.lm.model import LM
+
+    loaded = {}
+
+    def load(family: str) -> LM:
+        if family not in loaded:
+            loaded[family] = LM.load(LMConfig(model=str(lm_folder(family)), context=32, batch=4))
+        return loaded[family]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of large shared material beside the repository; tests that need it skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("there is no ../shared beside the repository")
+    return SHARED

@@ -1,0 +1,285 @@
+"""Reading and splicing on several model families: every claim bitwise, or against an independent hook."""
+
+import pytest
+import torch
+
+from jumpahead.errors import DataError, SiteError, StudyError
+from jumpahead.lm.config import LMConfig
+from jumpahead.lm.model import LM, nats
+from jumpahead.lm.sites import KINDS, Site
+
+FAMILIES = ("gpt2", "neox", "neox-serial", "llama", "gemma2", "gptj")
+SITES = [Site(layer, kind) for layer in (0, 1, 2) for kind in KINDS]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def lm(request, lm_of):
+    return lm_of(request.param)
+
+
+@pytest.fixture(scope="module")
+def ids():
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(2, 258, (3, 21), generator=generator)
+    ids[:, 0] = 0
+    ids[1, 9] = 1  # a special token in the middle
+    return ids
+
+
+def raw(lm, ids, **options):
+    """The model as transformers runs it, without anything of ours."""
+    with torch.no_grad():
+        return lm.model(input_ids=ids, use_cache=False, **options)
+
+
+def module_of(lm, site):
+    """Where the site is, spelled out once more per family."""
+    block = lm.model.get_submodule(
+        {
+            "GPT2LMHeadModel": "transformer.h",
+            "GPTJForCausalLM": "transformer.h",
+            "GPTNeoXForCausalLM": "gpt_neox.layers",
+        }.get(type(lm.model).__name__, "model.layers")
+    )[site.layer]
+    if site.kind == "residual":
+        return block
+    if site.kind == "mlp":
+        return block.post_feedforward_layernorm if type(lm.model).__name__.startswith("Gemma2") else block.mlp
+    names = {
+        "GPT2LMHeadModel": "attn.c_proj",
+        "GPTJForCausalLM": "attn.out_proj",
+        "GPTNeoXForCausalLM": "attention.dense",
+    }
+    return block.get_submodule(names.get(type(lm.model).__name__, "self_attn.o_proj"))
+
+
+def with_hook(lm, ids, site, change):
+    """Logits with `change` applied at the site by a hook of the test's own."""
+    module = module_of(lm, site)
+
+    def before(_module, args):
+        return (change(args[0]),)
+
+    def after(_module, _args, output):
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    handle = (
+        module.register_forward_pre_hook(before) if site.kind == "attention" else module.register_forward_hook(after)
+    )
+    try:
+        return raw(lm, ids).logits
+    finally:
+        handle.remove()
+
+
+def is_untouched(lm):
+    modules = list(lm.model.modules())
+    return all("forward" not in vars(m) and not m._forward_pre_hooks for m in modules) and all(
+        len(m._forward_hooks) == 0 or all("capturing" in h.__qualname__ for h in m._forward_hooks.values())
+        for m in modules
+    )
+
+
+def test_residuals_are_the_hidden_states(lm, ids):
+    states = raw(lm, ids, output_hidden_states=True).hidden_states
+    found = lm.read(ids, ["layers.0.residual", "layers.1.residual"])
+    assert torch.equal(found["layers.0.residual"], states[1])
+    assert torch.equal(found["layers.1.residual"], states[2])
+    # The last one of transformers is after the final norm; the block's own output is not.
+    assert not torch.equal(lm.read(ids, ["layers.2.residual"])["layers.2.residual"], states[3])
+
+
+@pytest.mark.parametrize("site", SITES, ids=lambda site: site.key)
+def test_every_site_reads_what_a_hook_sees(lm, ids, site):
+    seen = []
+    with_hook(lm, ids, site, lambda x: seen.append(x.clone()) or x)
+    found = lm.read(ids, [site])[site.key]
+    assert torch.equal(found, seen[0])
+    assert found.shape == (*ids.shape, lm.width_at(site))
+    assert lm.width_at(site) == (32 if site.kind == "attention" and hasattr(lm.model, "model") else 24)
+
+
+def test_several_sites_in_one_pass_in_any_order(lm, ids):
+    keys = [site.key for site in reversed(SITES)]
+    together = lm.read(ids, keys)
+    assert list(together) == keys
+    for key in keys:
+        assert torch.equal(together[key], lm.read(ids, [key])[key])
+
+
+def test_reading_stops_after_the_last_site(lm, ids):
+    ran = []
+    handles = [block.register_forward_pre_hook(lambda *_, i=i: ran.append(i)) for i, block in enumerate(lm.blocks)]
+    try:
+        lm.read(ids, ["layers.1.residual", "layers.0.mlp"])
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert ran == [0, 1]
+
+
+@pytest.mark.parametrize("site", SITES, ids=lambda site: site.key)
+def test_identity_splice_is_bitwise_the_clean_model(lm, ids, site):
+    clean = raw(lm, ids).logits
+    resume = lm.resume_point(ids, site)
+    assert torch.equal(resume.activation, lm.read(ids, [site])[site.key])
+    assert torch.equal(lm.splice(ids, site, lambda x: x), clean)
+    assert torch.equal(lm.finish(resume), clean)
+    assert torch.equal(lm.finish(resume, resume.activation.clone()), clean)
+    assert float((nats(lm.finish(resume, resume.activation), ids) - nats(clean, ids)).sum()) == 0.0
+    assert is_untouched(lm)
+
+
+@pytest.mark.parametrize("site", SITES, ids=lambda site: site.key)
+def test_zero_splice_is_zero_ablation(lm, ids, site):
+    clean = raw(lm, ids).logits
+    mask = torch.ones(ids.shape, dtype=torch.bool)
+    mask[:, 0] = False
+    mask[1, 9] = False
+    expected = with_hook(lm, ids, site, lambda x: torch.where(mask[..., None], torch.zeros_like(x), x))
+    assert not torch.allclose(expected, clean, atol=1e-3)
+    resume = lm.resume_point(ids, site)
+    kept = torch.where(mask[..., None], 0.0, resume.activation)
+    assert torch.equal(lm.finish(resume, kept), expected)
+    assert torch.equal(lm.splice(ids, site, torch.zeros_like(resume.activation)), expected)
+    assert torch.equal(lm.splice(ids, site, torch.zeros_like), expected)
+    everywhere = with_hook(lm, ids, site, torch.zeros_like)
+    assert torch.equal(lm.splice(ids, site, torch.zeros_like, where=torch.ones_like(mask)), everywhere)
+
+
+@pytest.mark.parametrize("site", SITES, ids=lambda site: site.key)
+def test_finishing_equals_a_whole_forward_pass(lm, ids, site):
+    generator = torch.Generator().manual_seed(11)
+    noise = torch.randn(*ids.shape, lm.width_at(site), generator=generator)
+    resume = lm.resume_point(ids, site)
+    expected = with_hook(lm, ids, site, lambda x: x + 0.3 * noise)
+    assert torch.equal(lm.finish(resume, resume.activation + 0.3 * noise), expected)
+    assert torch.equal(lm.finish(resume), raw(lm, ids).logits)  # a splice leaves nothing behind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_finishing_runs_nothing_before_the_site(lm, ids, kind):
+    resume = lm.resume_point(ids, Site(1, kind))
+    ran = []
+    parts = {
+        f"{i}.{n}": p for i, block in enumerate(lm.blocks) for n, p in block.named_modules() if not [*p.children()]
+    }
+    handles = [part.register_forward_pre_hook(lambda *_, n=name: ran.append(n)) for name, part in parts.items()]
+    try:
+        lm.finish(resume)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert any(name.startswith("2.") for name in ran)
+    assert not any(name.startswith("0.") for name in ran)
+    assert kind != "residual" or not any(name.startswith("1.") for name in ran)
+    if kind == "mlp" and not type(lm.model).__name__.startswith("Gemma2"):  # there the site is the norm after the MLP
+        assert not any(name.startswith("1.mlp") for name in ran)
+    assert kind == "residual" or any(name.startswith("1.") for name in ran)
+
+
+def test_modules_are_restored_after_an_exception(lm, ids):
+    class Broken(Exception):
+        pass
+
+    def fail(*_):
+        raise Broken
+
+    resumes = [lm.resume_point(ids, Site(1, kind)) for kind in KINDS]
+    clean = raw(lm, ids).logits
+    with pytest.raises(Broken):
+        lm.splice(ids, "layers.1.mlp", fail)
+    handle = lm.blocks[2].register_forward_pre_hook(fail)
+    for resume in resumes:
+        with pytest.raises(Broken):
+            lm.finish(resume)
+    with pytest.raises(Broken):
+        lm.resume_point(ids, "layers.2.mlp")
+    with pytest.raises(Broken):
+        lm.read(ids, ["layers.2.attention"])
+    handle.remove()
+    assert is_untouched(lm)
+    assert torch.equal(lm.logits(ids), clean)
+
+
+def test_what_leaves_can_be_trained_on(lm, ids):
+    weight = torch.nn.Parameter(torch.ones(24, 5))
+    resume = lm.resume_point(ids, "layers.1.residual")
+    for x in (lm.read(ids, ["layers.0.mlp"])["layers.0.mlp"], resume.activation, lm.logits(ids)[..., :24]):
+        (x @ weight).sum().backward()
+    seen = []
+    lm.splice(ids, "layers.0.mlp", lambda x: seen.append((x @ weight.detach()).sum()) or x)
+    assert weight.grad is not None
+    assert len(seen) == 1
+
+
+def test_contexts_do_not_depend_on_what_pads_them(lm, ids):
+    padded = torch.cat([ids, torch.zeros(3, 6, dtype=torch.int64)], dim=1)
+    key = "layers.2.residual"
+    torch.testing.assert_close(lm.read(padded, [key])[key][:, :21], lm.read(ids, [key])[key], rtol=1e-4, atol=1e-4)
+
+
+def test_the_global_random_state_is_left_alone(lm, ids):
+    state = torch.get_rng_state()
+    first = lm.read(ids, ["layers.2.residual"])["layers.2.residual"]
+    torch.manual_seed(99)
+    second = lm.read(ids, ["layers.2.residual"])["layers.2.residual"]
+    torch.set_rng_state(state)
+    lm.resume_point(ids, "layers.1.mlp")
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_special_ids_and_position_0_are_not_spliceable(lm, ids):
+    assert lm.special.tolist() == [True, True] + [False] * 298
+    mask = lm.spliceable(ids)
+    assert not mask[:, 0].any()
+    assert not mask[1, 9]
+    assert int(mask.sum()) == 3 * 20 - 1
+
+
+def test_sites_that_are_not_there(lm, ids):
+    with pytest.raises(
+        SiteError, match=r"has blocks 0 to 2, there is no layers\.7\.mlp: the closest is layers\.2\.mlp"
+    ):
+        lm.read(ids, ["layers.7.mlp"])
+    with pytest.raises(SiteError):
+        lm.resume_point(ids, "layers.3.residual")
+    with pytest.raises(DataError, match=r"layers\.1\.mlp takes activations of shape \[3, 21, 24\], not \[3, 21, 7\]"):
+        lm.splice(ids, "layers.1.mlp", torch.zeros(3, 21, 7))
+
+
+def test_nats_are_the_mean_loss_of_transformers(lm, ids):
+    out = raw(lm, ids, labels=ids)
+    torch.testing.assert_close(nats(out.logits, ids).mean(), out.loss)
+
+
+def test_loading_says_what_is_wrong(tmp_path, lm_folder):
+    with pytest.raises(StudyError, match=r"lm\.model = '/no/such/model' is not a folder"):
+        LM.load("/no/such/model")
+    (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
+    with pytest.raises(StudyError, match=r"cannot be loaded: "):
+        LM.load(str(tmp_path))
+    with pytest.raises(StudyError, match=r"lm\.context = 65 is more than the 64 tokens"):
+        LM.load(LMConfig(model=str(lm_folder("llama")), context=65))
+
+
+def test_the_digest_is_that_of_the_weights(lm_folder, tmp_path):
+    import shutil
+
+    one = LM.load(str(lm_folder("llama")))
+    shutil.copytree(lm_folder("llama"), tmp_path / "copy")
+    assert LM.load(str(tmp_path / "copy")).digest == one.digest
+    assert LM.load(str(lm_folder("neox"))).digest != one.digest
+    assert one.context == 64
+    assert one.bos_id == 0
+    assert LM.load(LMConfig(model=str(lm_folder("llama")), bos="none")).bos_id is None
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_type_is_the_studys(lm_folder, dtype):
+    lm = LM.load(LMConfig(model=str(lm_folder("llama")), dtype=dtype))
+    x = lm.read([[0, 5, 6]], ["layers.0.residual"])["layers.0.residual"]
+    assert x.dtype == getattr(torch, dtype)
+    resume = lm.resume_point([[0, 5, 6]], "layers.0.residual")
+    assert torch.equal(lm.finish(resume, resume.activation.float()), lm.logits([[0, 5, 6]]))
