@@ -1,0 +1,190 @@
+"""Evaluations of a run's SAEs → frontier.json: intervals, Pareto set, tables at matched L0 and matched loss."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from jumpahead.errors import ArtefactError
+from jumpahead.frontier.answer import plain
+from jumpahead.frontier.curve import LEVEL, centred, estimate
+from jumpahead.frontier.frontier import SCHEMA, Frontier
+from jumpahead.frontier.series import SeriesCurve, is_number, point_order, replicates_of
+from jumpahead.frontier.words import setting_label
+from jumpahead.metrics import BOOTSTRAPPED, METRICS, SHARES
+
+Evaluation = Mapping[str, Any]
+"""The content of an evaluation.json, plus "path": the SAE's folder relative to the run."""
+
+
+def build(
+    evaluations: Sequence[Evaluation],
+    *,
+    name: str,
+    study_text: str,
+    manifest: Mapping[str, Any],
+    series: Sequence[Mapping[str, Any]],
+    lm: Mapping[str, Any],
+    text: Mapping[str, Any],
+) -> dict[str, Any]:
+    """frontier.json from the evaluations that there are (the run need not be finished).
+
+    `series`: {name, title, architecture, order, colour, dash, symbol} each; `lm`: {name}; `text`: {source,
+    train_tokens, held_out_tokens}. ArtefactError where evaluations do not belong together.
+    """
+    series = sorted((dict(each) for each in series), key=lambda each: each.get("order", 0))
+    panels = _panels(evaluations, [each["name"] for each in series])
+    points = [point for panel in panels for point in panel["points"]]
+    interval = {"level": LEVEL, "covers": "text", "replicates": min(map(replicates_of, points), default=0)}
+    data = {
+        "schema": SCHEMA,
+        "name": name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "lm": dict(lm),
+        "text": dict(text),
+        "metrics": [metric.declaration() for metric in METRICS.values()],
+        "series": series,
+        "interval": interval,
+        "panels": panels,
+        "study": study_text,
+        "manifest": dict(manifest),
+    }
+    covers = []
+    for panel in panels:
+        curves = Frontier(data).curves(panel)
+        covers += [curve.covers for curve in curves]
+        panel["matched_l0"] = _matched(curves, "l0", [2.0**power for power in range(15)])
+        panel["matched_loss"] = _matched(
+            curves, "delta_lm_loss", [float(f"{digit}e{power}") for power in range(-5, 2) for digit in (1, 2, 5)]
+        )
+    if covers and set(covers) == {"text and seeds"}:
+        interval["covers"] = "text and seeds"
+    return data
+
+
+# ---------------------------------------------------------------------------------------------- panels and points
+
+
+def _panels(evaluations: Sequence[Evaluation], names: list[str]) -> list[dict[str, Any]]:
+    grouped: dict[tuple[str, int], list[Evaluation]] = defaultdict(list)
+    for evaluation in evaluations:
+        sae = evaluation["sae"]
+        if sae["series"] not in names:
+            raise ArtefactError(f"{evaluation['path']} belongs to series '{sae['series']}', which the study lacks.")
+        grouped[sae["site"], sae["width"]].append(evaluation)
+    return [_panel(group, names) for _, group in sorted(grouped.items())]
+
+
+def _panel(evaluations: list[Evaluation], names: list[str]) -> dict[str, Any]:
+    """One site and width, its points in the order of series, setting and seeds."""
+    _check(evaluations)
+    points = [_point(evaluation) for evaluation in evaluations]
+    points.sort(key=lambda point: (names.index(point["series"]), *point_order(point)))
+    for point, is_best in zip(points, pareto(points), strict=True):
+        point["pareto"] = is_best
+    sae, metrics, text = (evaluations[0][key] for key in ("sae", "metrics", "text"))
+    return {
+        "site": sae["site"],
+        "width": sae["width"],
+        "d": sae["d"],
+        **{key: metrics.get(key) for key in ("ce_clean", "ce_zero", "ce_mean")},
+        "tokens": text["tokens"],
+        "documents": text["documents"],
+        "points": points,
+    }
+
+
+def _check(evaluations: list[Evaluation]) -> None:
+    """All on the same text, and no SAE twice."""
+    first, seen = evaluations[0], {}
+    for evaluation in evaluations:
+        if evaluation["text"]["digest"] != first["text"]["digest"]:
+            raise ArtefactError(
+                f"{evaluation['path']} was evaluated on other text than {first['path']}: remove its evaluation.json, "
+                "and `jumpahead run` makes it again."
+            )
+        key = (evaluation["sae"]["series"], *point_order(evaluation["sae"]))
+        if key in seen:
+            raise ArtefactError(f"{evaluation['path']} and {seen[key]} are the same SAE: remove one of them.")
+        seen[key] = evaluation["path"]
+
+
+def _point(evaluation: Evaluation) -> dict[str, Any]:
+    """One SAE, its replicates centred (`curve.centred`), with the intervals that follow from them."""
+    sae, metrics, clusters = evaluation["sae"], evaluation["metrics"], evaluation["text"].get("clusters") or 0
+    replicates: dict[str, list[float]] = {}
+    intervals: dict[str, list[float]] = {}
+    for key in BOOTSTRAPPED:
+        raw = (evaluation.get("bootstrap") or {}).get(key) or []
+        if not is_number(metrics.get(key)):
+            continue
+        moved = centred(metrics[key], np.asarray(raw, np.float64), clusters)
+        replicates[key] = moved.tolist()
+        found = estimate(np.concatenate([[metrics[key]], moved]))
+        if found.low is not None and found.high is not None:
+            low = found.low if key == "delta_lm_loss" else max(found.low, 0.0)
+            intervals[key] = [low, max(found.high, low)]
+    for share, count in SHARES.items():
+        if count in intervals:
+            intervals[share] = [bound / sae["width"] for bound in intervals[count]]
+    return {
+        "series": sae["series"],
+        "setting": dict(sae["setting"]),
+        "label": setting_label(sae["setting"]),
+        "sae_seed": sae["sae_seed"],
+        "stream_seed": sae["stream_seed"],
+        "path": evaluation["path"],
+        "metrics": dict(metrics),
+        "standard_errors": dict(evaluation.get("standard_errors") or {}),
+        "intervals": intervals,
+        "bootstrap": replicates,
+        "knob": dict(evaluation.get("knob") or {}),
+        "pareto": False,
+        "notes": list(evaluation.get("notes") or []),
+        "training": dict(evaluation.get("training") or {}),
+        "histogram": dict(evaluation.get("histogram") or {}),
+    }
+
+
+def pareto(points: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """True for SAEs that no other beats: none has L0 and delta LM loss at most as large, and one of them smaller."""
+    keys = ("l0", "delta_lm_loss")
+    values = [[point["metrics"].get(key) for key in keys] for point in points]
+    pairs = np.asarray([[v if is_number(v) else math.inf for v in row] for row in values], np.float64).reshape(-1, 2)
+
+    def is_best(pair: np.ndarray) -> bool:
+        beaten = (pairs <= pair).all(axis=1) & (pairs < pair).any(axis=1)
+        return bool(np.isfinite(pair).all() and not beaten.any())
+
+    return [is_best(pair) for pair in pairs]
+
+
+# ---------------------------------------------------------------------------------------------- matched tables
+
+
+def _matched(curves: Sequence[SeriesCurve], metric: str, values: Sequence[float]) -> list[dict[str, Any]]:
+    """What every series has at each value that at least one of them reaches.
+
+    A row outside its series' range has `limit`, no `metrics`, and the values of its nearest end as `nearest`.
+    """
+    tables = []
+    for value in values:
+        rows = [_matched_row(curve, BOOTSTRAPPED.index(metric), value) for curve in curves]
+        if any(row["limit"] is None for row in rows):
+            tables.append({metric: value, "rows": rows})
+    return tables
+
+
+def _matched_row(curve: SeriesCurve, column: int, value: float) -> dict[str, Any]:
+    places = curve.curve.find(column, value)
+    if not places:
+        low, _ = curve.curve.range(column)
+        end = plain(curve.metrics(curve.curve.end(column, value)))
+        return {"series": curve.name, "limit": "below" if value < low else "above", "metrics": {}, "nearest": end}
+    metrics = plain(curve.metrics(places[0]))
+    return {"series": curve.name, "limit": None, "metrics": metrics, "setting": curve.setting_at(places[0])}

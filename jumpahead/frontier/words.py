@@ -1,0 +1,50 @@
+"""Numbers and settings as text, the same in sentences, tables and pages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from jumpahead.metrics import SHARES
+
+_AMOUNTS = {
+    "delta_lm_loss": "delta LM loss {}",
+    "l0": "L0 {}",
+    "fvu": "FVU {}",
+    "above_10pct": "{} features above 10 %",
+    "above_1pct": "{} features above 1 %",
+    "dead": "{} dead features",
+    "share_above_10pct": "{} of features above 10 %",
+    "share_above_1pct": "{} of features above 1 %",
+    "share_dead": "{} of features dead",
+}
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, whole from 100 on: `0.2`, `21.3`, `1,234`; `-` where there is none."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    if abs(value) >= 99.95:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def percent(share: float | None) -> str:
+    """A share as `0.13 %`."""
+    return "-" if share is None else f"{number(100 * share)} %"
+
+
+def amount(metric: str, value: float | None) -> str:
+    """A value of a metric as it stands in a sentence: `delta LM loss 0.2`, `12 features above 10 %`."""
+    return _AMOUNTS[metric].format(bare(metric, value))
+
+
+def bare(metric: str, value: float | None) -> str:
+    """A value of a metric: `12`, or `0.06 %` for a share."""
+    return percent(value) if metric in SHARES else number(value)
+
+
+def setting_label(setting: Mapping[str, Any]) -> str:
+    """`l0 = 16`, `lambda = 0.0006`, `k = 32`: as it can stand in a study."""
+    return f"{setting['kind']} = {setting['value']:.6g}"
