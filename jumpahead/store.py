@@ -112,10 +112,11 @@ def _missing(path: Path, verb: str) -> ArtefactError:
 
 def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = 2) -> Path:
     """Writes JSON atomically. numpy and torch values become plain ones; NaN and ±inf, which JSON lacks, become null."""
-    return write_atomic(path, _to_json(value, indent) + "\n")
+    return write_atomic(path, to_json(value, indent) + "\n")
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
+def to_json(value: Any, indent: int | None = None) -> str:
+    """The text that `write_json` writes."""
     separators = (",", ":") if indent is None else None
     try:
         return json.dumps(
@@ -181,7 +182,7 @@ def append_lines(path: str | os.PathLike[str], records: Iterable[Mapping[str, An
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
-        file.write("".join(_to_json(record) + "\n" for record in records))
+        file.write("".join(to_json(record) + "\n" for record in records))
 
 
 def read_lines(path: str | os.PathLike[str], *, verb: str = MAKE) -> list[dict[str, Any]]:
@@ -205,7 +206,7 @@ def read_lines(path: str | os.PathLike[str], *, verb: str = MAKE) -> list[dict[s
 
 def rewrite_lines(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> Path:
     """Replaces a JSONL file atomically — to cut it back to the step of a checkpoint before continuing."""
-    return write_atomic(path, "".join(_to_json(record) + "\n" for record in records))
+    return write_atomic(path, "".join(to_json(record) + "\n" for record in records))
 
 
 # ---------------------------------------------------------------------------------------------- tensors
@@ -437,6 +438,12 @@ class Run:
         created = known.get("created", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         self.update_manifest(schema=RUN_SCHEMA, created=created, study=digest_bytes(study), **now, earlier=earlier)
         write_atomic(self.study, study)
+
+    def discard_if_nothing_was_made(self) -> None:
+        """Under `lock`: removes a run in which nothing but its study has been written, after a failed start."""
+        ours = {self.manifest.name, self.study.name, ".lock"}
+        if self.folder.is_dir() and {path.name for path in self.folder.iterdir()} <= ours:
+            shutil.rmtree(self.folder)
 
     def _has_foreign_files(self) -> bool:
         if not self.folder.is_dir():
