@@ -18,16 +18,17 @@ if TYPE_CHECKING:
     from jumpahead.evaluate import evaluate as evaluate
     from jumpahead.frontier import Frontier as Frontier
     from jumpahead.lm.model import LM as LM
-    from jumpahead.lm.model import splice as splice
     from jumpahead.sae.base import SAE as SAE
     from jumpahead.train import train as train
+
+    splice = LM.splice
 
     __version__: str
 
 _HOMES = {
     "SAE": "jumpahead.sae.base",
     "LM": "jumpahead.lm.model",
-    "splice": "jumpahead.lm.model",
+    "splice": "jumpahead.lm.model",  # LM.splice, as a function: splice(lm, ids, site, replacement)
     "train": "jumpahead.train",
     "evaluate": "jumpahead.evaluate",
     "Frontier": "jumpahead.frontier",
@@ -64,6 +65,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'jumpahead' has no attribute {name!r}")
     module = importlib.import_module(_HOMES[name])
+    if name == "splice":
+        return module.LM.splice
     return module if name in _VERBS else getattr(module, name)
 
 

@@ -110,7 +110,7 @@ class Study(_Table):
     activations: ActivationsConfig = ActivationsConfig()
     sae: SAETable
     stream: StreamTable = StreamTable()
-    train: TrainConfig = Field(default_factory=TrainConfig)
+    train: TrainConfig = Field(default_factory=lambda: TrainConfig.model_validate({}))
     series: tuple[Series, ...] = Field(min_length=1)
     """The curves."""
     evaluate: EvaluateTable = EvaluateTable()
@@ -176,11 +176,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
 def parse(raw: Mapping[str, Any], where: str = "the study") -> Study:
     """A study from plain tables, as TOML gives them, resolved. `where` begins the sentence of an error."""
     try:
-        study = Study.model_validate(_fit(raw, Study), strict=True)
-        sites = type(study.activations.sites)(parse_site(site).key for site in study.activations.sites)
-        activations = study.activations.model_copy(update={"sites": sites})
-        series = tuple(_resolve(one) for one in study.series)
-        return study.model_copy(update={"activations": activations, "series": series})
+        fitted = _fit(raw, Study)
+        _check_sites(fitted)  # before the schema makes them canonical
+        study = Study.model_validate(fitted, strict=True)
+        return study.model_copy(update={"series": tuple(_resolve(one) for one in study.series)})
     except ValidationError as exc:
         raise StudyError(f"{where}: {_sentence(exc, raw)}") from exc
     except JumpaheadError as exc:
@@ -364,7 +363,7 @@ def _once(values: Sequence[Any], key: str) -> None:
 
 
 def _check_names(study: Study) -> None:
-    """Names that become folders, and sites."""
+    """Names that become folders, and the origin."""
     for key, name in [("name", study.name), *((f"series.{one.name}.name", one.name) for one in study.series)]:
         try:
             store.safe_name(name)
@@ -379,18 +378,21 @@ def _check_names(study: Study) -> None:
             f"'activations.origin' is '{study.activations.origin}', and there is no such origin."
             f"{nearest(study.activations.origin, origins.names())}"
         )
-    for site in study.activations.sites:
-        try:
-            parse_site(site)
-        except SiteError as exc:
-            raise StudyError(f"'activations.sites': {exc}") from exc
-    _once([parse_site(site).key for site in study.activations.sites], "activations.sites")
+
+
+def _check_sites(raw: Mapping[str, Any]) -> None:
+    """Sites that are unknown, or the same place under two names."""
+    activations = raw.get("activations")
+    sites = activations.get("sites", ()) if isinstance(activations, Mapping) else ()
+    try:
+        keys = [parse_site(site).key for site in sites if isinstance(site, str)]
+    except SiteError as exc:
+        raise StudyError(f"'activations.sites': {exc}") from exc
+    _once(keys, "activations.sites")
 
 
 def _check_numbers(study: Study) -> None:
     """Limits that involve more than one key."""
-    if not study.activations.sites:
-        raise StudyError("'activations.sites' must not be empty.")
     for key, values, least in [
         ("sae.width", study.sae.width, 2),
         ("sae.seed", study.sae.seed, 0),

@@ -39,13 +39,13 @@ class Outline(NamedTuple):
 
 
 # Names that model families give to the same thing; the first that is present counts.
-_KEYS = {
-    "blocks": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
-    "d": ("hidden_size", "n_embd", "d_model", "dim"),
-    "heads": ("num_attention_heads", "n_head", "num_heads", "n_heads"),
-    "context": ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length"),
-    "vocabulary": ("vocab_size",),
-}
+_KEYS = (
+    ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    ("hidden_size", "n_embd", "d_model", "dim"),
+    ("num_attention_heads", "n_head", "num_heads", "n_heads"),
+    ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length"),
+    ("vocab_size",),
+)
 
 
 def outline(config: LMConfig) -> Outline | None:
@@ -61,20 +61,11 @@ def outline(config: LMConfig) -> Outline | None:
     except ValueError as exc:
         raise StudyError(f"{file} is torn or is not JSON: fetch the model again.") from exc
     raw = raw.get("text_config") or raw  # models that also see pictures keep the language model's shape inside
-    found = {name: _first(raw, keys) for name, keys in _KEYS.items()}
-    missing = [f"'{_KEYS[name][0]}'" for name in ("blocks", "d") if found[name] is None]
-    if missing:
-        raise StudyError(f"{file} does not say {' nor '.join(missing)}: not the config of a language model.")
-    blocks, d, heads = found["blocks"], found["d"], found["heads"]
-    head = raw.get("head_dim") or (d // heads if heads else None)
-    return Outline(
-        blocks,
-        d,
-        heads * head if heads and head else d,
-        found["context"] or 1024,
-        found["vocabulary"] or 0,
-        _weights_bytes(folder),
-    )
+    blocks, d, heads, context, vocabulary = (_first(raw, keys) for keys in _KEYS)
+    if blocks is None or d is None:
+        raise StudyError(f"{file} says neither how many blocks there are nor how wide: not a language model's config.")
+    attention = heads * (raw.get("head_dim") or d // heads) if heads else d
+    return Outline(blocks, d, attention, context or 1024, vocabulary or 0, _weights_bytes(folder))
 
 
 def model_folder(config: LMConfig) -> Path | None:
