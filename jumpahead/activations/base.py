@@ -1,0 +1,98 @@
+"""What every origin of activations offers: rows, group by group, and their scale.
+
+    n, d      rows (activations) of a group, width of a site
+
+Rows are in the language model's own unit here; the stream divides nothing. `Scale.C` is what makes E‖x/C‖² = 1.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jumpahead.errors import DataError
+
+if TYPE_CHECKING:
+    from jumpahead.activations import ActivationsConfig
+    from jumpahead.lm.contexts import Contexts
+    from jumpahead.lm.model import LM
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Activations(ABC):
+    """The activations of every group of contexts at every site. Group g's rows depend on nothing but g."""
+
+    needs_lm: ClassVar[bool] = True
+    """Whether `open` needs a language model and contexts."""
+
+    widths: dict[str, int]
+    """d of every site, by its key, in the study's order."""
+    rows_per_group: np.ndarray
+    """int64 [groups]: known without running the language model."""
+    groups_per_block: int
+    """How many groups a study shuffles together."""
+    digest: str
+    """SHA-256 of everything that decides the rows; the same for origins that give the same bytes."""
+
+    @classmethod
+    @abstractmethod
+    def open(
+        cls, config: ActivationsConfig, *, lm: LM | None = None, contexts: Contexts | None = None, folder: Path
+    ) -> Activations:
+        """The activations that a study asks for; what has to be kept on disk is kept in `folder`."""
+
+    @abstractmethod
+    def rows(self, group: int) -> dict[str, Tensor]:
+        """The activations [n, d] of a group at every site, in the study's dtype.
+
+        Raises DataError naming group and document where one is not finite.
+        """
+
+    @property
+    def total(self) -> int:
+        """Rows of all groups: the distinct training tokens."""
+        return int(self.rows_per_group.sum())
+
+
+class Scale(NamedTuple):
+    """The unit of a site."""
+
+    C: float
+    """√(mean ‖x‖²): activations divided by it have mean square norm 1."""
+    mean: Tensor
+    """float32 [d]: the mean activation, in the language model's unit."""
+
+
+def scale(activations: Activations, n_rows: int) -> dict[str, Scale]:
+    """Scale and mean of every site, over whole groups 0, 1, … until there are `n_rows` rows; sums in float64."""
+    square = dict.fromkeys(activations.widths, 0.0)
+    total = {site: torch.zeros(width, dtype=torch.float64) for site, width in activations.widths.items()}
+    count = 0
+    for group in range(len(activations.rows_per_group)):
+        if count >= n_rows:
+            break
+        for site, rows in activations.rows(group).items():
+            exact = rows.to(device="cpu", dtype=torch.float64)
+            square[site] += float(exact.square().sum())
+            total[site] += exact.sum(0)
+        count += int(activations.rows_per_group[group])
+    for site, value in square.items():
+        if not value > 0:
+            raise DataError(f"the activations at {site} are all zero ({count} rows): nothing can be learned there.")
+    return {site: Scale((square[site] / count) ** 0.5, (total[site] / count).float()) for site in square}
+
+
+def not_finite(rows: Mapping[str, Tensor]) -> tuple[str, int] | None:
+    """The site and the row of the first value that is not finite, if there is one."""
+    for site, value in rows.items():
+        finite = torch.isfinite(value)
+        if not bool(finite.all()):
+            return site, int((~finite).any(1).nonzero()[0])
+    return None
