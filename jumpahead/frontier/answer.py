@@ -117,9 +117,10 @@ class Answer:
 
     @property
     def question(self) -> str:
-        """`What does delta LM loss 0.2 cost?`"""
-        within = " and ".join(f"at most {amount(metric, most)}" for metric, most in self.limits.items())
-        return f"What does {amount(self.target, self.value)} cost{', with ' + within if within else ''}?"
+        """`What does each series cost at delta LM loss 0.2?`"""
+        limits = " and ".join(f"at most {amount(metric, most)}" for metric, most in self.limits.items())
+        where = f"{amount(self.target, self.value)}{', with ' if limits else ''}{limits}"
+        return f"What does each series cost at {where}?"
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists; an estimate as {"value", "low", "high"}."""
@@ -306,7 +307,7 @@ def _why_left_out(answer: SeriesAnswer, question: Question) -> str:
     if answer.crossings:
         return f"{answer.title} has {' and '.join(answer.exceeds)}"
     low, high = (bare(question.metric, bound) for bound in answer.measured)
-    return f"{answer.title} was not measured there (only {low if low == high else f'{low} to {high}'})"
+    return f"{answer.title} was measured only {f'at {low}' if low == high else f'from {low} to {high}'}"
 
 
 # ---------------------------------------------------------------------------------------------- between series
@@ -315,7 +316,8 @@ def _why_left_out(answer: SeriesAnswer, question: Question) -> str:
 def _recommend(candidates: list[Candidate], left_out: list[str], question: Question) -> Recommendation:
     """The smallest objective wins; ties are those whose paired difference to it may be zero."""
     if not candidates:
-        return Recommendation(None, None, f"None at {question}: {'; '.join(left_out) or 'nothing was measured'}.")
+        why = "; ".join(left_out) or "nothing was measured"
+        return Recommendation(None, None, f"No series qualifies at {question}: {why}.")
     best, *others = sorted(candidates, key=lambda each: each.objective[0])
     differences = [(other, estimate(other.objective - best.objective)) for other in others]
     clear = [pair for pair in differences if pair[1].low is not None and pair[1].low > 0]

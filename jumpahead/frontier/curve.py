@@ -53,7 +53,8 @@ def centred(value: float, replicates: np.ndarray, clusters: int) -> np.ndarray:
     replicates = np.asarray(replicates, np.float64)
     if len(replicates) < 2 or clusters < 2:
         return np.empty(0)
-    return value + np.sqrt(clusters / (clusters - 1)) * (replicates - replicates.mean())
+    deviations = replicates - replicates.mean() if np.ptp(replicates) else np.zeros(len(replicates))
+    return value + np.sqrt(clusters / (clusters - 1)) * deviations
 
 
 class Place(NamedTuple):

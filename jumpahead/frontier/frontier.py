@@ -137,7 +137,7 @@ class Frontier:
         return f"The {percent(interval['level'])} intervals cover {text} {seeds_text}."
 
     def _series(self, names: str | Sequence[str] | None) -> list[str]:
-        wanted = self.series if names is None else [names] if isinstance(names, str) else list(names)
+        wanted = [names] if isinstance(names, str) else list(names or self.series)
         for name in wanted:
             if name not in self.series:
                 raise StudyError(f"The run {self.name} has no series '{name}'.{nearest(name, self.series)}")

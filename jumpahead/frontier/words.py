@@ -30,6 +30,18 @@ def number(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+def digits(value: float | None) -> str:
+    """The same for columns, where numbers of three digits line up: `0.200`, `16.0`; whole numbers stay whole."""
+    if value is None or not math.isfinite(value) or abs(value) >= 99.95 or value == int(value):
+        return number(value)
+    return f"{value:#.3g}"
+
+
+def between(low: float, high: float) -> str:
+    """An interval in a column: `16.0-19.4`, `-0.01 to 0.02`."""
+    return f"{digits(low)}{'-' if low >= 0 else ' to '}{digits(high)}"
+
+
 def percent(share: float | None) -> str:
     """A share as `0.13 %`."""
     return "-" if share is None else f"{number(100 * share)} %"

@@ -1,0 +1,188 @@
+"""frontier.json: its contents, its order, its refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from jumpahead.errors import ArtefactError
+from jumpahead.frontier import Frontier, build
+from jumpahead.frontier.build import pareto
+from jumpahead.metrics import BOOTSTRAPPED, METRICS, SHARES
+from tests.frontiers import Example, evaluation, example, keywords, write
+
+
+@pytest.fixture(scope="module")
+def small() -> Example:
+    return example(l0s=(4, 8, 16), replicates=40, clusters=20, width=512, d=8)
+
+
+def test_schema(small):
+    data = build(small.evaluations, **small.keywords)
+    assert list(data) == [
+        "schema", "name", "created", "lm", "text", "metrics", "series", "interval", "panels", "study", "manifest",
+    ]  # fmt: skip
+    assert data["schema"] == "jumpahead.frontier/1"
+    assert [metric["key"] for metric in data["metrics"]] == list(METRICS)
+    assert data["interval"] == {"level": 0.95, "covers": "text", "replicates": 40}
+    (panel,) = data["panels"]
+    assert (panel["site"], panel["width"], panel["d"], panel["documents"]) == ("layers.1.residual", 512, 8, 20)
+    assert panel["ce_zero"] > panel["ce_mean"] > panel["ce_clean"] > 0
+    assert len(panel["points"]) == 9
+    for point in panel["points"]:
+        assert set(point) == {
+            "series", "setting", "label", "sae_seed", "stream_seed", "path", "metrics", "standard_errors",
+            "intervals", "bootstrap", "knob", "pareto", "notes", "training", "histogram",
+        }  # fmt: skip
+        assert set(point["intervals"]) == {*BOOTSTRAPPED, *SHARES}
+        assert set(point["metrics"]) == set(METRICS)
+        for key, (low, high) in point["intervals"].items():
+            assert low <= point["metrics"][key] <= high
+        for key, replicates in point["bootstrap"].items():
+            assert len(replicates) == 40
+            assert np.mean(replicates) == pytest.approx(point["metrics"][key])
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+
+
+def test_points_are_ordered_whatever_the_order_of_the_evaluations(small):
+    expected = build(small.evaluations, **small.keywords)
+    order = np.random.default_rng(1).permutation(len(small.evaluations))
+    shuffled = build([small.evaluations[i] for i in order], **small.keywords)
+    assert shuffled["panels"] == expected["panels"]
+    found = [(point["series"], point["setting"]["value"]) for point in expected["panels"][0]["points"]]
+    assert found[:3] == [("jumprelu", 4), ("jumprelu", 8), ("jumprelu", 16)]
+    assert [name for name, _ in found[3:]] == ["gated"] * 3 + ["topk"] * 3
+
+
+def test_several_sites_and_widths_are_panels():
+    saes = [evaluation(l0=4, loss=0.5, width=width, site=site) for width in (64, 32) for site in ("a", "b")]
+    frontier = Frontier(build(saes, **keywords("jumprelu")))
+    assert frontier.panels == ["a/32", "a/64", "b/32", "b/64"]
+    assert len(frontier.points(panel="a")) == 2
+    assert len(frontier.points(panel=32)) == 2
+    assert len(frontier.points(panel="b/64")) == 1
+
+
+def test_intervals_are_centred_on_the_estimate():
+    """Counts of replicates sit higher; √(G/(G−1)) with G = 5."""
+    replicates = {key: [10.0, 12, 14, 20] for key in BOOTSTRAPPED}
+    point = build([evaluation(l0=3, loss=0.5, dead=2, clusters=5, replicates=replicates)], **keywords("jumprelu"))[
+        "panels"
+    ][0]["points"][0]
+    np.testing.assert_allclose(point["bootstrap"]["dead"], 2 + math.sqrt(5 / 4) * np.array([-4, -2, 0, 6]))
+    low, high = point["intervals"]["dead"]
+    assert low == 0  # not below zero
+    assert high == pytest.approx(2 + math.sqrt(5 / 4) * (0 + 6 * 0.925))  # 97.5 %: 2.925 of 3 steps
+    assert point["intervals"]["share_dead"] == [0, pytest.approx(high / 1000)]
+
+
+def test_one_cluster_has_no_interval():
+    data = build([evaluation(l0=3, loss=0.5, clusters=1)], **keywords("jumprelu"))
+    assert data["panels"][0]["points"][0]["intervals"] == {}
+    assert data["interval"]["replicates"] == 0
+    assert "no intervals" in Frontier(data).covers
+
+
+# ---------------------------------------------------------------------------------------------- Pareto
+
+
+def at(*pairs):
+    return [{"metrics": {"l0": l0, "delta_lm_loss": loss}} for l0, loss in pairs]
+
+
+def test_pareto_by_hand():
+    assert pareto(at((4, 0.5), (5, 0.5), (8, 0.3), (7, 0.3), (9, 0.1), (9, 0.2))) == [
+        True, False, False, True, True, False,
+    ]  # fmt: skip
+    assert pareto(at((4, 0.5), (4, 0.5))) == [True, True]  # neither beats the other
+    assert pareto(at((4, None), (5, 0.5), (float("nan"), 0.1))) == [False, True, False]
+    assert pareto([]) == []
+
+
+# ---------------------------------------------------------------------------------------------- matched tables
+
+
+def test_matched_tables_by_hand():
+    saes = [evaluation(l0=l0, loss=1.6 / l0, above_10=l0) for l0 in (2, 20)]
+    saes += [evaluation("topk", l0=l0, loss=0.8 / l0) for l0 in (7, 30)]
+    (panel,) = build(saes, **keywords("jumprelu", "topk"))["panels"]
+    assert [table["l0"] for table in panel["matched_l0"]] == [2, 4, 8, 16]
+    jumprelu, topk = panel["matched_l0"][2]["rows"]
+    assert jumprelu["metrics"]["delta_lm_loss"]["value"] == pytest.approx(0.2)
+    assert jumprelu["metrics"]["above_10pct"]["value"] == pytest.approx(2 + 18 * math.log(4) / math.log(10))
+    assert topk["metrics"]["delta_lm_loss"]["value"] == pytest.approx(0.1)
+    assert topk["limit"] is None
+    low = panel["matched_l0"][1]["rows"][1]  # TopK at L0 4
+    assert (low["limit"], low["metrics"]) == ("below", {})
+    assert low["nearest"]["l0"]["value"] == 7
+    assert [table["delta_lm_loss"] for table in panel["matched_loss"]] == [0.05, 0.1, 0.2, 0.5]
+    jumprelu, topk = panel["matched_loss"][0]["rows"]
+    assert jumprelu["limit"] == "below"
+    assert topk["metrics"]["l0"]["value"] == pytest.approx(16)
+
+
+# ---------------------------------------------------------------------------------------------- what covers what
+
+
+def test_seeds_are_covered_only_where_every_series_has_several():
+    def saes(name, seeds):
+        return [evaluation(name, l0=l0, loss=1 / l0, sae_seed=seed) for l0 in (4, 8) for seed in seeds]
+
+    both = Frontier(build(saes("jumprelu", (0, 1)) + saes("topk", (0, 1)), **keywords("jumprelu", "topk")))
+    assert both.data["interval"]["covers"] == "text and seeds"
+    assert both.covers == (
+        "The 95 % intervals cover the held-out text (40 documents) and seeds: 2 initialisations, one data order."
+    )
+    mixed = Frontier(build(saes("jumprelu", (0, 1)) + saes("topk", (0,)), **keywords("jumprelu", "topk")))
+    assert mixed.data["interval"]["covers"] == "text"
+    assert mixed.covers.endswith("only, not seeds: some settings have only one.")
+    one = Frontier(build(saes("jumprelu", (0,)), **keywords("jumprelu")))
+    assert one.covers.endswith("only, not seeds: one seed per SAE.")
+
+
+# ---------------------------------------------------------------------------------------------- refusals
+
+
+def test_evaluations_that_do_not_belong_together_are_refused():
+    first = evaluation(l0=4, loss=0.5)
+    with pytest.raises(ArtefactError, match=r"l0-8_seed-0-0 was evaluated on other text than .*l0-4_seed-0-0"):
+        build([first, evaluation(l0=8, loss=0.3, digest="beef")], **keywords("jumprelu"))
+    with pytest.raises(ArtefactError, match="are the same SAE"):
+        build([first, evaluation(l0=4, loss=0.3)], **keywords("jumprelu"))
+    with pytest.raises(ArtefactError, match="series 'jumprelu', which the study lacks"):
+        build([first], **keywords("topk"))
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def test_a_run_is_loaded_by_folder_or_file(small, tmp_path):
+    folder = write(tmp_path / "run", small, build(small.evaluations, **small.keywords))
+    frontier = Frontier.load(folder)
+    assert repr(frontier) == "Frontier('example': jumprelu, gated, topk; 9 SAEs at layers.1.residual/512)"
+    assert repr(Frontier.load(folder / "frontier.json")) == repr(frontier)
+    assert frontier.folder == folder
+    assert (folder / frontier.points("topk")[0]["path"] / "evaluation.json").is_file()
+    assert frontier.points("topk", panel=512) == frontier.points()[6:]
+
+
+def test_what_is_no_frontier_is_named(small, tmp_path):
+    with pytest.raises(ArtefactError, match="is not a run"):
+        Frontier.load(tmp_path)
+    folder = write(tmp_path / "run", small, {"schema": "other"})
+    with pytest.raises(ArtefactError, match=r"frontier\.json says that it is 'other'"):
+        Frontier.load(folder)
+    (folder / "frontier.json").unlink()
+    with pytest.raises(ArtefactError, match=r"frontier\.json does not exist: `jumpahead run` makes it"):
+        Frontier.load(folder)
+
+
+def test_an_empty_run_has_an_empty_frontier():
+    data = build([], **keywords("jumprelu"))
+    assert data["panels"] == []
+    assert Frontier(data).points() == []
+    assert Frontier(data).ask(l0=3).panels == []
+    assert repr(Frontier(data)) == "Frontier('made-up': jumprelu; 0 SAEs at 0 panels)"
