@@ -328,8 +328,8 @@ def _recommend(candidates: list[Candidate], left_out: list[str], question: Quest
     least = f"the fewest active features per token, {value}"
     if question.objective == "delta_lm_loss":
         least = f"the lowest delta LM loss, {value}"
-    if not others:
-        sentences = [f"{where}, only {best.curve.title} was measured, with {what}."]
+    if not others and left_out:
+        sentences = [f"{where}, only {best.curve.title} qualifies, with {what}."]
     elif not clear:
         sentences = [f"{where}, {best.curve.title} has {what}."]
     else:

@@ -169,7 +169,9 @@ def test_just_beyond_the_end_its_own_values_are_given_and_said_to_be():
 
 def test_a_series_with_one_sae():
     one = frontier(evaluation(l0=8, loss=0.3))
-    assert one.ask(delta_loss=0.3).panels[0].recommendation.reason.startswith("At delta LM loss 0.3, only JumpReLU")
+    assert one.ask(delta_loss=0.3).panels[0].recommendation.reason == (
+        "At delta LM loss 0.3, JumpReLU has 8 active features per token."
+    )
     (series,) = one.ask(delta_loss=0.2).panels[0].series
     assert series.reach == "below"
     assert series.end is not None

@@ -248,6 +248,7 @@ def test_estimate_takes_the_central_95_percent():
     assert estimate(np.array([0.5])) == (0.5, None, None)
     assert estimate(np.array([np.nan, 1, 2])) == (None, None, None)
     assert estimate(np.array([1.5, np.nan, 1, 2])).low == pytest.approx(1.025)
+    assert estimate(np.array([7.0, *[7.1] * 39, 6.1])) == (7.0, 7.0, pytest.approx(7.1))
 
 
 def test_centred_replicates_keep_their_spread_around_the_estimate():
