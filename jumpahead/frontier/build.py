@@ -100,10 +100,10 @@ def _panel(evaluations: list[Evaluation], names: list[str]) -> dict[str, Any]:
 
 
 def _check(evaluations: list[Evaluation]) -> None:
-    """All on the same text, and no SAE twice."""
+    """All on the same tokens of the same text, so that replicates are paired; and no SAE twice."""
     first, seen = evaluations[0], {}
     for evaluation in evaluations:
-        if evaluation["text"]["digest"] != first["text"]["digest"]:
+        if any(evaluation["text"].get(key) != first["text"].get(key) for key in ("digest", "tokens", "clusters")):
             raise ArtefactError(
                 f"{evaluation['path']} was evaluated on other text than {first['path']}: remove its evaluation.json, "
                 "and `jumpahead run` makes it again."

@@ -150,6 +150,8 @@ def test_evaluations_that_do_not_belong_together_are_refused():
     first = evaluation(l0=4, loss=0.5)
     with pytest.raises(ArtefactError, match=r"l0-8_seed-0-0 was evaluated on other text than .*l0-4_seed-0-0"):
         build([first, evaluation(l0=8, loss=0.3, digest="beef")], **keywords("jumprelu"))
+    with pytest.raises(ArtefactError, match="evaluated on other text"):
+        build([first, evaluation(l0=8, loss=0.3, clusters=7)], **keywords("jumprelu"))
     with pytest.raises(ArtefactError, match="are the same SAE"):
         build([first, evaluation(l0=4, loss=0.3)], **keywords("jumprelu"))
     with pytest.raises(ArtefactError, match="series 'jumprelu', which the study lacks"):
