@@ -40,9 +40,6 @@ def _configs():
     }
 
 
-FAMILIES = ("gpt2", "neox", "neox-serial", "llama", "gemma2", "gptj")
-
-
 def byte_tokenizer():
     """256 bytes after `<bos>` and `<eos>`; ids 0 and 1 are special."""
     import tokenizers

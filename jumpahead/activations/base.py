@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from jumpahead.errors import DataError
+from jumpahead.errors import DataError, StudyError
 
 if TYPE_CHECKING:
     from jumpahead.activations import ActivationsConfig
@@ -26,11 +27,18 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+class Options(BaseModel):
+    """The settings of an origin's own, `activations.options` in the study; by default it has none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
 class Activations(ABC):
     """The activations of every group of contexts at every site. Group g's rows depend on nothing but g."""
 
     needs_lm: ClassVar[bool] = True
     """Whether `open` needs a language model and contexts."""
+    Options: ClassVar[type[Options]] = Options
 
     widths: dict[str, int]
     """d of every site, by its key, in the study's order."""
@@ -44,9 +52,17 @@ class Activations(ABC):
     @classmethod
     @abstractmethod
     def open(
-        cls, config: ActivationsConfig, *, lm: LM | None = None, contexts: Contexts | None = None, folder: Path
+        cls,
+        config: ActivationsConfig,
+        *,
+        lm: LM | None = None,
+        contexts: Contexts | None = None,
+        folder: Path | None = None,
     ) -> Activations:
-        """The activations that a study asks for; what has to be kept on disk is kept in `folder`."""
+        """The activations that a study asks for; what has to be kept on disk is kept in `folder`.
+
+        Raises StudyError where `config.options` holds something that this origin does not know.
+        """
 
     @abstractmethod
     def rows(self, group: int) -> dict[str, Tensor]:
@@ -59,6 +75,17 @@ class Activations(ABC):
     def total(self) -> int:
         """Rows of all groups: the distinct training tokens."""
         return int(self.rows_per_group.sum())
+
+
+def read_options(origin: type[Activations], config: ActivationsConfig) -> Options:
+    """The checked options; StudyError in one sentence naming the key."""
+    try:
+        return origin.Options.model_validate(config.options)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(origin.Options.model_fields) or "none"
+        raise StudyError(f"activations.options.{key}: {first['msg']}; '{config.origin}' knows {known}.") from exc
 
 
 class Scale(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jumpahead.activations import ActivationsConfig
-from jumpahead.activations.base import DTYPES, Activations, not_finite
+from jumpahead.activations.base import DTYPES, Activations, not_finite, read_options
 from jumpahead.errors import DataError
 from jumpahead.lm.contexts import Contexts
 from jumpahead.lm.model import LM
@@ -32,10 +32,16 @@ class Live(Activations):
 
     @classmethod
     def open(
-        cls, config: ActivationsConfig, *, lm: LM | None = None, contexts: Contexts | None = None, folder: Path
+        cls,
+        config: ActivationsConfig,
+        *,
+        lm: LM | None = None,
+        contexts: Contexts | None = None,
+        folder: Path | None = None,
     ) -> Live:
         assert lm is not None
         assert contexts is not None
+        read_options(cls, config)
         return cls(lm, contexts, config.sites, config.dtype, config.block)
 
     def rows(self, group: int) -> dict[str, Tensor]:

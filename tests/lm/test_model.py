@@ -1,7 +1,10 @@
 """Reading and splicing on several model families: every claim bitwise, or against an independent hook."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from jumpahead.errors import DataError, SiteError, StudyError
 from jumpahead.lm.config import LMConfig
@@ -264,9 +267,33 @@ def test_loading_says_what_is_wrong(tmp_path, lm_folder):
         LM.load(LMConfig(model=str(lm_folder("llama")), context=65))
 
 
-def test_the_digest_is_that_of_the_weights(lm_folder, tmp_path):
-    import shutil
+def test_damaged_weights_are_refused(tmp_path, lm_folder):
+    shutil.copytree(lm_folder("llama"), tmp_path / "torn")
+    weights = tmp_path / "torn" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StudyError, match=r"torn' cannot be loaded: "):
+        LM.load(str(tmp_path / "torn"))
+    kept = load_file(lm_folder("llama") / "model.safetensors")
+    kept.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(kept, weights, metadata={"format": "pt"})
+    with pytest.raises(StudyError, match=r"weights lack model\.layers\.1\.mlp\.up_proj\.weight"):
+        LM.load(str(tmp_path / "torn"))
 
+
+def test_the_tokenizers_own_truncation_is_ignored(lm_folder, monkeypatch):
+    lm = LM.load(str(lm_folder("llama")))
+    text = "some text <bos> that is longer " * 9
+    lm.tokenizer.backend_tokenizer.enable_truncation(5)
+    lm.tokenizer.backend_tokenizer.enable_padding(length=700)
+    ids = lm.encode([text, "b"])
+    assert [len(one) for one in ids] == [9 * 27, 1]
+    monkeypatch.setattr(type(lm.tokenizer), "is_fast", False)
+    assert [one.tolist() for one in lm.encode([text, "b"])] == [one.tolist() for one in ids]
+    assert lm.encode([]) == []
+
+
+def test_the_digest_is_that_of_the_weights(lm_folder, tmp_path):
     one = LM.load(str(lm_folder("llama")))
     shutil.copytree(lm_folder("llama"), tmp_path / "copy")
     assert LM.load(str(tmp_path / "copy")).digest == one.digest
