@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -109,9 +110,9 @@ def init(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The study file; NAME.toml.")] = None,
 ) -> None:
     """Writes a commented study for a model and a layer."""
-    from jumpahead import plan, store
+    from jumpahead import starter, store
 
-    name, content = plan.template(model, layer, kind, text, width)
+    name, content = starter.write(model, layer, kind, text, width)
     path = out or Path(f"{name}.toml")
     if path.exists():
         raise StudyError(f"{path} exists: remove it, or name another file with --out.")
@@ -127,13 +128,16 @@ def plan(
     measure: Annotated[bool, typer.Option("--measure", help="Times a few steps here, for about a minute.")] = False,
     as_json: AsJSON = False,
 ) -> None:
-    """Says what a study will do before any work: SAEs, tokens, memory, disk, and with --measure its time."""
+    """SAEs, tokens, memory, disk and time, before any work."""
     from jumpahead import plan as plans
     from jumpahead import study as studies
 
     loaded = studies.load(study, overrides)
     made = plans.make(loaded, _folder(out, loaded.name), measure=measure)
-    _print_json(made.to_json()) if as_json else plans.show(made)
+    if as_json:
+        _print_json(made.to_json())
+    else:
+        print(made.text(shutil.get_terminal_size().columns))
 
 
 @verb
@@ -143,7 +147,7 @@ def run(
     until: Annotated[Until | None, typer.Option("--until", help="Stops after this stage.")] = None,
     out: Out = None,
 ) -> None:
-    """Activations → SAEs → evaluation → frontier → report; what is done is skipped."""
+    """Text → SAEs → evaluation → frontier → page; skips what is done."""
     from jumpahead import store, sweep
     from jumpahead import study as studies
 
@@ -185,7 +189,7 @@ def ask(
     max_l0: Annotated[float | None, typer.Option("--max-l0", help="Limit on active features per token.")] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """What each architecture costs at a given loss (or L0, …), and the setting to train with."""
+    """What each architecture costs at a given loss, and how to train."""
     from jumpahead.frontier import Frontier
 
     limits = {"above_10": max_above_10, "above_1": max_above_1, "dead": max_dead, "l0": max_l0}

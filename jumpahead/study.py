@@ -141,8 +141,9 @@ class Unit(NamedTuple):
 
     @property
     def label(self) -> str:
-        """For people, within one panel: `jumprelu l0 = 16`."""
-        return f"{self.series.name} {self.setting.label}"
+        """For people, within one panel: `jumprelu l0 = 16`, `topk k = 32, seed 1, stream 2`."""
+        seeds = [(" seed", self.sae_seed), (" stream", self.stream_seed)]
+        return f"{self.series.name} {self.setting.label}" + "".join(f",{name} {seed}" for name, seed in seeds if seed)
 
 
 def units(study: Study) -> list[Unit]:

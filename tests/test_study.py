@@ -98,7 +98,8 @@ def test_units_are_the_product_and_their_keys_differ(tmp_path: Path):
     assert len(found) == 2 * 2 * 2 * 2 * 2  # sites, widths, settings, seeds, streams
     assert len({unit.key for unit in found}) == 32
     assert found[3].key == "saes/layers.0.mlp/512/topk/k-8_seed-3_stream-2"
-    assert found[3].label == "topk k = 8"
+    assert found[0].label == "topk k = 8"
+    assert found[3].label == "topk k = 8, seed 3, stream 2"
 
 
 # ---------------------------------------------------------------------------------------------- overrides

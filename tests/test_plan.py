@@ -1,0 +1,214 @@
+"""The plan: counts that can be worked out by hand, and what `init` writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jumpahead import engine, plan, starter, store
+from jumpahead.engine.plain import Plain
+from jumpahead.errors import SiteError, StudyError
+from jumpahead.lm.config import LMConfig
+from jumpahead.lm.outline import outline
+from jumpahead.lm.sites import Site
+from jumpahead.study import Study, load, parse
+
+SHAPE = {
+    "num_hidden_layers": 3, "hidden_size": 24, "num_attention_heads": 4, "head_dim": 8, "vocab_size": 300,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    store.write_json(tmp_path / "model" / "config.json", SHAPE)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """40 documents of 700 bytes each."""
+    for number in range(40):
+        store.write_atomic(tmp_path / "text" / f"{number}.txt", f"{number:02d}" + "abcdefg" * 99 + "hijkl")
+    return tmp_path / "text"
+
+
+def small(model: Path, text: Path, **tables: object) -> Study:
+    raw = {
+        "name": "small",
+        "lm": {"model": str(model), "context": 32, "batch": 4},
+        "text": {"source": str(text), "held_out": 0.25},
+        "activations": {"sites": ["layers.1.mlp", "layers.2.attention"], "block": 8},
+        "sae": {"width": [48, 96]},
+        "train": {"tokens": 10_000, "batch": 64},
+        "series": [{"architecture": "topk", "k": [3, 5]}, {"architecture": "jumprelu", "l0": 4}],
+        **tables,
+    }
+    return parse(raw)
+
+
+# ---------------------------------------------------------------------------------------------- plan
+
+
+def test_sizes_by_hand(model: Path, text: Path, tmp_path: Path):
+    made = plan.make(small(model, text), tmp_path / "run")
+    assert [(panel.site, panel.width, panel.d, panel.saes) for panel in made.panels] == [
+        ("layers.1.mlp", 48, 24, 3),
+        ("layers.1.mlp", 96, 24, 3),
+        ("layers.2.attention", 48, 32, 3),  # 4 heads of 8
+        ("layers.2.attention", 96, 32, 3),
+    ]
+    # two matrices, three vectors of the width, one of the site
+    assert [panel.parameters for panel in made.panels] == [2 * m * d + 3 * m + d for d in (24, 32) for m in (48, 96)]
+    assert made.saes == 12
+    assert made.found == 0
+    # 156 steps of 64
+    assert made.train_tokens == 9984
+    # 28,000 bytes at 4 per token, split into train and held out
+    assert made.tokens.train + made.tokens.held_out == pytest.approx(7_000, abs=2)
+    assert not made.tokens.is_counted
+    assert made.epochs == pytest.approx(9984 / made.tokens.train)
+    assert made.scored_tokens == made.tokens.held_out  # 100,000 were asked for
+    parameters = 3 * sum(panel.parameters or 0 for panel in made.panels)
+    assert made.disk_bytes == 4 * parameters + 12 * 300_000 + 2 * (made.tokens.train + made.tokens.held_out)
+    assert made.disk_bytes_training == made.disk_bytes + 8 * parameters
+    # 8 contexts of 32 at 24 + 32 dimensions, twice; pre-activations of 64 × 96; logits of 4 × 32 × 300, twice
+    assert made.memory_bytes == 10 * parameters + 2 * 8 * 32 * 56 * 4 + 4 * 64 * 96 + 2 * 4 * 32 * 300 * 4
+
+
+def test_notes_say_what_one_would_want_to_know(model: Path, text: Path, tmp_path: Path):
+    notes = " ".join(plan.make(small(model, text), tmp_path).notes)
+    assert "each training token is seen 2.0 times" in notes
+    assert "evaluate.tokens asks for 100,000, the held-out text has fewer" in notes
+    huge = plan.make(small(model, text, sae={"width": 10**9}), tmp_path)
+    assert "train fewer SAEs at once" in " ".join(huge.notes)
+    single = store.write_atomic(tmp_path / "one.txt", "abc" * 100)
+    alone = plan.make(small(model, single), tmp_path)
+    assert "no document is held out" in " ".join(alone.notes)
+
+
+def test_counts_are_exact_once_the_text_is_tokenised(model: Path, text: Path, tmp_path: Path):
+    run = store.Run(tmp_path / "run")
+    for split, tokens in (("train", 20_001), ("held_out", 3_003)):
+        store.write_json(run.tokens / split / "contexts.json", {"tokens": tokens})
+    made = plan.make(small(model, text), run.folder)
+    assert made.tokens == (20_001, 3_003, True)
+    assert ("training text", "20,001 tokens") in made.facts()
+    assert ("trained on", "9,984 activations per SAE: 50 % of the text") in made.facts()
+
+
+def test_saes_that_are_there_are_counted(model: Path, text: Path, tmp_path: Path):
+    study = small(model, text)
+    run = store.Run(tmp_path / "run")
+    store.write_json(run.at(plan.units(study)[4].key).weights, {})
+    made = plan.make(study, run.folder)
+    assert made.found == 1
+    assert ("SAEs", f"12, of which 1 are in {run.folder}") in made.facts()
+
+
+def test_several_streams_do_not_train_at_once(model: Path, text: Path, tmp_path: Path):
+    one, two = (plan.make(small(model, text, stream={"seed": seeds}), tmp_path) for seeds in ([3], [3, 4]))
+    assert two.saes == 2 * one.saes
+    assert two.memory_bytes == one.memory_bytes
+
+
+def test_a_model_that_is_elsewhere_leaves_sizes_open(text: Path, tmp_path: Path):
+    made = plan.make(small(Path("nobody/nothing"), text), tmp_path)
+    assert made.panels[0].d is made.panels[0].parameters is made.memory_bytes is made.disk_bytes is None
+    assert ("model", "nobody/nothing, not on this machine yet: its shape is not known") in made.facts()
+
+
+def test_the_text_fits_the_terminal_and_json_is_plain(model: Path, text: Path, tmp_path: Path):
+    made = plan.make(small(model, text), "runs/small")
+    for columns in (60, 80, 120):
+        assert max(map(len, made.text(columns).splitlines())) <= columns
+    value = json.loads(store.to_json(made.to_json()))
+    assert value["saes"] == 12
+    assert value["panels"][0]["site"] == "layers.1.mlp"
+    assert value["series"] == {"topk": "k = 3, 5", "jumprelu": "l0 = 4"}
+    assert value["seconds"] is None
+
+
+def test_measuring_times_every_part(lm_folder, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine, "kernels", Plain)  # compiling takes longer than the test
+    study = small(lm_folder("llama"), text, activations={"sites": ["layers.1.residual"]}, sae={"width": 48})
+    seconds = plan.make(study, tmp_path, measure=True).seconds
+    assert seconds is not None
+    assert min(seconds) > 0
+    assert seconds.total == sum(seconds)
+
+
+# ---------------------------------------------------------------------------------------------- the model's shape
+
+
+def test_outlines_of_several_families(tmp_path: Path):
+    def shape_of(raw: dict) -> tuple | None:
+        store.write_json(tmp_path / "config.json", raw)
+        return outline(LMConfig(model=str(tmp_path)))
+
+    assert shape_of(SHAPE) == (3, 24, 32, 64, 300, None)
+    gpt2 = {"n_layer": 2, "n_embd": 12, "n_head": 3, "n_positions": 20, "vocab_size": 50}
+    assert shape_of(gpt2) == (2, 12, 12, 20, 50, None)
+    assert shape_of({"model_type": "gemma3", "text_config": SHAPE}) == (3, 24, 32, 64, 300, None)
+    assert shape_of({"n_layer": 2, "n_embd": 12}) == (2, 12, 12, 1024, 0, None)
+    with pytest.raises(StudyError, match="not a language model's config"):
+        shape_of({"image_size": 224})
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(StudyError, match=r"config\.json is torn"):
+        outline(LMConfig(model=str(tmp_path)))
+    bundled = outline(LMConfig())
+    assert bundled is not None
+    assert bundled.blocks >= 4
+
+
+def test_a_block_that_the_model_lacks_is_named(model: Path, text: Path, tmp_path: Path):
+    study = small(model, text, activations={"sites": ["layers.3.residual"]})
+    with pytest.raises(SiteError, match=r"the model has 3 blocks, so layers\.3\.residual does not exist"):
+        plan.make(study, tmp_path)
+
+
+def test_the_outline_agrees_with_the_model(lm_of, lm_folder):
+    for family in ("gpt2", "llama", "neox", "gemma2"):
+        shape = outline(LMConfig(model=str(lm_folder(family))))
+        assert shape is not None
+        for kind in ("residual", "mlp", "attention"):
+            assert shape.width_at(Site(1, kind)) == lm_of(family).width_at(Site(1, kind))
+        assert shape.blocks == len(lm_of(family).blocks)
+
+
+# ---------------------------------------------------------------------------------------------- init
+
+
+def test_a_first_study_loads(model: Path, text: Path, tmp_path: Path):
+    name, content = starter.write(str(model), 2, "attention", str(text))
+    study = load(store.write_atomic(tmp_path / "first.toml", content))
+    assert name == study.name == "model-2-attention"
+    assert study.activations.sites == ("layers.2.attention",)
+    assert study.sae.width == (16 * 32,)
+    assert {one.architecture for one in study.series} == {"jumprelu", "gated", "topk"}
+    assert all(one.l0 == (1, 2, 4) for one in study.series)  # 512 / 128
+    assert max(map(len, content.replace(str(text), "").replace(str(model), "").splitlines())) <= 120
+
+
+def test_a_first_study_of_a_model_that_is_elsewhere(tmp_path: Path):
+    name, content = starter.write("some-org/some.model-2b", 12)
+    study = load(store.write_atomic(tmp_path / "first.toml", content))
+    assert name == "some.model-2b-12"
+    assert study.sae.width == (16_384,)
+    assert study.series[0].l0 == (4, 8, 16, 32, 64, 128)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("MODEL", 3), SiteError, "the last is layers.2.residual"),
+        (("MODEL", 1, "mpl"), StudyError, "Did you mean 'mlp'?"),
+        (("MODEL", 1, "mlp", "no.txt"), StudyError, "--text no.txt does not exist"),
+    ],
+)
+def test_a_first_study_that_cannot_be(model: Path, arguments: tuple, error: type[Exception], message: str):
+    with pytest.raises(error) as caught:
+        starter.write(str(model), *arguments[1:])
+    assert message in str(caught.value)
