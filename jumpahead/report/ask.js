@@ -1,0 +1,259 @@
+// What lies between the points of a measured curve: the same arithmetic as jumpahead/frontier/curve.py, line by line.
+//
+//   values[r][i][m]   r = 0 the estimate, then one row per bootstrap replicate; i a point; m a metric, the first being L0
+//
+// A curve runs through its points in the order of L0. For a target y* between neighbours i and i+1 and a metric v,
+//   t = (y* − y_i) / (y_{i+1} − y_i)      v = (1−t)·v_i + t·v_{i+1}      log where isLog and positive, else plain
+// A replicate that does not reach the target stops at its nearest point. Nothing is extrapolated.
+
+const SNAP = 0.01; // a target beyond an end by at most this share of it is answered with that end's own values
+const FINITE = Number.isFinite;
+
+function makeCurve(values, isLog) {
+  const rows = values.map((points) => {
+    const order = points.map((_, i) => i).sort((a, b) =>
+      compare(points[a][0], points[b][0]) || compare(-points[a][1], -points[b][1]) || a - b);
+    const sorted = order.map((i) => points[i]);
+    const usesLog = isLog.map((log, m) => log && sorted.every((point) => point[m] > 0));
+    const scaled = sorted.map((point) => point.map((v, m) => (usesLog[m] ? Math.log(v) : v)));
+    return { order, sorted, usesLog, scaled };
+  });
+  return { values, rows };
+}
+
+function compare(a, b) { // NaN last
+  if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b);
+  return a < b ? -1 : a > b ? 1 : 0;
+}
+
+function clip(v, low, high) { return Math.min(Math.max(v, low), high); }
+
+function rangeOf(curve, m) {
+  const measured = curve.values[0].map((point) => point[m]);
+  return [Math.min(...measured), Math.max(...measured)];
+}
+
+function atPoint(curve, i) {
+  return { values: curve.values.map((points) => points[i]), left: i, right: i, t: 0, beyond: 0 };
+}
+
+function endOf(curve, m, target) { // the point whose metric is nearest; of several, the one with the smallest L0
+  const distance = (i) => Math.abs(curve.values[0][i][m] - target);
+  return atPoint(curve, curve.rows[0].order.reduce((best, i) => (distance(i) < distance(best) ? i : best)));
+}
+
+function findPlaces(curve, m, target) { // by increasing L0; none where the target lies outside the measured range
+  const [low, high] = rangeOf(curve, m);
+  if (!(low <= target && target <= high)) {
+    const nearest = target < low ? low : high;
+    return Math.abs(target - nearest) <= SNAP * Math.abs(nearest) ? [endOf(curve, m, nearest)] : [];
+  }
+  if (curve.values[0].length === 1) return [atPoint(curve, 0)];
+  return crossings(curve, m, target).map(([segment, t]) => placeAt(curve, m, target, segment, t));
+}
+
+function scaledTarget(row, m, target) {
+  if (!row.usesLog[m]) return target;
+  return target > 0 ? Math.log(target) : -Infinity;
+}
+
+function crossings(curve, m, target) {
+  const row = curve.rows[0], last = row.sorted.length - 1, wanted = scaledTarget(row, m, target), found = [];
+  for (let i = 0; i <= last; i++) {
+    const here = row.sorted[i][m], next = i < last ? row.sorted[i + 1][m] : NaN;
+    if (here === target) found.push(i < last ? [i, 0] : [i - 1, 1]);
+    else if (i < last && next !== target && here < target !== next < target) {
+      const a = row.scaled[i][m], b = row.scaled[i + 1][m];
+      found.push([i, clip((wanted - a) / (b - a), 0, 1)]);
+    }
+  }
+  return found;
+}
+
+function placeAt(curve, m, target, segment, t) {
+  const estimate = curve.rows[0], here = between(estimate, segment, t)[0];
+  let missed = 0;
+  const values = curve.rows.map((row, r) => {
+    const found = r === 0 ? [segment, t] : nearestCrossing(row, m, target, here);
+    const [s, u] = found || nearestPoint(row, m, target), place = [...between(row, s, u)];
+    if (found) place[m] = target;
+    else missed += 1;
+    return place;
+  });
+  const left = estimate.order[segment], right = estimate.order[segment + 1];
+  const beyond = values.length > 1 ? missed / (values.length - 1) : 0;
+  if (t === 0) return { values, left, right: left, t: 0, beyond };
+  if (t === 1) return { values, left: right, right, t: 0, beyond };
+  return { values, left, right, t, beyond };
+}
+
+function nearestCrossing(row, m, target, here) { // of a replicate: the crossing nearest in L0, if it has one
+  const y = row.scaled.map((point) => point[m]), x = row.scaled.map((point) => point[0]), last = y.length - 1;
+  const wanted = scaledTarget(row, m, target), near = row.usesLog[0] ? Math.log(here) : here;
+  let best = null, distance = Infinity;
+  for (let i = 0; i < last; i++) {
+    if (!((y[i] - wanted) * (y[i + 1] - wanted) <= 0)) continue;
+    const rise = y[i + 1] - y[i], run = x[i + 1] - x[i];
+    const flat = run === 0 ? 0 : clip((near - x[i]) / run, 0, 1);
+    const t = rise === 0 ? flat : clip((wanted - y[i]) / rise, 0, 1);
+    const far = Math.abs(x[i] + t * run - near);
+    if (best === null || far < distance) [best, distance] = [[i, t], far];
+  }
+  return best;
+}
+
+function nearestPoint(row, m, target) {
+  const gaps = row.sorted.map((point) => Math.abs(point[m] - target)), last = gaps.length - 1;
+  const stop = gaps.indexOf(Math.min(...gaps));
+  return stop === last ? [last - 1, 1] : [Math.max(stop, 0), 0];
+}
+
+function between(row, segment, t) {
+  const a = row.sorted[segment], b = row.sorted[segment + 1];
+  if (t === 0) return a;
+  if (t === 1) return b;
+  return a.map((_, m) => {
+    const v = (1 - t) * row.scaled[segment][m] + t * row.scaled[segment + 1][m];
+    return clip(row.usesLog[m] ? Math.exp(v) : v, Math.min(a[m], b[m]), Math.max(a[m], b[m]));
+  });
+}
+
+function estimateOf(values, level) { // values[r]: the estimate, and the central part of the replicates
+  if (!FINITE(values[0])) return { value: null, low: null, high: null };
+  const replicates = values.slice(1).filter(FINITE).sort((a, b) => a - b);
+  if (replicates.length < 2) return { value: values[0], low: null, high: null };
+  return { value: values[0], low: quantile(replicates, (1 - level) / 2), high: quantile(replicates, (1 + level) / 2) };
+}
+
+function quantile(sorted, q) { // linear between order statistics, as numpy's default
+  const place = q * (sorted.length - 1), i = Math.floor(place), next = Math.min(i + 1, sorted.length - 1);
+  return sorted[i] + (place - i) * (sorted[next] - sorted[i]);
+}
+
+// ---------------------------------------------------------------------------------------------- the curves of a panel
+
+const KEYS = ["l0", "delta_lm_loss", "fvu", "above_10pct", "above_1pct", "dead"]; // the order of m
+const SHARES = { above_10pct: "share_above_10pct", above_1pct: "share_above_1pct", dead: "share_dead" };
+
+function seriesCurves(panel) { // one per series; a setting is a point of its curve, the mean of its seeds
+  const found = new Map();
+  for (const point of panel.points) {
+    if (!FINITE(point.metrics.l0) || !FINITE(point.metrics.delta_lm_loss)) continue;
+    if (!found.has(point.series)) found.set(point.series, new Map());
+    const settings = found.get(point.series), key = `${point.setting.kind} ${point.setting.value}`;
+    settings.set(key, [...(settings.get(key) || []), point]);
+  }
+  return [...found].sort((a, b) => a[0] - b[0]).map(([series, groups]) => {
+    const settings = [...groups.values()], points = settings.flat();
+    const replicates = Math.min(...points.map(replicatesOf));
+    const rows = Array.from({ length: 1 + replicates }, (_, r) => settings.map((group) => meanOf(group, r, panel.width)));
+    return { series, settings, curve: makeCurve(rows, logScales(points, rows[0])), hasSeedWeights: points.every(isWeighted) };
+  });
+}
+
+function replicatesOf(point) {
+  const measured = KEYS.filter((key) => FINITE(point.metrics[key]));
+  return Math.min(...measured.map((key) => (point.bootstrap[key] || []).length));
+}
+
+function isWeighted(point) { return point.alone || point.weights.length > 0; }
+
+function meanOf(group, r, width) { // replicate r of a setting; its SAEs count as the replicate drew their seeds
+  return KEYS.map((key) => {
+    let mean = 0;
+    for (const point of group) {
+      const value = r === 0 ? point.metrics[key] : (point.bootstrap[key] || [])[r - 1];
+      const weight = r === 0 || !point.weights.length ? 1 / group.length : point.weights[r - 1];
+      mean += weight * (value === null || value === undefined ? NaN : value);
+    }
+    if (key === "delta_lm_loss" || Number.isNaN(mean)) return mean;
+    return clip(mean, 0, key === "fvu" ? Infinity : width);
+  });
+}
+
+function logScales(points, estimate) { // L0 and FVU in logarithms; the loss only where every SAE is >= 2 SE above zero
+  const isClear = (point) => {
+    const delta = point.metrics.delta_lm_loss, error = point.errors.delta_lm_loss;
+    return FINITE(error) && delta > 0 && delta >= 2 * error;
+  };
+  const wanted = { l0: true, fvu: true, delta_lm_loss: points.every(isClear) };
+  return KEYS.map((key, m) => Boolean(wanted[key]) && estimate.every((point) => point[m] > 0));
+}
+
+// ---------------------------------------------------------------------------------------------- the answer
+
+function answerPanel(panel, level, key, value) { // per series: where its curve meets `value`, as Frontier.ask
+  const m = KEYS.indexOf(key);
+  return panel.curves.map((one) => {
+    const { curve } = one, places = findPlaces(curve, m, value), [low, high] = rangeOf(curve, m);
+    return {
+      series: one.series,
+      reach: places.length ? "inside" : value < low ? "below" : "above",
+      measured: [low, high],
+      isSnap: places.length > 0 && !(low <= value && value <= high), // an end within 1 % of what was asked
+      crossings: places.map((place) => crossingOf(panel, one, place, level)),
+      end: places.length ? null : crossingOf(panel, one, endOf(curve, m, value), level),
+    };
+  });
+}
+
+function crossingOf(panel, one, place, level) {
+  const metrics = {}, left = one.settings[place.left], right = one.settings[place.right];
+  KEYS.forEach((key, m) => {
+    metrics[key] = estimateOf(place.values.map((row) => row[m]), level);
+    if (SHARES[key]) metrics[SHARES[key]] = estimateOf(place.values.map((row) => row[m] / panel.width), level);
+  });
+  const near = nearestSAE(one.settings.flat(), place.values[0][0]);
+  return {
+    metrics, nearest: near, replicates: place.values, beyond: place.beyond,
+    setting: settingBetween(left[0].setting, right[0].setting, place.t) || near.setting,
+    lambda: left[0].setting.kind === "l0" && right[0].setting.kind === "l0" ? lambdaBetween(left, right, place.t) : null,
+    relativeError: Math.max(0, ...[...left, ...right].map((p) => p.errors.delta_lm_loss / Math.abs(p.metrics.delta_lm_loss)).filter(FINITE)),
+  };
+}
+
+function nearestSAE(points, l0) {
+  const log = (v) => Math.log(Math.max(v, 1e-9)), gap = (point) => Math.abs(log(point.metrics.l0) - log(l0));
+  return points.reduce((best, point) => (gap(point) < gap(best) ? point : best));
+}
+
+function settingBetween(left, right, t) { // geometric in its value, k whole, else three digits; null where the kinds differ
+  if (t === 0) return left;
+  if (left.kind !== right.kind) return null;
+  const value = geometric(left.value, right.value, t);
+  return { kind: left.kind, value: left.kind === "k" ? Math.max(1, roundHalfEven(value)) : Number(value.toPrecision(3)) };
+}
+
+function geometric(a, b, t) {
+  if (t === 0 || a === b) return a;
+  return a > 0 && b > 0 ? Math.exp((1 - t) * Math.log(a) + t * Math.log(b)) : (1 - t) * a + t * b;
+}
+
+function roundHalfEven(v) { // as Python rounds
+  const low = Math.floor(v);
+  return v - low === 0.5 ? low + (low % 2) : Math.round(v);
+}
+
+function lambdaBetween(left, right, t) { // what the controllers of a requested L0 ended with, where all SAEs tell
+  const mean = (group) => {
+    const values = group.map((point) => point.knob.lambda);
+    return values.every((v) => FINITE(v) && v > 0)
+      ? Math.exp(values.reduce((sum, v) => sum + Math.log(v), 0) / values.length) : null;
+  };
+  const a = mean(left), b = mean(right);
+  return a === null || b === null ? null : geometric(a, b, t);
+}
+
+function compareSeries(answers, key, level) { // least costly series, and each other's paired difference to it
+  const m = KEYS.indexOf(key === "delta_lm_loss" || key === "fvu" ? "l0" : "delta_lm_loss");
+  const reached = answers.filter((one) => one.crossings.length).map((one) => {
+    const best = one.crossings.reduce((a, b) => (b.replicates[0][m] < a.replicates[0][m] ? b : a));
+    return { series: one.series, cost: best.replicates.map((row) => row[m]) };
+  }).sort((a, b) => a.cost[0] - b.cost[0]);
+  const [best, ...others] = reached;
+  const differences = others.map((other) => {
+    const R = Math.min(other.cost.length, best.cost.length);
+    return { series: other.series, more: estimateOf(other.cost.slice(0, R).map((v, r) => v - best.cost[r]), level) };
+  });
+  return { objective: KEYS[m], best, differences };
+}

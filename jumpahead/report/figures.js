@@ -1,0 +1,195 @@
+// The figures of a panel. Everything that plotly is given as text goes through `plain`: it reads a little HTML in strings.
+
+const SIZE = 9, CHOSEN = 15, PRINTED = 250; // px: marks, the chosen one, a figure on paper (as page.css has it)
+
+function plain(text) {
+  return String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+}
+
+function style(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
+
+function colourOf(series) { return style(`--series-${series}`); }
+
+function share(point, key, part) { // in per cent of all features; part: undefined for the value, 0 or 1 for its interval
+  const value = part === undefined ? point.metrics[`share_${key}`] : (point.intervals[`share_${key}`] || [])[part];
+  return FINITE(value) ? 100 * value : null;
+}
+
+function direct(key) {
+  return (point, part) => {
+    const value = part === undefined ? point.metrics[key] : (point.intervals[key] || [])[part];
+    return FINITE(value) ? value : null;
+  };
+}
+
+const AXES = { // what a coordinate is: its value and interval of a point, its title, the metric whose asked value it can show
+  l0: { of: direct("l0"), title: "L0, active features per token", key: "l0", log: true },
+  loss: { of: direct("delta_lm_loss"), title: "delta LM loss, nats per token", key: "delta_lm_loss", log: true },
+  fvu: { of: direct("fvu"), title: "FVU", key: "fvu", log: true },
+  above_10pct: { of: (p, part) => share(p, "above_10pct", part), title: "share of features", key: "above_10pct", suffix: " %" },
+  above_1pct: { of: (p, part) => share(p, "above_1pct", part), title: "share of features", key: "above_1pct", suffix: " %" },
+};
+const PLOTS = { loss: ["l0", "loss"], fvu: ["l0", "fvu"], above_10pct: ["loss", "above_10pct"], above_1pct: ["loss", "above_1pct"] };
+
+function scatter(panel, kind, state) {
+  const [x, y] = PLOTS[kind].map((name) => AXES[name]);
+  const points = panel.points.filter((p) => x.of(p) !== null && y.of(p) !== null);
+  const axes = [axisOf(points, x), axisOf(points, y)];
+  const traces = panel.curves.flatMap((one) => [...(hasSeeds(one) ? [meanLine(panel, one, x, y, state)] : []), traceOf(panel, one, x, y, points, axes, state)])
+    .filter((trace) => trace.x.length);
+  const layout = { ...frame(), xaxis: { ...line(), ...axes[0].layout }, yaxis: { ...line(), ...axes[1].layout } };
+  layout.shapes = asked(panel, state, x, y, axes);
+  return { traces, layout };
+}
+
+function traceOf(panel, one, x, y, points, axes, state) {
+  const look = data.series[one.series], colour = colourOf(one.series);
+  const own = points.filter((p) => p.series === one.series).sort((a, b) => a.metrics.l0 - b.metrics.l0);
+  const bars = (axis, which) => ({
+    type: "data", symmetric: false, visible: true, color: colour, thickness: 1.2, width: 3,
+    array: own.map((p) => reach(axis, p, 1, which)), arrayminus: own.map((p) => reach(axis, p, 0, which)),
+  });
+  return {
+    type: "scatter", mode: hasSeeds(one) ? "markers" : "lines+markers", name: plain(look.title), meta: one.series,
+    x: own.map((p) => x.of(p)), y: own.map((p) => y.of(p)), customdata: own.map((p) => p.index),
+    hoverinfo: "text", hovertext: own.map((p) => hover(panel, p)), visible: !state.hidden.has(one.series),
+    line: { color: colour, dash: look.dash, width: 2 }, hoverlabel: { bordercolor: colour },
+    marker: {
+      color: colour, opacity: 1, line: { color: colour, width: 1.6 },
+      symbol: own.map((p) => (p.pareto ? look.symbol : `${look.symbol}-open`)),
+      size: own.map((p) => (p.index === state.chosen ? CHOSEN : SIZE)),
+    },
+    error_x: bars(x, axes[0]), error_y: bars(y, axes[1]),
+  };
+}
+
+function reach(axis, point, part, drawn) { // how far the interval reaches from the value; on a log axis, down to its edge
+  const value = axis.of(point), end = axis.of(point, part);
+  if (end === null) return 0;
+  const inside = drawn.isLog && end <= 0 ? value * 1e-3 : end;
+  return Math.max(part === 0 ? value - inside : inside - value, 0);
+}
+
+function meanLine(panel, one, x, y, state) { // where settings have several seeds, the curve runs through their means
+  const place = (axis) => one.curve.rows[0].sorted.map((row) => row[KEYS.indexOf(axis.key)] * (SHARES[axis.key] ? 100 / panel.width : 1));
+  return {
+    type: "scatter", mode: "lines", meta: one.series, x: place(x), y: place(y), hoverinfo: "skip", visible: !state.hidden.has(one.series),
+    line: { color: colourOf(one.series), dash: data.series[one.series].dash, width: 2 },
+  };
+}
+
+function hasSeeds(one) { return one.settings.some((group) => group.length > 1); }
+
+function axisOf(points, axis) { // its range, ticks at 1, 2 and 5; logarithmic where all values are positive
+  const values = points.map((p) => axis.of(p)), isLog = Boolean(axis.log) && values.every((v) => v > 0);
+  const ends = points.flatMap((p) => [axis.of(p, 0), axis.of(p, 1)]).filter((v) => v !== null && (!isLog || v > 0));
+  const low = Math.min(...values, ...ends.map((v) => (isLog ? Math.max(v, Math.min(...values) / 2) : v)));
+  const high = Math.max(...values, ...ends);
+  if (isLog) {
+    const pad = 0.05 * Math.log10(high / low) + 0.02, range = [Math.log10(low) - pad, Math.log10(high) + pad];
+    return { isLog, range, layout: { type: "log", range, title: titleOf(axis), ...ticks(range) } };
+  }
+  const floor = axis.log ? low : Math.min(low, 0), pad = 0.06 * (high - floor) || 0.1 * Math.abs(high) || 1;
+  const range = [floor - (floor === 0 ? pad / 2 : pad), high + pad];
+  return { isLog, range, layout: { type: "linear", range, title: titleOf(axis), nticks: 7, ticksuffix: (axis.suffix || "").replace(" ", "\u00a0"), zeroline: true, zerolinecolor: style("--rule") } };
+}
+
+function titleOf(axis) { return { text: plain(axis.title), standoff: 8, font: { size: 13 } }; }
+
+function ticks([from, to]) { // of a logarithmic axis: every 1, 2, 5 over one to three decades
+  const span = to - from, values = [];
+  const digits = span > 3.2 ? [1] : span > 1 ? [1, 2, 5] : span > 0.45 ? [1, 2, 3, 4, 5, 7] : [1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9];
+  for (let power = Math.floor(from); power <= Math.ceil(to); power++)
+    for (const digit of digits) values.push(digit * 10 ** power);
+  const tickvals = values.filter((v) => Math.log10(v) >= from && Math.log10(v) <= to);
+  return tickvals.length > 1 ? { tickvals, ticktext: tickvals.map((v) => Number(v.toPrecision(2)).toLocaleString("en", { maximumSignificantDigits: 2 })) } : { nticks: 5 };
+}
+
+function asked(panel, state, x, y, axes) { // dotted lines at the value asked for
+  if (!state.asked) return [];
+  const line = { color: style("--soft"), width: 1.5, dash: "dot" }, shapes = [];
+  [x, y].forEach((axis, i) => {
+    if (axis.key !== state.asked.key) return;
+    const scale = SHARES[axis.key] ? 100 / panel.width : 1, value = state.asked.value * scale;
+    if (axes[i].isLog && value <= 0) return;
+    const at = axes[i].isLog ? Math.log10(value) : value;
+    if (at < axes[i].range[0] || at > axes[i].range[1]) return;
+    shapes.push(i === 0
+      ? { type: "line", xref: "x", yref: "paper", x0: value, x1: value, y0: 0, y1: 1, line, layer: "below" }
+      : { type: "line", xref: "paper", yref: "y", x0: 0, x1: 1, y0: value, y1: value, line, layer: "below" });
+  });
+  return shapes;
+}
+
+function hover(panel, point) {
+  const range = (key) => (point.intervals[key] ? ` (${showRange(key, point.intervals[key])})` : "");
+  const features = (key, words) =>
+    `${show(key, point.metrics[key])} of ${panel.width.toLocaleString("en")} features ${words}, ${show(`share_${key}`, point.metrics[`share_${key}`])}${range(key)}`;
+  const knobs = Object.entries(point.knob).filter(([, v]) => FINITE(v));
+  const lines = [
+    `delta LM loss ${show("delta_lm_loss", point.metrics.delta_lm_loss)} nats per token${range("delta_lm_loss")}`,
+    `L0 ${show("l0", point.metrics.l0)} features per token${range("l0")}`,
+    `FVU ${show("fvu", point.metrics.fvu)}${range("fvu")}`,
+    features("above_10pct", "above 10 %"), features("above_1pct", "above 1 %"), features("dead", "never fire"),
+    `seed ${point.seeds[0]}, stream seed ${point.seeds[1]}${knobs.map(([k, v]) => `; trained with ${k === "lambda" ? "λ" : k} = ${short(v)}`).join("")}`,
+    point.path,
+  ];
+  return [`<b>${plain(point.name)}</b>${point.pareto ? ", Pareto-optimal" : ""}`, ...lines.map(plain)].join("<br>");
+}
+
+function histogram(panel, points, state) {
+  const known = points.filter((p) => p.histogram && (p.histogram.counts || []).length);
+  const traces = known.map((point) => {
+    const { log10_edges: edges, counts } = point.histogram, look = data.series[point.series], colour = colourOf(point.series);
+    const percentages = edges.map((edge) => 100 * 10 ** edge);
+    return {
+      type: "scatter", mode: "lines", name: plain(look.title), meta: point.series, visible: !state.hidden.has(point.series),
+      x: percentages, y: [...counts, counts[counts.length - 1]].map((n) => Math.max(n, FLOOR)),
+      line: { color: colour, dash: look.dash, width: 2, shape: "hv" },
+      fill: known.length === 1 ? "tozeroy" : "none", fillcolor: `${colour}33`, hoverinfo: "text",
+      hovertext: [...counts, 0].map((n, i) => (i < counts.length
+        ? `${plain(point.name)}<br>${n.toLocaleString("en")} features fire on ${short(percentages[i])} to ${short(percentages[i + 1])} % of tokens` : "")),
+    };
+  });
+  const all = known.flatMap((p) => p.histogram.counts), edges = known.flatMap((p) => p.histogram.log10_edges.map((e) => e + 2));
+  const used = known.flatMap((p) => p.histogram.counts.flatMap((n, i) => (n ? [p.histogram.log10_edges[i] + 2] : [])));
+  const x = [Math.max(Math.min(...edges), Math.min(...used) - 0.25), 2], y = [Math.log10(FLOOR), Math.log10(Math.max(...all, 1)) + 0.15];
+  const layout = {
+    ...frame(),
+    xaxis: { ...line(), type: "log", range: x, title: titleOf({ title: "frequency, % of tokens" }), ...ticks(x) },
+    yaxis: { ...line(), type: "log", range: y, title: titleOf({ title: "features" }), ...ticks([0, y[1]]) },
+  };
+  layout.shapes = [1, 10].map((at) => ({
+    type: "line", xref: "x", yref: "paper", x0: at, x1: at, y0: 0, y1: 1, layer: "below", line: { color: style("--soft"), width: 1 },
+  }));
+  layout.annotations = [1, 10].map((at) => ({
+    xref: "x", yref: "paper", x: Math.log10(at), y: 1, yanchor: "bottom", showarrow: false, text: `${at} %`, font: { size: 12, color: style("--soft") },
+  }));
+  return { traces, layout };
+}
+
+const FLOOR = 0.5; // where an empty bin lies on the logarithmic axis: its lower edge
+
+function frame() { // what all figures share
+  return {
+    height: matchMedia("print").matches ? PRINTED : undefined,
+    margin: { l: 58, r: 12, t: 18, b: 48 }, showlegend: false, hovermode: "closest", dragmode: isTouch() ? false : "zoom",
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: style("--soft"), activecolor: style("--ink") },
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: style("--sans"), size: 13, color: style("--ink") },
+    hoverlabel: { align: "left", bgcolor: style("--paper"), font: { family: style("--sans"), size: 13, color: style("--ink") } },
+  };
+}
+
+function isTouch() { return matchMedia("(pointer: coarse)").matches; }
+
+function line() {
+  return {
+    gridcolor: style("--grid"), linecolor: style("--soft"), showline: true, zeroline: false, ticks: "outside", ticklen: 4,
+    tickcolor: style("--soft"), automargin: true,
+  };
+}
+
+const CONFIG = {
+  responsive: true, displaylogo: false, doubleClick: "reset", modeBarButtons: [["toImage", "resetScale2d"]], showTips: false,
+  toImageButtonOptions: { format: "svg", filename: "jumpahead" },
+};

@@ -1,0 +1,347 @@
+"""The page in a browser: what is drawn, what it answers, and that it neither calls anybody nor complains."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jumpahead.frontier import Frontier
+from jumpahead.frontier.series import seed_weights
+from jumpahead.report.numbers import count, percent, short
+
+Json = dict[str, Any]
+HOSTILE = (
+    "</script><img src=x onerror='window.hacked=1'><b>bold</b><a href='javascript:1'>x</a>&lt;i&gt;<!--\u202e\u2028"
+)
+PLOTS = ("loss", "fvu", "above_10pct", "above_1pct")
+ARGUMENTS = {
+    "delta_lm_loss": "delta_loss",
+    "l0": "l0",
+    "fvu": "fvu",
+    "above_10pct": "above_10",
+    "above_1pct": "above_1",
+}
+
+
+def nothing_heard(page: Any) -> None:
+    """One request, for the file itself, and not a word on the console."""
+    assert page.heard["console"] == []
+    assert [url.partition(":")[0] for url in page.heard["requests"]] == ["file"]
+
+
+def until(page: Any, script: str) -> None:
+    """Waits for a condition. (Playwright's own waiting evaluates strings, which the page's policy refuses.)"""
+    for _ in range(100):
+        if page.evaluate(script):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(script)
+
+
+def traces(page: Any, plot: str) -> list[Json]:
+    """What plotly was given, reduced to plain values."""
+    return page.evaluate(
+        "kind => document.querySelector(`[data-plot=${kind}]`).data.map(t => ({"
+        "name: t.name, x: [...t.x], y: [...t.y], mode: t.mode, dash: t.line.dash, color: t.line.color,"
+        "symbol: t.marker && t.marker.symbol, size: t.marker && t.marker.size, visible: t.visible}))",
+        plot,
+    )
+
+
+def axis_types(page: Any, plot: str) -> list[str]:
+    script = "k => ['xaxis', 'yaxis'].map(a => document.querySelector(`[data-plot=${k}]`)._fullLayout[a].type)"
+    return page.evaluate(script, plot)
+
+
+def ask(page: Any, target: str, value: str) -> str:
+    """Types a question and returns the answer's text."""
+    page.select_option("select[name=target]", target)
+    page.fill("input[name=value]", value)
+    return page.locator(".answer").first.inner_text()
+
+
+@pytest.fixture(scope="module")
+def invented(make: Any) -> Json:
+    """Three series of four SAEs; gated's first SAE is better than its second, so its curve meets some losses twice."""
+    evaluations = make.sweep()
+    evaluations[4]["metrics"]["delta_lm_loss"] = 0.45
+    return make.build(evaluations)
+
+
+@pytest.fixture(scope="module")
+def page(visit: Callable[..., Any], invented: Json) -> Any:
+    return visit(invented)
+
+
+# ---------------------------------------------------------------------------------------------- figures
+
+
+def test_one_curve_per_series_and_nothing_heard(page: Any) -> None:
+    for plot in PLOTS:
+        drawn = traces(page, plot)
+        assert [one["name"] for one in drawn] == ["JumpReLU", "Gated", "TopK"]
+        assert [one["dash"] for one in drawn] == ["solid", "dash", "dot"]
+        assert [one["color"] for one in drawn] == ["#0072b2", "#d55e00", "#00503a"]
+        assert page.locator(f"[data-plot={plot}] .scatterlayer .trace").count() == 3
+        assert page.locator(f"[data-plot={plot}] .scatterlayer .point").count() == 12
+        assert page.locator(f"[data-plot={plot}] .scatterlayer .yerror").count() == 12
+    assert [axis_types(page, plot) for plot in PLOTS] == [
+        ["log", "log"],
+        ["log", "log"],
+        ["log", "linear"],
+        ["log", "linear"],
+    ]
+    nothing_heard(page)
+
+
+def test_points_are_the_saes(page: Any, invented: Json) -> None:
+    points = [p for p in invented["panels"][0]["points"] if p["series"] == "jumprelu"]
+    jumprelu = traces(page, "loss")[0]
+    assert jumprelu["x"] == [p["metrics"]["l0"] for p in points]
+    assert jumprelu["y"] == [p["metrics"]["delta_lm_loss"] for p in points]
+    shares = traces(page, "above_10pct")[0]
+    assert shares["x"] == jumprelu["y"]
+    assert shares["y"] == pytest.approx([100 * p["metrics"]["above_10pct"] / 4096 for p in points])
+    is_pareto = {p["path"]: p["pareto"] for p in invented["panels"][0]["points"]}
+    gated = traces(page, "loss")[1]
+    assert sorted(gated["symbol"]) == sorted(
+        "square" if is_best else "square-open" for path, is_best in is_pareto.items() if "gated" in path
+    )
+    assert {"square", "square-open"} == set(gated["symbol"])  # both kinds are in this example
+
+
+def test_hovering_a_point_names_its_setting_seed_and_path(page: Any) -> None:
+    point = page.locator("[data-plot=loss] .scatterlayer .trace").first.locator(".point").nth(2)
+    point.scroll_into_view_if_needed()
+    box = point.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_selector("[data-plot=loss] .hoverlayer .hovertext")
+    text = page.locator("[data-plot=loss] .hoverlayer").text_content()
+    for part in (
+        "JumpReLU, l0 = 16", "delta LM loss 0.231 nats per token (", "L0 16.3 features per token",
+        "9 of 4,096 features above 10 %, 0.22\u00a0%", "seed 0, stream seed 0; trained with λ = 0.000188",
+        "saes/layers.1.residual/4096/jumprelu/l0-16_seed-0",
+    ):  # fmt: skip
+        assert part in text
+    page.mouse.move(0, 0)
+
+
+def test_the_legend_hides_a_series_everywhere(page: Any) -> None:
+    button = page.locator(".legend button", has_text="Gated").first
+    button.focus()
+    page.keyboard.press("Enter")
+    assert page.locator(".legend button[aria-pressed=false]").count() == 4  # one in each of the panel's legends
+    assert [[one["visible"] for one in traces(page, plot)] for plot in PLOTS] == [[True, False, True]] * 4
+    button.click()
+    assert [one["visible"] for one in traces(page, "fvu")] == [True] * 3
+
+
+def test_choosing_an_sae_marks_it_everywhere(page: Any) -> None:
+    page.locator(".pick", has_text="TopK, k = 8").last.click()
+    assert page.locator("tr.chosen").count() == 1
+    assert "topk/k-8_seed-0" in page.locator("tr.chosen").inner_text()
+    for plot in PLOTS:
+        sizes = [one["size"] for one in traces(page, plot)]
+        assert [size.count(15) for size in sizes] == [0, 0, 1]
+    assert [one["name"] for one in traces(page, "histogram")] == ["TopK"]
+    page.locator(".pick", has_text="TopK, k = 8").last.click()
+    assert page.locator("tr.chosen").count() == 0
+
+
+def test_the_histogram_shows_what_is_selected(page: Any, invented: Json) -> None:
+    page.select_option("select.which", label="each series, the SAE nearest to L0 = 16")
+    assert [one["name"] for one in traces(page, "histogram")] == ["JumpReLU", "Gated", "TopK"]
+    page.select_option("select.which", label="JumpReLU, l0 = 8")
+    (drawn,) = traces(page, "histogram")
+    point = next(p for p in invented["panels"][0]["points"] if p["path"].endswith("jumprelu/l0-8_seed-0"))
+    assert drawn["x"] == pytest.approx([100 * 10**edge for edge in point["histogram"]["log10_edges"]])
+    assert drawn["y"][:-1] == [max(n, 0.5) for n in point["histogram"]["counts"]]
+
+
+def test_dark_screens_get_their_own_colours(page: Any) -> None:
+    page.emulate_media(color_scheme="dark")
+    until(page, "document.querySelector('[data-plot=loss]').data[2].line.color !== '#00503a'")
+    page.emulate_media(color_scheme="light")
+    until(page, "document.querySelector('[data-plot=loss]').data[2].line.color === '#00503a'")
+    nothing_heard(page)
+
+
+# ---------------------------------------------------------------------------------------------- answers
+
+
+def same(found: Any, expected: Any) -> None:
+    for part, rel in {"value": 1e-12, "low": 1e-6, "high": 1e-6}.items():  # replicates are there with eight digits
+        assert found[part] == (None if expected[part] is None else pytest.approx(expected[part], rel=rel, abs=1e-7))
+
+
+def assert_agrees(page: Any, data: Json, key: str, value: float) -> int:
+    """The page's answer against `Frontier.ask`; returns how many crossings there were."""
+    answer = Frontier(data).ask(**{ARGUMENTS[key]: value}).to_json()["panels"][0]["series"]
+    found = page.evaluate("([key, value]) => jumpahead.answer(0, key, value)", [key, value])
+    names = [one["name"] for one in data["series"]]
+    assert [names[one["series"]] for one in found] == [one["series"] for one in answer]
+    for mine, theirs in zip(found, answer, strict=True):
+        assert mine["reach"] == theirs["reach"]
+        assert mine["measured"] == pytest.approx(theirs["measured"])
+        assert len(mine["crossings"]) == len(theirs["crossings"])
+        pairs = list(zip(mine["crossings"], theirs["crossings"], strict=True))
+        for a, b in [*pairs, *([(mine["end"], theirs["end"])] if theirs["end"] else [])]:
+            assert a["metrics"].keys() == b["metrics"].keys()
+            for metric in a["metrics"]:
+                same(a["metrics"][metric], b["metrics"][metric])
+            assert a["setting"] == b["setting"]
+            assert a["nearest"]["path"] == b["nearest"]["path"]
+            assert (a["lambda"] is None) == (not b["knob"])
+            assert a["lambda"] is None or a["lambda"] == pytest.approx(b["knob"]["lambda"])
+    return sum(len(one["crossings"]) for one in found)
+
+
+def test_answers_are_those_of_frontier_ask(page: Any, invented: Json) -> None:
+    questions = [("delta_lm_loss", v) for v in (0.05, 0.2, 0.35, 0.47, 0.69, 2.0)] + [
+        ("l0", v) for v in (1, 5.5, 8.16, 20)
+    ]
+    questions += [("fvu", 0.25), ("fvu", 0.4), ("above_10pct", 0), ("above_10pct", 3.3), ("above_1pct", 77)]
+    crossings = [assert_agrees(page, invented, key, value) for key, value in questions]
+    assert max(crossings) == 4  # one curve meets a loss twice
+    assert min(crossings) == 0  # and some questions lie outside all
+
+
+def test_answers_agree_on_linear_scales_without_intervals_and_from_single_saes(visit: Any, make: Any) -> None:
+    """And a loss that is not above zero makes its axis linear."""
+    evaluations = [make.evaluation(0, l0, error=0.2) for l0 in (4.0, 8.0)]  # within 2 SE of zero: linear
+    evaluations += [make.evaluation(0, 16.0, delta_lm_loss=-0.01)]
+    evaluations += [make.evaluation(1, 8.0, fvu=None)] + [make.evaluation(2, l0) for l0 in (4.0, 32.0)]
+    for one in evaluations[-2:]:
+        one["bootstrap"] = {}
+    data = make.build(evaluations)
+    page = visit(data)
+    for key, value in [("delta_lm_loss", 0.3), ("delta_lm_loss", 0.517), ("l0", 10), ("above_10pct", 4), ("l0", 100)]:
+        assert_agrees(page, data, key, value)
+    assert axis_types(page, "loss") == ["log", "linear"]
+    assert axis_types(page, "above_10pct") == ["linear", "linear"]
+    assert traces(page, "loss")[0]["y"][-1] == -0.01
+    nothing_heard(page)
+    page.close()
+
+
+def test_answers_agree_where_settings_have_several_seeds(visit: Any, make: Any) -> None:
+    data = make.build([make.evaluation(s, l0, seed) for s in (0, 2) for l0 in (4.0, 8.0, 16.0) for seed in (0, 1, 2)])
+    points = data["panels"][0]["points"]
+    seeds = [(seed, seed) for seed in (0, 1, 2)]
+    weights = seed_weights(seeds, seeds, make.replicates)[1:]
+    for point in points:
+        point["seed_weights"] = weights[:, point["sae_seed"]].tolist()
+    page = visit(data)
+    for key, value in [("delta_lm_loss", 0.3), ("l0", 10), ("above_1pct", 40)]:
+        assert_agrees(page, data, key, value)
+    assert [one["mode"] for one in traces(page, "loss")] == ["lines", "markers"] * 2  # the curve is the mean of seeds
+    assert len(traces(page, "loss")[0]["x"]) == 3
+    assert "do not cover" not in page.locator(".answer").inner_text()
+    nothing_heard(page)
+    page.close()
+
+
+def test_the_ask_box_answers_in_words(page: Any) -> None:
+    text = ask(page, "delta_lm_loss", "0.3")
+    lines = page.locator(".answer tbody tr")
+    assert lines.count() == 3
+    assert lines.nth(0).locator("td").first.inner_text().strip() == "JumpReLU"
+    assert "l0 = 11.5" in lines.nth(0).inner_text()
+    assert "JumpReLU needs the fewest active features: 11.8 per token." in text
+    assert "below the measured range" in ask(page, "delta_lm_loss", "0.01")
+    assert "Gated is there 2 times" in ask(page, "delta_lm_loss", "0.47")
+    assert page.input_value("input[name=value]") == "0.47"
+    shapes = "document.querySelector('[data-plot=loss]').layout.shapes.map(s => [s.y0, s.y1])"
+    assert page.evaluate(shapes) == [[0.47, 0.47]]
+
+
+def test_a_number_of_features_may_be_a_share(page: Any) -> None:
+    count_text = ask(page, "above_10pct", "4.096")
+    assert ask(page, "above_10pct", "0.1%") == count_text
+    assert page.locator("input[name=value]").get_attribute("aria-invalid") == "false"
+    for wrong in ("", "many", "0x10", "1e", "--1", "Infinity"):
+        assert "Type a number" in ask(page, "above_10pct", wrong)
+        assert page.locator("input[name=value]").get_attribute("aria-invalid") == "true"
+    assert "Type a number" in ask(page, "l0", "5%")
+
+
+def test_numbers_in_the_browser_are_written_as_in_the_tables(page: Any) -> None:
+    values = [0, 0.21349, 16.049, 9.996, 999.4, 999.6, 8192, 0.000123, 0.0000421, -0.0105, 0.00061, 0.0996, 5.04, 129.4]
+    for name, function in {"short": short, "percent": percent, "count": count}.items():
+        shown = page.evaluate(f"values => values.map(jumpahead.{name})", values)
+        assert shown == [function(value) for value in values]
+
+
+# ---------------------------------------------------------------------------------------------- tables and the rest
+
+
+def test_tables_sort_by_any_column(page: Any, make: Any) -> None:
+    column = page.locator(".saes thead th", has_text="delta loss")
+    rows = page.locator(".saes tbody tr")
+    index = page.evaluate("th => th.cellIndex", column.element_handle())
+
+    def values() -> list[float]:
+        return [
+            float(rows.nth(i).locator("th, td").nth(index).get_attribute("data-value")) for i in range(rows.count())
+        ]
+
+    column.locator(".sort").click()
+    assert values() == sorted(values())
+    assert column.get_attribute("aria-sort") == "ascending"
+    column.locator(".sort").click()
+    assert values() == sorted(values(), reverse=True)
+    assert column.get_attribute("aria-sort") == "descending"
+    page.locator(".saes thead th .sort").first.click()
+    assert rows.first.inner_text().strip().startswith("JumpReLU, l0 = 4")
+
+
+def test_hostile_text_stays_text_in_the_browser(visit: Callable[..., Any], make: Any) -> None:
+    evaluations = make.sweep()
+    evaluations[0] |= {"path": HOSTILE, "notes": [HOSTILE]}
+    data = make.build(evaluations, name=HOSTILE, study_text=HOSTILE, manifest={HOSTILE: HOSTILE})
+    data["series"][0] |= {"title": HOSTILE, "symbol": HOSTILE}
+    page = visit(data)
+    shown = HOSTILE.replace("\u202e", "⟨U+202E⟩").replace("\u2028", "⟨U+2028⟩")
+    assert page.locator("h1").inner_text() == shown
+    assert shown in page.locator(".notes").inner_text()
+    assert shown in page.locator(".answer").inner_text()
+    point = page.locator("[data-plot=loss] .scatterlayer .point").first
+    point.scroll_into_view_if_needed()
+    box = point.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_selector("[data-plot=loss] .hoverlayer .hovertext")
+    assert shown in page.locator("[data-plot=loss] .hoverlayer").text_content()
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("main img, .findings b b, .notes b, .hoverlayer a").count() == 0
+    nothing_heard(page)
+    page.close()
+
+
+def test_without_javascript_the_tables_are_there(visit: Callable[..., Any], invented: Json) -> None:
+    page = visit(invented, java_script_enabled=False)
+    assert page.locator(".saes tbody tr").count() == 12
+    assert not page.locator(".ask").is_visible()
+    page.close()
+
+
+def test_a_phone_scrolls_tables_not_the_page(page: Any) -> None:
+    page.set_viewport_size({"width": 390, "height": 800})
+    until(page, "document.documentElement.scrollWidth === 390")
+    page.set_viewport_size({"width": 1200, "height": 900})
+
+
+def test_the_tool_takes_a_picture_of_a_figure(browser: Any, invented: Json, save: Any, tmp_path: Path) -> None:
+    tool, picture = Path(__file__).parents[2] / "tools" / "screenshot.py", tmp_path / "figures" / "five.png"
+    command = [sys.executable, str(tool), str(save(invented)), str(picture), "--figure", "figure-5", "--scale", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{picture}\n"), done.stderr
+    content = picture.read_bytes()
+    assert content.startswith(b"\x89PNG")
+    width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
+    assert 1000 < width < 1200
+    assert 350 < height < 700

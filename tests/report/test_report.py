@@ -1,0 +1,312 @@
+"""The page as a file: what its sentences and tables say, that it is one file, and that no run can break it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from jumpahead import report
+from jumpahead.errors import ArtefactError
+from jumpahead.metrics import METRICS
+from jumpahead.report import assets, page
+from jumpahead.report.findings import findings, typical
+from jumpahead.report.looks import PAPER, SCREEN, contrast, looks, visible
+from jumpahead.report.numbers import count, exact, harmless, interval, metric, percent, short
+
+HOSTILE = (
+    "</script><script>window.hacked=1</script><!--<img src=x onerror=window.hacked=1>\u202eevil\u2028\u0007'\"&amp;"
+)
+
+
+class Text(HTMLParser):
+    """The text of the body outside scripts, white space folded, and the attributes of all elements."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.parts: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.open = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self.open = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.open not in ("script", "style"):
+            self.parts.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.parts))
+
+
+def data_of(html: str) -> dict:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+# ---------------------------------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.21349, "0.213"), (16.049, "16.0"), (9.996, "10.0"), (0.09996, "0.100"), (999.4, "999"), (999.6, "1,000"),
+        (8192, "8,192"), (0.000123, "0.000123"), (0.0000421, "4.2e-5"), (0, "0"), (-0.0105, "−0.0105"),
+        (None, "–"), (float("nan"), "–"), (float("inf"), "–"),
+    ],
+)  # fmt: skip
+def test_short(value: float | None, text: str) -> None:
+    assert short(value) == text
+
+
+def test_formats_of_metrics() -> None:
+    assert metric("share_above_10pct", 0.00061) == percent(0.00061) == "0.061\u00a0%"
+    assert (percent(0.0996), percent(0.1234), percent(0)) == ("10.0\u00a0%", "12.3\u00a0%", "0\u00a0%")
+    assert (count(5.0), count(5.04), count(129.4), count(8192)) == ("5", "5.0", "129", "8,192")
+    assert metric("dead", 12.25) == "12.2"
+    assert (exact(16.0), exact(0.2), exact(0.00035), exact(2e-5), exact(4096)) == (
+        "16",
+        "0.2",
+        "0.00035",
+        "2e-5",
+        "4,096",
+    )
+    assert interval("l0", 4.0, 5.5) == "4.00 to 5.50"
+    assert interval("l0", None, 5.5) == ""
+
+
+def test_harmless_makes_misleading_characters_visible() -> None:
+    found = harmless({"a\u202eb": ["x\u2028y", "\ud800", "bell\u0007", "line\r\nnext\ttab", float("nan"), 1.5, True]})
+    assert found == {"a⟨U+202E⟩b": ["x⟨U+2028⟩y", "⟨U+D800⟩", "bell⟨U+0007⟩", "line\nnext\ttab", None, 1.5, True]}
+    json.dumps(found, allow_nan=False).encode()
+
+
+# ---------------------------------------------------------------------------------------------- looks
+
+
+def test_every_colour_stands_out_from_both_backgrounds() -> None:
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    for colour in ("#0072b2", "#000000", "#ffffff", "#f0e442", "#d55e00"):
+        assert contrast(visible(colour, PAPER), PAPER) >= 3
+        assert contrast(visible(colour, SCREEN), SCREEN) >= 3
+    assert visible("#0072b2", PAPER) == "#0072b2"  # what already stands out stays
+
+
+def test_looks_keep_the_order_and_take_no_unchecked_word() -> None:
+    series = [
+        {"name": "b", "title": "B", "order": 2, "colour": "#D55E00", "dash": "dot", "symbol": "square"},
+        {"name": "a", "order": 1, "colour": "red;} body{display:none", "dash": '"><b>', "symbol": HOSTILE},
+    ]
+    first, second = looks(series)
+    assert (first.name, first.title, second.name, second.paper, second.dash) == ("a", "a", "b", "#d55e00", "dot")
+    assert (first.paper, first.dash, first.symbol) == ("#0072b2", "solid", "circle")
+
+
+# ---------------------------------------------------------------------------------------------- findings
+
+
+def row(series: str, limit: str | None = None, **metrics: tuple[float, float, float]) -> dict:
+    kept = {key: dict(zip(("value", "low", "high"), value, strict=True)) for key, value in metrics.items()}
+    return {"series": series, "limit": limit, "metrics": kept}
+
+
+def panel(matched_l0: list, matched_loss: list) -> dict:
+    points = [
+        {"series": "j", "metrics": {"l0": 4.0, "delta_lm_loss": 0.9}},
+        {"series": "t", "metrics": {"l0": 64.0, "delta_lm_loss": 0.03}},
+    ]
+    return {
+        "width": 8192, "points": points, "ce_clean": 1.84, "ce_zero": 7.1,
+        "matched_l0": matched_l0, "matched_loss": matched_loss,
+    }  # fmt: skip
+
+
+TITLES = {"j": "JumpReLU", "t": "TopK", "g": "Gated"}
+
+
+def test_findings_say_which_series_is_lowest_and_which_intervals_overlap() -> None:
+    l0 = [{"l0": 16.0, "rows": [
+        row("t", delta_lm_loss=(0.23, 0.22, 0.24)),
+        row("j", delta_lm_loss=(0.21, 0.2, 0.22)),
+        row("g", delta_lm_loss=(0.3, 0.29, 0.31)),
+    ]}]  # fmt: skip
+    loss = [{"delta_lm_loss": 0.2, "rows": [
+        row("j", l0=(17.0, 16.5, 17.5), above_10pct=(5.2, 3.0, 7.0)),
+        row("t", l0=(19.0, 18.5, 19.5), above_10pct=(2.0, 1.0, 2.5)),
+        row("g", limit="below"),
+    ]}]  # fmt: skip
+    found = [f"{lead} {text}" for lead, text in findings(panel(l0, loss), TITLES)]
+    assert found == [
+        "2 SAEs (JumpReLU and TopK): L0 4.00 to 64.0 features per token, delta LM loss 0.0300 to 0.900 nats per token. "
+        "The LM itself loses 1.84 nats per token on this text, and 7.10 with this site set to zero.",
+        "At L0 = 16, delta LM loss is lowest for JumpReLU: 0.210 (0.200 to 0.220) nats per token, then TopK 0.230 "
+        "(0.220 to 0.240) and Gated 0.300 (0.290 to 0.310). The interval of JumpReLU overlaps with that of TopK.",
+        "At a delta LM loss of 0.2 nats per token, JumpReLU needs the fewest active features: 17.0 (16.5 to 17.5) per "
+        "token, then TopK 19.0 (18.5 to 19.5). The interval of JumpReLU overlaps with no other. Outside the measured "
+        "range of Gated.",
+        "Features that fire on more than 10 % of tokens, at that loss, of 8,192: TopK 2, 0.024\u00a0% (1 to 2.5); "
+        "JumpReLU 5.2, 0.063\u00a0% (3 to 7). The interval of TopK overlaps with no other.",
+    ]  # fmt: skip
+
+
+def test_findings_of_one_series_claim_nothing_about_others() -> None:
+    found = findings(panel([{"l0": 16.0, "rows": [row("j", delta_lm_loss=(0.21, 0.2, 0.22))]}], []), TITLES)
+    assert len(found) == 1
+    assert findings({"width": 8, "points": []}, TITLES)[0].text == "No SAE of this panel has been measured yet."
+
+
+def test_the_typical_entry_is_the_one_most_series_reach() -> None:
+    def entry(l0: float, *limits: str | None) -> dict:
+        return {"l0": l0, "rows": [{"limit": limit} for limit in limits]}
+
+    entries = [entry(4, None, "above"), entry(8, None, None), entry(16, None, None), entry(32, None, None)]
+    assert typical(entries) == entries[2]
+    assert typical([entry(4, None, "above")]) is None
+    assert typical([]) is None
+
+
+# ---------------------------------------------------------------------------------------------- the page
+
+
+def test_the_page_is_one_file_that_admits_nothing_from_outside(make) -> None:
+    html = page.html(make.build(make.sweep()))
+    tags = Text(html).tags
+    policy = next(a["content"] for t, a in tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    script_sources = policy.split("; ")[1]
+    assert not re.search(r"unsafe|\*|https?:|'self'", script_sources)
+    assert not [a for _, a in tags if any(key in a for key in ("src", "srcset", "onclick", "onload"))]
+    assert [a["href"] for _, a in tags if "href" in a] == []
+    assert not [t for t, _ in tags if t in ("link", "iframe", "object", "base", "img")]
+    assert len(html) < 3_000_000
+    assert re.findall(r"<script>(.*?)</script>", html, re.DOTALL) == [assets.script()]
+    assert assets.digest(assets.script()) in script_sources
+
+
+def test_the_tables_hold_every_metric_of_every_sae(make) -> None:
+    data = make.build(make.sweep())
+    text = Text(page.html(data)).text
+    for declared in METRICS.values():
+        assert declared.title in text
+        assert declared.formula in text
+    for point in data["panels"][0]["points"]:
+        assert point["path"] in text
+    tips = [attributes.get("title") or "" for _, attributes in Text(page.html(data)).tags]
+    assert any(tip.startswith("Delta LM loss [nats per token] = Σ") and tip.endswith("lower is better") for tip in tips)
+    assert "95\u00a0% interval: 0.6" in " ".join(tips)
+    assert "recovered" in text
+    assert "against zero ablation" in text  # two columns of one short name are told apart
+
+
+def test_matched_tables_say_where_a_series_was_not_measured(make) -> None:
+    evaluations = [one for one in make.sweep() if one["sae"]["series"] != "gated" or one["metrics"]["l0"] < 10]
+    text = Text(page.html(make.build(evaluations))).text
+    assert re.search(r"Gated above the measured range; nearest end: L0 8\.16, delta loss 0\.517", text)
+
+
+def test_notes_are_gathered_and_name_their_saes(make) -> None:
+    evaluations = make.sweep()
+    for one in evaluations:
+        one["notes"] = ["Repeated text."]
+    evaluations[0]["notes"].append("L0 missed by 12 %.")
+    text = Text(page.html(make.build(evaluations))).text
+    assert "Repeated text. (every SAE of this panel)" in text
+    assert "L0 missed by 12 %. (JumpReLU, l0 = 4)" in text
+
+
+def test_what_the_intervals_cover_is_said(make) -> None:
+    text = Text(page.html(make.build(make.sweep()))).text
+    assert "They cover the choice of held-out text only: each SAE was trained once" in text
+    seeds = [make.evaluation(0, l0, seed) for l0 in (4.0, 8.0) for seed in (0, 1)]
+    text = Text(page.html(make.build(seeds))).text
+    assert "and the SAEs’ seeds are drawn again" in text
+    assert "JumpReLU, l0 = 4, SAE seed 1, stream seed 1" in text
+    text = Text(page.html(make.build([*seeds, make.evaluation(0, 16.0)]))).text
+    assert "not every setting was trained with several seeds" in text
+
+
+def test_hostile_text_stays_text(make) -> None:
+    evaluations = make.sweep()
+    evaluations[0]["notes"] = [HOSTILE]
+    evaluations[0]["path"] = HOSTILE
+    data = make.build(evaluations, name=HOSTILE, study_text=HOSTILE, manifest={HOSTILE: HOSTILE}, lm={"name": HOSTILE})
+    data["series"][0] |= {"title": HOSTILE, "colour": HOSTILE, "dash": HOSTILE, "symbol": HOSTILE}
+    data["panels"][0]["site"] = HOSTILE
+    html = page.html(data)
+    assert html.count("</script>") == html.count("<script") == 3
+    assert "<img" not in html
+    assert "<!--" not in html
+    assert "\u202e" not in html
+    assert "\u2028" not in html
+    assert data_of(html)["series"][0]["title"].startswith("</script><script>window.hacked=1")
+    text = Text(html).text
+    assert text.count("onerror=window.hacked=1>⟨U+202E⟩evil⟨U+2028⟩⟨U+0007⟩'\"&amp;") >= 8
+
+
+def test_a_run_with_nothing_or_little_in_it_has_a_page(make) -> None:
+    assert "0 sparse autoencoders" in Text(page.html(make.build([]))).text
+    lonely = make.evaluation(0, 8.0, delta_lm_loss=None, above_10pct=None)
+    lonely |= {"bootstrap": {}, "standard_errors": {}, "histogram": {}, "training": {}, "knob": {}}
+    text = Text(page.html(make.build([lonely]))).text
+    assert "No SAE of this panel has been measured yet." in text
+    assert "There are no intervals" in text
+    data = make.build(make.sweep())
+    data["panels"][0]["points"][0]["metrics"]["kl"] = float("nan")
+    assert data_of(page.html(data))["panels"][0]["points"][0]["metrics"]["kl"] is None
+
+
+def test_several_panels_are_linked(make) -> None:
+    evaluations = make.sweep()
+    for one in make.sweep():
+        one["sae"]["site"] = "layers.2.mlp"
+        evaluations.append(one)
+    html = page.html(make.build(evaluations))
+    assert [a["href"] for t, a in Text(html).tags if t == "a"] == ["#panel-1", "#panel-2"]
+    assert "layers.2.mlp, 4,096 features" in html
+
+
+# ---------------------------------------------------------------------------------------------- write
+
+
+def test_write_makes_the_report_beside_the_frontier(make, save) -> None:
+    folder = save(make.build(make.sweep()))
+    assert report.write(folder) == folder / "report.html"
+    first = (folder / "report.html").read_bytes()
+    report.write(folder)
+    assert (folder / "report.html").read_bytes() == first  # a function of its input
+    assert sorted(path.name for path in folder.iterdir()) == ["frontier.json", "manifest.json", "report.html"]
+
+
+def test_what_is_no_run_or_no_frontier_is_named(make, save, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"is not a run \(it has no manifest.json\)"):
+        report.write(tmp_path)
+    folder = save(make.build([]))
+    (folder / "frontier.json").write_text('{"schema": "jumpahead.frontier/1", "na')
+    with pytest.raises(ArtefactError, match=r"frontier\.json is torn"):
+        report.write(folder)
+    (folder / "frontier.json").unlink()
+    with pytest.raises(ArtefactError, match=r"frontier\.json does not exist: `jumpahead run` makes it"):
+        report.write(folder)
+    assert not (folder / "report.html").exists()
+
+
+def test_the_report_needs_neither_torch_nor_study_nor_sae() -> None:
+    code = (
+        "import sys, jumpahead.report.page; "
+        "names = ('torch', 'plotly', 'pandas', 'jumpahead.sae', 'jumpahead.study', 'jumpahead.frontier'); "
+        "print([name for name in names if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
