@@ -196,24 +196,30 @@ class Live(Progress):
             get_renderable=lambda: self._render(phase), console=self.console, refresh_per_second=2, transient=True
         ):
             yield phase
+        if phase.rows:
+            self.console.print(self._table(phase))
         self.say(f"{title}  done: {phase.done - done:,.0f} {unit} in {duration(self.clock() - began)}")
 
-    @staticmethod
-    def _render(phase: Phase) -> Any:
+    @classmethod
+    def _render(cls, phase: Phase) -> Any:
         from rich.console import Group
         from rich.progress_bar import ProgressBar
+        from rich.text import Text
+
+        bar = ProgressBar(total=phase.total or 1, completed=phase.done)
+        return Group(Text(phase.headline), bar, *([cls._table(phase)] if phase.rows else []))
+
+    @staticmethod
+    def _table(phase: Phase) -> Any:
         from rich.table import Table
         from rich.text import Text
 
-        parts: list[Any] = [Text(phase.headline), ProgressBar(total=phase.total or 1, completed=phase.done)]
         rows = dict(phase.rows)  # the drawing thread must not see it grow
-        if rows:
-            keys = list(dict.fromkeys(key for values in rows.values() for key in values))
-            table = Table("SAE", *keys, box=None, pad_edge=False)
-            for label, values in rows.items():
-                table.add_row(Text(label), *(number(values[key]) if key in values else "" for key in keys))
-            parts.append(table)
-        return Group(*parts)
+        keys = list(dict.fromkeys(key for values in rows.values() for key in values))
+        table = Table("SAE", *keys, box=None, pad_edge=False)
+        for label, values in rows.items():
+            table.add_row(Text(label), *(number(values[key]) if key in values else "" for key in keys))
+        return table
 
 
 def progress(stream: IO[str] | None = None) -> Progress:

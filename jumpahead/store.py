@@ -174,17 +174,6 @@ def read_json(path: str | os.PathLike[str], schema: str | None = None, *, verb: 
 # ---------------------------------------------------------------------------------------------- JSON lines
 
 
-def append_lines(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> None:
-    """Appends records to a JSONL file: a kill loses none, a power cut the last few.
-
-    Whoever continues a file first cuts it back (`read_lines`, `rewrite_lines`), which also drops a torn last line.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write("".join(to_json(record) + "\n" for record in records))
-
-
 def read_lines(path: str | os.PathLike[str], *, verb: str = MAKE) -> list[dict[str, Any]]:
     """All whole records of a JSONL file; a torn last line is passed over, any other is an ArtefactError."""
     path = Path(path)
@@ -317,12 +306,6 @@ def digest_file(path: str | os.PathLike[str], *, verb: str = MAKE) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as exc:
         raise _missing(Path(path), verb) from exc
-
-
-def check_file(path: str | os.PathLike[str], sha256: str, *, verb: str = MAKE) -> None:
-    """ArtefactError unless the file's SHA-256 is `sha256`."""
-    if digest_file(path, verb=verb) != sha256:
-        raise ArtefactError(f"{path} is not the file that was recorded: remove it, and `{verb}` makes it again.")
 
 
 def has_inputs(path: str | os.PathLike[str], inputs: str) -> bool:

@@ -30,6 +30,7 @@ from jumpahead import sae, store
 from jumpahead.activations import ActivationsConfig
 from jumpahead.errors import ArtefactError, JumpaheadError, SiteError, StudyError, nearest
 from jumpahead.lm.config import LMConfig, TextConfig
+from jumpahead.lm.outline import outline
 from jumpahead.lm.sites import parse_site
 from jumpahead.sae.recipe import Setting, TrainConfig
 
@@ -473,6 +474,23 @@ def _check_files(study: Study, where: str) -> None:
         raise StudyError(
             f"{where}: 'lm.model' names {study.lm.model}, which does not exist (seen from the current folder)."
         )
+    if study.activations.origin != "synthetic":
+        _check_blocks(study, where)
+
+
+def _check_blocks(study: Study, where: str) -> None:
+    """SiteError for a block that the model lacks, where its config.json is here and says how many there are."""
+    try:
+        shape = outline(study.lm)
+    except StudyError:  # of a kind that only the model's own code understands: loading it will tell
+        shape = None
+    if shape is None:
+        return
+    for site in study.activations.sites:
+        try:
+            shape.width_at(parse_site(site))
+        except SiteError as exc:
+            raise SiteError(f"{where}: 'activations.sites': {exc}") from exc
 
 
 # ---------------------------------------------------------------------------------------------- writing

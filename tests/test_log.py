@@ -102,6 +102,7 @@ def test_the_live_table_shows_every_sae_and_hostile_labels_stay_text():
     with progress.phase("training", total=10, unit="tokens") as phase:
         phase.update(3, {"[red]x[/red]": {"L0": 15.8, "FVU": 0.2134}})
         progress.console.print(progress._render(phase))
+        assert "training   30 %" in stream.getvalue()
     text = stream.getvalue()
     assert "[red]x[/red]" in text
     assert "15.8" in text

@@ -152,12 +152,11 @@ def test_json_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None
 
 def test_lines_survive_a_torn_end_but_not_a_torn_middle(tmp_path: Path):
     path = tmp_path / "train.jsonl"
-    store.append_lines(path, [{"step": 10}, {"step": 20}])
+    store.rewrite_lines(path, [{"step": 10}, {"step": 20}])
     with open(path, "a") as file:
         file.write('{"step": 3')
     assert store.read_lines(path) == [{"step": 10}, {"step": 20}]
-    store.rewrite_lines(path, [r for r in store.read_lines(path) if r["step"] <= 10])
-    store.append_lines(path, [{"step": 20, "fvu": float("nan")}])
+    store.rewrite_lines(path, [store.read_lines(path)[0], {"step": 20, "fvu": float("nan")}])
     assert store.read_lines(path) == [{"step": 10}, {"step": 20, "fvu": None}]
     path.write_text('{"step": 10}\n{"st\n{"step": 30}\n')
     with pytest.raises(ArtefactError, match=r"line 2 of .*train\.jsonl is torn"):
@@ -239,10 +238,8 @@ def test_digests(tmp_path: Path):
     assert store.digest_bytes(b"abc") == known
     path = store.write_atomic(tmp_path / "a", "abc")
     assert store.digest_file(path) == known
-    store.check_file(path, known)
-    path.write_text("abd")
-    with pytest.raises(ArtefactError, match="is not the file that was recorded"):
-        store.check_file(path, known)
+    with pytest.raises(ArtefactError, match="does not exist"):
+        store.digest_file(tmp_path / "b")
     assert store.digest_json({"a": 1, "b": [2.5]}) == store.digest_json({"b": [2.5], "a": 1})
     assert store.digest_json({"a": 1}) != store.digest_json({"a": 2})
     with pytest.raises(ValueError, match="not JSON compliant"):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jumpahead import study as studies
-from jumpahead.errors import StudyError
+from jumpahead.errors import SiteError, StudyError
 from jumpahead.study import Study, load, parse, to_toml, units
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -280,6 +280,15 @@ def test_one_sentence_names_the_key_and_the_limit(tmp_path: Path, before: str, a
 def test_a_folder_that_is_no_model_is_named(tmp_path: Path):
     (tmp_path / "letters").mkdir()
     assert "a folder without a config.json: not a model" in error(tmp_path, SMALL, f"lm.model='{tmp_path / 'letters'}'")
+
+
+def test_a_block_that_the_model_lacks_is_named_before_any_work(tmp_path: Path):
+    path = written(tmp_path, SMALL)
+    with pytest.raises(
+        SiteError, match=r"'activations\.sites': the model has 4 blocks, so layers\.4\.mlp does not exist"
+    ):
+        load(path, ["activations.sites=layers.4.mlp"])
+    load(path, ["activations.sites=layers.4.mlp", "activations.origin=synthetic"])
 
 
 def test_a_study_made_in_python_is_checked_too():
