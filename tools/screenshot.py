@@ -16,6 +16,7 @@ from jumpahead import report
 from jumpahead.errors import JumpaheadError
 
 FIGURES = ("figure-2", "fvu", "figure-5", "frequencies")
+MARGIN = 16  # CSS pixels around a figure
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars")
 
 
@@ -44,9 +45,15 @@ def take(
             page.screenshot(path=picture, full_page=True)
         else:
             element = page.locator(f"#panel-{panel} [data-figure='{figure}']")
+            if element.count() == 0:
+                sys.exit(f"{page_file} has no {figure} in panel {panel}: see the panels in the page.")
             element.scroll_into_view_if_needed()
             element.locator(".main-svg").first.wait_for()
-            element.screenshot(path=picture)
+            box = element.bounding_box()
+            assert box is not None  # it is there and shown
+            x, y = box["x"] - MARGIN, box["y"] + page.evaluate("scrollY") - MARGIN
+            w, h = box["width"] + 2 * MARGIN, box["height"] + 2 * MARGIN
+            page.screenshot(path=picture, full_page=True, clip={"x": x, "y": y, "width": w, "height": h})
         browser.close()
 
 

@@ -54,14 +54,16 @@ class Panel:
 
     @cached_property
     def called(self) -> list[str]:
-        """`JumpReLU, l0 = 16`, with those seeds that differ within the panel."""
-        telling = [key for key in SEEDS if len({point.get(key) for point in self.points}) > 1]
+        """`JumpReLU, l0 = 16`, with the seeds that differ within the panel: one where both are always the same."""
+        words = {key: word for key, word in SEEDS.items() if len({point.get(key) for point in self.points}) > 1}
+        if all(point.get("sae_seed") == point.get("stream_seed") for point in self.points) and words:
+            words = {"sae_seed": "seed"}
         return [
             ", ".join(
                 [
                     self.names.titles[point["series"]],
                     setting_text(point["setting"]),
-                    *(f"{SEEDS[key]} {point.get(key)}" for key in telling),
+                    *(f"{word} {point.get(key)}" for key, word in words.items()),
                 ]
             )
             for point in self.points
