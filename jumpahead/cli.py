@@ -165,7 +165,8 @@ def run(
     print(f"run:    {target.folder}")
     if target.report.exists():
         print(f"report: {target.report}")
-    print(f"ask:    jumpahead ask {target.folder} --delta-loss 0.2")
+    if target.frontier.exists():
+        print(f"ask:    jumpahead ask {target.folder} --delta-loss 0.2")
 
 
 # ---------------------------------------------------------------------------------------------- verbs that take a run

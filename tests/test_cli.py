@@ -101,6 +101,7 @@ def test_run_makes_the_folder_and_says_where_things_are(study: Path, monkeypatch
         calls.append((study, run.folder, until))
         with pytest.raises(store.ArtefactError, match="is being written by process"), store.Run(run.folder).lock():
             pass
+        store.write_json(run.frontier, {})
         store.write_atomic(run.report, "<html>")
 
     monkeypatch.setattr(sweep, "run", pretend)
