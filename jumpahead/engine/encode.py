@@ -29,7 +29,9 @@ def encode(sae: SAE, x: Tensor, kernels: Kernels | None = None) -> Features:
     p, arch = sae.params, sae.arch
     v = arch.derive(p)
     selection = arch.selection(p, v, Knobs(), training=False)
-    support = (kernels or choose()).support(x, p["W_enc"], p["b_enc"], p["W_enc"].norm(dim=1), selection)
+    layer = kernels or choose()
+    centred = layer.centre(x, torch.zeros(sae.d, dtype=x.dtype))
+    support = layer.support(centred, p["W_enc"], p["b_enc"], p["W_enc"].norm(dim=1), selection)
     f = arch.values(Entries(support.pre, support.feature, support.part), p, v)[0]
     on = f > 0
     if bool(on.all()):

@@ -1,10 +1,10 @@
-"""Adam with β₁ = 0, exact when rows are touched only now and then (arXiv 1412.6980; β₁ = 0 is arXiv 2407.14435's choice).
+"""Adam with β₁ = 0, exact when rows are touched only now and then (arXiv 1412.6980; β₁ = 0: arXiv 2407.14435).
 
     v ← β₂·v + (1 − β₂)·g²          w ← w − lr·g / (√(v/(1 − β₂ᵗ)) + ε)
 
 With β₁ = 0 a zero gradient moves nothing and only decays v. So a row that was last touched at step s and is touched
-again at step t needs v ← β₂^(t−s)·v first, and nothing in between. Conditions: t is the global step; no weight decay; no
-averaging of weights; the support is the union over every term of the loss.
+again at step t needs v ← β₂^(t−s)·v first, and nothing in between. Conditions: t is the global step; no weight decay;
+no averaging of weights; the support is the union over every term of the loss.
 """
 
 from __future__ import annotations

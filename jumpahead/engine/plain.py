@@ -1,7 +1,7 @@
 """The kernels in plain torch: any device, any machine, no compiler. Also the second opinion of the compiled ones.
 
-B tokens · d dimensions · M features · |S| entries. The encoder product runs in chunks of features, so that no B×M tensor
-exists even here.
+B tokens · d dimensions · M features · |S| entries. The encoder product runs in chunks of features, so that no B×M
+tensor exists even here.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 
 from jumpahead.engine.lazy_adam import Adam, update_rows_, without_radial
-from jumpahead.engine.step import RowUpdate, State, Support
+from jumpahead.engine.step import Centred, Residual, RowUpdate, State, Support
 from jumpahead.sae.base import DEAD, MAIN, Above, Selection
 
 CHUNK = 2**22  # entries of one block of the encoder product
 GATHER = 2**22  # numbers of one block of gathered rows
 
 
-def slack(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
-    """How far a product in x's own precision can be from the exact π: at most row[i]·column[j].
+def slack(x: Tensor, norms: Tensor) -> Tensor:
+    """How far a product in x's own precision can be from the exact π: at most ‖x_i‖·slack_j. [M]
 
     A sum of d products in precision u is off by at most d·u·‖x‖·‖w‖ to first order, whatever the order of summation;
     1.05 covers higher orders and the norms' own rounding, + 4 the bias and the comparison.
     """
     d = x.shape[1]
     u = torch.finfo(x.dtype).eps / 2
-    return x.norm(dim=1), norms * (1.05 * (d + 4) * u)
+    return norms * (1.05 * (d + 4) * u)
 
 
 def bias_slack(b_enc: Tensor) -> Tensor:
@@ -75,11 +75,15 @@ class Plain:
 
     name = "plain torch"
 
-    def support(self, x: Tensor, w_enc: Tensor, b_enc: Tensor, norms: Tensor, selection: Selection) -> Support:
-        tokens, width = len(x), len(w_enc)
+    def centre(self, x: Tensor, bias: Tensor) -> Centred:
+        out = x - bias
+        return Centred(out, out.norm(dim=1))
+
+    def support(self, x: Centred, w_enc: Tensor, b_enc: Tensor, norms: Tensor, selection: Selection) -> Support:
+        tokens, width = len(x.x), len(w_enc)
         if isinstance(selection, Above):
             token, feature = self._above(x, w_enc, b_enc, norms, selection.lower)
-            pre = canonical(x, w_enc, b_enc, token, feature)
+            pre = canonical(x.x, w_enc, b_enc, token, feature)
             keep = pre > selection.lower[feature]
             return assemble(token[keep], feature[keep], pre[keep], None, tokens, width)
         token, feature, pre = self._largest(x, w_enc, b_enc, norms, selection.k)
@@ -89,9 +93,9 @@ class Plain:
         t2, j2, pre2 = self._largest(x, w_enc[dead], b_enc[dead], norms[dead], selection.k_dead)
         return union(token, feature, pre, t2, dead[j2], pre2, tokens, width)
 
-    def _above(self, x: Tensor, w_enc: Tensor, b_enc: Tensor, norms: Tensor, lower: Tensor) -> tuple[Tensor, Tensor]:
+    def _above(self, c: Centred, w_enc: Tensor, b_enc: Tensor, norms: Tensor, lower: Tensor) -> tuple[Tensor, Tensor]:
         """Candidates: every entry whose exact π can exceed lower."""
-        row, column = slack(x, norms)
+        x, row, column = c.x, c.norms, slack(c.x, norms)
         floor = lower - bias_slack(b_enc) - bias_slack(torch.nan_to_num(lower, neginf=0.0))
         found = []
         for chunk in chunks(len(w_enc), len(x)):
@@ -101,10 +105,10 @@ class Plain:
         return in_order(found)
 
     def _largest(
-        self, x: Tensor, w_enc: Tensor, b_enc: Tensor, norms: Tensor, k: int
+        self, c: Centred, w_enc: Tensor, b_enc: Tensor, norms: Tensor, k: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The k largest positive entries of each token, with their π."""
-        row, column = slack(x, norms)
+        x, row, column = c.x, c.norms, slack(c.x, norms)
         extra = bias_slack(b_enc)
         best = torch.full((len(x), k), -torch.inf, dtype=x.dtype)  # lower bounds of the k largest so far
         found = []
@@ -119,20 +123,24 @@ class Plain:
         keep = largest_of_each(token, feature, pre, k, len(x))
         return token[keep], feature[keep], pre[keep]
 
-    def decode(self, support: Support, values: Tensor, w_dec: Tensor) -> Tensor:
-        return torch.nn.functional.embedding_bag(
+    def decode(
+        self, support: Support, values: Tensor, w_dec: Tensor, bias: Tensor, target: Tensor, sign: float = 1.0
+    ) -> Residual:
+        x_hat = torch.nn.functional.embedding_bag(
             support.feature.long(), w_dec, support.indptr, mode="sum", per_sample_weights=values,
             include_last_offset=True,
         )  # fmt: skip
+        residual = x_hat + (bias - sign * target)
+        return Residual(residual, residual.double().square().sum().item())
 
-    def project(self, support: Support, residual: Tensor, w_dec: Tensor) -> Tensor:
+    def project(self, support: Support, residual: Tensor, scale: float, w_dec: Tensor) -> Tensor:
         out = torch.empty_like(support.pre)
         size = max(1, GATHER // residual.shape[1])
         for start in range(0, len(out), size):
             some = slice(start, start + size)
             rows = residual.index_select(0, support.token[some])
             out[some] = (rows * w_dec.index_select(0, support.feature[some])).sum(1)
-        return out
+        return out * scale
 
     def sums(self, support: Support, vector: Tensor) -> Tensor:
         width = len(support.colptr) - 1
@@ -150,9 +158,7 @@ class Plain:
             if len(rows):
                 self._chunk(rows, chunk, support, update, state, adam)
 
-    def _chunk(
-        self, rows: Tensor, chunk: slice, support: Support, update: RowUpdate, state: State, adam: Adam
-    ) -> None:
+    def _chunk(self, rows: Tensor, chunk: slice, support: Support, update: RowUpdate, state: State, adam: Adam) -> None:
         """Rows of one chunk of features; the only gradients that are ever materialised."""
         w_enc, w_dec = state.p["W_enc"], state.p["W_dec"]
         start, stop = int(support.colptr[chunk.start]), int(support.colptr[chunk.stop])
@@ -167,8 +173,8 @@ class Plain:
 
         d_enc = transposed_times(update.d_pre, update.x)
         d_dec = torch.zeros_like(d_enc)
-        for value, residual in zip(update.values, update.residuals, strict=True):
-            d_dec += transposed_times(value, residual)
+        for value, residual, scale in zip(update.values, update.residuals, update.scales, strict=True):
+            d_dec += transposed_times(value * scale, residual)
         if update.shrink is not None:
             old = w_dec[rows]
             d_dec += update.shrink[rows, None] * old / old.norm(dim=1, keepdim=True)

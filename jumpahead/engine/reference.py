@@ -1,7 +1,7 @@
 """The training step by dense autograd: the oracle of every kernel test. Slow, short, and not used in training.
 
-Takes the architecture's `loss`, differentiates it, removes the radial component of the decoder's gradient where rows are
-kept at norm one, applies dense Adam, renormalises.
+Takes the architecture's `loss`, differentiates it, removes the radial component of the decoder's gradient where rows
+are kept at norm one, applies dense Adam, renormalises.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ def gradients(state: State, x: Tensor, knobs: Knobs) -> tuple[Tensor, Params]:
     leaves = {name: state.p[name].detach().clone().requires_grad_() for name in names}
     loss = state.arch.loss(state.p | leaves, x, knobs)
     found = torch.autograd.grad(loss, [leaves[name] for name in names], allow_unused=True)
-    g = {
-        name: torch.zeros_like(state.p[name]) if one is None else one for name, one in zip(names, found, strict=True)
-    }
+    g = {name: torch.zeros_like(state.p[name]) if one is None else one for name, one in zip(names, found, strict=True)}
     if state.arch.decoder_norm == "unit":
         g["W_dec"] = without_radial(g["W_dec"], state.p["W_dec"])
     return loss.detach(), g

@@ -12,7 +12,8 @@ tests); x is in the unit E‖x‖² = 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from jumpahead.engine.lazy_adam import Adam, update_
 from jumpahead.errors import DivergedError
-from jumpahead.sae.base import Architecture, Entries, Knobs, Params, Selection
+from jumpahead.sae.base import Architecture, Entries, Knobs, Params, Reconstruction, Selection
 from jumpahead.sae.control import Control
 
 
@@ -43,6 +44,24 @@ class Support(NamedTuple):
     """[|S|] int64: entries sorted by feature, then by token."""
 
 
+class Centred(NamedTuple):
+    """What the encoder multiplies."""
+
+    x: Tensor
+    """[B, d] x − b_dec."""
+    norms: Tensor
+    """[B] ‖x − b_dec‖."""
+
+
+class Residual(NamedTuple):
+    """One reconstruction's error."""
+
+    error: Tensor
+    """[B, d] x̂ − target."""
+    square: float
+    """Σ ‖x̂ − target‖² over the batch, summed in float64."""
+
+
 class RowUpdate(NamedTuple):
     """What step 5 needs besides the support."""
 
@@ -53,7 +72,9 @@ class RowUpdate(NamedTuple):
     values: tuple[Tensor, ...]
     """[|S|] per live reconstruction."""
     residuals: tuple[Tensor, ...]
-    """[B, d] per live reconstruction: ∂L/∂x̂."""
+    """[B, d] per live reconstruction: x̂ − target."""
+    scales: tuple[float, ...]
+    """Per live reconstruction: ∂L/∂x̂ = scale·residual."""
     shrink: Tensor | None
     """[M] c: ∂L/∂d_j gets c·d_j/‖d_j‖."""
     unit: bool
@@ -65,16 +86,22 @@ class Kernels(Protocol):
 
     name: str
 
-    def support(self, x: Tensor, w_enc: Tensor, b_enc: Tensor, norms: Tensor, selection: Selection) -> Support:
-        """Step 1. x [B, d]; w_enc [M, d]; b_enc, norms = ‖rows of w_enc‖ [M]."""
+    def centre(self, x: Tensor, bias: Tensor) -> Centred:
+        """x − bias and the norms of its rows. x [B, d]; bias [d]."""
         ...
 
-    def decode(self, support: Support, values: Tensor, w_dec: Tensor) -> Tensor:
-        """Step 2: Σ_j value·d_j, [B, d], without b_dec."""
+    def support(self, x: Centred, w_enc: Tensor, b_enc: Tensor, norms: Tensor, selection: Selection) -> Support:
+        """Step 1. w_enc [M, d]; b_enc, norms = ‖rows of w_enc‖ [M]."""
         ...
 
-    def project(self, support: Support, residual: Tensor, w_dec: Tensor) -> Tensor:
-        """Step 3: residual_i·d_j at each entry, [|S|]."""
+    def decode(
+        self, support: Support, values: Tensor, w_dec: Tensor, bias: Tensor, target: Tensor, sign: float = 1.0
+    ) -> Residual:
+        """Step 2: Σ_j value·d_j + bias − sign·target. values [|S|]; bias [d]; target [B, d]."""
+        ...
+
+    def project(self, support: Support, residual: Tensor, scale: float, w_dec: Tensor) -> Tensor:
+        """Step 3: scale·residual_i·d_j at each entry, [|S|]."""
         ...
 
     def sums(self, support: Support, vector: Tensor) -> Tensor:
@@ -104,7 +131,6 @@ class State:
     """Steps done."""
     control: Control | None = None
     """The controller of λ, where an L0 was requested of an architecture that has λ."""
-    extra: dict[str, float] = field(default_factory=dict)
 
 
 class StepResult(NamedTuple):
@@ -112,8 +138,6 @@ class StepResult(NamedTuple):
 
     error: float
     """‖x − x̂‖²."""
-    variance: float
-    """‖x − x̄‖²; error/variance is the batch's FVU."""
     penalty: float
     """The sparsity term."""
     l0: float
@@ -148,43 +172,44 @@ def step(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels) ->
     """
     arch, p, tokens = state.arch, state.p, len(x)
     v, knobs = arch.derive(p), knobs_of(state, warmup)
-    xc = x - p["b_dec"]
-    support = kernels.support(xc, p["W_enc"], p["b_enc"], state.norms, arch.selection(p, v, knobs, training=True))
+    centred = kernels.centre(x, p["b_dec"])
+    selection = arch.selection(p, v, knobs, training=True)
+    support = kernels.support(centred, p["W_enc"], p["b_enc"], state.norms, selection)
     entries = Entries(support.pre, support.feature, support.part)
     values = arch.values(entries, p, v)
 
-    errors, residuals = [], []
-    weights: tuple[float | Tensor, ...] = ()
-    for reconstruction, value in zip(arch.reconstructions, values, strict=False):
-        target = x if reconstruction.target == "input" else -errors[0]
-        x_hat = kernels.decode(support, value, p["W_dec"])
-        errors.append((x_hat + p["b_dec"] if reconstruction.bias else x_hat) - target)
-        weights = weights or arch.weights(x, errors[0])
-        residuals.append(errors[-1] * (2 * weights[len(residuals)] / tokens))
-    projections = tuple(kernels.project(support, r, p["W_dec"]) for r in residuals)
+    parts = arch.reconstructions[: len(values)]
+    residuals = reconstruct(parts, values, support, x, p, kernels)
+    weights = arch.weights(x, residuals[0].error) if len(parts) > 1 else (1.0,)
+    scales = tuple(float(2 * weight / tokens) for weight in weights)
+    projections = tuple(
+        kernels.project(support, r.error, scale, p["W_dec"]) for r, scale in zip(residuals, scales, strict=True)
+    )
     gradients = arch.rule(entries, values, projections, p, v, knobs, tokens)
 
     fired = values[0] > 0
     result = StepResult(
-        error=errors[0].square().sum().item() / tokens,
-        variance=(x - x.mean(0)).square().sum().item() / tokens,
+        error=residuals[0].square / tokens,
         penalty=gradients.penalty.item(),
         l0=fired.sum().item() / tokens,
         entries=len(support.pre) / tokens,
     )
-    if not torch.isfinite(gradients.pre.sum() + residuals[0].sum()):
+    if not math.isfinite(result.error + result.penalty + gradients.pre.sum().item()):
         raise DivergedError(f"the loss is {result.error + result.penalty}")
 
     state.t += 1
     adam = Adam(lr, arch.recipe.beta2, arch.recipe.adam_epsilon, state.t)
-    pairs = list(zip(arch.reconstructions, values, residuals, strict=False))
-    d_bias = sum((r.sum(0) for one, _, r in pairs if one.live and one.bias), torch.zeros_like(p["b_dec"]))
-    d_bias = d_bias - kernels.sums(support, gradients.pre) @ p["W_enc"]  # through x − b_dec, before W_enc moves
+    live = [i for i, part in enumerate(parts) if part.live]
+    d_bias = -(kernels.sums(support, gradients.pre) @ p["W_enc"])  # through x − b_dec, before W_enc moves
+    for i in live:
+        if parts[i].bias:
+            d_bias += scales[i] * residuals[i].error.sum(0)
     update = RowUpdate(
-        x=xc,
+        x=centred.x,
         d_pre=gradients.pre,
-        values=tuple(value for one, value, _ in pairs if one.live),
-        residuals=tuple(r for one, _, r in pairs if one.live),
+        values=tuple(values[i] for i in live),
+        residuals=tuple(residuals[i].error for i in live),
+        scales=tuple(scales[i] for i in live),
         shrink=None if gradients.shrink is None else kernels.sums(support, gradients.shrink),
         unit=arch.decoder_norm == "unit",
     )
@@ -195,6 +220,19 @@ def step(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels) ->
     arch.constrain(p)
     remember(state, kernels.sums(support, fired.to(x.dtype)), tokens, result.l0)
     return result
+
+
+def reconstruct(
+    parts: tuple[Reconstruction, ...], values: tuple[Tensor, ...], support: Support, x: Tensor, p: Params,
+    kernels: Kernels,
+) -> list[Residual]:  # fmt: skip
+    """The residual of every reconstruction; those of the residual have −(x̂ − x) of the first as their target."""
+    residuals: list[Residual] = []
+    for part, value in zip(parts, values, strict=True):
+        target, sign = (x, 1.0) if part.target == "input" else (residuals[0].error, -1.0)
+        bias = p["b_dec"] if part.bias else torch.zeros_like(p["b_dec"])
+        residuals.append(kernels.decode(support, value, p["W_dec"], bias, target, sign))
+    return residuals
 
 
 def knobs_of(state: State, warmup: float) -> Knobs:

@@ -49,17 +49,27 @@ def is_held_out(identity: str, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
+def stdlib_root() -> Path:
+    """Where the running Python's own library lies."""
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def stdlib_sources(root: Path) -> list[Path]:
+    """Its `.py` files, in the order of relative paths, without the test suite and the like."""
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name not in STDLIB_WITHOUT]
+        found += [Path(folder, name) for name in files if name.endswith(".py")]
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
 def stdlib_documents(root: Path | None = None) -> Iterator[Document]:
     """The running Python's own library: one document per `.py` file, in the order of relative paths.
 
     Without the test suite, `encodings`, `lib2to3` and `site-packages`. Files that are not UTF-8 are passed over.
     """
-    root = root or Path(sysconfig.get_paths()["stdlib"])
-    found = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if name not in STDLIB_WITHOUT]
-        found += [Path(folder, name) for name in files if name.endswith(".py")]
-    for path in sorted(found, key=lambda p: p.relative_to(root).as_posix()):
+    root = root or stdlib_root()
+    for path in stdlib_sources(root):
         try:
             text = path.read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError):
@@ -73,7 +83,7 @@ def documents(config: TextConfig) -> Iterator[Document]:
 
     Raises DataError where the source is missing, not UTF-8 text, or empty; it names the file.
     """
-    found = _stdlib(config.separator) if config.source == "stdlib" else _from_path(Path(config.source), config)
+    found = _stdlib(config.separator) if config.source == "stdlib" else _from_files(config)
     seen: set[bytes] = set()
     for document in found:
         content = hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).digest()
@@ -89,12 +99,18 @@ def _stdlib(separator: str | None) -> Iterator[Document]:
         yield from _parts(document, separator)
 
 
-def _from_path(source: Path, config: TextConfig) -> Iterator[Document]:
+def _from_files(config: TextConfig) -> Iterator[Document]:
     """The documents of a file, or of all files of a folder whose names match."""
-    source = source.expanduser()
+    files = text_files(config)
+    for identity in sorted(files, key=_rank):
+        yield from _parts(Document(identity, _read(files[identity])), config.separator)
+
+
+def text_files(config: TextConfig) -> dict[str, Path]:
+    """The files of `text.source` by identity: the file itself, or every file of the folder whose name matches."""
+    source = Path(config.source).expanduser()
     if source.is_file():
-        yield from _parts(Document(source.name, _read(source)), config.separator)
-        return
+        return {source.name: source}
     if not source.is_dir():
         raise DataError(f"text.source = '{config.source}' does not exist: give a text file, a folder, or 'stdlib'.")
     files: dict[str, Path] = {}
@@ -106,8 +122,7 @@ def _from_path(source: Path, config: TextConfig) -> Iterator[Document]:
                 files[path.relative_to(source).as_posix()] = path
     if not files:
         raise DataError(f"text.source = '{config.source}' is a folder without files named {config.pattern}.")
-    for identity in sorted(files, key=_rank):
-        yield from _parts(Document(identity, _read(files[identity])), config.separator)
+    return files
 
 
 def _parts(document: Document, separator: str | None) -> Iterator[Document]:

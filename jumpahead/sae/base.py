@@ -186,8 +186,8 @@ class Architecture(ABC):
         """Gradients at each entry. projections: ∂(that squared error)/∂value, one vector per reconstruction."""
 
     def weights(self, x: Tensor, errors: Tensor) -> tuple[float | Tensor, ...]:
-        """The weight of each squared error, given x and x − x̂ of the first reconstruction, both [B, d]."""
-        return (1.0,)
+        """The weight of each squared error where there are several, given x and x̂ − x of the first, both [B, d]."""
+        return (1.0,) * len(self.reconstructions)
 
     @abstractmethod
     def loss(self, p: Params, x: Tensor, knobs: Knobs) -> Tensor:
@@ -197,7 +197,7 @@ class Architecture(ABC):
     def activate(self, p: Params, pre: Tensor) -> Tensor:
         """Features f [..., M] from pre-activations π [..., M]: the dense forward pass of a saved SAE."""
 
-    def constrain(self, p: Params) -> None:
+    def constrain(self, p: Params) -> None:  # noqa: B027 — most have nothing to constrain
         """Bring parameters back into their domain after a step, in place."""
 
     def started_l0(self, width: int, d: int) -> float:
@@ -310,9 +310,7 @@ class SAE:
         config = store.read_json(files.config, schema="jumpahead.sae/1")
         try:
             kind = architecture(config["architecture"])
-            arch = kind(
-                kind.Options(**config["options"]), Setting(**config["setting"]), Recipe(**config["recipe"])
-            )
+            arch = kind(kind.Options(**config["options"]), Setting(**config["setting"]), Recipe(**config["recipe"]))
             shape = (config["width"], config["d"])
         except (KeyError, TypeError, ValidationError) as error:
             raise ArtefactError(f"{files.config} is not the configuration of an SAE: {error}.") from error

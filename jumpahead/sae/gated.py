@@ -15,8 +15,8 @@ The support is π_gate > 0. One encoder product serves both paths; both reconstr
 
 Departures from the paper: no resampling of dead features, no division of the squared error by d; the b_dec inside the
 encoder stays live in the auxiliary path, only the decoder's copies are frozen. The preset `short` starts b_gate
-where L0 starts at the requested one (instead of at M/2) with b_mag = b_gate, starts b_dec at the mean activation, and can
-steer λ towards a requested L0 (control.py).
+where L0 starts at the requested one (instead of at M/2) with b_mag = b_gate, starts b_dec at the mean activation, and
+can steer λ towards a requested L0 (control.py).
 """
 
 from __future__ import annotations
@@ -96,9 +96,6 @@ class Gated(Architecture):
         shrink = price * values[1] if "norm" in v else None
         penalty = price * (values[1] * norm).sum()
         return Gradients(d_gate + scale * d_mag, {"b_enc": d_gate, "b_mag": d_mag, "r_mag": d_r}, shrink, penalty)
-
-    def weights(self, x: Tensor, errors: Tensor) -> tuple[float | Tensor, ...]:
-        return 1.0, 1.0
 
     def loss(self, p: Params, x: Tensor, knobs: Knobs) -> Tensor:
         h = (x - p["b_dec"]) @ p["W_enc"].T

@@ -22,7 +22,9 @@ class TrainConfig(BaseModel):
 
     tokens: int = Field(1_000_000, gt=0, description="activations each SAE is trained on (rows, not distinct tokens)")
     batch: int = Field(2048, gt=0, description="activations in one step")
-    recipe: Literal["short", "paper"] = Field("short", description="the hyper-parameters: for short runs, or as published")
+    recipe: Literal["short", "paper"] = Field(
+        "short", description="the hyper-parameters: for short runs, or as published"
+    )
     lr: float | None = Field(None, gt=0, description="peak learning rate; the recipe's own when left out")
     checkpoint_minutes: float = Field(2.0, gt=0, description="minutes between two checkpoints")
     threads: int | None = Field(None, gt=0, description="CPU threads; all cores when left out")

@@ -5,7 +5,7 @@
     x̂    = W_decᵀ f + b_dec                         rows of W_dec have norm one
     e    = x − x̂, as a constant
     ê    = W_decᵀ ReLU(TopK_kaux(π among dead features))
-    L    = ‖x − x̂‖² + α·(Var x/Var e)·‖e − ê‖²      means over tokens; Var x = mean ‖x − x̄‖² over the batch, as constants
+    L    = ‖x − x̂‖² + α·(Var x/Var e)·‖e − ê‖²      means over tokens; Var x = mean ‖x − x̄‖² of the batch, a constant
 
 A feature is dead when it has not fired for `dead_after` tokens. The support is the kept entries with π > 0: the k of x̂
 and the kaux of ê; an entry can belong to both.

@@ -1,0 +1,324 @@
+"""A study, end to end: tokens → activations → SAEs on one stream → evaluation → frontier → report.
+
+What is done is kept: every SAE is keyed by its own inputs, so adding a sparsity or a seed to a finished study trains
+that one alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from jumpahead import log, store
+from jumpahead.errors import DataError
+from jumpahead.lm import fingerprint
+from jumpahead.sae import architecture
+from jumpahead.sae.recipe import recipe
+from jumpahead.study import Study, Unit, to_toml, units
+
+if TYPE_CHECKING:
+    from jumpahead.activations.base import Activations, Scale
+    from jumpahead.evaluate import HeldOut
+    from jumpahead.lm.contexts import Contexts
+    from jumpahead.lm.model import LM
+    from jumpahead.train import Job
+
+VERSION = 1
+"""Of what training computes: raised when the same study would give other SAEs."""
+SAMPLE = 8192
+"""Activations that initialisation looks at."""
+
+
+def run(study: Study, target: store.Run, until: str | None = None, progress: log.Progress | None = None) -> None:
+    """Do whatever of the study is not done in the run `target`; stop after the stage `until`."""
+    progress = progress or log.progress()
+    work = Work(study, target, progress)
+    stages: dict[str, Callable[[], None]] = {
+        "tokens": work.tokenize, "activations": work.harvest, "train": work.train, "evaluate": work.evaluate,
+    }  # fmt: skip
+    for name, stage in stages.items():
+        stage()
+        if name == until:
+            return
+    work.report()
+
+
+class Work:
+    """One study in one run's folder. The LM, the text and the activations are loaded when first needed."""
+
+    def __init__(self, study: Study, target: store.Run, progress: log.Progress):
+        self.study, self.target, self.progress = study, target, progress
+        self.units = units(study)
+
+    # ------------------------------------------------------------------------------------------ what SAEs depend on
+
+    @cached_property
+    def lm(self) -> LM:
+        import torch
+
+        from jumpahead.lm.model import LM
+
+        if self.study.train.threads:
+            torch.set_num_threads(self.study.train.threads)
+        return LM.load(self.study.lm)
+
+    @cached_property
+    def source(self) -> str:
+        """Digest of the LM and the text, known without loading either."""
+        lm, text = self.study.lm, self.study.text
+        known = [fingerprint.of_model(lm), lm.model_dump(), fingerprint.of_text(text), text.model_dump()]
+        return store.digest_json(known)
+
+    def inputs(self, unit: Unit) -> str:
+        """Digest of everything the trained SAE depends on."""
+        study = self.study
+        activations = study.activations.model_dump(exclude={"sites", "origin"})
+        origin = study.activations.origin if study.activations.origin == "synthetic" else "lm"
+        kind = architecture(unit.series.architecture)
+        return store.digest_json({
+            "version": VERSION, "source": self.source, "activations": activations, "origin": origin,
+            "site": unit.site, "width": unit.width, "architecture": unit.series.architecture,
+            "options": kind.Options(**unit.series.options).model_dump(), "setting": unit.setting,
+            "seeds": [unit.sae_seed, unit.stream_seed],
+            "train": study.train.model_dump(exclude={"checkpoint_minutes", "threads"}),
+        })  # fmt: skip
+
+    def evaluation_inputs(self, unit: Unit) -> str:
+        """Digest of everything its evaluation depends on."""
+        return store.digest_json([VERSION, self.inputs(unit), self.study.evaluate.model_dump()])
+
+    # ------------------------------------------------------------------------------------------ stages
+
+    @property
+    def needs_lm(self) -> bool:
+        return self.study.activations.origin != "synthetic"
+
+    def tokenize(self) -> None:
+        """Tokens of both splits on disk."""
+        if self.needs_lm and not all(self._tokens_done(split) for split in ("train", "held_out")):
+            for split in ("train", "held_out"):
+                contexts = self._tokenized(split)
+                self.progress.say(
+                    f"{split.replace('_', '-')} text: {len(contexts.identities):,} documents, "
+                    f"{contexts.rows:,} tokens to {'train on' if split == 'train' else 'measure on'}"
+                )
+
+    def _tokens_done(self, split: str) -> bool:
+        return store.has_inputs(self.target.tokens / split / "source.json", self.source)
+
+    def _tokenized(self, split: Any) -> Contexts:
+        from jumpahead.lm.contexts import Contexts, tokenize
+        from jumpahead.lm.text import documents
+
+        folder = self.target.tokens / split
+        if self._tokens_done(split):
+            return Contexts.load(folder)
+        text = self.study.text
+        store.remove(folder / "source.json")
+        contexts = tokenize(documents(text), self.lm, split=split, held_out=text.held_out, max_tokens=text.max_tokens)
+        contexts.save(folder)
+        store.write_json(folder / "source.json", {"inputs": self.source})
+        return contexts
+
+    @cached_property
+    def contexts(self) -> Contexts:
+        return self._tokenized("train")
+
+    @cached_property
+    def activations(self) -> Activations:
+        from jumpahead.activations import origin
+
+        kind = origin(self.study.activations.origin)
+        lm, contexts = (self.lm, self.contexts) if kind.needs_lm else (None, None)
+        return kind.open(self.study.activations, lm=lm, contexts=contexts, folder=self.target.activations)
+
+    @cached_property
+    def scales(self) -> dict[str, Scale]:
+        from jumpahead.activations.base import scale
+
+        return scale(self.activations, self.study.activations.scale_rows)
+
+    def pending(self) -> list[Unit]:
+        """Units that are not trained."""
+        return [unit for unit in self.units if not self.target.at(unit.key).is_done(self.inputs(unit))]
+
+    def harvest(self) -> None:
+        """Activations on disk, where the study keeps them there."""
+        if self.study.activations.origin == "shards" and self.pending():
+            _ = self.activations
+
+    def train(self) -> None:
+        """Train what is not trained, all on one stream per stream.seed."""
+        pending = self.pending()
+        if len(pending) < len(self.units):
+            self.progress.say(f"{len(self.units) - len(pending)} of {len(self.units)} SAEs are trained already.")
+        streams: dict[int, list[Unit]] = defaultdict(list)
+        for unit in pending:
+            streams[unit.stream_seed].append(unit)
+        for seed, members in streams.items():
+            self._train_on(seed, members)
+
+    def _train_on(self, seed: int, members: list[Unit]) -> None:
+        from jumpahead.activations.blocks import Stream
+        from jumpahead.engine import kernels
+        from jumpahead.train import train
+
+        config = self.study.train
+        stream = Stream(self.activations, config.batch, seed=seed)
+        self._say_plan(members)
+        layer = kernels()
+        self.progress.say(f"kernels: {layer.name}")
+        jobs = [self._job(unit) for unit in members]
+        train(jobs, stream, config, layer, self.progress)
+        distinct = stream.distinct_rows(config.steps)
+        for job, unit in zip(jobs, members, strict=True):
+            tokens = config.steps * config.batch
+            training = {"tokens": tokens, "distinct_tokens": distinct, "epochs": tokens / self.activations.total}
+            job.finished({"site": unit.site, "series": unit.series.name, "sae_seed": unit.sae_seed,
+                          "stream_seed": unit.stream_seed, "training": training,
+                          "mean": self.scales[unit.site].mean.tolist()})  # fmt: skip
+
+    def _say_plan(self, members: list[Unit]) -> None:
+        config, total = self.study.train, self.activations.total
+        if config.steps == 0:
+            raise DataError(f"train.tokens = {config.tokens} is less than one batch of {config.batch}.")
+        epochs = config.steps * config.batch / total
+        self.progress.say(
+            f"training {len(members)} SAEs on {config.steps * config.batch:,} activations each "
+            f"({config.steps:,} steps of {config.batch:,}; {total:,} distinct, {epochs:.2g} epochs)"
+        )
+        if epochs > 1:
+            self.progress.say(f"The text is repeated: {epochs:.1f} epochs. More text would be better.")
+
+    def _job(self, unit: Unit) -> Job:
+        import torch
+
+        from jumpahead.engine import fresh_state
+        from jumpahead.train import Job
+
+        kind = architecture(unit.series.architecture)
+        arch = kind(kind.Options(**unit.series.options), unit.setting, recipe(self.study.train))
+        scale = self.scales[unit.site].C
+        state = fresh_state(
+            arch, self.activations.widths[unit.site], unit.width, unit.sae_seed, self.sample[unit.site] / scale
+        )
+        job = Job(unit.label, unit.site, scale, state, self.target.at(unit.key), self.inputs(unit))
+        job.resume()
+        assert torch.is_tensor(job.state.p["W_enc"])
+        return job
+
+    @cached_property
+    def sample(self) -> dict[str, Any]:
+        """float32 [SAMPLE, d] of every site, from the first groups, in the LM's unit."""
+        import torch
+
+        parts, count = defaultdict(list), 0
+        for group, rows in enumerate(self.activations.rows_per_group):
+            for site, x in self.activations.rows(group).items():
+                parts[site].append(x.float())
+            count += int(rows)
+            if count >= SAMPLE:
+                break
+        return {site: torch.cat(rows)[:SAMPLE] for site, rows in parts.items()}
+
+    def evaluate(self) -> None:
+        """Measure what is not measured, site by site, all SAEs of a site together."""
+        if not self.needs_lm:
+            return
+        waiting: dict[str, list[Unit]] = defaultdict(list)
+        for unit in self.units:
+            if not self.target.at(unit.key).is_evaluated(self.evaluation_inputs(unit)):
+                waiting[unit.site].append(unit)
+        for site, members in waiting.items():
+            self._evaluate_at(site, members)
+
+    @cached_property
+    def held_out(self) -> HeldOut:
+        from jumpahead.evaluate import HeldOut
+
+        return HeldOut.of(self._tokenized("held_out"), self.study.evaluate.tokens)
+
+    def _evaluate_at(self, site: str, members: list[Unit]) -> None:
+        import torch
+
+        from jumpahead import metrics
+        from jumpahead.evaluate import document_evaluation, evaluate
+        from jumpahead.sae.base import SAE
+
+        saes = {unit.key: SAE.load(self.target.at(unit.key).path) for unit in members}
+        mean = torch.tensor(next(iter(saes.values())).about["mean"])
+        measured = evaluate(saes, self.lm, self.held_out, site, mean, self.progress)
+        weights = metrics.replicate_weights(self.held_out.clusters, self.study.evaluate.replicates)
+        for unit in members:
+            sae = saes[unit.key]
+            found = document_evaluation(measured[unit.key], self.held_out, weights, self._notes(unit, sae))
+            store.write_json(
+                self.target.at(unit.key).evaluation,
+                {"inputs": self.evaluation_inputs(unit), "sae": describe(unit, sae), **found,
+                 "training": {**sae.about["training"], "steps": sae.about["steps"], "seconds": sae.about["seconds"]},
+                 "knob": sae.about["knob"]},
+            )  # fmt: skip
+
+    def _notes(self, unit: Unit, sae: SAE) -> list[str]:
+        """Sentences about the training that a reader of the point should know."""
+        notes = []
+        lines = store.read_lines(self.target.at(unit.key).log)
+        reached = [line["l0"] for line in lines[-max(1, len(lines) // 20) :]]
+        asked = unit.setting.value if unit.setting.kind == "l0" else None
+        if asked and reached and abs(sum(reached) / len(reached) / asked - 1) > 0.1:
+            notes.append(
+                f"L0 = {asked:g} was asked for and {sum(reached) / len(reached):.3g} reached on the training text: "
+                "raise train.tokens."
+            )
+        if sae.about["training"]["epochs"] > 1:
+            notes.append(f"Trained on repeated text: {sae.about['training']['epochs']:.1f} epochs.")
+        return notes
+
+    # ------------------------------------------------------------------------------------------ the product
+
+    def report(self) -> None:
+        """frontier.json and report.html, from the evaluations."""
+        from jumpahead import frontier, report
+
+        evaluations = []
+        for unit in self.units:
+            path = self.target.at(unit.key).evaluation
+            if path.exists():
+                evaluations.append({**store.read_json(path), "path": unit.key})
+        if not evaluations:
+            self.progress.say("There is no LM in this study, so there is no frontier: the SAEs are trained and saved.")
+            return
+        inputs = store.digest_json([VERSION, [one["inputs"] for one in evaluations], to_toml(self.study)])
+        if store.has_inputs(self.target.frontier, inputs) and self.target.report.exists():
+            self.progress.say("Nothing to do: every SAE is trained, evaluated and on the page.")
+            return
+        text = {"source": self.study.text.source, "train_tokens": self.contexts.rows,
+                "held_out_tokens": self.held_out.tokens}  # fmt: skip
+        built = frontier.build(
+            evaluations, name=self.study.name, study_text=to_toml(self.study), manifest=self.target.read_manifest(),
+            series=[legend(unit) for unit in {unit.series.name: unit for unit in self.units}.values()],
+            lm={"name": self.study.lm.model}, text=text,
+        )  # fmt: skip
+        store.write_json(self.target.frontier, {**built, "inputs": inputs}, indent=None)
+        report.write(self.target.folder)
+
+
+def describe(unit: Unit, sae: Any) -> dict[str, Any]:
+    """Which SAE an evaluation is of."""
+    return {
+        "site": unit.site, "width": unit.width, "d": sae.d, "series": unit.series.name,
+        "architecture": unit.series.architecture, "setting": unit.setting._asdict(),
+        "sae_seed": unit.sae_seed, "stream_seed": unit.stream_seed,
+    }  # fmt: skip
+
+
+def legend(unit: Unit) -> dict[str, Any]:
+    """How a series is drawn."""
+    kind = architecture(unit.series.architecture)
+    name = unit.series.name
+    return {
+        "name": name, "title": kind.title if name == kind.name else name, "architecture": kind.name,
+        "order": kind.order, "colour": kind.colour, "dash": kind.dash, "symbol": kind.symbol,
+    }  # fmt: skip

@@ -1,0 +1,198 @@
+"""Training many SAEs on one stream of activations.
+
+Every SAE sees every batch. Batch i is a function of the study alone, an SAE's state after it is a function of its own
+inputs and of batches 0 … i; so an SAE that joins late, or continues from a checkpoint, ends with the bytes it would
+have had anyway. x is divided by the site's scale C first: training happens in the unit E‖x‖² = 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from jumpahead import log, store
+from jumpahead.engine import Kernels, State, StepResult, step
+from jumpahead.errors import ArtefactError, DivergedError
+from jumpahead.sae.base import SAE
+from jumpahead.sae.control import Control
+from jumpahead.sae.recipe import TrainConfig, learning_rate, recipe, sparsity_warmup
+
+if TYPE_CHECKING:
+    from jumpahead.activations.blocks import Stream
+
+REPORTS = 200
+"""Lines of train.jsonl per SAE and run, about."""
+STATE = "state.safetensors"
+
+
+@dataclass
+class Job:
+    """One SAE in training."""
+
+    label: str
+    """For people: `jumprelu l0 = 16`."""
+    site: str
+    scale: float
+    """C of the site."""
+    state: State
+    folder: store.SAEFolder | None = None
+    """Where checkpoints, the log and the result go; None keeps everything in memory."""
+    inputs: str = ""
+    """Digest of everything the SAE depends on."""
+    seconds: float = 0.0
+    """Time spent in its own steps."""
+    records: list[dict[str, Any]] = field(default_factory=list)
+    """Lines of train.jsonl."""
+
+    def step(self, x: Tensor, lr: float, warmup: float, kernels: Kernels) -> StepResult:
+        """One batch; names the SAE where the loss is not finite."""
+        begun = time.perf_counter()
+        try:
+            result = step(self.state, x, lr, warmup, kernels)
+        except DivergedError as error:
+            kept = f" The checkpoint of step {self.saved} is kept." if self.saved else ""
+            raise DivergedError(
+                f"{self.label} at {self.site}, step {self.state.t}: {error}.{kept} Try a smaller train.lr."
+            ) from error
+        self.seconds += time.perf_counter() - begun
+        return result
+
+    @property
+    def saved(self) -> int:
+        """The step of the last checkpoint on disk, 0 without one."""
+        if self.folder is None or not (self.folder.checkpoint / STATE).exists():
+            return 0
+        return int(store.read_info(self.folder.checkpoint / STATE)["t"])
+
+    def record(self, result: StepResult, x: Tensor, lr: float) -> dict[str, float]:
+        """Add a line to the log; returns what progress shows. x [B, d]: the batch, for its variance."""
+        state, variance = self.state, (x - x.mean(0)).square().sum().item() / len(x)
+        fvu = result.error / max(variance, 1e-30)
+        dead = int((state.silent >= state.arch.recipe.dead_after).sum())
+        line = {"step": state.t, "l0": result.l0, "fvu": fvu, "error": result.error, "penalty": result.penalty}
+        line |= {"entries": result.entries, "dead": dead, "lr": lr, "seconds": round(self.seconds, 3)}
+        if state.control is not None:
+            line["lambda"] = state.control.sparsity
+        self.records.append(line)
+        return {"L0": result.l0, "FVU": fvu}
+
+    def checkpoint(self) -> None:
+        """Write the state, then the log."""
+        if self.folder is None:
+            return
+        state = self.state
+        tensors = {f"p.{name}": tensor for name, tensor in state.p.items()}
+        tensors |= {f"v.{name}": tensor for name, tensor in state.v.items()}
+        tensors |= {"last": state.last, "silent": state.silent, "norms": state.norms}
+        info = {"t": state.t, "control": state.control, "inputs": self.inputs, "seconds": self.seconds}
+        self.folder.checkpoint.mkdir(parents=True, exist_ok=True)
+        store.write_tensors(self.folder.checkpoint / STATE, tensors, info)
+        store.rewrite_lines(self.folder.log, self.records)
+
+    def resume(self) -> None:
+        """Continue from the checkpoint on disk, if there is one made from the same inputs and not torn."""
+        if self.folder is None or not (self.folder.checkpoint / STATE).exists():
+            return
+        path = self.folder.checkpoint / STATE
+        try:
+            info, tensors = store.read_info(path), store.read_tensors(path)
+        except ArtefactError:
+            return
+        if info["inputs"] != self.inputs:
+            return
+        state = self.state
+        state.p = {name: tensors[f"p.{name}"] for name in state.p}
+        state.v = {name: tensors[f"v.{name}"] for name in state.v}
+        state.last, state.silent, state.norms = tensors["last"], tensors["silent"], tensors["norms"]
+        state.t, self.seconds = info["t"], info["seconds"]
+        state.control = Control(*info["control"]) if info["control"] else None
+        if self.folder.log.exists():
+            self.records = [line for line in store.read_lines(self.folder.log) if line["step"] <= state.t]
+
+    def finished(self, about: dict[str, Any] | None = None) -> SAE:
+        """The SAE for the LM's own activations; saved, and the checkpoint removed, where it has a folder."""
+        state = self.state
+        knob = {"lambda": state.control.sparsity} if state.control else {state.arch.setting.kind: state.arch.setting[1]}
+        known = {"inputs": self.inputs, "scale": self.scale, "steps": state.t, "seconds": self.seconds, "knob": knob}
+        sae = SAE(state.arch, state.arch.fold(state.p, self.scale), {**known, **(about or {})})
+        if self.folder is not None:
+            store.rewrite_lines(self.folder.log, self.records)
+            sae.save(self.folder.path)
+            store.remove(self.folder.checkpoint)
+        return sae
+
+
+def train(
+    jobs: Sequence[Job], stream: Stream, config: TrainConfig, kernels: Kernels, progress: log.Progress | None = None
+) -> None:
+    """Train every job to config.steps. Ctrl-C finishes the step at hand, checkpoints all, and raises."""
+    progress, rules, steps = progress or log.Silent(), recipe(config), config.steps
+    first = min(job.state.t for job in jobs)
+    saved = time.monotonic()
+    every = max(1, steps // REPORTS)
+    with interruptible() as interrupted, progress.phase("training", config.tokens, "tokens", first * config.batch) as p:
+        for i, batch in zip(range(first, steps), stream.batches(first), strict=False):
+            lr, warmup = learning_rate(rules, i, steps), sparsity_warmup(rules, i)
+            x = in_unit(batch, jobs)
+            rows = {}
+            for job in jobs:
+                if job.state.t == i and not interrupted():
+                    result = job.step(x[job.site], lr, warmup, kernels)
+                    if (i + 1) % every == 0 or i + 1 == steps:
+                        rows[job.label] = job.record(result, x[job.site], lr)
+            p.advance(config.batch, rows)
+            if interrupted() or time.monotonic() - saved > 60 * config.checkpoint_minutes:
+                checkpoint_all(jobs, progress, interrupted())
+                saved = time.monotonic()
+
+
+def in_unit(batch: dict[str, Tensor], jobs: Sequence[Job]) -> dict[str, Tensor]:
+    """Each site's batch divided by its scale, once for all jobs there."""
+    return {site: batch[site] * (1.0 / scale) for site, scale in {(job.site, job.scale) for job in jobs}}
+
+
+def checkpoint_all(jobs: Sequence[Job], progress: log.Progress, stopping: bool) -> None:
+    """Checkpoint every job; with `stopping`, raise KeyboardInterrupt afterwards."""
+    if stopping:
+        progress.say("Stopping: writing checkpoints …")
+    for job in jobs:
+        job.checkpoint()
+    if stopping:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Within this context Ctrl-C and SIGTERM set a flag, so that no step is cut in two; a second interrupts.
+
+    Yields a function that says whether one came. Outside the main thread signals stay as they are.
+    """
+    came: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, frame: Any) -> None:
+        came.append(number)
+        if len(came) > 1:
+            raise KeyboardInterrupt
+
+    with contextlib.suppress(ValueError):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, note)
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def use_threads(threads: int | None) -> None:
+    """Set torch's number of CPU threads; all cores when None."""
+    if threads is not None:
+        torch.set_num_threads(threads)
