@@ -24,6 +24,9 @@ from jumpahead.errors import DivergedError
 from jumpahead.sae.base import Architecture, Entries, Knobs, Params, Reconstruction, Selection
 from jumpahead.sae.control import Control
 
+LARGEST = 1e15
+"""A loss beyond which squared gradients overflow float32 and rows would be lost for good; about 1 is usual."""
+
 
 class Support(NamedTuple):
     """The entries, token by token and within a token by feature; and how to walk them feature by feature."""
@@ -194,8 +197,9 @@ def step(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels) ->
         l0=fired.sum().item() / tokens,
         entries=len(support.pre) / tokens,
     )
-    if not math.isfinite(result.error + result.penalty + gradients.pre.sum().item()):
-        raise DivergedError(f"the loss is {result.error + result.penalty}")
+    loss = result.error + result.penalty
+    if not (loss < LARGEST and math.isfinite(gradients.pre.sum().item())):
+        raise DivergedError(f"the loss is {loss:.3g}")
 
     state.t += 1
     adam = Adam(lr, arch.recipe.beta2, arch.recipe.adam_epsilon, state.t)
@@ -249,5 +253,6 @@ def knobs_of(state: State, warmup: float) -> Knobs:
 def remember(state: State, counts: Tensor, tokens: int, l0: float) -> None:
     """Bookkeeping after a step: who fired, and the controller. counts [M]: tokens each feature fired on."""
     state.silent = torch.where(counts > 0, 0, state.silent + tokens)
+    state.arch.revive(state.p, state.silent >= state.arch.recipe.dead_after)
     if state.control is not None:
         state.control = state.control.after(l0, state.arch.setting.value)
