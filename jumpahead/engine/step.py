@@ -256,3 +256,4 @@ def remember(state: State, counts: Tensor, tokens: int, l0: float) -> None:
     state.arch.revive(state.p, state.silent >= state.arch.recipe.dead_after)
     if state.control is not None:
         state.control = state.control.after(l0, state.arch.setting.value)
+        state.arch.steer(state.p, state.control.steering(state.arch.setting.value))

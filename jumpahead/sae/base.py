@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from jumpahead import store
-from jumpahead.errors import ArtefactError, DataError
+from jumpahead.errors import ArtefactError, DataError, StudyError
 from jumpahead.sae import architecture
 from jumpahead.sae.recipe import Recipe, Setting
 
@@ -200,6 +200,12 @@ class Architecture(ABC):
     def constrain(self, p: Params) -> None:  # noqa: B027 — most have nothing to constrain
         """Bring parameters back into their domain after a step, in place."""
 
+    def revive(self, p: Params, dead: Tensor) -> None:  # noqa: B027 — most leave dead features alone
+        """Care for dead features after a step, in place. dead [M] bool."""
+
+    def steer(self, p: Params, growth: float) -> None:  # noqa: B027 — only for architectures with a controller
+        """Move every threshold by the factor exp(growth), in place."""
+
     def started_l0(self, width: int, d: int) -> float:
         """The mean L0 that training starts from in the `short` recipe."""
         wanted = self.setting.value if self.setting.kind == "l0" else d / 4
@@ -309,17 +315,19 @@ class SAE:
         files = store.SAEFolder(Path(folder))
         config = store.read_json(files.config, schema="jumpahead.sae/1")
         try:
-            kind = architecture(config["architecture"])
-            arch = kind(kind.Options(**config["options"]), Setting(**config["setting"]), Recipe(**config["recipe"]))
-            shape = (config["width"], config["d"])
-        except (KeyError, TypeError, ValidationError) as error:
-            raise ArtefactError(f"{files.config} is not the configuration of an SAE: {error}.") from error
-        params = store.read_tensors(files.weights)
-        wanted = {"W_enc", "W_dec", "b_dec", *arch.vectors}
-        if set(params) != wanted or params["W_dec"].shape != shape:
+            kind, setting = architecture(config["architecture"]), Setting(**config["setting"])
+            if setting.kind not in kind.settings:
+                raise ValueError(f"{kind.name} has no setting '{setting.kind}'")
+            arch = kind(kind.Options(**config["options"]), setting, Recipe(**config["recipe"]))
+            width, d = config["width"], config["d"]
+        except (KeyError, TypeError, ValueError, StudyError) as error:
             raise ArtefactError(
-                f"{files.weights} does not hold a {shape[0]}×{shape[1]} {arch.name} SAE: train it again."
-            )
+                f"{files.config} is not the configuration of an SAE: {str(error).rstrip('.')}."
+            ) from error
+        params = store.read_tensors(files.weights)
+        shapes = {"W_enc": (width, d), "W_dec": (width, d), "b_dec": (d,), **dict.fromkeys(arch.vectors, (width,))}
+        if {name: tuple(tensor.shape) for name, tensor in params.items()} != shapes:
+            raise ArtefactError(f"{files.weights} does not hold a {width}×{d} {arch.name} SAE: train it again.")
         return cls(arch, params, {k: v for k, v in config.items() if k not in _WRITTEN})
 
 

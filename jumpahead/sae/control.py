@@ -1,10 +1,13 @@
-"""Steering λ towards a requested L0.
+"""Steering towards a requested L0.
 
-    L̄0 ← L̄0 + s·(L0 − L̄0)                       smoothed over about 1/s steps
-    λ  ← λ·exp(g·clip(L̄0/L0* − 1, −1, 1))        g = 0.05, s = 0.1
+    L̄0 ← L̄0 + s·(L0 − L̄0)                 smoothed over about 1/s steps
+    e   = clip(log(L̄0/L0*), −1, 1)          positive while too many features are active
+    λ  ← λ·exp(g·e)                         the slow hand: finds the price at which L0* is an optimum
+    θ_j ← θ_j·exp(h·e)                      the quick hand: holds L0 meanwhile (an architecture's `steer`)
 
-λ rises while too many features are active. It moves by at most e^±g per step, so that a wrong start costs a few hundred
-steps and a settled λ only breathes. A pure function of what it has seen: resuming continues exactly.
+λ alone is too slow for short runs: it acts through θ's own learning rate, which ends at zero. Moving all thresholds
+together acts at once and at any learning rate; λ then finds the value at which nothing is left to move. A pure function
+of what it has seen: resuming continues exactly.
 """
 
 from __future__ import annotations
@@ -12,7 +15,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-GAIN, SMOOTHING = 0.05, 0.1
+GAIN = 0.05
+"""g, per step."""
+STEER = 0.05
+"""h, per step: L0 falls about as the third power of the thresholds, so an error halves in five steps."""
+SMOOTHING = 0.3
+"""s."""
 
 
 class Control(NamedTuple):
@@ -26,5 +34,13 @@ class Control(NamedTuple):
     def after(self, l0: float, target: float) -> Control:
         """The state after a step whose batch had `l0` active features per token."""
         smooth = self.l0 + SMOOTHING * (l0 - self.l0)
-        error = max(-1.0, min(1.0, smooth / target - 1.0))
-        return Control(self.sparsity * math.exp(GAIN * error), smooth)
+        return Control(self.sparsity * math.exp(GAIN * relative(smooth, target)), smooth)
+
+    def steering(self, target: float) -> float:
+        """What to add to every log θ now."""
+        return STEER * relative(self.l0, target)
+
+
+def relative(l0: float, target: float) -> float:
+    """e: log(l0/target), within ±1."""
+    return max(-1.0, min(1.0, math.log(max(l0, 1e-9) / target)))

@@ -109,6 +109,9 @@ class Gated(Architecture):
     def activate(self, p: Params, pre: Tensor) -> Tensor:
         return (pre > 0) * (p["r_mag"].exp() * (pre - p["b_enc"]) + p["b_mag"]).relu()
 
+    def steer(self, p: Params, growth: float) -> None:
+        p["b_enc"] -= growth * p["b_enc"].abs().median()
+
     def fold_vectors(self, p: Params, scale: float, norms: Tensor) -> Params:
         shift = p["W_enc"].double() @ p["b_dec"].double()
         growth = p["r_mag"].double().exp()

@@ -14,10 +14,13 @@ that feature is in its support.
 
 Departures from the paper: none in the preset `paper`, whose target is the unshifted x. The preset `short` starts θ at
 the quantile of the first pre-activations that gives the requested L0, lets the bandwidth follow the thresholds,
-ε_j = min(median θ, 1.8·θ_j), starts b_dec at the mean activation, and can steer λ towards a requested L0 (control.py).
+ε_j = min(share·median θ, 1.8·θ_j), starts b_dec at the mean activation, lowers the threshold of a dead feature a little
+every step until it fires again, and can steer λ towards a requested L0 (control.py).
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -63,7 +66,7 @@ class JumpReLU(Architecture):
     def derive(self, p: Params) -> Params:
         theta = p["log_threshold"].exp() if "log_threshold" in p else p["threshold"]
         if self.recipe.bandwidth is None:
-            epsilon = torch.minimum(theta.detach().median(), 1.8 * theta.detach())
+            epsilon = torch.minimum(self.recipe.bandwidth_share * theta.detach().median(), 1.8 * theta.detach())
         else:
             epsilon = torch.full_like(theta, self.recipe.bandwidth)
         return {"theta": theta, "epsilon": epsilon}
@@ -105,6 +108,19 @@ class JumpReLU(Architecture):
     def constrain(self, p: Params) -> None:
         if "threshold" in p:
             p["threshold"].clamp_min_(1e-6)
+
+    def revive(self, p: Params, dead: Tensor) -> None:
+        if self.recipe.revival < 1:
+            if "log_threshold" in p:
+                p["log_threshold"] += dead * math.log(self.recipe.revival)
+            else:
+                p["threshold"] *= torch.where(dead, self.recipe.revival, 1.0)
+
+    def steer(self, p: Params, growth: float) -> None:
+        if "log_threshold" in p:
+            p["log_threshold"] += growth
+        else:
+            p["threshold"] *= math.exp(growth)
 
     def fold_vectors(self, p: Params, scale: float, norms: Tensor) -> Params:
         theta = self.derive(p)["theta"].double()

@@ -59,11 +59,15 @@ class Recipe(NamedTuple):
     threshold_start: float | None
     """θ at the start; None: the quantile of the first pre-activations that gives the L0 to start from."""
     bandwidth: float | None
-    """The STE's ε; None: ε_i = min(median θ, 1.8·θ_i), which follows θ and keeps ε_i ≤ 2θ_i."""
+    """The STE's ε; None: ε_i = min(share·median θ, 1.8·θ_i), which follows θ and keeps ε_i ≤ 2θ_i."""
+    bandwidth_share: float
+    """That share."""
     centre: bool
     """Whether b_dec starts at the mean activation (else at zero)."""
     dead_after: int
-    """Tokens without firing after which a feature counts as dead (AuxK)."""
+    """Tokens without firing after which a feature counts as dead."""
+    revival: float
+    """Factor by which a dead feature's threshold shrinks every step; 1 leaves it alone."""
 
 
 def recipe(config: TrainConfig) -> Recipe:
@@ -82,8 +86,10 @@ def recipe(config: TrainConfig) -> Recipe:
             threshold_rate=1.0,
             threshold_start=0.001,
             bandwidth=0.001,
+            bandwidth_share=1.0,
             centre=False,
             dead_after=10_000_000,
+            revival=1.0,
         )
     return Recipe(
         lr=config.lr or 2e-3,
@@ -97,8 +103,10 @@ def recipe(config: TrainConfig) -> Recipe:
         threshold_rate=5.0,
         threshold_start=None,
         bandwidth=None,
+        bandwidth_share=1.0,
         centre=True,
         dead_after=min(10_000_000, max(config.batch * 20, config.tokens // 10)),
+        revival=0.98,
     )
 
 

@@ -3,8 +3,8 @@
 Shapes: x, residuals [B, d] · w_enc, w_dec [M, d] · support vectors [n] · indptr [B + 1] · colptr [M + 1] · order [n],
 as in `step.Support`. A parallel loop takes a range of tokens or of features as its first two arguments, and each token
 or feature is handled whole by one thread: the result does not depend on the number of threads. Threads are Python's
-(the compiled code holds no lock): numba's own parallel loops take ten times as long to compile and bring a second pool of
-threads beside torch's.
+(the compiled code holds no lock): numba's own parallel loops take ten times as long to compile and bring a second pool
+of threads beside torch's.
 
 Floating point: sums may be re-associated for vector instructions (the order is fixed at compile time, so runs repeat);
 NaN and infinity keep their meaning.
@@ -24,7 +24,7 @@ import torch
 from numba import njit
 
 _SAFE = {"reassoc", "contract", "nsz", "arcp"}
-_BLOCK = 16  # entries of the product tested at once before looking at each
+_BLOCK = 32  # entries of the product tested at once before looking at each
 _PIECES = 4  # ranges per thread, so that an uneven load evens out
 
 _serial = njit(cache=True, nogil=True)
@@ -67,18 +67,20 @@ def append_above(first, last, product, offset, floor, row, column, slots, counts
     """
     width, room = product.shape[1], slots.shape[1]
     for i in range(first, last):
-        n, r = counts[i], row[i]
-        for start in range(0, width, _BLOCK):
-            stop = min(start + _BLOCK, width)
-            hits = 0
-            for j in range(start, stop):
-                hits += product[i, j] > floor[j] - r * column[j]
-            if hits:
-                for j in range(start, stop):
-                    if product[i, j] > floor[j] - r * column[j]:
-                        if n < room:
-                            slots[i, n] = offset + j
-                        n += 1
+        n, r, p = counts[i], row[i], product[i]
+        for block in range(width // _BLOCK + 1):
+            start = block * _BLOCK
+            if start + _BLOCK <= width:  # whole blocks without a hit are passed over by vector instructions
+                hits = np.int32(0)
+                for q in range(_BLOCK):
+                    hits += np.int32(p[start + q] > floor[start + q] - r * column[start + q])
+                if hits == 0:
+                    continue
+            for j in range(start, min(start + _BLOCK, width)):
+                if p[j] > floor[j] - r * column[j]:
+                    if n < room:
+                        slots[i, n] = offset + j
+                    n += 1
         counts[i] = n
 
 
@@ -96,38 +98,47 @@ def _prune(slots, lows, highs, n, k, floor):
 
 
 @_screen
+def _kth_of_groups(product, bias, extra, r, column, k, best):
+    """A lower bound of the k-th largest π of one token: the k-th largest of the maxima of len(best) ≥ k groups."""
+    groups = len(best)
+    best[:] = -np.inf
+    for run in range(len(product) // groups):
+        start = run * groups
+        for g in range(groups):
+            low = product[start + g] + bias[start + g] - (r * column[start + g] + extra[start + g])
+            best[g] = low if low > best[g] else best[g]
+    return np.partition(best, groups - k)[groups - k]
+
+
+@_screen
 def append_largest(
     first, last, product, offset, bias, extra, row, column, k, slots, lows, highs, counts, floors,
 ):  # fmt: skip
     """Append every feature of a chunk that may be among its token's k largest positive π.
 
-    π lies within product + bias_j ± (row_i·column_j + extra_j). floors[i] is a lower bound of the k-th largest so far:
-    the k-th largest of the maxima of blocks is one, and spares most of the blocks a second look. Full slots are
-    pruned; counts[i] = room + 1 where even that leaves no room.
+    π lies within product + bias_j ± (row_i·column_j + extra_j). floors[i] is a lower bound of the k-th largest so far.
+    Full slots are pruned; counts[i] = room + 1 where even that leaves no room.
     """
     width, room = product.shape[1], slots.shape[1]
-    blocks = (width - 1) // _BLOCK + 1
-    lowest = product.dtype.type(-np.inf)
-    best = np.empty(blocks, product.dtype)
-    reach = np.empty(blocks, product.dtype)
+    groups = 64
+    while groups < 4 * k:
+        groups *= 2
+    best = np.empty(groups, product.dtype)
     for i in range(first, last):
-        n, r, floor = counts[i], row[i], floors[i]
-        for b in range(blocks):
-            low = high = lowest
-            for j in range(b * _BLOCK, min((b + 1) * _BLOCK, width)):
-                middle, margin = product[i, j] + bias[j], r * column[j] + extra[j]
-                if middle - margin > low:
-                    low = middle - margin
-                if middle + margin > high:
-                    high = middle + margin
-            best[b], reach[b] = low, high
-        if k <= blocks:
-            floor = max(floor, np.partition(best, blocks - k)[blocks - k])
-        for b in range(blocks):
-            if not reach[b] >= floor:
-                continue
-            for j in range(b * _BLOCK, min((b + 1) * _BLOCK, width)):
-                middle, margin = product[i, j] + bias[j], r * column[j] + extra[j]
+        n, r, floor, p = counts[i], row[i], floors[i], product[i]
+        if groups <= width:
+            floor = max(floor, _kth_of_groups(p, bias, extra, r, column, k, best))
+        for block in range(width // _BLOCK + 1):
+            start = block * _BLOCK
+            if start + _BLOCK <= width:
+                hits = np.int32(0)
+                for q in range(_BLOCK):
+                    j = start + q
+                    hits += np.int32(p[j] + bias[j] + (r * column[j] + extra[j]) >= floor)
+                if hits == 0:
+                    continue
+            for j in range(start, min(start + _BLOCK, width)):
+                middle, margin = p[j] + bias[j], r * column[j] + extra[j]
                 if middle + margin >= floor and middle + margin > 0 and n <= room:
                     if n == room:
                         n, floor = _prune(slots[i], lows[i], highs[i], n, k, floor)
