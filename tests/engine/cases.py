@@ -60,9 +60,9 @@ def some_recipe(**changes: Any) -> Recipe:
     fixed: dict[str, Any] = {
         "lr": 0.004, "lr_start": 0.1, "lr_warmup": 7, "lr_decay": 13, "sparsity_warmup": 11, "beta2": 0.98,
         "adam_epsilon": 1e-8, "threshold_form": "log", "threshold_rate": 3.0, "threshold_start": None,
-        "bandwidth": None, "centre": True, "dead_after": 150,
+        "bandwidth": None, "bandwidth_share": 0.9, "centre": True, "dead_after": 150, "revival": 0.97,
     }  # fmt: skip
-    return recipe(TrainConfig())._replace(**{**fixed, **changes})
+    return recipe(TrainConfig.model_validate({}))._replace(**{**fixed, **changes})
 
 
 def all_cases() -> list[Case]:
