@@ -1,0 +1,8 @@
+"""The bundled language model: a folder that `from_pretrained` loads. Its card is README.md beside this file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PATH = Path(__file__).resolve().parent
+"""Folder of the bundled model; `tools/train_tiny_lm.py` writes it."""
