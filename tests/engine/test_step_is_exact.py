@@ -318,15 +318,19 @@ class Data(NamedTuple):
 def adversarial(kind, tokens=48, d=40, width=210):
     """float32 data on which a careless bound fails."""
     x, w = draw(tokens, d, seed=1).float(), draw(width, d, seed=2).float() / d**0.5
-    b = 0.1 * draw(width, seed=3).float()
-    if kind == "constant":
-        x[:] = (1.0 + 2.0**-9) * (1 + 1e-6 * draw(tokens, 1, seed=4).float())
-        w[:] = (1.0 - 2.0**-10) * (1 + 1e-6 * draw(width, 1, seed=5).float())
+    b, half = 0.1 * draw(width, seed=3).float(), d // 2
+    if kind == "constant":  # the worst there is: every rounding of a sum goes the same way
+        x[:] = (1 + (torch.arange(tokens) // 8)[:, None] * 0.137) * (1 + 1e-6 * draw(tokens, 1, seed=4).float())
+        w[:] = 1 + 0.5 * draw(width, 1, seed=5).float().abs().clamp_max(1.0)
+        w[:30] = 1.9 * (1 + 3e-6 * draw(30, 1, seed=6).float())
+        b[:] = 0.0
     if kind == "massive":
         x[:, 3] = 1e4 * (1 + 0.1 * draw(tokens, seed=5).float())
         w[:, 3] *= 1e-3
-    if kind == "cancelling":
-        x[:, 1::2], w[:, 1::2] = x[:, ::2], -w[:, ::2] * (1 + 1e-6 * draw(width, 20, seed=6).float())
+    if kind == "cancelling":  # large partial sums, small π
+        x[:, :half], w[:, :half] = x[:, :half].abs(), w[:, :half].abs()
+        x[:, half:], w[:, half:] = x[:, :half], -w[:, :half] * (1 + 1e-6 * draw(width, half, seed=6).float())
+        b[:] = 0.0
     if kind == "bias":
         b = 3e3 * draw(width, seed=7).float()
     if kind == "tiny":
@@ -350,23 +354,29 @@ def test_screening_never_loses_an_entry(kind, selection):
     chosen = Above(lower) if selection == "above" else Largest(k)
     found = {name: support_of(name, x, w, b, chosen) for name in LAYERS}
     found |= {p.name: support_of(Compiled(p), x, w, b, chosen) for p in (DEFAULT, ONEDNN) if is_exact(p)}
+    if kind == "cancelling":  # float64's own rounding shows in a float32 here, and layers add in different orders
+        plain = found.pop("plain")
+        assert_selects_what_is_sure(plain, pre, lower if selection == "above" else k)
     for one in found.values():
-        for ours, theirs in zip(one, found["plain"], strict=True):
+        for ours, theirs in zip(one, found["cpu"], strict=True):
             assert (ours is None and theirs is None) or torch.equal(ours, theirs)
-    if selection == "above":
-        bound = lower.double().expand_as(pre)
+    assert_selects_what_is_sure(found["cpu"], pre, lower if selection == "above" else k)
+
+
+def assert_selects_what_is_sure(support, pre, rule):
+    """rule: bounds [M], or k. pre [B, M]: exact π."""
+    width = pre.shape[1]
+    if isinstance(rule, torch.Tensor):
+        bound = rule.double().expand_as(pre)
     else:
         order = pre.sort(dim=1, descending=True).values
-        middle = (order[:, k - 1 : k] + order[:, k : k + 1]) / 2
+        middle = (order[:, rule - 1 : rule] + order[:, rule : rule + 1]) / 2
         bound = middle.clamp_min(0.0).expand_as(pre)
     sure = (pre - bound).abs() > 2.0**-23 * pre.abs() + 1e-37
-    inside = dense(found["plain"], width) > 0
-    if selection == "largest" and kind == "constant":  # all of a token within a few last bits of each other
-        assert torch.equal(inside.sum(1), torch.full((len(x),), k))
-        return
+    inside = dense(support, width) > 0
     assert sure.double().mean() > 0.9
     assert torch.equal(inside[sure], (pre > bound)[sure])
-    exact = dense(found["plain"], width, found["plain"].pre)
+    exact = dense(support, width, support.pre)
     assert (exact - pre)[inside].abs().max() <= 2.0**-23 * pre.abs().max(), "π at the entries is the canonical one"
 
 

@@ -36,8 +36,8 @@ class Compiled:
     def __init__(self, product: Product | None = None):
         self.product = product or choose()
         self.name = f"numba, encoder product by {self.product.name}"
-        self._slots = np.empty((0, 0), np.int32)
-        self._bounds = np.empty((2, 0, 0), np.float32)
+        self._slots: np.ndarray = np.empty((0, 0), np.int32)
+        self._bounds: np.ndarray = np.empty((2, 0, 0), np.float32)
         self._block = torch.empty(0)
 
     def centre(self, x: Tensor, bias: Tensor) -> Centred:
@@ -107,7 +107,7 @@ class Compiled:
 
     def _blocks(self, x: Tensor, w_enc: Tensor) -> Any:
         """The encoder product x·W_encᵀ in chunks of features: (first feature, [B, c])."""
-        size = max(16, CHUNK // len(x) // 16 * 16)
+        size = max(16, CHUNK // max(1, len(x)) // 16 * 16)
         if self._block.numel() < len(x) * min(size, len(w_enc)) or self._block.dtype != x.dtype:
             self._block = torch.empty(len(x) * min(size, len(w_enc)), dtype=x.dtype)
         with self.product.active():

@@ -1,0 +1,91 @@
+"""The controller of λ: where it rests, which way it pulls, how fast it may move. No tuned gain is repeated here."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from jumpahead.sae.control import GAIN, SMOOTHING, STEER, Control
+from tests.engine.cases import CASES, activations, scrambled
+
+TARGET = 16.0
+CONTROLLED = [case for case in CASES if case.arch().controlled]
+
+
+def test_it_rests_where_the_requested_l0_is_reached():
+    at = Control(sparsity=0.0037, l0=TARGET)
+    assert at.after(TARGET, TARGET) == at
+    assert at.steering(TARGET) == 0
+
+
+@pytest.mark.parametrize(("l0", "sign"), [(17.0, 1), (1000.0, 1), (15.0, -1), (0.5, -1), (0.0, -1)])
+def test_too_many_active_features_raise_the_price_and_the_thresholds_too_few_lower_them(l0, sign):
+    after = Control(0.0037, TARGET).after(l0, TARGET)
+    assert sign * (after.sparsity - 0.0037) > 0
+    assert sign * after.steering(TARGET) > 0
+    assert sign * (after.l0 - TARGET) > 0
+
+
+@pytest.mark.parametrize(("l0", "error"), [(1e6, 1), (100.0, 1), (1e-6, -1), (0.0, -1)])
+def test_one_step_moves_at_most_by_its_gains(l0, error):
+    after = Control(0.0037, l0).after(l0, TARGET)
+    assert after.sparsity == pytest.approx(0.0037 * math.exp(error * GAIN), rel=1e-12)
+    assert after.steering(TARGET) == pytest.approx(error * STEER, rel=1e-12)
+    assert 0 < GAIN < 0.2
+    assert 0 < STEER < 0.2
+
+
+def test_l0_is_smoothed_exponentially():
+    at = Control(0.0037, 40.0)
+    for i in range(1, 6):
+        at = at.after(10.0, TARGET)
+        assert at.l0 == pytest.approx(10 + 30 * (1 - SMOOTHING) ** i, rel=1e-12)
+
+
+def test_errors_of_the_same_size_in_both_directions_cancel():
+    """As ratios: twice too many and half too few."""
+    up = Control(0.002, 1.5 * TARGET).after(1.5 * TARGET, TARGET).sparsity
+    down = Control(0.002, TARGET / 1.5).after(TARGET / 1.5, TARGET).sparsity
+    assert up * down == pytest.approx(0.002**2, rel=1e-12)
+
+
+@pytest.mark.parametrize("start", [0.02, 0.4, 3.0, 50.0])
+@pytest.mark.parametrize("power", [1.5, 3.0])
+def test_in_a_closed_loop_it_settles_at_the_target(start, power):
+    """A plant whose L0 falls as a power of a threshold that both hands move."""
+    at, log_theta, log_start = Control(0.001, TARGET), math.log(start), math.log(0.001)
+    seen = []
+    for _ in range(1500):
+        l0 = TARGET * math.exp(-power * log_theta)
+        at = at.after(l0, TARGET)
+        log_theta += at.steering(TARGET) + 0.002 * (math.log(at.sparsity) - log_start - log_theta)
+        seen.append(l0)
+    assert sum(seen[-50:]) / 50 == pytest.approx(TARGET, rel=0.05)
+
+
+@pytest.mark.parametrize("case", CONTROLLED, ids=lambda case: case.label)
+def test_steering_moves_l0_the_right_way(case):
+    found = []
+    for growth in (-0.2, 0.0, 0.2):
+        state = scrambled(case, 12, 60, seed=4)
+        state.arch.steer(state.p, growth)
+        p = state.p | state.arch.derive(state.p)
+        if "theta" in p:
+            p["threshold"] = p["theta"]
+        pre = (activations(200, 12, 1) - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]
+        found.append((state.arch.activate(p, pre) > 0).sum().item())
+    assert found[0] > found[1]
+    assert found[1] > found[2]
+
+
+@pytest.mark.parametrize("form", ["log", "raw"])
+def test_thresholds_of_dead_features_alone_shrink_until_they_fire(form):
+    case = next(case for case in CASES if case.architecture == "jumprelu")._replace(changes={"threshold_form": form})
+    state = scrambled(case, 6, 20, seed=2, revival=0.9)
+    before = state.arch.derive(state.p)["theta"].clone()
+    dead = torch.arange(20) % 3 == 0
+    state.arch.revive(state.p, dead)
+    wanted = torch.where(dead, 0.9 * before, before)
+    torch.testing.assert_close(state.arch.derive(state.p)["theta"], wanted, rtol=1e-6, atol=0)

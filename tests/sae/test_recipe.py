@@ -1,0 +1,90 @@
+"""Schedules in closed form, and the paper's preset as the paper has it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from jumpahead.sae.recipe import Setting, TrainConfig, learning_rate, recipe, sparsity_warmup
+from tests.engine.cases import some_recipe
+
+
+def config(**changes):
+    return TrainConfig.model_validate({"tokens": 3_000_000, "batch": 512, **changes})
+
+
+def test_the_papers_preset_is_the_papers():
+    """arXiv 2407.14435 appendix I, Gemma Scope (2408.05147) section 3.2."""
+    r = recipe(config(recipe="paper"))
+    assert r.lr == 7e-5
+    assert (r.beta2, r.adam_epsilon) == (0.999, 1e-8)
+    assert (r.lr_start, r.lr_warmup, r.lr_decay) == (0.1, 1_000, 0)  # cosine from 0.1·lr over 1,000 steps; no decay
+    assert r.sparsity_warmup == 10_000
+    assert (r.threshold_form, r.threshold_start, r.threshold_rate) == ("log", 0.001, 1.0)
+    assert r.bandwidth == 0.001
+    assert r.centre is False  # b_dec starts at zero
+    assert r.dead_after == 10_000_000
+    assert r.revival == 1.0  # nothing is done for dead features
+    assert recipe(config(recipe="paper", tokens=10**9, batch=4096)) == r, "nothing depends on the length of the run"
+
+
+def test_a_given_learning_rate_is_the_peak_in_both():
+    for name in ("short", "paper"):
+        assert recipe(config(recipe=name, lr=0.0123)).lr == 0.0123
+        assert recipe(config(recipe=name, lr=0.0123))._replace(lr=0) == recipe(config(recipe=name))._replace(lr=0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 500, 50_000])
+def test_the_short_recipe_fits_any_length(steps):
+    r = recipe(config(tokens=steps * 512))
+    assert 1 <= r.lr_warmup <= max(1, steps)
+    assert 0 <= r.lr_decay <= steps - r.lr_warmup + 1
+    assert 1 <= r.sparsity_warmup <= max(1, steps)
+    assert r.dead_after >= 512
+    for i in range(0, steps, max(1, steps // 50)):
+        assert 0 < learning_rate(r, i, steps) <= r.lr
+        assert 0 < sparsity_warmup(r, i) <= 1
+
+
+def test_learning_rate_in_closed_form():
+    """Cosine from 0.1·lr over 40 steps, constant, linear to zero over the last 50 of 200."""
+    r = some_recipe(lr=0.03, lr_start=0.1, lr_warmup=40, lr_decay=50)
+    rate = [learning_rate(r, i, 200) for i in range(200)]
+    assert rate[0] == pytest.approx(0.003)
+    assert rate[10] == pytest.approx(0.003 + 0.027 * (1 - math.cos(math.pi / 4)) / 2)
+    assert rate[20] == pytest.approx(0.0165)
+    assert rate[40] == rate[100] == rate[150] == 0.03
+    assert rate[151] == pytest.approx(0.03 * 49 / 50)
+    assert rate[175] == pytest.approx(0.015)
+    assert rate[199] == pytest.approx(0.03 / 50)
+    assert all(a <= b for a, b in itertools.pairwise(rate[:41]))
+
+
+def test_without_decay_the_rate_stays():
+    r = some_recipe(lr=0.03, lr_warmup=4, lr_decay=0)
+    assert {learning_rate(r, i, 200) for i in range(4, 200)} == {0.03}
+
+
+def test_lambda_rises_linearly():
+    r = some_recipe(sparsity_warmup=8)
+    assert [sparsity_warmup(r, i) for i in range(10)] == [1 / 8, 2 / 8, 3 / 8, 4 / 8, 5 / 8, 6 / 8, 7 / 8, 1, 1, 1]
+
+
+def test_steps_are_whole_batches():
+    assert config(tokens=5_000, batch=512).steps == 9
+    assert config(tokens=511, batch=512).steps == 0
+
+
+@pytest.mark.parametrize("wrong", [{"tokens": 0}, {"batch": -1}, {"lr": 0.0}, {"recipe": "long"}, {"wings": 2}])
+def test_nonsense_is_refused(wrong):
+    with pytest.raises(ValidationError):
+        config(**wrong)
+
+
+def test_settings_have_names_for_folders_and_for_people():
+    assert (Setting("l0", 16.0).slug, Setting("l0", 16.0).label) == ("l0-16", "l0 = 16")
+    assert (Setting("lambda", 0.0006).slug, Setting("lambda", 0.0006).label) == ("lambda-0.0006", "λ = 0.0006")
+    assert (Setting("k", 32).slug, Setting("k", 32).label) == ("k-32", "k = 32")
