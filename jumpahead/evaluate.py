@@ -117,8 +117,12 @@ class _Group(NamedTuple):
     """int64 [scored]"""
     token_document: Tensor
     """int64 [scored]"""
-    log_p: Tensor
-    """float32 [scored, V]: clean log-probabilities."""
+    p: Tensor
+    """float32 [scored, V]: clean probabilities of the next token."""
+    negentropy: Tensor
+    """[scored]: Σ p·log p."""
+    clean: Tensor
+    """[scored]: nats of the clean LM."""
     ablated: dict[str, Tensor]
     """`zero`, `mean`: nats [scored]."""
 
@@ -140,35 +144,47 @@ class _Group(NamedTuple):
             row_cluster=cluster[spliced],
             token_cluster=cluster[scored],
             token_document=document[scored],
-            log_p=torch.empty(0),
+            p=torch.empty(0),
+            negentropy=torch.empty(0),
+            clean=torch.empty(0),
             ablated={},
         )
-        view = view._replace(log_p=view.log_probabilities(None))
-        ablations = {"zero": torch.zeros_like(view.x), "mean": mean.expand_as(view.x)}
+        logits = view.logits(None)
+        log_p = torch.log_softmax(logits, dim=-1)
+        p = log_p.exp()
+        zero, mean = torch.zeros_like(view.x), mean.expand_as(view.x)
         return view._replace(
-            ablated={name: view.nats(view.log_probabilities(x_hat)) for name, x_hat in ablations.items()}
+            p=p,
+            negentropy=torch.einsum("nv,nv->n", p, log_p),
+            clean=view.nats(logits)[0],
+            ablated={name: view.nats(view.logits(x))[0] for name, x in {"zero": zero, "mean": mean}.items()},
         )
 
-    def log_probabilities(self, x_hat: Tensor | None) -> Tensor:
-        """log p(next token) [scored, V] with x_hat [rows, d] at the spliced positions, or of the clean LM."""
+    def logits(self, x_hat: Tensor | None) -> Tensor:
+        """float32 [scored, V] with x_hat [rows, d] at the spliced positions, or of the clean LM."""
         activation = None
         if x_hat is not None:
             activation = self.resume.activation.clone()
             activation[self.spliced] = x_hat.to(activation.dtype)
-        return torch.log_softmax(self.lm.finish(self.resume, activation)[self.scored].float(), dim=-1)
+        return self.lm.finish(self.resume, activation)[self.scored].float()
 
-    def nats(self, log_q: Tensor) -> Tensor:
-        """Cross-entropy of each scored token, [scored]."""
-        return -log_q.gather(1, self.target[:, None])[:, 0]
+    def nats(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of each scored token, and the logarithm of the softmax's denominator; [scored] each."""
+        total = torch.logsumexp(logits, dim=-1)
+        return total - logits.gather(1, self.target[:, None])[:, 0], total
+
+    def divergence(self, logits: Tensor, total: Tensor) -> Tensor:
+        """KL(clean ‖ these) of each scored token, [scored]: Σ p·log p − Σ p·(logits − total)."""
+        return self.negentropy - torch.einsum("nv,nv->n", self.p, logits) + total
 
     def add(self, found: Measured, sae: SAE, layer: Kernels) -> None:
         """Add this group to the sums of one SAE."""
         sums, x = found.sums, self.x
         features = encode(sae, x, layer)
         x_hat = decode(sae, features)
-        log_q = self.log_probabilities(x_hat)
-        clean, spliced = self.nats(self.log_p), self.nats(log_q)
-        kl = (self.log_p.exp() * (self.log_p - log_q)).sum(1)
+        logits = self.logits(x_hat)
+        clean, (spliced, total) = self.clean, self.nats(logits)
+        kl = self.divergence(logits, total)
 
         def per_cluster(into: np.ndarray, cluster: Tensor, values: Tensor) -> None:
             np.add.at(into, cluster.numpy(), values.double().numpy().astype(into.dtype))
@@ -192,7 +208,7 @@ class _Group(NamedTuple):
             (sums.cosine, cosine),
         ]:  # fmt: skip
             per_cluster(into, self.row_cluster, values)
-        key = self.row_cluster.repeat_interleave(counts) * sae.width + features.index
+        key = self.row_cluster.repeat_interleave(counts) * sae.width + features.feature
         where, times = torch.unique(key, return_counts=True)
         sums.firing.reshape(-1)[where.numpy()] += times.numpy()
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jumpahead.evaluate import HeldOut
     from jumpahead.lm.contexts import Contexts
     from jumpahead.lm.model import LM
+    from jumpahead.sae.base import SAE
     from jumpahead.train import Job
 
 VERSION = 1
@@ -305,7 +306,7 @@ class Work:
         report.write(self.target.folder)
 
 
-def describe(unit: Unit, sae: Any) -> dict[str, Any]:
+def describe(unit: Unit, sae: SAE) -> dict[str, Any]:
     """Which SAE an evaluation is of."""
     return {
         "site": unit.site, "width": unit.width, "d": sae.d, "series": unit.series.name,

@@ -16,7 +16,7 @@ class Features(NamedTuple):
 
     indptr: Tensor
     """[n + 1] int64: token i's entries are indptr[i] … indptr[i + 1] − 1."""
-    index: Tensor
+    feature: Tensor
     """[entries] int32 feature, ascending within a token."""
     value: Tensor
     """[entries] f > 0."""
@@ -45,6 +45,6 @@ def decode(sae: SAE, features: Features) -> Tensor:
     w, b = sae.params["W_dec"], sae.params["b_dec"]
     offsets = features.indptr.to(torch.int64)
     return torch.nn.functional.embedding_bag(
-        features.index.to(torch.int64), w, offsets, mode="sum", per_sample_weights=features.value,
+        features.feature.to(torch.int64), w, offsets, mode="sum", per_sample_weights=features.value,
         include_last_offset=True,
     ) + b  # fmt: skip

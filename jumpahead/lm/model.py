@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,6 +83,8 @@ class LM:
         self.blocks: list[nn.Module] = _blocks(model, name)
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self.device: torch.device = next(model.parameters()).device
+        self.special = self._special()
+        """bool [V]: BOS, EOS, pad and every other special id; never trained on and never spliced."""
         self._widths: dict[Site, int] = {}
 
     @classmethod
@@ -129,9 +130,8 @@ class LM:
         found = backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int64) for encoding in found]
 
-    @cached_property
-    def special(self) -> np.ndarray:
-        """bool [V]: BOS, EOS, pad and every other special id; never trained on and never spliced."""
+    def _special(self) -> np.ndarray:
+        """bool [V]: BOS, EOS, pad and every other special id."""
         ids = set(self.tokenizer.all_special_ids)
         ids |= {id for id, token in getattr(self.tokenizer, "added_tokens_decoder", {}).items() if token.special}
         for source in (self.model.config.get_text_config(), getattr(self.model, "generation_config", None)):
