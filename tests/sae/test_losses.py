@@ -1,0 +1,125 @@
+"""Each `loss`, the oracle of every other test, against the paper written once more: in numpy, token by token.
+
+Constants that the paper holds fixed (stop-gradients) are separate arguments here, so that finite differences give the
+gradient the paper means.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from jumpahead.sae.base import Knobs
+from tests.engine.cases import CASES, Case, activations, scrambled
+
+D, WIDTH, TOKENS, SPARSITY = 4, 9, 7, 0.23
+ALONE = ("jumprelu", "gated", "topk")
+cases = pytest.mark.parametrize(
+    "case", [case for case in CASES if case.architecture in ALONE], ids=lambda case: case.label
+)
+
+
+def relu(z):
+    return np.maximum(z, 0.0)
+
+
+def jumprelu(p, fixed, x, options, k, dead):
+    """mean ‖x − x̂‖² + λ·‖f‖₀; θ is not differentiated here (test_ste_matches_true_derivative.py does)."""
+    theta = np.exp(fixed["log_threshold"]) if "log_threshold" in fixed else fixed["threshold"]
+    total = 0.0
+    for row in x:
+        pi = p["W_enc"] @ (row - p["b_dec"]) + p["b_enc"]
+        f = pi * (pi > theta)
+        total += ((row - p["W_dec"].T @ f - p["b_dec"]) ** 2).sum() + SPARSITY * (pi > theta).sum()
+    return total / len(x)
+
+
+def gated(p, fixed, x, options, k, dead):
+    """mean ‖x − x̂‖² + ‖x − x̂_frozen(ReLU(π_gate))‖² + λ·Σ ReLU(π_gate)·(‖d‖ for RI-L1)."""
+    total = 0.0
+    for row in x:
+        h = p["W_enc"] @ (row - p["b_dec"])
+        gate, magnitude = h + p["b_enc"], np.exp(p["r_mag"]) * h + p["b_mag"]
+        f = (gate > 0) * relu(magnitude)
+        total += ((row - p["W_dec"].T @ f - p["b_dec"]) ** 2).sum()
+        total += ((row - fixed["W_dec"].T @ relu(gate) - fixed["b_dec"]) ** 2).sum()
+        norms = np.sqrt((p["W_dec"] ** 2).sum(1)) if options["norm"] == "ri-l1" else 1.0
+        total += SPARSITY * (relu(gate) * norms).sum()
+    return total / len(x)
+
+
+def topk(p, fixed, x, options, k, dead):
+    """mean ‖x − x̂‖² + α·(Var x/Var e)·mean ‖e − ê‖², e and both variances constants."""
+
+    def reconstruct(p, row, k, among):
+        pi = p["W_enc"] @ (row - p["b_dec"]) + p["b_enc"]
+        kept = sorted(np.flatnonzero(among), key=lambda j: (-pi[j], j))[:k]
+        return sum((relu(pi[j]) * p["W_dec"][j] for j in kept), np.zeros(D))
+
+    everyone = np.ones(WIDTH, bool)
+    loss = np.mean([((row - reconstruct(p, row, k, everyone) - p["b_dec"]) ** 2).sum() for row in x])
+    if options["aux"] == 0 or not dead.any():
+        return loss
+    e = np.array([row - reconstruct(fixed, row, k, everyone) - fixed["b_dec"] for row in x])
+    ratio = ((x - x.mean(0)) ** 2).sum() / ((e - e.mean(0)) ** 2).sum()
+    k_aux = options["k_aux"] or D // 2
+    missed = np.mean([((e[i] - reconstruct(p, row, k_aux, dead)) ** 2).sum() for i, row in enumerate(x)])
+    return loss + options["aux"] * ratio * missed
+
+
+PAPERS = {"jumprelu": jumprelu, "gated": gated, "topk": topk}
+
+
+def setting_up(case: Case):
+    state = scrambled(case, D, WIDTH, seed=21)
+    if case.architecture == "topk":
+        state.arch.setting = state.arch.setting._replace(value=3.0)
+    dead = torch.arange(WIDTH) % 2 == 0
+    knobs = Knobs(SPARSITY, dead if state.arch.uses_dead else None)
+    return state, activations(TOKENS, D, seed=5), knobs, dead.numpy()
+
+
+def on_paper(case: Case, live, fixed, x, dead):
+    options = case.arch().options.model_dump()
+    return PAPERS[case.architecture](live, fixed, x.numpy(), options, 3, dead)
+
+
+@cases
+def test_the_loss_is_the_papers(case):
+    state, x, knobs, dead = setting_up(case)
+    p = {name: tensor.numpy() for name, tensor in state.p.items()}
+    wanted = on_paper(case, p, p, x, dead)
+    assert state.arch.loss(state.p, x, knobs).item() == pytest.approx(wanted, rel=1e-12)
+    assert wanted > 0.1
+
+
+@cases
+def test_the_gradient_is_the_papers_with_its_constants_held_fixed(case):
+    state, x, knobs, dead = setting_up(case)
+    names = [name for name in state.v if "threshold" not in name]
+    leaves = {name: state.p[name].clone().requires_grad_() for name in names}
+    found = torch.autograd.grad(state.arch.loss(state.p | leaves, x, knobs), [leaves[name] for name in names])
+    fixed = {name: tensor.numpy() for name, tensor in state.p.items()}
+    step = 1e-6
+    for name, gradient in zip(names, found, strict=True):
+        wanted = np.zeros(gradient.shape)
+        for place in np.ndindex(*gradient.shape):
+            sides = []
+            for sign in (1, -1):
+                moved = {key: value.copy() for key, value in fixed.items()}
+                moved[name][place] += sign * step
+                sides.append(on_paper(case, moved, fixed, x, dead))
+            wanted[place] = (sides[0] - sides[1]) / (2 * step)
+        np.testing.assert_allclose(gradient.numpy(), wanted, rtol=1e-5, atol=1e-7, err_msg=name)
+        assert np.abs(wanted).max() > 1e-3, f"{name} gets no gradient here"
+
+
+def test_a_feature_that_is_both_active_and_dead_reconstructs_twice():
+    """It fires again while AuxK still counts it: its gradient has both terms."""
+    case = next(case for case in CASES if case.options.get("aux") == 0.21)
+    state, x, knobs, _ = setting_up(case)
+    everyone = knobs._replace(dead=torch.ones(WIDTH, dtype=torch.bool))
+    p = {name: tensor.numpy() for name, tensor in state.p.items()}
+    wanted = on_paper(case, p, p, x, np.ones(WIDTH, bool))
+    assert state.arch.loss(state.p, x, everyone).item() == pytest.approx(wanted, rel=1e-12)

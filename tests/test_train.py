@@ -1,0 +1,351 @@
+"""Training: it works, it repeats, it stops anywhere and goes on as if it had not."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+
+from jumpahead import sae, store
+from jumpahead.activations import ActivationsConfig, origin
+from jumpahead.activations.base import scale
+from jumpahead.activations.blocks import Stream
+from jumpahead.engine import fresh_state, kernels
+from jumpahead.errors import DivergedError
+from jumpahead.sae.base import SAE
+from jumpahead.sae.recipe import Setting, TrainConfig, recipe
+from jumpahead.train import STATE, Job, in_unit, train
+from tests import golden
+from tests.engine.cases import CASES, assert_same_bytes
+
+SITES = ("layers.0.residual", "layers.2.mlp")
+BATCH, D, WIDTH = 128, 16, 96
+SHORT = {
+    "jumprelu": ("jumprelu", {}, Setting("l0", 4.0)),
+    "gated": ("gated", {}, Setting("lambda", 0.01)),
+    "topk": ("topk", {}, Setting("k", 4.0)),
+}
+ALL = [(name, {}, Setting("l0", 4.0)) for name in sae.names()]
+
+
+@pytest.fixture(scope="module")
+def data():
+    options = {"d": D, "features": 40, "l0": 3.0, "groups": 48, "rows": 128}
+    return origin("synthetic").open(ActivationsConfig(sites=SITES, origin="synthetic", options=options))
+
+
+def config(steps, **changes):
+    return TrainConfig.model_validate({"tokens": steps * BATCH + 5, "batch": BATCH, **changes})
+
+
+def job(data, spec, settings, folder=None, site=SITES[0], inputs="abc"):
+    """A fresh job that has looked for its checkpoint."""
+    name, options, setting = spec
+    kind, unit = sae.architecture(name), scale(data, 1000)[site].C
+    arch = kind(kind.Options(**options), setting, recipe(settings))
+    sample = torch.cat([data.rows(group)[site] for group in range(4)]) / unit
+    made = Job(f"{name} {setting.label}", site, unit, fresh_state(arch, D, WIDTH, 2, sample), folder, inputs)
+    made.resume()
+    return made
+
+
+def stream(data, seed=3):
+    return Stream(data, BATCH, groups_per_block=6, seed=seed)
+
+
+class Killed(Exception):
+    """Nothing catches it."""
+
+
+class Cut:
+    """A stream whose process dies before batch `at`."""
+
+    def __init__(self, whole, at):
+        self.whole, self.at = whole, at
+
+    def batches(self, start=0):
+        for i, batch in enumerate(self.whole.batches(start), start):
+            if i == self.at:
+                raise Killed
+            yield batch
+
+
+def trained(data, spec, settings):
+    made = job(data, spec, settings)
+    train([made], stream(data), settings, kernels())
+    return made
+
+
+def records(one):
+    """train.jsonl without what a clock says."""
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in one.records]
+
+
+# ---------------------------------------------------------------------------------------------- it works
+
+
+@pytest.mark.parametrize("spec", ALL, ids=lambda spec: spec[0])
+def test_training_lowers_the_unexplained_variance_a_lot(data, spec):
+    settings = config(900)
+    made = trained(data, spec, settings)
+    first, last = made.records[0], made.records[-1]
+    assert (first["step"], last["step"], made.state.t) == (4, 900, 900)
+    assert last["fvu"] < 0.35
+    assert last["fvu"] < 0.5 * first["fvu"]
+    assert last["l0"] == pytest.approx(4.0, rel=0.25)
+    assert all(math.isfinite(value) for line in made.records for value in line.values())
+
+
+def test_a_step_sees_the_batch_divided_by_the_scale(data):
+    made = [job(data, SHORT["topk"], config(3), site=site) for site in SITES]
+    made[1].scale = 2.0
+    raw = next(iter(stream(data).batches()))
+    x = in_unit(raw, made)
+    assert set(x) == set(SITES)
+    torch.testing.assert_close(x[SITES[0]], raw[SITES[0]] / made[0].scale)
+    assert torch.equal(x[SITES[1]], raw[SITES[1]] * 0.5)
+    assert float(x[SITES[0]].square().sum(1).mean()) == pytest.approx(1.0, rel=0.2)
+
+
+def test_what_is_saved_takes_the_lms_own_activations(data, tmp_path):
+    settings = config(30)
+    made = job(data, SHORT["jumprelu"], settings, store.SAEFolder(tmp_path / "one"))
+    train([made], stream(data), settings, kernels())
+    made.checkpoint()
+    made.finished({"site": SITES[0]})
+    again = SAE.load(tmp_path / "one")
+    for name, tensor in made.state.arch.fold(made.state.p, made.scale).items():
+        assert torch.equal(again.params[name], tensor)
+    assert again.about["inputs"] == "abc"
+    assert again.about["steps"] == 30
+    assert again.about["scale"] == made.scale
+    assert again.about["knob"] == {"lambda": made.state.control.sparsity}
+    assert not (tmp_path / "one" / "checkpoint").exists()
+    assert store.SAEFolder(tmp_path / "one").is_done("abc")
+    lines = store.read_lines(tmp_path / "one" / "train.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 31))
+    assert set(lines[0]) == {"step", "l0", "fvu", "error", "penalty", "entries", "dead", "lr", "seconds", "lambda"}
+
+
+# ---------------------------------------------------------------------------------------------- it repeats
+
+
+def test_saes_trained_together_have_the_bytes_of_each_alone(data, tmp_path):
+    """On one stream, at one site and at another."""
+    settings = config(40)
+    specs = [(SHORT["jumprelu"], SITES[0]), (SHORT["topk"], SITES[0]), (SHORT["gated"], SITES[1])]
+
+    def run(some, folder):
+        made = [job(data, spec, settings, store.SAEFolder(tmp_path / folder / spec[0]), site) for spec, site in some]
+        train(made, stream(data), settings, kernels())
+        for one in made:
+            one.finished()
+        return {spec[0]: (tmp_path / folder / spec[0] / "weights.safetensors").read_bytes() for spec, _ in some}
+
+    together = run(specs, "together")
+    for spec, site in specs:
+        assert run([(spec, site)], "alone")[spec[0]] == together[spec[0]]
+
+
+def test_another_order_of_the_data_gives_another_sae(data):
+    settings = config(10)
+    one, other = job(data, SHORT["topk"], settings), job(data, SHORT["topk"], settings)
+    train([one], stream(data, seed=3), settings, kernels())
+    train([other], stream(data, seed=4), settings, kernels())
+    assert not torch.equal(one.state.p["W_enc"], other.state.p["W_enc"])
+
+
+def test_golden_losses():
+    """Full precision, in float64: see golden.py for what to do when they are meant to change."""
+    wanted = json.loads(golden.PATH.read_text())
+    assert set(wanted) == {case.label for case in CASES}
+    for case in CASES:
+        assert golden.losses(case) == pytest.approx(wanted[case.label], rel=1e-9, abs=1e-12), case.label
+
+
+# ---------------------------------------------------------------------------------------------- it goes on
+
+
+@pytest.mark.parametrize("spec", SHORT.values(), ids=SHORT)
+@pytest.mark.parametrize("cut", [1, 8, 23])
+def test_stopped_anywhere_and_continued_is_bitwise_the_same(data, tmp_path, spec, cut):
+    """Step 23 of 24; blocks end at batches 6, 12, …"""
+    settings, folder = config(24), store.SAEFolder(tmp_path)
+    whole = trained(data, spec, settings)
+    first = job(data, spec, settings, folder)
+    with pytest.raises(Killed):
+        train([first], Cut(stream(data), cut), settings, kernels())
+    first.checkpoint()
+    second = job(data, spec, settings, folder)
+    assert second.state.t == cut
+    assert second.saved == cut
+    assert_same_bytes(second.state, first.state)
+    train([second], stream(data), settings, kernels())
+    assert_same_bytes(second.state, whole.state)
+    assert records(second) == records(whole)
+
+
+def test_killed_between_two_saes_checkpoints(data, tmp_path):
+    """One is at step 9, the other still at step 4: each goes on from its own."""
+    settings = config(16)
+    specs = [SHORT["jumprelu"], SHORT["topk"]]
+    wholes = [trained(data, spec, settings) for spec in specs]
+    folders = [store.SAEFolder(tmp_path / spec[0]) for spec in specs]
+    first = [job(data, spec, settings, folder) for spec, folder in zip(specs, folders, strict=True)]
+    for cut, written in ((4, first), (9, first[:1])):
+        with pytest.raises(Killed):
+            train(first, Cut(stream(data), cut), settings, kernels())
+        for one in written:
+            one.checkpoint()
+    second = [job(data, spec, settings, folder) for spec, folder in zip(specs, folders, strict=True)]
+    assert [one.state.t for one in second] == [9, 4]
+    train(second, stream(data), settings, kernels())
+    for one, whole in zip(second, wholes, strict=True):
+        assert_same_bytes(one.state, whole.state)
+        assert records(one) == records(whole)
+
+
+def test_killed_between_the_state_and_the_log(data, tmp_path, monkeypatch):
+    settings, folder = config(16), store.SAEFolder(tmp_path)
+    whole = trained(data, SHORT["gated"], settings)
+    first = job(data, SHORT["gated"], settings, folder)
+    with pytest.raises(Killed):
+        train([first], Cut(stream(data), 5), settings, kernels())
+    first.checkpoint()
+    with pytest.raises(Killed):
+        train([first], Cut(stream(data), 11), settings, kernels())
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "rewrite_lines", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            first.checkpoint()
+    second = job(data, SHORT["gated"], settings, folder)
+    assert second.state.t == 11
+    train([second], stream(data), settings, kernels())
+    assert_same_bytes(second.state, whole.state)
+    steps = [line["step"] for line in second.records]
+    assert steps == sorted(set(steps))
+
+
+def test_a_log_ahead_of_its_state_is_cut_back(data, tmp_path):
+    settings, folder = config(16), store.SAEFolder(tmp_path)
+    whole = trained(data, SHORT["topk"], settings)
+    first = job(data, SHORT["topk"], settings, folder)
+    with pytest.raises(Killed):
+        train([first], Cut(stream(data), 5), settings, kernels())
+    first.checkpoint()
+    with pytest.raises(Killed):
+        train([first], Cut(stream(data), 9), settings, kernels())
+    store.rewrite_lines(folder.log, first.records)
+    second = job(data, SHORT["topk"], settings, folder)
+    assert [line["step"] for line in second.records] == [1, 2, 3, 4, 5]
+    train([second], stream(data), settings, kernels())
+    assert records(second) == records(whole)
+
+
+@pytest.mark.parametrize("damage", ["torn", "flipped", "empty", "foreign"])
+def test_a_checkpoint_that_cannot_be_trusted_is_passed_over(data, tmp_path, damage):
+    settings, folder = config(12), store.SAEFolder(tmp_path)
+    first = job(data, SHORT["topk"], settings, folder)
+    with pytest.raises(Killed):
+        train([first], Cut(stream(data), 5), settings, kernels())
+    first.checkpoint()
+    path = folder.checkpoint / STATE
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[-20] ^= 1
+    path.write_bytes({"torn": content[:-100], "flipped": content, "empty": b"", "foreign": content}[damage])
+    inputs = "another study" if damage == "foreign" else "abc"
+    second = job(data, SHORT["topk"], settings, folder, inputs=inputs)
+    assert second.state.t == 0
+    assert second.records == []
+    train([second], stream(data), settings, kernels())
+    assert_same_bytes(second.state, trained(data, SHORT["topk"], settings).state)
+
+
+class Signals:
+    """A kernel layer during whose n-th decoding the process gets a signal."""
+
+    def __init__(self, number, at):
+        self.kernels, self.number, self.left = kernels(), number, at
+
+    def decode(self, *args):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+        return self.kernels.decode(*args)
+
+    def __getattr__(self, name):
+        return getattr(self.kernels, name)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_finishes_the_step_at_hand_saves_all_and_goes_on_bitwise(data, tmp_path, number):
+    """During the first SAE's step 7: the second does not take it, and both continue from where they are."""
+    settings = config(15)
+    specs = [SHORT["jumprelu"], SHORT["topk"]]
+    wholes = [trained(data, spec, settings) for spec in specs]
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    def jobs():
+        return [job(data, spec, settings, store.SAEFolder(tmp_path / spec[0])) for spec in specs]
+
+    with pytest.raises(KeyboardInterrupt):
+        train(jobs(), stream(data), settings, Signals(number, at=13))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    second = jobs()
+    assert [one.state.t for one in second] == [7, 6]
+    train(second, stream(data), settings, kernels())
+    for one, whole in zip(second, wholes, strict=True):
+        assert_same_bytes(one.state, whole.state)
+        assert records(one) == records(whole)
+
+
+def test_a_run_that_was_done_is_not_done_again(data, tmp_path):
+    settings, folder = config(6), store.SAEFolder(tmp_path)
+    first = job(data, SHORT["topk"], settings, folder)
+    train([first], stream(data), settings, kernels())
+    first.checkpoint()
+    second = job(data, SHORT["topk"], settings, folder)
+    train([second], Cut(stream(data), 0), settings, kernels())
+    assert_same_bytes(second.state, first.state)
+
+
+def test_checkpoints_are_written_on_the_way(data, tmp_path):
+    settings, folder = config(6, checkpoint_minutes=1e-9), store.SAEFolder(tmp_path)
+    made = job(data, SHORT["topk"], settings, folder)
+    with pytest.raises(Killed):
+        train([made], Cut(stream(data), 4), settings, kernels())
+    assert made.saved == 4
+    assert made.folder is not None
+    assert not folder.is_done("abc")
+
+
+# ---------------------------------------------------------------------------------------------- it diverges
+
+
+def test_a_bad_batch_names_the_sae_the_step_and_the_last_checkpoint(data, tmp_path):
+    class Bad(Cut):
+        def batches(self, start=0):
+            for i, batch in enumerate(self.whole.batches(start), start):
+                if i == self.at:
+                    batch[SITES[0]][3, 1] = float("nan")
+                yield batch
+
+    settings, folder = config(12), store.SAEFolder(tmp_path)
+    made = job(data, SHORT["gated"], settings, folder)
+    with pytest.raises(Killed):
+        train([made], Cut(stream(data), 5), settings, kernels())
+    made.checkpoint()
+    with pytest.raises(DivergedError) as caught:
+        train([made], Bad(stream(data), 9), settings, kernels())
+    said = str(caught.value)
+    assert made.label in said
+    assert SITES[0] in said
+    assert "step 9" in said
+    assert "checkpoint of step 5" in said
+    assert made.state.t == 9
+    assert all(tensor.isfinite().all() for tensor in made.state.p.values())
