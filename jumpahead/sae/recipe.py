@@ -92,7 +92,7 @@ def recipe(config: TrainConfig) -> Recipe:
             revival=1.0,
         )
     return Recipe(
-        lr=config.lr or 2e-3,
+        lr=config.lr or 4e-3,
         lr_start=0.1,
         lr_warmup=min(1_000, max(1, steps // 20)),
         lr_decay=steps // 3,
@@ -103,10 +103,10 @@ def recipe(config: TrainConfig) -> Recipe:
         threshold_rate=5.0,
         threshold_start=None,
         bandwidth=None,
-        bandwidth_share=1.0,
+        bandwidth_share=0.25,
         centre=True,
-        dead_after=min(10_000_000, max(config.batch * 20, config.tokens // 10)),
-        revival=0.98,
+        dead_after=min(10_000_000, max(config.batch * 20, config.tokens // 20)),
+        revival=0.95,
     )
 
 
