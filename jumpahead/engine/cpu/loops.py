@@ -27,9 +27,9 @@ _SAFE = {"reassoc", "contract", "nsz", "arcp"}
 _BLOCK = 32  # entries of the product tested at once before looking at each
 _PIECES = 4  # ranges per thread, so that an uneven load evens out
 
-_serial = njit(cache=True, nogil=True)
-_parallel = njit(cache=True, nogil=True, fastmath=_SAFE)
-_screen = njit(cache=True, nogil=True, fastmath=_SAFE | {"nnan"})  # a NaN may be kept or not: the loss shows it
+_serial = njit(cache=True, nogil=True, error_model="numpy")
+_parallel = njit(cache=True, nogil=True, error_model="numpy", fastmath=_SAFE)
+_screen = njit(cache=True, nogil=True, error_model="numpy", fastmath=_SAFE | {"nnan"})  # a NaN may be kept or not: the loss shows it
 
 
 @functools.cache
@@ -50,7 +50,7 @@ def spread(loop: Callable[..., Any], n: int, *arguments: Any) -> None:
         future.result()
 
 
-@njit(cache=True, nogil=True, fastmath=_SAFE)
+@_parallel
 def _dot(a, b):
     total = a.dtype.type(0)
     for t in range(len(a)):
@@ -84,7 +84,7 @@ def append_above(first, last, product, offset, floor, row, column, slots, counts
         counts[i] = n
 
 
-@njit(cache=True, nogil=True)
+@_serial
 def _prune(slots, lows, highs, n, k, floor):
     """Keep, of the first n candidates of one token, those that can be among the k largest. Returns (n, floor)."""
     if n > k:
@@ -325,7 +325,7 @@ def sums(first, last, colptr, order, vector, out):
         out[j] = total
 
 
-@njit(cache=True, nogil=True, fastmath=_SAFE)
+@_parallel
 def _adam(w, v, g, lr, decay, rest, correction, epsilon):
     """One lazy Adam step on a row, in place; decay = β₂^skipped, rest = 1 − β₂."""
     for t in range(len(w)):
@@ -334,7 +334,7 @@ def _adam(w, v, g, lr, decay, rest, correction, epsilon):
         w[t] -= lr * g[t] / (np.sqrt(moment) * correction + epsilon)
 
 
-@njit(cache=True, nogil=True, fastmath=_SAFE)
+@_parallel
 def _gather(j, colptr, order, token, x, d_pre, values, residuals, scales, g_enc, g_dec):
     """Gradient rows of feature j before norm handling. Returns whether anything but zero went in."""
     d = x.shape[1]
