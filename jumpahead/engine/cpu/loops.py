@@ -29,7 +29,8 @@ _PIECES = 4  # ranges per thread, so that an uneven load evens out
 
 _serial = njit(cache=True, nogil=True, error_model="numpy")
 _parallel = njit(cache=True, nogil=True, error_model="numpy", fastmath=_SAFE)
-_screen = njit(cache=True, nogil=True, error_model="numpy", fastmath=_SAFE | {"nnan"})  # a NaN may be kept or not: the loss shows it
+_screen = njit(cache=True, nogil=True, error_model="numpy", fastmath=_SAFE | {"nnan"})
+"""For screening: a NaN may be kept or not, the loss shows it."""
 
 
 @functools.cache
