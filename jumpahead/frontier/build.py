@@ -14,7 +14,7 @@ from jumpahead.errors import ArtefactError
 from jumpahead.frontier.answer import plain
 from jumpahead.frontier.curve import LEVEL, centred, estimate
 from jumpahead.frontier.frontier import SCHEMA, Frontier
-from jumpahead.frontier.series import SeriesCurve, is_number, point_order, replicates_of
+from jumpahead.frontier.series import SeriesCurve, is_number, point_order, replicates_of, seed_weights, seeds_of
 from jumpahead.frontier.words import setting_label
 from jumpahead.metrics import BOOTSTRAPPED, METRICS, SHARES
 
@@ -87,6 +87,7 @@ def _panel(evaluations: list[Evaluation], names: list[str]) -> dict[str, Any]:
     points.sort(key=lambda point: (names.index(point["series"]), *point_order(point)))
     for point, is_best in zip(points, pareto(points), strict=True):
         point["pareto"] = is_best
+    _weigh_seeds(points)
     sae, metrics, text = (evaluations[0][key] for key in ("sae", "metrics", "text"))
     return {
         "site": sae["site"],
@@ -97,6 +98,19 @@ def _panel(evaluations: list[Evaluation], names: list[str]) -> dict[str, Any]:
         "documents": text["documents"],
         "points": points,
     }
+
+
+def _weigh_seeds(points: list[dict[str, Any]]) -> None:
+    """Where a setting has several SAEs: how much each counts in each replicate, for the page to redraw intervals."""
+    universe = sorted({seeds_of(point) for point in points})
+    settings: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
+    for point in points:
+        settings[point["series"], point["setting"]["kind"], point["setting"]["value"]].append(point)
+    for group in settings.values():
+        if len(group) > 1:
+            weights = seed_weights([seeds_of(point) for point in group], universe, min(map(replicates_of, group)))
+            for point, column in zip(group, weights[1:].T, strict=True):
+                point["seed_weights"] = column.tolist()
 
 
 def _check(evaluations: list[Evaluation]) -> None:

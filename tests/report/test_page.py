@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from jumpahead.frontier import Frontier
-from jumpahead.frontier.series import seed_weights
 from jumpahead.report.numbers import count, percent, short
 
 Json = dict[str, Any]
@@ -231,11 +230,6 @@ def test_answers_agree_on_linear_scales_without_intervals_and_from_single_saes(v
 
 def test_answers_agree_where_settings_have_several_seeds(visit: Any, make: Any) -> None:
     data = make.build([make.evaluation(s, l0, seed) for s in (0, 2) for l0 in (4.0, 8.0, 16.0) for seed in (0, 1, 2)])
-    points = data["panels"][0]["points"]
-    seeds = [(seed, seed) for seed in (0, 1, 2)]
-    weights = seed_weights(seeds, seeds, make.replicates)[1:]
-    for point in points:
-        point["seed_weights"] = weights[:, point["sae_seed"]].tolist()
     page = visit(data)
     for key, value in [("delta_lm_loss", 0.3), ("l0", 10), ("above_1pct", 40)]:
         assert_agrees(page, data, key, value)
