@@ -1,0 +1,362 @@
+"""A study, end to end, on a random language model and a folder of text: what is done is kept, what is cut goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from jumpahead import log, store, sweep
+from jumpahead import study as studies
+from jumpahead.cli import app
+from jumpahead.frontier import Frontier
+
+STUDY = """
+name = "small"
+
+[lm]
+model = "{model}"
+context = 32
+batch = 4
+
+[text]
+source = "{text}"
+held_out = 0.3
+
+[activations]
+sites = ["layers.1.residual"]
+block = 64
+scale_rows = 400
+
+[sae]
+width = 64
+
+[train]
+tokens = 3_900
+batch = 128
+
+[evaluate]
+tokens = 900
+replicates = 20
+
+[[series]]
+architecture = "jumprelu"
+l0 = [3, 7]
+
+[[series]]
+architecture = "gated"
+lambda = [0.02, 0.1]
+
+[[series]]
+architecture = "topk"
+k = [3, 7]
+"""
+STEPS = 30
+
+
+class Said:
+    """Progress that remembers its sentences."""
+
+    def __init__(self):
+        self.sentences, self.phases, self.silent = [], [], log.Silent()
+
+    def say(self, sentence):
+        self.sentences.append(sentence)
+
+    def phase(self, title, total, unit, done=0):
+        self.phases.append((title, done))
+        return self.silent.phase(title, total, unit, done)
+
+    def __contains__(self, words):
+        return any(words in sentence for sentence in self.sentences)
+
+
+@pytest.fixture(scope="module")
+def study_file(tmp_path_factory, lm_folder):
+    folder = tmp_path_factory.mktemp("study")
+    random = np.random.default_rng(4)
+    words = ["".join(random.choice(list("abcdefghij"), random.integers(2, 6))) for _ in range(60)]
+    (folder / "text").mkdir()
+    for number in range(30):
+        (folder / "text" / f"{number:02}.txt").write_text(" ".join(random.choice(words, 80)))
+    path = folder / "small.toml"
+    path.write_text(STUDY.format(model=lm_folder("neox").as_posix(), text=(folder / "text").as_posix()))
+    return path
+
+
+def run(study_file, folder, *overrides, until=None):
+    """As the command line does it; returns what was said."""
+    loaded, target, said = studies.load(study_file, overrides), store.Run(folder), Said()
+    with target.lock():
+        target.begin(studies.to_toml(loaded))
+        sweep.run(loaded, target, until, said)
+    return said
+
+
+@pytest.fixture(scope="module")
+def finished(study_file, tmp_path_factory):
+    """A finished run; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    run(study_file, folder)
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "small"))
+
+
+def weights(folder):
+    return {
+        path.parent.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("weights.safetensors")
+    }
+
+
+def stamps(folder):
+    """What would change if a file were written again, even with the same bytes."""
+    return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.rglob("*") if path.is_file()}
+
+
+# ---------------------------------------------------------------------------------------------- end to end
+
+
+def test_a_study_ends_in_a_frontier_a_page_and_answers(finished):
+    built = json.loads((finished / "frontier.json").read_text())
+    (panel,) = built["panels"]
+    assert [(p["series"], p["setting"]["value"]) for p in panel["points"]] == [
+        ("jumprelu", 3), ("jumprelu", 7), ("gated", 0.02), ("gated", 0.1), ("topk", 3), ("topk", 7),
+    ]  # fmt: skip
+    for point in panel["points"]:
+        assert (finished / point["path"] / "weights.safetensors").is_file()
+        assert point["metrics"]["l0"] > 0
+        assert len(point["bootstrap"]["l0"]) == 20
+    assert [point["metrics"]["l0"] for point in panel["points"]][4:] == pytest.approx([3, 7], rel=0.2)
+    page = (finished / "report.html").read_text()
+    assert "JumpReLU" in page
+    assert not list(finished.rglob("checkpoint"))
+    assert not list(finished.rglob("*.tmp-*"))
+
+    answer = Frontier.load(finished).ask(l0=5.0)
+    assert answer.to_json()
+    asked = CliRunner().invoke(app, ["ask", str(finished), "--l0", "5"])
+    assert asked.exit_code == 0, asked.output
+    assert "TopK" in asked.output or "topk" in asked.output
+    for path in finished.rglob("train.jsonl"):
+        assert [line["step"] for line in store.read_lines(path)] == list(range(1, STEPS + 1))
+
+
+def test_a_second_run_has_nothing_to_do_and_writes_no_sae(study_file, copied):
+    before = stamps(copied / "saes")
+    said = run(study_file, copied)
+    assert "Nothing to do" in said
+    assert said.phases == []
+    assert stamps(copied / "saes") == before
+    unchanged = {copied / "frontier.json", copied / "report.html", *(copied / "tokens").rglob("*.safetensors")}
+    assert all(path.is_file() for path in unchanged)
+
+
+def test_a_new_setting_and_a_new_seed_train_alone(study_file, copied):
+    before, old = stamps(copied / "saes"), weights(copied)
+    said = run(study_file, copied, "series.topk.k=[3, 5, 7]")
+    assert "6 of 7 SAEs are trained already" in said
+    assert "training 1 SAEs" in said
+    after = stamps(copied / "saes")
+    new = "saes/layers.1.residual/64/topk/k-5_seed-0"
+    assert {path for path in after if path not in before} <= set((copied / new).iterdir())
+    assert all(after[path] == stamp for path, stamp in before.items())
+    points = json.loads((copied / "frontier.json").read_text())["panels"][0]["points"]
+    assert [point["path"] for point in points][4:] == [
+        f"saes/layers.1.residual/64/topk/k-{k}_seed-0" for k in (3, 5, 7)
+    ]
+
+    said = run(study_file, copied, "series.topk.k=[3, 5, 7]", "sae.seed=[0, 1]")
+    assert "training 7 SAEs" in said
+    found = weights(copied)
+    assert len(found) == 14
+    assert {key: found[key] for key in old} == old
+    assert found[new] != found[new.replace("seed-0", "seed-1")]
+
+
+def test_what_was_left_out_leaves_the_frontier_and_stays_on_disk(study_file, copied):
+    said = run(study_file, copied, "series.gated.lambda=[0.1]")
+    assert said.phases == []
+    points = json.loads((copied / "frontier.json").read_text())["panels"][0]["points"]
+    assert len(points) == 5
+    assert len(weights(copied)) == 6
+    assert "Nothing to do" not in said
+    assert "Nothing to do" in run(study_file, copied, "series.gated.lambda=[0.1]")
+
+
+def test_another_learning_rate_trains_everything_again(study_file, copied):
+    old, evaluated = weights(copied), stamps(copied)
+    said = run(study_file, copied, "train.lr=0.0007")
+    assert "training 6 SAEs" in said
+    found = weights(copied)
+    assert set(found) == set(old)
+    assert all(found[key] != old[key] for key in old)
+    assert all(evaluated[path] != stamp for path, stamp in stamps(copied).items() if path.name == "evaluation.json")
+
+
+# ---------------------------------------------------------------------------------------------- what an SAE depends on
+
+
+def pending(study_file, folder, *overrides):
+    work = sweep.Work(studies.load(study_file, overrides), store.Run(folder), log.Silent())
+    to_measure = [u for u in work.units if not work.target.at(u.key).is_evaluated(work.evaluation_inputs(u))]
+    return len(work.pending()), len(to_measure)
+
+
+@pytest.mark.parametrize(
+    ("override", "train", "measure"),
+    [
+        ("name=other", 0, 0),
+        ("train.threads=2", 0, 0),
+        ("train.checkpoint_minutes=7", 0, 0),
+        ("activations.origin=shards", 0, 0),
+        ("evaluate.tokens=800", 0, 6),
+        ("evaluate.replicates=30", 0, 6),
+        ("train.lr=0.001", 6, 6),
+        ("train.tokens=3_800", 6, 6),
+        ("train.batch=64", 6, 6),
+        ("train.recipe=paper", 6, 6),
+        ("lm.context=24", 6, 6),
+        ("lm.batch=5", 6, 6),
+        ("lm.dtype=bfloat16", 6, 6),
+        ("text.held_out=0.4", 6, 6),
+        ("text.max_tokens=5_000", 6, 6),
+        ("activations.dtype=bfloat16", 6, 6),
+        ("activations.block=32", 6, 6),
+        ("activations.scale_rows=300", 6, 6),
+        ("activations.sites=layers.0.residual", 6, 6),
+        ("sae.width=65", 6, 6),
+        ("sae.seed=3", 6, 6),
+        ("stream.seed=3", 6, 6),
+        ("series.gated.options.norm=l1", 2, 2),
+        ("series.topk.options.aux=0.5", 2, 2),
+        ("series.topk.k=[3, 8]", 1, 1),
+    ],
+)
+def test_everything_that_changes_an_sae_is_among_its_inputs_and_nothing_else(
+    study_file, finished, override, train, measure
+):
+    assert pending(study_file, finished, override) == (train, measure)
+
+
+def test_what_is_in_the_text_and_in_the_model_is_among_its_inputs(study_file, finished, tmp_path, lm_folder):
+    text = Path(shutil.copytree(studies.load(study_file).text.source, tmp_path / "text"))
+    model = Path(shutil.copytree(lm_folder("neox"), tmp_path / "model"))
+
+    def source():
+        study = studies.load(study_file, [f"lm.model={model}", f"text.source={text}"])
+        return sweep.Work(study, store.Run(finished), log.Silent()).source
+
+    found = [source()]
+    (text / "07.txt").write_text("other words")
+    found.append(source())
+    (text / "new.txt").write_text("one more document")
+    found.append(source())
+    content = bytearray((model / "model.safetensors").read_bytes())
+    content[-3] ^= 1
+    (model / "model.safetensors").write_bytes(content)
+    found.append(source())
+    assert len(set(found)) == 4
+
+
+# ---------------------------------------------------------------------------------------------- killed
+
+KILLED_AT_CHECKPOINT = """
+import os, signal, sys
+from jumpahead import train
+from jumpahead.cli import app
+
+written, left = train.Job.checkpoint, int(sys.argv[1])
+
+def checkpoint(self):
+    global left
+    written(self)
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train.Job.checkpoint = checkpoint
+app(["run", *sys.argv[2:]])
+"""
+
+
+def test_killed_while_training_it_continues_and_ends_with_the_same_bytes(study_file, finished, tmp_path):
+    """Killed between the checkpoints of step 7: four SAEs are at step 7, two at step 6."""
+    folder, script = tmp_path / "small", tmp_path / "killed.py"
+    script.write_text(KILLED_AT_CHECKPOINT)
+    command = [sys.executable, script, str(6 * 6 + 4), study_file, "--out", folder]
+    command += ["--set", "train.checkpoint_minutes=1e-9"]
+    killed = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    states = sorted(folder.rglob("state.safetensors"))
+    assert sorted(store.read_info(path)["t"] for path in states) == [6, 6, 7, 7, 7, 7]
+    assert weights(folder) == {}
+    said = run(study_file, folder)
+    assert ("training", 6 * 128) in said.phases
+    assert weights(folder) == weights(finished)
+    assert not list(folder.rglob("checkpoint"))
+    for path in folder.rglob("train.jsonl"):
+        assert [line["step"] for line in store.read_lines(path)] == list(range(1, STEPS + 1))
+    one, other = (json.loads((it / "frontier.json").read_text())["panels"][0]["points"] for it in (folder, finished))
+    assert [point["metrics"] for point in one] == [point["metrics"] for point in other]
+
+
+def test_stopped_while_evaluating_it_measures_the_rest(study_file, copied, monkeypatch):
+    for path in sorted(copied.rglob("evaluation.json"))[2:]:
+        path.unlink()
+    (copied / "frontier.json").unlink()
+    kept = {path: stamp for path, stamp in stamps(copied).items() if path.name == "evaluation.json"}
+    assert len(kept) == 2
+    said = run(study_file, copied)
+    assert [title for title, _ in said.phases] == ["evaluating"]
+    after = stamps(copied)
+    assert all(after[path] == stamp for path, stamp in kept.items())
+    assert len(list(copied.rglob("evaluation.json"))) == 6
+    assert (copied / "frontier.json").is_file()
+
+
+def test_a_torn_result_is_made_again(study_file, copied):
+    old = weights(copied)
+    first, second = sorted(copied.rglob("config.json"))[:2]
+    first.write_bytes(first.read_bytes()[:-30])
+    (second.parent / "weights.safetensors").unlink()
+    said = run(study_file, copied)
+    assert "4 of 6 SAEs are trained already" in said
+    assert weights(copied) == old
+
+
+def test_stages_stop_where_they_are_asked_to(study_file, finished, tmp_path):
+    folder = tmp_path / "small"
+    run(study_file, folder, until="tokens")
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"tokens"}
+    run(study_file, folder, until="train")
+    assert weights(folder) == weights(finished)
+    assert not list(folder.rglob("evaluation.json"))
+    assert not (folder / "frontier.json").exists()
+
+
+def test_activations_on_disk_give_the_same_bytes(study_file, finished, tmp_path):
+    folder = tmp_path / "small"
+    run(study_file, folder, "activations.origin=shards", until="train")
+    assert any((folder / "activations").iterdir())
+    assert weights(folder) == weights(finished)
+
+
+def test_a_study_without_a_language_model_trains_and_says_that_there_is_no_frontier(study_file, tmp_path):
+    options = "{d = 12, features = 30, l0 = 3, groups = 12, rows = 200}"
+    said = run(study_file, tmp_path / "toy", "activations.origin=synthetic", f"activations.options={options}")
+    assert len(weights(tmp_path / "toy")) == 6
+    assert "no frontier" in said
+    assert not (tmp_path / "toy" / "frontier.json").exists()
+    assert os.listdir(tmp_path) == ["toy"]
