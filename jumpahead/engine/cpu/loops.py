@@ -25,7 +25,7 @@ from numba import njit
 
 _SAFE = {"reassoc", "contract", "nsz", "arcp"}
 _BLOCK = 32  # entries of the product tested at once before looking at each
-_PIECES = 4  # ranges per thread, so that an uneven load evens out
+_PIECES = 2  # ranges per thread, so that an uneven load evens out
 
 _serial = njit(cache=True, nogil=True, error_model="numpy")
 _parallel = njit(cache=True, nogil=True, error_model="numpy", fastmath=_SAFE)
@@ -46,7 +46,10 @@ def spread(loop: Callable[..., Any], n: int, *arguments: Any) -> None:
         loop(0, n, *arguments)
         return
     cuts = [n * piece // pieces for piece in range(pieces + 1)]
-    waiting = [_pool(threads).submit(loop, start, stop, *arguments) for start, stop in itertools.pairwise(cuts)]
+    ranges = list(itertools.pairwise(cuts))
+    waiting = [_pool(threads - 1).submit(loop, *cut, *arguments) for i, cut in enumerate(ranges) if i % threads]
+    for cut in ranges[::threads]:  # this thread's share
+        loop(*cut, *arguments)
     for future in waiting:
         future.result()
 
