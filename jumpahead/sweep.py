@@ -83,7 +83,8 @@ class Work:
             "site": unit.site, "width": unit.width, "architecture": unit.series.architecture,
             "options": kind.Options(**unit.series.options).model_dump(), "setting": unit.setting,
             "seeds": [unit.sae_seed, unit.stream_seed],
-            "train": study.train.model_dump(exclude={"checkpoint_minutes", "threads"}),
+            "tokens": study.train.tokens, "batch": study.train.batch,
+            "recipe": recipe(study.train)._asdict(),
         })  # fmt: skip
 
     def evaluation_inputs(self, unit: Unit) -> str:

@@ -22,7 +22,7 @@ from jumpahead.engine import Kernels, State, StepResult, step
 from jumpahead.errors import ArtefactError, DivergedError
 from jumpahead.sae.base import SAE
 from jumpahead.sae.control import Control
-from jumpahead.sae.recipe import TrainConfig, learning_rate, recipe, sparsity_warmup
+from jumpahead.sae.recipe import TrainConfig, learning_rate, sparsity_warmup
 
 if TYPE_CHECKING:
     from jumpahead.activations.blocks import Stream
@@ -133,17 +133,18 @@ def train(
     jobs: Sequence[Job], stream: Stream, config: TrainConfig, kernels: Kernels, progress: log.Progress | None = None
 ) -> None:
     """Train every job to config.steps. Ctrl-C finishes the step at hand, checkpoints all, and raises."""
-    progress, rules, steps = progress or log.Silent(), recipe(config), config.steps
+    progress, steps = progress or log.Silent(), config.steps
     first = min(job.state.t for job in jobs)
     saved = time.monotonic()
     every = max(1, steps // REPORTS)
     with interruptible() as interrupted, progress.phase("training", config.tokens, "tokens", first * config.batch) as p:
         for i, batch in zip(range(first, steps), stream.batches(first), strict=False):
-            lr, warmup = learning_rate(rules, i, steps), sparsity_warmup(rules, i)
             x = in_unit(batch, jobs)
             rows = {}
             for job in jobs:
                 if job.state.t == i and not interrupted():
+                    rules = job.state.arch.recipe
+                    lr, warmup = learning_rate(rules, i, steps), sparsity_warmup(rules, i)
                     result = job.step(x[job.site], lr, warmup, kernels)
                     if (i + 1) % every == 0 or i + 1 == steps:
                         rows[job.label] = job.record(result, x[job.site], lr)
