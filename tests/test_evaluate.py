@@ -223,6 +223,8 @@ def test_many_documents_share_clusters(lm, text, monkeypatch):
     monkeypatch.setattr(evaluation, "MOST_CLUSTERS", 3)
     few = held_out(lm)
     assert (few.clusters, text.clusters) == (3, len(set(text.contexts.owner)))
+    sizes = np.bincount(few.cluster)
+    assert sizes.max() - sizes.min() <= 1
     sae = random_sae(lm, SITE)
     one, other = (evaluate({"it": sae}, lm, it, SITE, torch.zeros(sae.d))["it"] for it in (few, text))
     assert one.sums.tokens.shape == (3,)

@@ -558,10 +558,17 @@ def test_no_tensor_of_tokens_times_features_exists(case, name, everything, monke
 def assert_step_is_exact(state: State, x, name: str) -> State:
     """One step of the layer from `state` equals the dense one to 1e-10, and says which rows it touched."""
     ours, theirs = clone(state), settled(state)
-    step(ours, x, 0.3, 0.37, layer(name))
-    with torch.no_grad():
-        before = {key: theirs.p[key].clone() for key in ("W_enc", "W_dec")}
-    reference.step(theirs, x, 0.3, 0.37)
+    result = step(ours, x, 0.3, 0.37, layer(name))
+    p = state.p | state.arch.derive(state.p)
+    pre = (x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]
+    f = state.arch.activate(p | {"threshold": p.get("theta", pre)}, pre)
+    error = (x - f @ p["W_dec"] - p["b_dec"]).square().sum().item() / len(x)
+    assert (result.error, result.l0) == pytest.approx((error, (f > 0).sum().item() / len(x)), rel=1e-12)
+    assert result.entries >= result.l0
+    before = {key: theirs.p[key].clone() for key in ("W_enc", "W_dec")}
+    loss = reference.step(theirs, x, 0.3, 0.37)
+    if state.arch.name == "jumprelu":
+        assert result.error + result.penalty == pytest.approx(loss, rel=1e-6)
     theirs.last[:] = theirs.t
     assert_close(ours, theirs, 1e-10)
     untouched = ours.last < ours.t
