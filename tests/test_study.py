@@ -53,7 +53,7 @@ def test_the_demo_is_three_series_at_six_settings():
     assert len(found) == 18
     assert {(unit.site, unit.width) for unit in found} == {("layers.1.residual", 4096)}
     assert [unit.key for unit in found[4:7]] == [
-        "saes/layers.1.residual/4096/jumprelu/l0-48_seed-0",
+        "saes/layers.1.residual/4096/jumprelu/l0-32_seed-0",
         "saes/layers.1.residual/4096/jumprelu/l0-64_seed-0",
         "saes/layers.1.residual/4096/gated/l0-4_seed-0",
     ]

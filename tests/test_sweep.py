@@ -239,7 +239,7 @@ def pending(study_file, folder, *overrides):
         ("sae.width=65", 6, 6),
         ("sae.seed=3", 6, 6),
         ("stream.seed=3", 6, 6),
-        ("series.gated.options.norm=l1", 2, 2),
+        ("series.gated.options.norm=ri-l1", 2, 2),
         ("series.topk.options.aux=0.5", 2, 2),
         ("series.topk.k=[3, 8]", 1, 1),
     ],

@@ -253,7 +253,8 @@ def knobs_of(state: State, warmup: float) -> Knobs:
 def remember(state: State, counts: Tensor, tokens: int, l0: float) -> None:
     """Bookkeeping after a step: who fired, and the controller. counts [M]: tokens each feature fired on."""
     state.silent = torch.where(counts > 0, 0, state.silent + tokens)
-    state.arch.revive(state.p, state.silent >= state.arch.recipe.dead_after)
+    if state.t <= state.arch.recipe.revive_until:
+        state.arch.revive(state.p, state.silent >= state.arch.recipe.dead_after)
     if state.control is not None:
         state.control = state.control.after(l0, state.arch.setting.value)
         state.arch.steer(state.p, state.control.steering(state.arch.setting.value))

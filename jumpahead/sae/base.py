@@ -28,7 +28,7 @@ from torch import Tensor
 from jumpahead import store
 from jumpahead.errors import ArtefactError, DataError, StudyError
 from jumpahead.sae import architecture
-from jumpahead.sae.recipe import Recipe, Setting
+from jumpahead.sae.recipe import Recipe, Setting, recipe_from
 
 Params = dict[str, Tensor]
 
@@ -318,7 +318,7 @@ class SAE:
             kind, setting = architecture(config["architecture"]), Setting(**config["setting"])
             if setting.kind not in kind.settings:
                 raise ValueError(f"{kind.name} has no setting '{setting.kind}'")
-            arch = kind(kind.Options(**config["options"]), setting, Recipe(**config["recipe"]))
+            arch = kind(kind.Options(**config["options"]), setting, recipe_from(config["recipe"]))
             width, d = config["width"], config["d"]
         except (KeyError, TypeError, ValueError, StudyError) as error:
             raise ArtefactError(

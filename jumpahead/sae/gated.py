@@ -8,8 +8,9 @@
     x̂_aux   = W_decᵀ ReLU(π_gate) + b_dec           with W_dec and b_dec frozen: trains the gate alone
     L       = mean over tokens of ‖x − x̂‖² + ‖x − x̂_aux‖² + λ·S
 
-    norm = "ri-l1":  S = Σ_j ReLU(π_gate,j)·‖d_j‖   rows of W_dec free; arXiv 2407.14435 appendix D; the default
-    norm = "l1":     S = Σ_j ReLU(π_gate,j)         rows of W_dec have norm one; the original
+    norm = "l1":     S = Σ_j ReLU(π_gate,j)         rows of W_dec have norm one; the original, and the default
+    norm = "ri-l1":  S = Σ_j ReLU(π_gate,j)·‖d_j‖   rows of W_dec free; arXiv 2407.14435 appendix D; at a few million
+                                                    tokens far behind l1 (docs/LOG.md, 2026-11-22)
 
 The support is π_gate > 0. One encoder product serves both paths; both reconstructions use the same rows.
 
@@ -43,7 +44,7 @@ from jumpahead.sae.base import (
 class Options(base.Options):
     """Options of a `gated` series."""
 
-    norm: Literal["ri-l1", "l1"] = "ri-l1"
+    norm: Literal["l1", "ri-l1"] = "l1"
     """The sparsity term, and with it the decoder's norm."""
 
 
@@ -110,8 +111,8 @@ class Gated(Architecture):
         return (pre > 0) * (p["r_mag"].exp() * (pre - p["b_enc"]) + p["b_mag"]).relu()
 
     def first_sparsity(self, p: Params) -> float:
-        # On the bundled model λ settles at 0.2 to 1.5 for L0 64 to 4 (docs/LOG.md, 2026-11-22).
-        return 0.3
+        # On the bundled model λ settles at 0.12 for L0 = 32 (docs/LOG.md, 2026-11-22).
+        return 0.1
 
     def fold_vectors(self, p: Params, scale: float, norms: Tensor) -> Params:
         shift = p["W_enc"].double() @ p["b_dec"].double()

@@ -15,7 +15,7 @@ that feature is in its support.
 Departures from the paper: none in the preset `paper`, whose target is the unshifted x. The preset `short` starts θ at
 the quantile of the first pre-activations that gives the requested L0, lets the bandwidth follow the thresholds,
 ε_j = min(share·median θ, 1.8·θ_j), starts b_dec at the mean activation, lowers the threshold of a dead feature a little
-every step until it fires again, and can steer λ towards a requested L0 (control.py).
+every step of the first half until it fires again, and can steer λ towards a requested L0 (control.py).
 """
 
 from __future__ import annotations
@@ -110,11 +110,10 @@ class JumpReLU(Architecture):
             p["threshold"].clamp_min_(1e-6)
 
     def revive(self, p: Params, dead: Tensor) -> None:
-        if self.recipe.revival < 1:
-            if "log_threshold" in p:
-                p["log_threshold"] += dead * math.log(self.recipe.revival)
-            else:
-                p["threshold"] *= torch.where(dead, self.recipe.revival, 1.0)
+        if "log_threshold" in p:
+            p["log_threshold"] += dead * math.log(self.recipe.revival)
+        else:
+            p["threshold"] *= torch.where(dead, self.recipe.revival, 1.0)
 
     def steer(self, p: Params, growth: float) -> None:
         if "log_threshold" in p:

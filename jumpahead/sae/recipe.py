@@ -10,7 +10,7 @@ learning rate per step). docs/LOG.md has the experiments behind its numbers.
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -68,6 +68,8 @@ class Recipe(NamedTuple):
     """Tokens without firing after which a feature counts as dead."""
     revival: float
     """Factor by which a dead feature's threshold shrinks every step; 1 leaves it alone."""
+    revive_until: int
+    """The step at which that ends: what comes back must have time to learn."""
 
 
 def recipe(config: TrainConfig) -> Recipe:
@@ -90,6 +92,7 @@ def recipe(config: TrainConfig) -> Recipe:
             centre=False,
             dead_after=10_000_000,
             revival=1.0,
+            revive_until=0,
         )
     return Recipe(
         lr=config.lr or 4e-3,
@@ -107,7 +110,14 @@ def recipe(config: TrainConfig) -> Recipe:
         centre=True,
         dead_after=min(10_000_000, max(config.batch * 20, config.tokens // 20)),
         revival=0.95,
+        revive_until=steps // 2,
     )
+
+
+def recipe_from(saved: dict[str, Any]) -> Recipe:
+    """A recipe as it was saved, by whatever version: what it does not say is the default's."""
+    known = recipe(TrainConfig.model_validate({}))._asdict()
+    return Recipe(**known | {name: value for name, value in saved.items() if name in known})
 
 
 def learning_rate(r: Recipe, step: int, steps: int) -> float:
