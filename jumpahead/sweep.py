@@ -57,12 +57,10 @@ class Work:
 
     @cached_property
     def lm(self) -> LM:
-        import torch
-
         from jumpahead.lm.model import LM
+        from jumpahead.train import use_threads
 
-        if self.study.train.threads:
-            torch.set_num_threads(self.study.train.threads)
+        use_threads(self.study.train.threads)
         return LM.load(self.study.lm)
 
     @cached_property
@@ -165,9 +163,10 @@ class Work:
     def _train_on(self, seed: int, members: list[Unit]) -> None:
         from jumpahead.activations.blocks import Stream
         from jumpahead.engine import kernels
-        from jumpahead.train import train
+        from jumpahead.train import train, use_threads
 
         config = self.study.train
+        use_threads(config.threads)
         stream = Stream(self.activations, config.batch, seed=seed)
         self._say_plan(members)
         layer = kernels()
@@ -194,9 +193,17 @@ class Work:
         if epochs > 1:
             self.progress.say(f"The text is repeated: {epochs:.1f} epochs. More text would be better.")
 
-    def _job(self, unit: Unit) -> Job:
-        import torch
+    def label(self, unit: Unit) -> str:
+        """For people: the series and its setting, and whatever else tells two SAEs of this study apart."""
+        study, parts = self.study, [unit.label]
+        for many, part in [
+            (study.activations.sites, unit.site), (study.sae.width, f"width {unit.width:,}"),
+            (study.sae.seed, f"seed {unit.sae_seed}"), (study.stream.seed, f"stream {unit.stream_seed}"),
+        ]:  # fmt: skip
+            parts += [part] if len(many) > 1 else []
+        return ", ".join(parts)
 
+    def _job(self, unit: Unit) -> Job:
         from jumpahead.engine import fresh_state
         from jumpahead.train import Job
 
@@ -206,9 +213,8 @@ class Work:
         state = fresh_state(
             arch, self.activations.widths[unit.site], unit.width, unit.sae_seed, self.sample[unit.site] / scale
         )
-        job = Job(unit.label, unit.site, scale, state, self.target.at(unit.key), self.inputs(unit))
+        job = Job(self.label(unit), unit.site, scale, state, self.target.at(unit.key), self.inputs(unit))
         job.resume()
-        assert torch.is_tensor(job.state.p["W_enc"])
         return job
 
     @cached_property

@@ -69,7 +69,9 @@ class Job:
         """The step of the last checkpoint on disk, 0 without one."""
         if self.folder is None or not (self.folder.checkpoint / STATE).exists():
             return 0
-        return int(store.read_info(self.folder.checkpoint / STATE)["t"])
+        with contextlib.suppress(ArtefactError):
+            return int(store.read_info(self.folder.checkpoint / STATE)["t"])
+        return 0
 
     def record(self, result: StepResult, x: Tensor, lr: float) -> dict[str, float]:
         """Add a line to the log; returns what progress shows. x [B, d]: the batch, for its variance."""

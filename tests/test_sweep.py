@@ -360,3 +360,16 @@ def test_a_study_without_a_language_model_trains_and_says_that_there_is_no_front
     assert "no frontier" in said
     assert not (tmp_path / "toy" / "frontier.json").exists()
     assert os.listdir(tmp_path) == ["toy"]
+
+
+def test_labels_tell_the_saes_of_a_study_apart(tmp_path):
+    study = studies.load(
+        Path(__file__).parent.parent / "studies" / "demo.toml",
+        ["sae.width=[4096, 8192]", "sae.seed=[0, 3]", "stream.seed=[0, 2]"],
+    )
+    work = sweep.Work(study, store.Run(tmp_path / "run"), Said())
+    labels = [work.label(unit) for unit in work.units]
+    assert len(set(labels)) == len(labels) == 18 * 2 * 2 * 2
+    assert "jumprelu l0 = 4, width 8,192, seed 3, stream 2" in labels
+    one = sweep.Work(studies.load(Path(__file__).parent.parent / "studies" / "demo.toml"), work.target, Said())
+    assert one.label(one.units[0]) == "jumprelu l0 = 4"
