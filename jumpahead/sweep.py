@@ -195,7 +195,7 @@ class Work:
 
     def label(self, unit: Unit) -> str:
         """For people: the series and its setting, and whatever else tells two SAEs of this study apart."""
-        study, parts = self.study, [unit.label]
+        study, parts = self.study, [f"{unit.series.name} {unit.setting.label}"]
         for many, part in [
             (study.activations.sites, unit.site), (study.sae.width, f"width {unit.width:,}"),
             (study.sae.seed, f"seed {unit.sae_seed}"), (study.stream.seed, f"stream {unit.stream_seed}"),
