@@ -194,14 +194,10 @@ class Work:
             self.progress.say(f"The text is repeated: {epochs:.1f} epochs. More text would be better.")
 
     def label(self, unit: Unit) -> str:
-        """For people: the series and its setting, and whatever else tells two SAEs of this study apart."""
-        study, parts = self.study, [f"{unit.series.name} {unit.setting.label}"]
-        for many, part in [
-            (study.activations.sites, unit.site), (study.sae.width, f"width {unit.width:,}"),
-            (study.sae.seed, f"seed {unit.sae_seed}"), (study.stream.seed, f"stream {unit.stream_seed}"),
-        ]:  # fmt: skip
-            parts += [part] if len(many) > 1 else []
-        return ", ".join(parts)
+        """For people: the unit's own label, and its site and width where the study has several."""
+        sites, widths = self.study.activations.sites, self.study.sae.width
+        several = [(sites, unit.site), (widths, f"width {unit.width:,}")]
+        return ", ".join([unit.label, *(part for values, part in several if len(values) > 1)])
 
     def _job(self, unit: Unit) -> Job:
         from jumpahead.engine import fresh_state

@@ -370,6 +370,6 @@ def test_labels_tell_the_saes_of_a_study_apart(tmp_path):
     work = sweep.Work(study, store.Run(tmp_path / "run"), Said())
     labels = [work.label(unit) for unit in work.units]
     assert len(set(labels)) == len(labels) == 18 * 2 * 2 * 2
-    assert "jumprelu l0 = 4, width 8,192, seed 3, stream 2" in labels
+    assert "jumprelu l0 = 4, seed 3, stream 2, width 8,192" in labels
     one = sweep.Work(studies.load(Path(__file__).parent.parent / "studies" / "demo.toml"), work.target, Said())
     assert one.label(one.units[0]) == "jumprelu l0 = 4"
