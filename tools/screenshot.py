@@ -52,7 +52,7 @@ def take(
             box = element.bounding_box()
             assert box is not None  # it is there and shown
             x, y = box["x"] - MARGIN, box["y"] + page.evaluate("scrollY") - MARGIN
-            w, h = box["width"] + 2 * MARGIN, box["height"] + 2 * MARGIN
+            w, h = box["width"] + 2 * MARGIN, box["height"] + MARGIN  # what follows the figure stays out
             page.screenshot(path=picture, full_page=True, clip={"x": x, "y": y, "width": w, "height": h})
         browser.close()
 

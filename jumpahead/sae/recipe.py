@@ -142,11 +142,6 @@ class Setting(NamedTuple):
     value: float
 
     @property
-    def slug(self) -> str:
-        """As part of a folder name: `l0-16`, `lambda-0.0006`."""
-        return f"{self.kind}-{self.value:g}"
-
-    @property
     def label(self) -> str:
         """For people: `l0 = 16`, `λ = 0.0006`, `k = 32`."""
         return f"{'λ' if self.kind == 'lambda' else self.kind} = {self.value:g}"

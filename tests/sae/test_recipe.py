@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from jumpahead.sae.recipe import Setting, TrainConfig, learning_rate, recipe, sparsity_warmup
+from jumpahead.store import setting_text
 from tests.engine.cases import some_recipe
 
 
@@ -85,6 +86,6 @@ def test_nonsense_is_refused(wrong):
 
 
 def test_settings_have_names_for_folders_and_for_people():
-    assert (Setting("l0", 16.0).slug, Setting("l0", 16.0).label) == ("l0-16", "l0 = 16")
-    assert (Setting("lambda", 0.0006).slug, Setting("lambda", 0.0006).label) == ("lambda-0.0006", "λ = 0.0006")
-    assert (Setting("k", 32).slug, Setting("k", 32).label) == ("k-32", "k = 32")
+    assert (setting_text(Setting("l0", 16.0)), Setting("l0", 16.0).label) == ("l0-16", "l0 = 16")
+    assert (setting_text(Setting("lambda", 0.0006)), Setting("lambda", 0.0006).label) == ("lambda-0.0006", "λ = 0.0006")
+    assert (setting_text(Setting("k", 32)), Setting("k", 32).label) == ("k-32", "k = 32")
