@@ -79,7 +79,7 @@ class Job:
         fvu = result.error / max(variance, 1e-30)
         dead = int((state.silent >= state.arch.recipe.dead_after).sum())
         line = {"step": state.t, "l0": result.l0, "fvu": fvu, "error": result.error, "penalty": result.penalty}
-        line |= {"entries": result.entries, "dead": dead, "lr": lr, "seconds": round(self.seconds, 3)}
+        line |= {"entries": result.entries, "dense": result.dense, "dead": dead, "lr": lr, "seconds": round(self.seconds, 3)}
         if state.control is not None:
             line["lambda"] = state.control.sparsity
         self.records.append(line)
@@ -92,7 +92,7 @@ class Job:
         state = self.state
         tensors = {f"p.{name}": tensor for name, tensor in state.p.items()}
         tensors |= {f"v.{name}": tensor for name, tensor in state.v.items()}
-        tensors |= {"last": state.last, "silent": state.silent, "norms": state.norms}
+        tensors |= {"last": state.last, "silent": state.silent, "share": state.share}
         info = {"t": state.t, "control": state.control, "inputs": self.inputs, "seconds": self.seconds}
         self.folder.checkpoint.mkdir(parents=True, exist_ok=True)
         store.write_tensors(self.folder.checkpoint / STATE, tensors, info)
@@ -112,7 +112,7 @@ class Job:
         state = self.state
         state.p = {name: tensors[f"p.{name}"] for name in state.p}
         state.v = {name: tensors[f"v.{name}"] for name in state.v}
-        state.last, state.silent, state.norms = tensors["last"], tensors["silent"], tensors["norms"]
+        state.last, state.silent, state.share = tensors["last"], tensors["silent"], tensors["share"]
         state.t, self.seconds = info["t"], info["seconds"]
         state.control = Control(*info["control"]) if info["control"] else None
         if self.folder.log.exists():

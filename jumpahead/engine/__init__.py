@@ -1,6 +1,8 @@
 """The exact sparse training step, and encoding with the same kernels.
 
-    step.py        the five calls, in order: support, decode, project, rule, rows
+    step.py        the five calls, in order: support, values, decode, rule, rows
+    dense.py       features that are on for a large share of the tokens, through products
+    decide.py      how far a product can be off, the canonical π, the largest of each token
     lazy_adam.py   Adam with β₁ = 0 for rows that are touched now and then
     reference.py   the same step by dense autograd: the oracle of every test
     plain.py       the kernels in plain torch: runs everywhere
@@ -11,10 +13,10 @@ Every kernel layer is one small class with the methods of `step.Kernels`. No ker
 
 from __future__ import annotations
 
-from jumpahead.engine.encode import Features, decode, encode
+from jumpahead.engine.encode import Coder, Features, decode, encode
 from jumpahead.engine.step import Kernels, State, StepResult, fresh_state, step
 
-__all__ = ["Features", "Kernels", "State", "StepResult", "decode", "encode", "fresh_state", "kernels", "step"]
+__all__ = ["Coder", "Features", "Kernels", "State", "StepResult", "decode", "encode", "fresh_state", "kernels", "step"]
 
 
 def kernels(name: str | None = None) -> Kernels:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -22,22 +22,40 @@ class Features(NamedTuple):
     """[entries] f > 0."""
 
 
-def encode(sae: SAE, x: Tensor, kernels: Kernels | None = None) -> Features:
-    """Active features of x [n, d], the LM's own activations."""
-    from jumpahead.engine import kernels as choose
+@final
+class Coder:
+    """A saved SAE made ready for many batches: what screening needs to know of W_enc is computed once."""
 
-    p, arch = sae.params, sae.arch
-    v = arch.derive(p)
-    selection = arch.selection(p, v, Knobs(), training=False)
-    layer = kernels or choose()
-    centred = layer.centre(x, torch.zeros(sae.d, dtype=x.dtype))
-    support = layer.support(centred, p["W_enc"], p["b_enc"], p["W_enc"].norm(dim=1), selection)
-    f = arch.values(Entries(support.pre, support.feature, support.part), p, v)[0]
-    on = f > 0
-    if bool(on.all()):
-        return Features(support.indptr, support.feature, f)
-    before = torch.cat([torch.zeros(1, dtype=torch.int64), on.cumsum(0)])
-    return Features(before[support.indptr], support.feature[on], f[on])
+    def __init__(self, sae: SAE, kernels: Kernels | None = None):
+        from jumpahead.engine import kernels as choose
+
+        self.sae, self._layer = sae, kernels or choose()
+        self._encoder = self._layer.encoder(sae.params["W_enc"])
+
+    def encode(self, x: Tensor) -> Features:
+        """Active features of x [n, d], the LM's own activations."""
+        p, arch = self.sae.params, self.sae.arch
+        v = arch.derive(p)
+        selection = arch.selection(p, v, Knobs(), training=False)
+        centred = self._layer.centre(x, torch.zeros(self.sae.d, dtype=x.dtype))
+        support = self._layer.support(centred, self._encoder, p["b_enc"], selection)
+        f = arch.values(Entries(support.pre, support.feature, support.part), p, v)[0]
+        order = support.order.long()
+        feature, f = support.feature[order], f[order]
+        on = f > 0
+        if bool(on.all()):
+            return Features(support.indptr, feature, f)
+        before = torch.cat([torch.zeros(1, dtype=torch.int64), on.cumsum(0)])
+        return Features(before[support.indptr], feature[on], f[on])
+
+    def decode(self, features: Features) -> Tensor:
+        """Reconstructions x̂ [n, d]."""
+        return decode(self.sae, features)
+
+
+def encode(sae: SAE, x: Tensor, kernels: Kernels | None = None) -> Features:
+    """Active features of x [n, d], the LM's own activations. For many batches: `Coder`."""
+    return Coder(sae, kernels).encode(x)
 
 
 def decode(sae: SAE, features: Features) -> Tensor:

@@ -1,13 +1,14 @@
 """One training step, as five calls. Nothing of size B×M exists after the first.
 
     1  support   which entries (token, feature) can carry a value or a gradient, and π there      O(B·d·M), one product
-    2  decode    x̂ = Σ values·d_j + b_dec, residual r = x̂ − target                                O(|S|·d)
-    3  project   r·d_j at the entries                                                             O(|S|·d)
-    4  rule      the architecture: elementwise on vectors of length |S|                           O(|S|)
-    5  rows      per touched feature: gradient rows, decoder norm, lazy Adam, renormalise         O(|S|·d + touched·d)
+    2  values    the architecture: what each entry adds to a reconstruction                       O(|S|)
+    3  decode    x̂ = Σ values·d_j + b_dec, residual r = x̂ − target                                O(|S|·d)
+    4  rule      the architecture: every gradient as an affine function of the projections r·d_j  O(|S|)
+    5  rows      per touched feature: project, gradient rows, decoder norm, lazy Adam             O(|S|·d + touched·d)
 
 B tokens · d activation dimensions · M features · |S| entries of the support. All tensors are float32 (float64 in
-tests); x is in the unit E‖x‖² = 1.
+tests); x is in the unit E‖x‖² = 1. Features that are on for a large share of the tokens do not go through the support
+but through products, block by block (`dense.py`): the same five steps, the same functions of the architecture.
 """
 
 from __future__ import annotations
@@ -19,20 +20,36 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from jumpahead.engine import dense
 from jumpahead.engine.lazy_adam import Adam, update_
 from jumpahead.errors import DivergedError
-from jumpahead.sae.base import Architecture, Entries, Knobs, Params, Reconstruction, Selection
+from jumpahead.sae.base import Architecture, Entries, Gradients, Knobs, Params, Reconstruction, Selection
 from jumpahead.sae.control import Control
 
 LARGEST = 1e15
 """A loss beyond which squared gradients overflow float32 and rows would be lost for good; about 1 is usual."""
 
 
-class Support(NamedTuple):
-    """The entries, token by token and within a token by feature; and how to walk them feature by feature."""
+class Encoder(NamedTuple):
+    """W_enc, and what screening its product needs to know; `rows` keeps all of it up to date."""
 
-    indptr: Tensor
-    """[B + 1] int64: token i's entries are indptr[i] … indptr[i + 1] − 1."""
+    w: Tensor
+    """[M, d] W_enc itself."""
+    norms: Tensor
+    """[M] ‖w_j‖."""
+    low: Tensor | None
+    """[M, d] W_enc in bfloat16, where the product is computed so."""
+    gaps: Tensor
+    """[M] ‖w_j − low_j‖; empty without `low`."""
+    layer: str
+    """The kernel layer that made it."""
+
+
+class Support(NamedTuple):
+    """The entries, feature by feature and within a feature by token; and how to walk them token by token."""
+
+    colptr: Tensor
+    """[M + 1] int64: feature j's entries are colptr[j] … colptr[j + 1] − 1."""
     token: Tensor
     """[|S|] int32."""
     feature: Tensor
@@ -41,10 +58,10 @@ class Support(NamedTuple):
     """[|S|] π, recomputed canonically: products and sum in float64, rounded once."""
     part: Tensor | None
     """[|S|] uint8 (base.MAIN | base.DEAD); None where there is one part."""
-    colptr: Tensor
-    """[M + 1] int64: feature j's entries are order[colptr[j]] … order[colptr[j + 1] − 1]."""
+    indptr: Tensor
+    """[B + 1] int64: token i's entries are order[indptr[i]] … order[indptr[i + 1] − 1]."""
     order: Tensor
-    """[|S|] int64: entries sorted by feature, then by token."""
+    """[|S|] int32: entries sorted by token, then by feature."""
 
 
 class Centred(NamedTuple):
@@ -54,6 +71,10 @@ class Centred(NamedTuple):
     """[B, d] x − b_dec."""
     norms: Tensor
     """[B] ‖x − b_dec‖."""
+    low: Tensor | None = None
+    """[B, d] x − b_dec in bfloat16, where the product is computed so."""
+    gap: float = 0.0
+    """The largest ‖row − low row‖/‖row‖."""
 
 
 class Residual(NamedTuple):
@@ -70,18 +91,31 @@ class RowUpdate(NamedTuple):
 
     x: Tensor
     """[B, d] x − b_dec."""
-    d_pre: Tensor
-    """[|S|] ∂L/∂(W_enc·x) at each entry."""
+    slopes: tuple[Tensor, ...]
+    """[|S|] per reconstruction: ∂L/∂π = Σ slope·projection + constant."""
+    constant: Tensor | None
+    """[|S|]"""
     values: tuple[Tensor, ...]
-    """[|S|] per live reconstruction."""
+    """[|S|] per live reconstruction; those come first."""
     residuals: tuple[Tensor, ...]
-    """[B, d] per live reconstruction: x̂ − target."""
+    """[B, d] per reconstruction: x̂ − target."""
     scales: tuple[float, ...]
-    """Per live reconstruction: ∂L/∂x̂ = scale·residual."""
+    """Per reconstruction: ∂L/∂x̂ = scale·residual, projection = scale·residual·d_j."""
     shrink: Tensor | None
     """[M] c: ∂L/∂d_j gets c·d_j/‖d_j‖."""
     unit: bool
     """Whether rows of W_dec have norm one."""
+    spare: tuple[bool, ...]
+    """Per reconstruction: whether a projection may be left at 0 where value and slope are 0."""
+
+
+class Rows(NamedTuple):
+    """What step 5 hands back."""
+
+    projections: tuple[Tensor, ...]
+    """[|S|] per reconstruction."""
+    pull: Tensor
+    """[d] Σ_j (∂L/∂π summed over j's entries)·W_enc,j, with W_enc as it was: −∂L/∂b_dec through x − b_dec."""
 
 
 class Kernels(Protocol):
@@ -89,30 +123,47 @@ class Kernels(Protocol):
 
     name: str
 
+    def encoder(self, w_enc: Tensor) -> Encoder:
+        """Everything about W_enc [M, d], computed afresh."""
+        ...
+
     def centre(self, x: Tensor, bias: Tensor) -> Centred:
         """x − bias and the norms of its rows. x [B, d]; bias [d]."""
         ...
 
-    def support(self, x: Centred, w_enc: Tensor, b_enc: Tensor, norms: Tensor, selection: Selection) -> Support:
-        """Step 1. w_enc [M, d]; b_enc, norms = ‖rows of w_enc‖ [M]."""
+    def support(self, x: Centred, encoder: Encoder, b_enc: Tensor, selection: Selection) -> Support:
+        """Step 1. b_enc [M]."""
+        ...
+
+    def canonical(self, x: Tensor, w_enc: Tensor, b_enc: Tensor, token: Tensor, feature: Tensor) -> Tensor:
+        """π of any entries, as in a support. token, feature [n] → [n]."""
+        ...
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """The matrix product a·b in a's own precision, by the fastest library that is exact enough."""
+        ...
+
+    def kth(self, values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Bounds of the k-th largest of every column of values [m, B], or of 0 where that is larger: [B] each."""
         ...
 
     def decode(
         self, support: Support, values: Tensor, w_dec: Tensor, bias: Tensor, target: Tensor, sign: float = 1.0
     ) -> Residual:
-        """Step 2: Σ_j value·d_j + bias − sign·target. values [|S|]; bias [d]; target [B, d]."""
-        ...
-
-    def project(self, support: Support, residual: Tensor, scale: float, w_dec: Tensor) -> Tensor:
-        """Step 3: scale·residual_i·d_j at each entry, [|S|]."""
+        """Step 3: Σ_j value·d_j + bias − sign·target. values [|S|]; bias [d]; target [B, d]."""
         ...
 
     def sums(self, support: Support, vector: Tensor) -> Tensor:
         """Per-feature sums of a support vector, [M], added in token order."""
         ...
 
-    def rows(self, support: Support, update: RowUpdate, state: State, adam: Adam) -> None:
-        """Step 5: update W_enc, W_dec, their second moments, `last` and `norms` of every touched feature, in place."""
+    def rows(self, support: Support, update: RowUpdate, state: State, adam: Adam) -> Rows:
+        """Step 5: update W_enc, W_dec, their second moments, `last` and the encoder of every touched feature."""
+        ...
+
+    def given_rows(self, features: Tensor, g_enc: Tensor, g_dec: Tensor, touched: Tensor, update: RowUpdate,
+                   state: State, adam: Adam) -> None:  # fmt: skip
+        """The end of step 5 for features [m] whose gradient rows [m, d] are there. touched [m] bool."""
         ...
 
 
@@ -128,12 +179,22 @@ class State:
     """[M] int32: the step that last touched each feature's rows."""
     silent: Tensor
     """[M] int64: tokens since each feature last fired."""
-    norms: Tensor
-    """[M] ‖rows of W_enc‖, kept with them."""
+    share: Tensor
+    """[M] float32: the share of the last batch's tokens with an entry of each feature. Decides who goes through
+    products."""
     t: int = 0
     """Steps done."""
     control: Control | None = None
     """The controller of λ, where an L0 was requested of an architecture that has λ."""
+    encoder: Encoder | None = None
+    """Made from W_enc when first needed: not in a checkpoint."""
+
+    def encoder_for(self, kernels: Kernels) -> Encoder:
+        """The encoder in the form of this kernel layer."""
+        found = self.encoder
+        if found is None or found.w is not self.p["W_enc"] or found.layer != kernels.name:
+            self.encoder = found = kernels.encoder(self.p["W_enc"])
+        return found
 
 
 class StepResult(NamedTuple):
@@ -146,7 +207,9 @@ class StepResult(NamedTuple):
     l0: float
     """Active features per token."""
     entries: float
-    """|S| per token."""
+    """|S| per token, features that go through products included."""
+    dense: int
+    """Features that went through products."""
 
 
 def fresh_state(arch: Architecture, d: int, width: int, seed: int, sample: Tensor) -> State:
@@ -161,7 +224,7 @@ def fresh_state(arch: Architecture, d: int, width: int, seed: int, sample: Tenso
         v={name: torch.zeros_like(p[name]) for name in trained},
         last=torch.zeros(width, dtype=torch.int32),
         silent=torch.zeros(width, dtype=torch.int64),
-        norms=p["W_enc"].norm(dim=1),
+        share=dense.first_share(arch, p, sample),
     )
     if arch.controlled:
         state.control = Control(sparsity=arch.first_sparsity(p), l0=arch.setting.value)
@@ -174,69 +237,93 @@ def step(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels) ->
     Raises DivergedError, with the weights untouched, where the loss is not finite.
     """
     arch, p, tokens = state.arch, state.p, len(x)
-    v, knobs = arch.derive(p), knobs_of(state, warmup)
+    v, knobs, encoder = arch.derive(p), knobs_of(state, warmup), state.encoder_for(kernels)
     centred = kernels.centre(x, p["b_dec"])
     selection = arch.selection(p, v, knobs, training=True)
-    support = kernels.support(centred, p["W_enc"], p["b_enc"], state.norms, selection)
+    sparse, blocks = dense.divide(selection, state, centred, v, knobs, kernels)
+    support = blocks.take(kernels.support(centred, encoder, p["b_enc"], sparse))
+
     entries = Entries(support.pre, support.feature, support.part)
     values = arch.values(entries, p, v)
-
+    totals = blocks.totals()
     parts = arch.reconstructions[: len(values)]
-    residuals = reconstruct(parts, values, support, x, p, kernels)
+    residuals = reconstruct(parts, values, totals.decoded, support, x, p, kernels)
     weights = arch.weights(x, residuals[0].error) if len(parts) > 1 else (1.0,)
     scales = tuple(float(2 * weight / tokens) for weight in weights)
-    projections = tuple(
-        kernels.project(support, r.error, scale, p["W_dec"]) for r, scale in zip(residuals, scales, strict=True)
-    )
-    gradients = arch.rule(entries, values, projections, p, v, knobs, tokens)
+    rule = arch.rule(entries, values, p, v, knobs, tokens)
 
     fired = values[0] > 0
     result = StepResult(
         error=residuals[0].square / tokens,
-        penalty=gradients.penalty.item(),
-        l0=fired.sum().item() / tokens,
-        entries=len(support.pre) / tokens,
+        penalty=rule.penalty.item() + totals.penalty,
+        l0=(int(fired.sum()) + totals.l0) / tokens,
+        entries=(len(support.pre) + totals.entries) / tokens,
+        dense=totals.features,
     )
     loss = result.error + result.penalty
-    if not (loss < LARGEST and math.isfinite(gradients.pre.sum().item())):
+    if not loss < LARGEST:
         raise DivergedError(f"the loss is {loss:.3g}")
 
     state.t += 1
     adam = Adam(lr, arch.recipe.beta2, arch.recipe.adam_epsilon, state.t)
-    live = [i for i, part in enumerate(parts) if part.live]
-    d_bias = -(kernels.sums(support, gradients.pre) @ p["W_enc"])  # through x − b_dec, before W_enc moves
-    for i in live:
-        if parts[i].bias:
+    update = row_update(arch, rule, values, parts, residuals, scales, centred, support, kernels)
+    found = kernels.rows(support, update, state, adam)
+    sums = {name: kernels.sums(support, gradient.at(found.projections)) for name, gradient in rule.vectors.items()}
+    counts, share = kernels.sums(support, fired.to(x.dtype)), support.colptr.diff() / tokens
+    pull = found.pull + blocks.rows(update, sums, counts, share, adam) if blocks else found.pull
+
+    d_bias = -pull
+    for i, part in enumerate(parts):
+        if part.live and part.bias:
             d_bias += scales[i] * residuals[i].error.sum(0)
-    update = RowUpdate(
-        x=centred.x,
-        d_pre=gradients.pre,
-        values=tuple(values[i] for i in live),
-        residuals=tuple(residuals[i].error for i in live),
-        scales=tuple(scales[i] for i in live),
-        shrink=None if gradients.shrink is None else kernels.sums(support, gradients.shrink),
-        unit=arch.decoder_norm == "unit",
-    )
-    kernels.rows(support, update, state, adam)
     update_(p["b_dec"], state.v["b_dec"], d_bias, adam)
     for name, rate in arch.trained.items():
-        update_(p[name], state.v[name], kernels.sums(support, gradients.vectors[name]), adam, rate)
+        update_(p[name], state.v[name], sums[name], adam, rate)
     arch.constrain(p)
-    remember(state, kernels.sums(support, fired.to(x.dtype)), tokens, result.l0)
+    state.share = share.float()
+    remember(state, counts, tokens, result.l0)
     return result
 
 
 def reconstruct(
-    parts: tuple[Reconstruction, ...], values: tuple[Tensor, ...], support: Support, x: Tensor, p: Params,
-    kernels: Kernels,
+    parts: tuple[Reconstruction, ...], values: tuple[Tensor, ...], decoded: tuple[Tensor, ...], support: Support,
+    x: Tensor, p: Params, kernels: Kernels,
 ) -> list[Residual]:  # fmt: skip
-    """The residual of every reconstruction; those of the residual have −(x̂ − x) of the first as their target."""
+    """The residual of every reconstruction; those of the residual have −(x̂ − x) of the first as their target.
+
+    decoded: what the blocks add to each x̂, or nothing.
+    """
     residuals: list[Residual] = []
-    for part, value in zip(parts, values, strict=True):
+    for i, (part, value) in enumerate(zip(parts, values, strict=True)):
         target, sign = (x, 1.0) if part.target == "input" else (residuals[0].error, -1.0)
+        if decoded:
+            target = target - sign * decoded[i]
         bias = p["b_dec"] if part.bias else torch.zeros_like(p["b_dec"])
         residuals.append(kernels.decode(support, value, p["W_dec"], bias, target, sign))
     return residuals
+
+
+def row_update(
+    arch: Architecture, rule: Gradients, values: tuple[Tensor, ...], parts: tuple[Reconstruction, ...],
+    residuals: list[Residual], scales: tuple[float, ...], centred: Centred, support: Support, kernels: Kernels,
+) -> RowUpdate:  # fmt: skip
+    """The rule as step 5 wants it."""
+    live = sum(part.live for part in parts)
+    assert all(part.live for part in parts[:live]), "live reconstructions come first"
+    nothing = torch.zeros(0, dtype=values[0].dtype)
+    zero = torch.zeros_like(values[0]) if None in rule.pre.slopes else nothing
+    others = [gradient for gradient in rule.vectors.values() if gradient is not rule.pre]
+    return RowUpdate(
+        x=centred.x,
+        slopes=tuple(zero if slope is None else slope for slope in rule.pre.slopes),
+        constant=rule.pre.constant,
+        values=values[:live],
+        residuals=tuple(residual.error for residual in residuals),
+        scales=scales,
+        shrink=None if rule.shrink is None else kernels.sums(support, rule.shrink),
+        unit=arch.decoder_norm == "unit",
+        spare=tuple(all(gradient.slopes[r] is None for gradient in others) for r in range(len(parts))),
+    )
 
 
 def knobs_of(state: State, warmup: float) -> Knobs:

@@ -43,7 +43,9 @@ class Above(NamedTuple):
     """Selection: every entry with π > lower."""
 
     lower: Tensor
-    """[M]; −inf keeps every token of a feature."""
+    """[M]; −inf keeps every token of a feature, +inf none."""
+    edges: tuple[Tensor, ...] = ()
+    """[M] each: other values of π at which `values` or `rule` change their mind; decided canonically, like `lower`."""
 
 
 class Largest(NamedTuple):
@@ -63,21 +65,21 @@ MAIN, DEAD = 1, 2  # bits of Entries.part
 class Entries:
     """Support vectors: a value per entry, and how to look up its feature's parameters.
 
-    On a sparse support every vector is [|S|]; on a dense block of features it is [B, features of the block].
+    On a sparse support every vector is [|S|]; on a dense block of m features it is [m, B].
     """
 
-    def __init__(self, pre: Tensor, feature: Tensor | None, part: Tensor | None = None, block: slice | None = None):
+    def __init__(self, pre: Tensor, feature: Tensor, part: Tensor | None = None):
         self.pre = pre
-        """π at each entry."""
+        """π at each entry, [|S|] or [m, B]."""
         self.feature = feature
-        """[|S|] feature index; None on a dense block."""
+        """[|S|] the feature of each entry, or [m] those of the block's rows."""
         self.part = part
-        """[|S|] uint8, bits MAIN and DEAD; None where there is one part only."""
-        self.block = block or slice(None)
+        """uint8 like `pre`, bits MAIN and DEAD; None where there is one part only."""
 
     def at(self, vector: Tensor) -> Tensor:
-        """`vector` [M] at each entry's feature."""
-        return vector[self.block] if self.feature is None else vector.index_select(0, self.feature)
+        """`vector` [M] at each entry's feature: [|S|], or [m, 1]."""
+        found = vector.index_select(0, self.feature)
+        return found if self.pre.dim() == 1 else found[:, None]
 
     def within(self, bit: int) -> Tensor:
         """0/1 at each entry: whether it belongs to the part `bit`."""
@@ -104,12 +106,34 @@ class Knobs(NamedTuple):
     """[M] bool: features counted as dead; None where the architecture does not ask."""
 
 
+class Affine(NamedTuple):
+    """A gradient at each entry: Σ_r slope_r·projection_r + constant.
+
+    By the chain rule every gradient is of this form: projection_r = ∂(r-th squared error)/∂(its coefficient of d_j) is
+    all that the entry hears from the reconstruction, and slope_r = ∂(that coefficient)/∂(the parameter).
+    """
+
+    slopes: tuple[Tensor | None, ...]
+    """Like `pre`, one per reconstruction; None is zero."""
+    constant: Tensor | None = None
+    """What the sparsity term adds; None is zero."""
+
+    def at(self, projections: tuple[Tensor, ...]) -> Tensor:
+        """The gradient, given the projections."""
+        found = self.constant
+        for slope, projection in zip(self.slopes, projections, strict=True):
+            if slope is not None:
+                found = slope * projection if found is None else found + slope * projection
+        assert found is not None, "a gradient of nothing"
+        return found
+
+
 class Gradients(NamedTuple):
     """What a rule returns."""
 
-    pre: Tensor
+    pre: Affine
     """∂L/∂(W_enc·(x − b_dec)) at each entry."""
-    vectors: dict[str, Tensor]
+    vectors: dict[str, Affine]
     """For each trained [M] vector, its gradient's contribution at each entry; summed per feature by the engine."""
     shrink: Tensor | None
     """c at each entry: ∂L/∂d_j gets Σc·d_j/‖d_j‖ (a penalty on ‖d_j‖); None without one."""
@@ -180,12 +204,11 @@ class Architecture(ABC):
 
     @abstractmethod
     def rule(
-        self, entries: Entries, values: tuple[Tensor, ...], projections: tuple[Tensor, ...], p: Params, v: Params,
-        knobs: Knobs, tokens: int,
-    ) -> Gradients:  # fmt: skip
-        """Gradients at each entry. projections: ∂(that squared error)/∂value, one vector per reconstruction."""
+        self, entries: Entries, values: tuple[Tensor, ...], p: Params, v: Params, knobs: Knobs, tokens: int
+    ) -> Gradients:
+        """Gradients at each entry, as functions of the projections, one per reconstruction in `values`."""
 
-    def weights(self, x: Tensor, errors: Tensor) -> tuple[float | Tensor, ...]:
+    def weights(self, x: Tensor, errors: Tensor) -> tuple[float, ...]:
         """The weight of each squared error where there are several, given x and x̂ − x of the first, both [B, d]."""
         return (1.0,) * len(self.reconstructions)
 

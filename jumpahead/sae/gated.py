@@ -30,6 +30,7 @@ from torch import Tensor
 from jumpahead.sae import base
 from jumpahead.sae.base import (
     Above,
+    Affine,
     Architecture,
     Entries,
     Gradients,
@@ -74,7 +75,8 @@ class Gated(Architecture):
         return v | {"norm": p["W_dec"].norm(dim=1)} if self.decoder_norm == "free" else v
 
     def selection(self, p: Params, v: Params, knobs: Knobs, *, training: bool) -> Above:
-        return Above(torch.zeros_like(p["b_enc"]))
+        closed = p["b_enc"] - p["b_mag"] / v["scale"]  # π_mag = 0
+        return Above(torch.zeros_like(p["b_enc"]), (closed,))
 
     def values(self, entries: Entries, p: Params, v: Params) -> tuple[Tensor, ...]:
         magnitude = self._magnitude(entries, p, v).relu() * (entries.pre > 0)
@@ -85,18 +87,18 @@ class Gated(Architecture):
         return entries.at(v["scale"]) * (entries.pre - entries.at(p["b_enc"])) + entries.at(p["b_mag"])
 
     def rule(
-        self, entries: Entries, values: tuple[Tensor, ...], projections: tuple[Tensor, ...], p: Params, v: Params,
-        knobs: Knobs, tokens: int,
-    ) -> Gradients:  # fmt: skip
+        self, entries: Entries, values: tuple[Tensor, ...], p: Params, v: Params, knobs: Knobs, tokens: int
+    ) -> Gradients:
         scale, price = entries.at(v["scale"]), knobs.sparsity / tokens
-        norm = entries.at(v["norm"]) if "norm" in v else torch.ones_like(entries.pre)
-        gate_open = entries.pre > 0
-        d_mag = projections[0] * (values[0] > 0)
-        d_gate = (projections[1] + price * norm) * gate_open
-        d_r = d_mag * scale * (entries.pre - entries.at(p["b_enc"]))
+        norm = entries.at(v["norm"]) if "norm" in v else torch.ones_like(scale)
+        is_on, is_open = (values[0] > 0).to(scale.dtype), (entries.pre > 0).to(scale.dtype)
+        d_mag = Affine((is_on, None))
+        d_gate = Affine((None, is_open), price * norm * is_open)
+        d_pre = Affine((scale * is_on, is_open), d_gate.constant)
+        d_r = Affine((is_on * scale * (entries.pre - entries.at(p["b_enc"])), None))
         shrink = price * values[1] if "norm" in v else None
         penalty = price * (values[1] * norm).sum()
-        return Gradients(d_gate + scale * d_mag, {"b_enc": d_gate, "b_mag": d_mag, "r_mag": d_r}, shrink, penalty)
+        return Gradients(d_pre, {"b_enc": d_gate, "b_mag": d_mag, "r_mag": d_r}, shrink, penalty)
 
     def loss(self, p: Params, x: Tensor, knobs: Knobs) -> Tensor:
         h = (x - p["b_dec"]) @ p["W_enc"].T

@@ -28,6 +28,7 @@ from torch import Tensor
 from jumpahead.sae import ste
 from jumpahead.sae.base import (
     Above,
+    Affine,
     Architecture,
     Entries,
     Gradients,
@@ -75,22 +76,24 @@ class JumpReLU(Architecture):
         if not training:
             return Above(v["theta"])
         lower = v["theta"] - v["epsilon"] / 2
-        return Above(torch.where(lower < 0, -torch.inf, lower))
+        edges = (v["theta"], v["theta"] + v["epsilon"] / 2)
+        if not bool((lower < 0).any()):
+            return Above(lower, edges)
+        return Above(torch.where(lower < 0, -torch.inf, lower), (*edges, torch.zeros_like(lower)))
 
     def values(self, entries: Entries, p: Params, v: Params) -> tuple[Tensor, ...]:
         return (entries.pre * (entries.pre > entries.at(v["theta"])),)
 
     def rule(
-        self, entries: Entries, values: tuple[Tensor, ...], projections: tuple[Tensor, ...], p: Params, v: Params,
-        knobs: Knobs, tokens: int,
-    ) -> Gradients:  # fmt: skip
+        self, entries: Entries, values: tuple[Tensor, ...], p: Params, v: Params, knobs: Knobs, tokens: int
+    ) -> Gradients:
         theta, epsilon = entries.at(v["theta"]), entries.at(v["epsilon"])
-        on = entries.pre > theta
-        d_pre = projections[0] * on
-        window = ste.rectangle(entries.pre.relu(), theta, epsilon)
-        d_theta = -(window / epsilon) * (theta * projections[0] + knobs.sparsity / tokens)
+        on = (values[0] > 0).to(theta.dtype)
+        weight = -ste.rectangle(entries.pre.relu(), theta, epsilon) / epsilon
         if self._trained_threshold == "log_threshold":
-            d_theta = d_theta * theta
+            weight = weight * theta
+        d_pre = Affine((on,))
+        d_theta = Affine((weight * theta,), weight * (knobs.sparsity / tokens))
         penalty = knobs.sparsity * on.sum() / tokens
         return Gradients(d_pre, {"b_enc": d_pre, self._trained_threshold: d_theta}, None, penalty)
 

@@ -25,6 +25,7 @@ from jumpahead.sae import base
 from jumpahead.sae.base import (
     DEAD,
     MAIN,
+    Affine,
     Architecture,
     Entries,
     Gradients,
@@ -83,18 +84,14 @@ class TopK(Architecture):
         return f * entries.within(MAIN), f * entries.within(DEAD)
 
     def rule(
-        self, entries: Entries, values: tuple[Tensor, ...], projections: tuple[Tensor, ...], p: Params, v: Params,
-        knobs: Knobs, tokens: int,
-    ) -> Gradients:  # fmt: skip
-        d_pre = torch.zeros_like(entries.pre)
-        for projection, value in zip(projections, values, strict=True):
-            d_pre = d_pre + projection * (value > 0)
-        return Gradients(d_pre, {"b_enc": d_pre}, None, torch.zeros((), dtype=d_pre.dtype))
+        self, entries: Entries, values: tuple[Tensor, ...], p: Params, v: Params, knobs: Knobs, tokens: int
+    ) -> Gradients:
+        d_pre = Affine(tuple((value > 0).to(value.dtype) for value in values))
+        return Gradients(d_pre, {"b_enc": d_pre}, None, torch.zeros((), dtype=entries.pre.dtype))
 
-    def weights(self, x: Tensor, errors: Tensor) -> tuple[float | Tensor, ...]:
-        spread = (errors - errors.mean(0)).square().sum()
-        ratio = (x - x.mean(0)).square().sum() / spread
-        return 1.0, self.options.aux * torch.where(spread > 0, ratio, 0.0)
+    def weights(self, x: Tensor, errors: Tensor) -> tuple[float, ...]:
+        variances = [variance(some) for some in (x, errors)]
+        return 1.0, self.options.aux * variances[0] / variances[1] if variances[1] > 0 else 0.0
 
     def loss(self, p: Params, x: Tensor, knobs: Knobs) -> Tensor:
         pre = (x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]
@@ -109,6 +106,11 @@ class TopK(Architecture):
 
     def activate(self, p: Params, pre: Tensor) -> Tensor:
         return _largest(pre, self.k)
+
+
+def variance(rows: Tensor) -> float:
+    """Σ ‖row − mean row‖² of rows [B, d]."""
+    return float(rows.var(0, correction=0).sum(dtype=torch.float64)) * len(rows)
 
 
 def _largest(pre: Tensor, k: int) -> Tensor:

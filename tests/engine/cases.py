@@ -134,11 +134,11 @@ def scrambled(
 
 
 def in_dtype(state: State, dtype: torch.dtype) -> State:
-    """A copy in another precision, with the norms that belong to it."""
+    """A copy in another precision."""
     state = clone(state)
     state.p = {name: tensor.to(dtype).contiguous() for name, tensor in state.p.items()}
     state.v = {name: tensor.to(dtype).contiguous() for name, tensor in state.v.items()}
-    state.norms = state.p["W_enc"].norm(dim=1)
+    state.encoder = None
     return state
 
 
@@ -161,7 +161,7 @@ def tensors(state: State) -> dict[str, Tensor]:
     """Every tensor of a state, by name."""
     found = {f"p.{name}": tensor for name, tensor in state.p.items()}
     found |= {f"v.{name}": tensor for name, tensor in state.v.items()}
-    return found | {"last": state.last, "silent": state.silent, "norms": state.norms}
+    return found | {"last": state.last, "silent": state.silent, "share": state.share}
 
 
 def assert_close(found: State, wanted: State, tolerance: float) -> None:

@@ -1,4 +1,11 @@
-"""The kernels compiled with numba for the CPU: same methods, same results as `plain.Plain`."""
+"""The kernels compiled with numba for the CPU: same methods, same decisions as `plain.Plain`.
+
+    product.py   which library and precision computes the encoder product
+    screen.py    step 1's loops: from a block of the product to the support
+    walk.py      the loops of steps 3 and 5
+    lanes.py     vector instructions that numba does not find by itself
+    threads.py   running a loop over all cores
+"""
 
 from __future__ import annotations
 
@@ -8,194 +15,324 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jumpahead.engine.cpu import loops
-from jumpahead.engine.cpu.product import Product, choose
+from jumpahead.engine.cpu import screen, walk
+from jumpahead.engine.cpu.lanes import coarse
+from jumpahead.engine.cpu.product import Product, choose, float32
+from jumpahead.engine.cpu.threads import cuts, spread
+from jumpahead.engine.decide import LOW_OUTPUT, bias_slack, low_slack, slack
 from jumpahead.engine.lazy_adam import Adam
-from jumpahead.engine.plain import bias_slack, slack
-from jumpahead.engine.step import Centred, Residual, RowUpdate, State, Support
+from jumpahead.engine.step import Centred, Encoder, Residual, Rows, RowUpdate, State, Support
 from jumpahead.sae.base import DEAD, MAIN, Above, Selection
 
-CHUNK = 2**23  # entries of one block of the encoder product: 32 MiB in float32
+CHUNK = 2**22
+"""Entries of one block of the encoder product."""
+ROOM = 32
+"""Places per feature that an arena starts with."""
+STRETCH = 4096
+"""Columns of W_dec that are gathered from at a time: its stretch should fit a last-level cache."""
+GROUPS = 16
+"""Groups per feature kept, for the bound of the k-th largest."""
+BLOCK = 32
+"""Features whose part of ∂L/∂b_dec is summed on its own: fixed, so that no sum depends on the number of threads."""
 
 
-class Candidates(NamedTuple):
-    """A superset of a support, token by token and by feature."""
+class Found(NamedTuple):
+    """Entries feature by feature."""
 
-    indptr: np.ndarray
-    token: np.ndarray
-    feature: np.ndarray
-    pre: np.ndarray
     colptr: np.ndarray
-    order: np.ndarray
+    token: np.ndarray
+    pre: np.ndarray
 
 
 @final
 class Compiled:
-    """Step 1 to 5 in numba; the encoder product in the fastest library that is exact enough here."""
+    """Steps 1, 3 and 5 in numba; the encoder product in the fastest library that is exact enough here."""
 
     def __init__(self, product: Product | None = None):
-        self.product = product or choose()
-        self.name = f"numba, encoder product by {self.product.name}"
-        self._slots: np.ndarray = np.empty((0, 0), np.int32)
-        self._bounds: np.ndarray = np.empty((2, 0, 0), np.float32)
-        self._block = torch.empty(0)
+        self.screening = product or choose()
+        """Computes the encoder product."""
+        self.name = f"numba, encoder product by {self.screening.name}"
+        self._room = ROOM
+        self._memory: dict[str, np.ndarray] = {}
+
+    # ------------------------------------------------------------------------------------------ what is kept ready
+
+    def _low(self, kind: torch.dtype) -> bool:
+        """Whether the encoder product of this dtype is computed in bfloat16."""
+        return self.screening.dtype == torch.bfloat16 and kind == torch.float32
+
+    def _array(self, name: str, shape: tuple[int, ...], kind: Any) -> np.ndarray:
+        """Working memory, kept from step to step; not cleared."""
+        size = int(np.prod(shape))
+        have = self._memory.get(name)
+        if have is None or len(have) < size or have.dtype != kind:
+            self._memory[name] = have = np.empty(size, kind)
+        return have[:size].reshape(shape)
+
+    def encoder(self, w_enc: Tensor) -> Encoder:
+        low, gaps = None, w_enc.new_empty(0)
+        if self._low(w_enc.dtype):
+            low, gaps = torch.empty_like(w_enc, dtype=torch.bfloat16), w_enc.new_empty(len(w_enc))
+            spread(walk.round_rows, len(w_enc), w_enc.numpy(), bits(low), gaps.numpy())
+        return Encoder(w_enc, w_enc.norm(dim=1), low, gaps, self.name)
 
     def centre(self, x: Tensor, bias: Tensor) -> Centred:
         out, norms = torch.empty_like(x), torch.empty(len(x), dtype=x.dtype)
-        loops.spread(loops.centre, len(x), x.numpy(), bias.numpy(), out.numpy(), norms.numpy())
-        return Centred(out, norms)
+        spread(walk.centre, len(x), x.numpy(), bias.numpy(), out.numpy(), norms.numpy())
+        if not self._low(x.dtype):
+            return Centred(out, norms)
+        low, gaps = torch.empty_like(x, dtype=torch.bfloat16), torch.empty_like(norms)
+        spread(walk.round_rows, len(x), out.numpy(), bits(low), gaps.numpy())
+        gap = float((gaps / norms.clamp_min(1e-30)).nan_to_num(2.0**-8).clamp_max(2.0**-8).max()) if len(x) else 0.0
+        return Centred(out, norms, low, gap)
 
-    def support(self, x: Centred, w_enc: Tensor, b_enc: Tensor, norms: Tensor, selection: Selection) -> Support:
+    # ------------------------------------------------------------------------------------------ step 1
+
+    def support(self, x: Centred, encoder: Encoder, b_enc: Tensor, selection: Selection) -> Support:
         if isinstance(selection, Above):
-            return finished(self._above(x, w_enc, b_enc, norms, selection.lower))
-        main = self._largest(x, w_enc, b_enc, norms, selection.k)
-        if selection.dead is None:
-            return finished(main)
-        dead = selection.dead.nonzero()[:, 0]
-        other = self._largest(x, w_enc[dead], b_enc[dead], norms[dead], selection.k_dead)
-        return union(main, other, dead.numpy().astype(np.int32), len(w_enc))
+            return finished(self._above(x, encoder, b_enc, selection.lower), len(x.x))
+        races = [Race(self, "main", selection.k, None, x.x)]
+        if selection.dead is not None:
+            races.append(Race(self, "dead", selection.k_dead, selection.dead, x.x))
+        columns = self._columns(x, encoder)
+        for start, block in self._blocks(x, encoder):
+            for race in races:
+                race.see(start, block, x, b_enc, columns)
+        found = [race.finish(x, encoder, b_enc) for race in races]
+        return finished(found[0], len(x.x)) if len(found) == 1 else union(*found, len(x.x))
 
-    def _above(self, c: Centred, w_enc: Tensor, b_enc: Tensor, norms: Tensor, lower: Tensor) -> Candidates:
-        x, row, column = c.x, c.norms, slack(c.x, norms)
-        floor = lower - b_enc - bias_slack(b_enc) - bias_slack(torch.nan_to_num(lower, neginf=0.0))
-        counts = np.zeros(len(x), np.int64)
-        slots = self._room(len(x), 256)
-        for start, block in self._blocks(x, w_enc):
-            some = slice(start, start + block.shape[1])
-            arguments = (floor[some].numpy(), row.numpy(), column[some].numpy())
-            loops.spread(loops.append_above, len(x), block.numpy(), start, *arguments, slots, counts)
-        if counts.max(initial=0) > slots.shape[1]:
-            self._room(len(x), int(counts.max() * 1.25))
-            return self._above(c, w_enc, b_enc, norms, lower)
-        found = listed(slots, counts, x, w_enc, b_enc)
-        keep = np.empty(len(found.pre), np.bool_)
-        loops.spread(loops.mark_above, len(found.pre), found.pre, found.feature, lower.numpy(), keep)
-        return compressed(found, keep)
+    def _columns(self, x: Centred, encoder: Encoder) -> Tensor:
+        """How far the product can be off, per unit of ‖x_i‖: [M]. Rounding of its output is not in it."""
+        if encoder.low is None:
+            return slack(x.x, encoder.norms)
+        return low_slack(x.x.shape[1], encoder.norms, encoder.gaps, x.gap)
 
-    def _largest(self, c: Centred, w_enc: Tensor, b_enc: Tensor, norms: Tensor, k: int) -> Candidates:
-        x, row, column = c.x, c.norms, slack(c.x, norms)
-        extra = bias_slack(b_enc)
-        counts, floors = np.zeros(len(x), np.int64), np.zeros(len(x), x.numpy().dtype)
-        slots = self._room(len(x), max(4 * k, k + 64))
-        lows, highs = self._margins(x, slots)
-        for start, block in self._blocks(x, w_enc):
-            some = slice(start, start + block.shape[1])
-            arguments = (b_enc[some].numpy(), extra[some].numpy(), row.numpy(), column[some].numpy())
-            found = (slots, lows, highs, counts, floors)
-            loops.spread(loops.append_largest, len(x), block.numpy(), start, *arguments, k, *found)
-        if counts.max(initial=0) > slots.shape[1]:
-            self._room(len(x), 2 * slots.shape[1])
-            return self._largest(c, w_enc, b_enc, norms, k)
-        loops.spread(loops.prune_all, len(x), slots, lows, highs, counts, floors, k)
-        found = listed(slots, counts, x, w_enc, b_enc)
-        keep = np.empty(len(found.pre), np.bool_)
-        loops.spread(loops.mark_largest, len(x), found.pre, found.indptr, k, keep)
-        return compressed(found, keep)
+    def _above(self, x: Centred, encoder: Encoder, b_enc: Tensor, lower: Tensor) -> Found:
+        columns = self._columns(x, encoder)
+        floor = lower - b_enc - bias_slack(b_enc) - bias_slack(torch.nan_to_num(lower, neginf=0.0, posinf=0.0))
+        if encoder.low is not None:  # the product is compared as it was written, rounded
+            columns, floor = columns * (1 + LOW_OUTPUT), floor - floor.abs() * LOW_OUTPUT
+        lowest = floor - (x.norms.max() if len(x.norms) else 0.0) * columns
+        idle = (lower == torch.inf).numpy()
+        counts = np.zeros(len(lower), np.int64)
+        arena = Arena(self, "above", x.x.numpy().dtype)
+        for start, block in self._blocks(x, encoder, idle):
+            arena.fill(
+                screen.screen_above, start, len(block), counts,
+                block, start, coarse(lowest[start : start + len(block)].numpy(), block.dtype),
+                floor.numpy(), columns.numpy(), x.norms.numpy(),
+                x.x.numpy(), encoder.w.numpy(), b_enc.numpy(), lower.numpy(),
+            )  # fmt: skip
+        return arena.found(counts)
 
-    def _room(self, tokens: int, room: int) -> np.ndarray:
-        """Slots [tokens, at least room]; kept from step to step, and never shrunk."""
-        if self._slots.shape[0] < tokens or self._slots.shape[1] < room:
-            self._slots = np.empty((tokens, max(room, self._slots.shape[1])), np.int32)
-        return self._slots[:tokens]
+    def _blocks(self, x: Centred, encoder: Encoder, idle: np.ndarray | None = None) -> Any:
+        """The product W_enc·xᵀ, a block of features at a time: (first feature, [features, B]); bfloat16 as int16.
 
-    def _margins(self, x: Tensor, slots: np.ndarray) -> np.ndarray:
-        """Lower and upper bounds beside the slots, [2, tokens, room]."""
-        kind = x.numpy().dtype
-        if self._bounds.shape[1] < len(slots) or self._bounds.shape[2] != slots.shape[1] or self._bounds.dtype != kind:
-            self._bounds = np.empty((2, *slots.shape), kind)
-        return self._bounds[:, : len(slots)]
+        Blocks of features that are all idle are left out.
+        """
+        width, tokens = len(encoder.w), len(x.x)
+        size = max(64, CHUNK // max(1, tokens) // 64 * 64)
+        rows, columns = (encoder.w, x.x.T) if encoder.low is None or x.low is None else (encoder.low, x.low.T)
+        kind = np.int16 if rows.dtype == torch.bfloat16 else x.x.numpy().dtype
+        with self.screening.active():
+            for start in range(0, width, size):
+                if idle is not None and idle[start : start + size].all():
+                    continue
+                some = rows[start : start + size]
+                block = self._array("product", (len(some), tokens), kind)
+                out = torch.from_numpy(block)
+                torch.mm(some, columns, out=out.view(torch.bfloat16) if kind == np.int16 else out)
+                yield start, block
 
-    def _blocks(self, x: Tensor, w_enc: Tensor) -> Any:
-        """The encoder product x·W_encᵀ in chunks of features: (first feature, [B, c])."""
-        size = max(16, CHUNK // max(1, len(x)) // 16 * 16)
-        if self._block.numel() < len(x) * min(size, len(w_enc)) or self._block.dtype != x.dtype:
-            self._block = torch.empty(len(x) * min(size, len(w_enc)), dtype=x.dtype)
-        with self.product.active():
-            for start in range(0, len(w_enc), size):
-                some = w_enc[start : start + size]
-                block = self._block[: len(x) * len(some)].view(len(x), len(some))
-                yield start, torch.mm(x, some.T, out=block)
+    def canonical(self, x: Tensor, w_enc: Tensor, b_enc: Tensor, token: Tensor, feature: Tensor) -> Tensor:
+        out = torch.empty(len(token), dtype=x.dtype)
+        arrays = (tensor.numpy() for tensor in (x, w_enc, b_enc, token, feature, out))
+        spread(screen.canonical_at, len(token), *arrays)
+        return out
+
+    # ------------------------------------------------------------------------------------------ products
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        with float32().active():
+            return torch.mm(a, b)
+
+    def kth(self, values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        low, high = torch.zeros(values.shape[1], dtype=values.dtype), torch.empty(values.shape[1], dtype=values.dtype)
+        spread(screen.bracket, values.shape[1], values.numpy(), k, low.numpy(), high.numpy())
+        return low, high
+
+    # ------------------------------------------------------------------------------------------ steps 3 and 5
 
     def decode(
         self, support: Support, values: Tensor, w_dec: Tensor, bias: Tensor, target: Tensor, sign: float = 1.0
     ) -> Residual:
-        out, squares = torch.empty_like(target), torch.empty(len(target), dtype=target.dtype)
-        what = (support.indptr.numpy(), support.feature.numpy(), values.numpy(), w_dec.numpy(), bias.numpy())
-        loops.spread(loops.decode, len(out), *what, target.numpy(), sign, out.numpy(), squares.numpy())
-        return Residual(out, squares.double().sum().item())
-
-    def project(self, support: Support, residual: Tensor, scale: float, w_dec: Tensor) -> Tensor:
-        out = torch.empty_like(support.pre)
-        where = (support.indptr.numpy(), support.feature.numpy())
-        loops.spread(loops.project, len(residual), *where, residual.numpy(), w_dec.numpy(), scale, out.numpy())
-        return out
+        out, squares = torch.empty_like(target), np.zeros(len(target))
+        what = (support.indptr, support.order, support.feature, values, w_dec, bias, target)
+        for columns in cuts(w_dec.shape[1], -(-w_dec.shape[1] // STRETCH)):
+            spread(walk.decode, len(out), *(one.numpy() for one in what), sign, columns, out.numpy(), squares)
+        return Residual(out, float(squares.sum()))
 
     def sums(self, support: Support, vector: Tensor) -> Tensor:
         out = torch.empty(len(support.colptr) - 1, dtype=vector.dtype)
-        where = (support.colptr.numpy(), support.order.numpy())
-        loops.spread(loops.sums, len(out), *where, vector.numpy(), out.numpy())
+        spread(walk.sums, len(out), support.colptr.numpy(), vector.numpy(), out.numpy())
         return out
 
-    def rows(self, support: Support, update: RowUpdate, state: State, adam: Adam) -> None:
-        p, v = state.p, state.v
-        shrink = update.shrink if update.shrink is not None else torch.empty(0, dtype=update.x.dtype)
-        loops.spread(
-            loops.rows, len(p["W_enc"]),
-            support.colptr.numpy(), support.order.numpy(), support.token.numpy(),
-            update.x.numpy(), update.d_pre.numpy(), stacked(update.values), stacked(update.residuals),
-            np.array(update.scales, update.x.numpy().dtype),
-            shrink.numpy(), update.unit,
+    def rows(self, support: Support, update: RowUpdate, state: State, adam: Adam) -> Rows:
+        width, kind = len(support.colptr) - 1, update.x.numpy().dtype
+        projections = tuple(torch.empty_like(support.pre) for _ in update.residuals)
+        blocks = -(-width // BLOCK)
+        pull = self._array("pull", (blocks, update.x.shape[1]), kind)
+        pull[:] = 0
+        constant = np.empty(0, kind) if update.constant is None else update.constant.numpy()
+        spread(
+            walk.rows, blocks, BLOCK, support.colptr.numpy(), support.token.numpy(), update.x.numpy(),
+            arrays(update.slopes), constant, arrays(update.values) or (np.empty(0, kind),), len(update.values),
+            arrays(update.residuals), np.array(update.scales, kind), np.array(update.spare),
+            *self._weights(update, state, adam), arrays(projections), pull,
+        )  # fmt: skip
+        return Rows(projections, torch.from_numpy(pull.sum(0)))
+
+    def given_rows(self, features: Tensor, g_enc: Tensor, g_dec: Tensor, touched: Tensor, update: RowUpdate,
+                   state: State, adam: Adam) -> None:  # fmt: skip
+        given = (one.numpy() for one in (features, g_enc, g_dec, touched))
+        spread(walk.given_rows, len(features), *given, *self._weights(update, state, adam))
+
+    def _weights(self, update: RowUpdate, state: State, adam: Adam) -> tuple[Any, ...]:
+        """What `walk._move` needs."""
+        p, v, encoder = state.p, state.v, state.encoder_for(self)
+        kind = update.x.numpy().dtype
+        shrink = np.empty(0, kind) if update.shrink is None else update.shrink.numpy()
+        low = np.empty((0, 0), np.int16) if encoder.low is None else bits(encoder.low)
+        return (
+            shrink, update.unit,
             p["W_enc"].numpy(), p["W_dec"].numpy(), v["W_enc"].numpy(), v["W_dec"].numpy(),
-            state.last.numpy(), state.norms.numpy(), adam.t, adam.lr, adam.beta2, adam.correction, adam.epsilon,
+            state.last.numpy(), encoder.norms.numpy(), low, encoder.gaps.numpy(),
+            (adam.t, adam.lr, adam.beta2, adam.correction, adam.epsilon),
         )  # fmt: skip
 
 
-def listed(slots: np.ndarray, counts: np.ndarray, x: Tensor, w_enc: Tensor, b_enc: Tensor) -> Candidates:
-    """Slots as vectors in both orders, with their canonical π."""
-    indptr = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=indptr[1:])
-    n = int(indptr[-1])
-    token, feature = np.empty(n, np.int32), np.empty(n, np.int32)
-    loops.spread(loops.flatten, len(x), slots, indptr, token, feature)
-    colptr, order = np.empty(len(w_enc) + 1, np.int64), np.empty(n, np.int64)
-    loops.by_feature(feature, colptr, order)
-    pre = np.empty(n, x.numpy().dtype)
-    loops.spread(loops.recompute, len(w_enc), x.numpy(), w_enc.numpy(), b_enc.numpy(), colptr, order, token, pre)
-    return Candidates(indptr, token, feature, pre, colptr, order)
+@final
+class Arena:
+    """Entries of blocks, collected feature by feature; see screen.py."""
+
+    def __init__(self, layer: Compiled, name: str, kind: Any):
+        self._layer, self._name, self._kind = layer, name, kind
+        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def fill(self, loop: Any, start: int, size: int, counts: np.ndarray, *arguments: Any) -> None:
+        """Run a screening loop over the block of `size` features from `start`; once more with room where it overflows."""
+        ranges = cuts(size, 16)
+        while True:
+            room = self._layer._room
+            tokens = self._layer._array(f"{self._name} tokens", (size * room,), np.int32)
+            values = self._layer._array(f"{self._name} values", (size * room,), self._kind)
+            spread(loop, ranges, *arguments, room, tokens, values, counts)
+            used = [int(counts[start + a : start + b].sum()) for a, b in ranges]
+            if all(n <= (b - a) * room for n, (a, b) in zip(used, ranges, strict=True)):
+                break
+            self._layer._room = 1 + max(-(-n // (b - a)) for n, (a, b) in zip(used, ranges, strict=True)) * 5 // 4
+        for n, (a, _) in zip(used, ranges, strict=True):
+            some = slice(a * room, a * room + n)
+            self._parts.append((tokens[some].copy(), values[some].copy()))
+
+    def found(self, counts: np.ndarray) -> Found:
+        """All of them."""
+        colptr = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=colptr[1:])
+        if not self._parts:
+            return Found(colptr, np.empty(0, np.int32), np.empty(0, self._kind))
+        tokens, values = (np.concatenate(column) for column in zip(*self._parts, strict=True))
+        return Found(colptr, tokens, values)
 
 
-def compressed(found: Candidates, keep: np.ndarray) -> Candidates:
-    """The candidates with `keep`."""
-    if keep.all():
-        return found
-    n = loops.compress(keep, found.indptr, found.token, found.feature, found.pre, found.colptr, found.order)
-    return found._replace(token=found.token[:n], feature=found.feature[:n], pre=found.pre[:n], order=found.order[:n])
+@final
+class Race:
+    """The k largest positive π of each token, among all features or some."""
+
+    def __init__(self, layer: Compiled, name: str, k: int, members: Tensor | None, x: Tensor):
+        self._layer, self._k, self._members = layer, k, members
+        kind = x.numpy().dtype
+        self._arena = Arena(layer, name, kind)
+        groups = 64
+        while groups < GROUPS * k:
+            groups *= 2
+        self._best = layer._array(f"{name} best", (groups, len(x)), kind)
+        self._best[:] = -np.inf
+        self._floors = np.zeros(len(x), kind)
+        self._counts: np.ndarray = np.empty(0, np.int64)
+
+    def see(self, start: int, block: np.ndarray, x: Centred, b_enc: Tensor, columns: Tensor) -> None:
+        """Screen one block of the product."""
+        width = len(b_enc)
+        if not len(self._counts):
+            self._counts = np.zeros(width, np.int64)
+        members = np.ones(width, np.bool_) if self._members is None else self._members.numpy()
+        extra, scale = bias_slack(b_enc), 1.0
+        if block.dtype == np.int16:
+            scale = 1 + LOW_OUTPUT
+        bounds = (b_enc.numpy(), extra.numpy(), (columns * scale).numpy(), x.norms.numpy(), members)
+        groups = len(self._best)
+        spread(screen.group_maxima, groups, block, start, *bounds, self._best)
+        spread(screen.bracket, len(x.x), self._best, self._k, self._floors, np.empty_like(self._floors))
+        self._arena.fill(
+            screen.screen_largest, start, len(block), self._counts, block, start, *bounds, self._floors
+        )
+
+    def finish(self, x: Centred, encoder: Encoder, b_enc: Tensor) -> Found:
+        """The exact selection among the candidates."""
+        colptr, token, upper = self._arena.found(self._counts)
+        n = screen.thin(colptr, token, upper, self._floors)
+        token, pre = token[:n], upper[:n]
+        weights = (x.x.numpy(), encoder.w.numpy(), b_enc.numpy())
+        spread(screen.recompute, len(b_enc), *weights, colptr, token, pre)
+        indptr, order = by_token(token, len(x.x))
+        keep = np.empty(n, np.bool_)
+        spread(screen.mark_largest, len(x.x), indptr, order, pre, self._k, keep)
+        n = screen.kept_only(keep, colptr, token, pre)
+        return Found(colptr, token[:n], pre[:n])
 
 
-def finished(found: Candidates, part: np.ndarray | None = None) -> Support:
-    """As tensors, without copying."""
+def bits(low: Tensor) -> np.ndarray:
+    """A bfloat16 tensor as int16."""
+    return low.view(torch.int16).numpy()
+
+
+def arrays(tensors: tuple[Tensor, ...]) -> tuple[np.ndarray, ...]:
+    """Without copying."""
+    return tuple(tensor.numpy() for tensor in tensors)
+
+
+def by_token(token: np.ndarray, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """indptr [B + 1] and order [n]: a counting sort, stable, in pieces."""
+    ranges = cuts(len(token), torch.get_num_threads())
+    counts = np.zeros((len(ranges), tokens), np.int64)
+    pieces = [(piece, piece + 1) for piece in range(len(ranges))]
+    starts = np.array([start for start, _ in ranges] + [len(token)], np.int64)
+    spread(screen.count_tokens, pieces, starts, token, counts)
+    indptr = np.zeros(tokens + 1, np.int64)
+    np.cumsum(counts.sum(0), out=indptr[1:])
+    place = indptr[:-1] + np.cumsum(counts, 0) - counts
+    order = np.empty(len(token), np.int32)
+    spread(screen.by_token, pieces, starts, token, place, order)
+    return indptr, order
+
+
+def finished(found: Found, tokens: int, part: np.ndarray | None = None) -> Support:
+    """With the other order, as tensors."""
+    feature = np.empty(len(found.token), np.int32)
+    spread(screen.feature_of, len(found.colptr) - 1, found.colptr, feature)
+    indptr, order = by_token(found.token, tokens)
     t = torch.from_numpy
     return Support(
-        t(found.indptr), t(found.token), t(found.feature), t(found.pre), None if part is None else t(part),
-        t(found.colptr), t(found.order),
+        t(found.colptr), t(found.token), t(feature), t(found.pre), None if part is None else t(part),
+        t(indptr), t(order),
     )  # fmt: skip
 
 
-def union(main: Candidates, other: Candidates, names: np.ndarray, width: int) -> Support:
-    """One Support from main entries and entries among dead features (whose names are names[feature])."""
+def union(main: Found, other: Found, tokens: int) -> Support:
+    """One Support from main entries and entries among dead features."""
     most = len(main.pre) + len(other.pre)
-    indptr = np.empty_like(main.indptr)
-    token, feature = np.empty(most, np.int32), np.empty(most, np.int32)
+    colptr, token = np.empty_like(main.colptr), np.empty(most, np.int32)
     pre, part = np.empty(most, main.pre.dtype), np.empty(most, np.uint8)
-    n = loops.merge(
-        main.indptr, main.feature, main.pre, other.indptr, names[other.feature], other.pre, MAIN, DEAD,
-        indptr, token, feature, pre, part,
-    )  # fmt: skip
-    colptr, order = np.empty(width + 1, np.int64), np.empty(n, np.int64)
-    loops.by_feature(feature[:n], colptr, order)
-    return finished(Candidates(indptr, token[:n], feature[:n], pre[:n], colptr, order), part[:n])
-
-
-def stacked(tensors: tuple[Tensor, ...]) -> np.ndarray:
-    """[r, …]; a view where there is one."""
-    return tensors[0][None].numpy() if len(tensors) == 1 else torch.stack(tensors).numpy()
+    n = screen.merge(*main, *other, MAIN, DEAD, colptr, token, pre, part)
+    return finished(Found(colptr, token[:n], pre[:n]), tokens, part[:n])

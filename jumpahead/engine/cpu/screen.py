@@ -1,0 +1,260 @@
+"""Step 1's loops: from a block of the encoder product to the support.
+
+The product comes in blocks of features, one row per feature: [features, B]. A row is compared with its bounds, LANES
+tokens at a time; what passes is a candidate. The π of every candidate is recomputed canonically (products and sum in
+float64, rounded once), and that alone decides. `number(product)` lies within row_i·column_j of the exact x_i·w_j, and
+bfloat16's own rounding of it is in floor_j and column_j too (`product.py`).
+
+An *arena* takes the entries of a block: feature by feature, each range of features in its own stretch, `room` places
+per feature on average. Counting goes on where a stretch is full, so that an overflow is seen; the block is then looked
+at again with more room.
+
+Shapes: x [B, d] · w_enc [M, d] · product [features, B] · indptr [B + 1] · colptr [M + 1].
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from jumpahead.engine.cpu.lanes import LANES, above, lowest_bit, number, reaching
+
+SAFE = {"reassoc", "contract", "nsz", "arcp"}
+"""Sums may be re-associated (at compile time, so runs repeat); NaN and infinity keep their meaning."""
+BISECTIONS = 14
+
+serial = njit(cache=True, nogil=True, error_model="numpy")
+parallel = njit(cache=True, nogil=True, error_model="numpy", fastmath=SAFE)
+
+
+@parallel
+def canonical(x, w, bias):
+    """x·w + bias in float64, rounded to x's type by the caller."""
+    total = 0.0
+    for t in range(len(w)):
+        total += np.float64(x[t]) * np.float64(w[t])
+    return total + np.float64(bias)
+
+
+@parallel
+def screen_above(
+    first, last, product, offset, coarse, floor, column, row, x, w_enc, b_enc, lower, room, tokens, pre, counts,
+):  # fmt: skip
+    """Entries of features offset + first … with π > lower_j, into the arena (tokens, pre); counts [M] per feature.
+
+    Candidates: number(product) > floor_j − row_i·column_j. coarse: the lowest of these bounds, for `above`.
+    """
+    size = product.shape[1]
+    found = np.empty(size, np.int32)
+    place, end = first * room, last * room
+    for c in range(first, last):
+        j, p, n, kept = offset + c, product[c], 0, 0
+        for block in range(size // LANES):
+            mask = above(p, block * LANES, coarse[j])
+            while mask != 0:
+                i = block * LANES + lowest_bit(mask)
+                mask &= mask - np.uint64(1)
+                found[n] = i
+                n += number(p[i]) > floor[j] - row[i] * column[j]
+        for i in range(size // LANES * LANES, size):
+            found[n] = i
+            n += number(p[i]) > floor[j] - row[i] * column[j]
+        for q in range(n):
+            exact = x.dtype.type(canonical(x[found[q]], w_enc[j], b_enc[j]))
+            if exact > lower[j]:
+                if place < end:
+                    tokens[place], pre[place] = found[q], exact
+                    place += 1
+                kept += 1
+        counts[j] = kept
+
+
+@parallel
+def group_maxima(first, last, product, offset, bias, extra, column, row, members, best):
+    """best[g, i] ← the largest lower bound of π_i seen in group g. Groups first … last − 1 of len(best).
+
+    A feature is in group (its number) mod (number of groups). π ≥ number(product) + bias_j − extra_j − row_i·column_j.
+    """
+    groups, size = best.shape
+    for g in range(first, last):
+        for c in range((g - offset) % groups, product.shape[0], groups):
+            j, p = offset + c, product[c]
+            if not members[j]:
+                continue
+            shift, slope = bias[j] - extra[j], column[j]
+            for i in range(size):
+                low = number(p[i]) + shift - row[i] * slope
+                best[g, i] = low if low > best[g, i] else best[g, i]
+
+
+@parallel
+def bracket(first, last, values, k, lows, highs):
+    """lows[i], highs[i] ← bounds of the k-th largest of values[:, i], by bisection; lows are raised, never lowered."""
+    size = last - first
+    low, high, middle = np.empty(size, values.dtype), np.empty(size, values.dtype), np.empty(size, values.dtype)
+    count = np.empty(size, np.int32)
+    low[:] = lows[first:last]
+    high[:] = low
+    for g in range(len(values)):
+        row = values[g, first:last]
+        for i in range(size):
+            high[i] = row[i] if row[i] > high[i] else high[i]
+    for _ in range(BISECTIONS):
+        for i in range(size):
+            middle[i] = low[i] + (high[i] - low[i]) * values.dtype.type(0.5)
+            count[i] = 0
+        for g in range(len(values)):
+            row = values[g, first:last]
+            for i in range(size):
+                count[i] += np.int32(row[i] >= middle[i])
+        for i in range(size):
+            low[i] = middle[i] if count[i] >= k else low[i]
+            high[i] = middle[i] if count[i] < k else high[i]
+    lows[first:last] = low
+    highs[first:last] = high
+
+
+@parallel
+def screen_largest(
+    first, last, product, offset, bias, extra, column, row, members, floors, room, tokens, uppers, counts,
+):  # fmt: skip
+    """Candidates whose π may reach their token's floor and be positive, with an upper bound of it, into the arena."""
+    size = product.shape[1]
+    place, end = first * room, last * room
+    for c in range(first, last):
+        j, p, n = offset + c, product[c], 0
+        counts[j] = 0
+        if not members[j]:
+            continue
+        shift, slope = bias[j] + extra[j], column[j]
+        for block in range(size // LANES):
+            mask = reaching(p, block * LANES, shift, slope, row, floors)
+            while mask != 0:
+                i = block * LANES + lowest_bit(mask)
+                mask &= mask - np.uint64(1)
+                if place < end:
+                    tokens[place], uppers[place] = i, number(p[i]) + shift + row[i] * slope
+                    place += 1
+                n += 1
+        for i in range(size // LANES * LANES, size):
+            upper = number(p[i]) + shift + row[i] * slope
+            if upper >= floors[i]:
+                if place < end:
+                    tokens[place], uppers[place] = i, upper
+                    place += 1
+                n += 1
+        counts[j] = n
+
+
+@serial
+def thin(colptr, token, upper, floors):
+    """Drop candidates below their token's final floor, in place. Returns how many are left; colptr follows."""
+    n = 0
+    for j in range(len(colptr) - 1):
+        start, stop = colptr[j], colptr[j + 1]
+        colptr[j] = n
+        for q in range(start, stop):
+            if upper[q] >= floors[token[q]] and upper[q] > 0:
+                token[n] = token[q]
+                n += 1
+    colptr[-1] = n
+    return n
+
+
+@parallel
+def recompute(first, last, x, w_enc, b_enc, colptr, token, pre):
+    """The canonical π of every entry."""
+    for j in range(first, last):
+        for q in range(colptr[j], colptr[j + 1]):
+            pre[q] = canonical(x[token[q]], w_enc[j], b_enc[j])
+
+
+@parallel
+def canonical_at(first, last, x, w_enc, b_enc, token, feature, pre):
+    """The canonical π of entries in any order."""
+    for q in range(first, last):
+        j = feature[q]
+        pre[q] = canonical(x[token[q]], w_enc[j], b_enc[j])
+
+
+@parallel
+def mark_largest(first, last, indptr, order, pre, k, keep):
+    """keep[q] = π is positive and among the k largest of its token; of equal ones the lower feature."""
+    for i in range(first, last):
+        start, stop = indptr[i], indptr[i + 1]
+        n = stop - start
+        values = np.empty(n, pre.dtype)
+        for q in range(n):
+            values[q] = pre[order[start + q]]
+        floor, ties = pre.dtype.type(0), 0
+        if n > k:
+            floor = max(floor, np.partition(values, n - k)[n - k])
+            above_it = 0
+            for q in range(n):
+                above_it += values[q] > floor
+            ties = k - above_it
+        for q in range(n):
+            kept = values[q] > floor
+            if values[q] == floor and floor > 0 and ties > 0:
+                kept = True
+                ties -= 1
+            keep[order[start + q]] = kept
+
+
+@serial
+def kept_only(keep, colptr, token, pre):
+    """Drop entries without `keep`, in place. Returns how many are left; colptr follows."""
+    n = 0
+    for j in range(len(colptr) - 1):
+        start, stop = colptr[j], colptr[j + 1]
+        colptr[j] = n
+        for q in range(start, stop):
+            if keep[q]:
+                token[n], pre[n] = token[q], pre[q]
+                n += 1
+    colptr[-1] = n
+    return n
+
+
+@serial
+def merge(colptr, token, pre, colptr2, token2, pre2, bit, bit2, out_colptr, out_token, out_pre, part):
+    """Union of two sets of entries; an entry of both gets both bits. Returns its length."""
+    n = 0
+    for j in range(len(colptr) - 1):
+        out_colptr[j] = n
+        a, b, stop, stop2 = colptr[j], colptr2[j], colptr[j + 1], colptr2[j + 1]
+        while a < stop or b < stop2:
+            left = a < stop and (b >= stop2 or token[a] <= token2[b])
+            right = b < stop2 and (a >= stop or token2[b] <= token[a])
+            part[n] = (bit if left else 0) | (bit2 if right else 0)
+            out_token[n] = token[a] if left else token2[b]
+            out_pre[n] = pre[a] if left else pre2[b]
+            a, b, n = a + left, b + right, n + 1
+    out_colptr[-1] = n
+    return n
+
+
+@serial
+def count_tokens(first, last, starts, token, counts):
+    """counts[piece, i] += entries of token i in the piece starts[piece] … starts[piece + 1] − 1."""
+    for piece in range(first, last):
+        for q in range(starts[piece], starts[piece + 1]):
+            counts[piece, token[q]] += 1
+
+
+@serial
+def by_token(first, last, starts, token, place, order):
+    """Pieces of a stable counting sort: place[piece, i] is where the piece's first entry of token i goes."""
+    for piece in range(first, last):
+        for q in range(starts[piece], starts[piece + 1]):
+            i = token[q]
+            order[place[piece, i]] = q
+            place[piece, i] += 1
+
+
+@parallel
+def feature_of(first, last, colptr, feature):
+    """feature[q] = j for every entry of feature j."""
+    for j in range(first, last):
+        for q in range(colptr[j], colptr[j + 1]):
+            feature[q] = j

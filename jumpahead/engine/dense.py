@@ -1,0 +1,271 @@
+"""Features that are on for a large share of the tokens go through matrix products, a block of features at a time.
+
+A support pays where most entries are zero: it gathers a row for every entry. For a feature that is on for a quarter of
+the tokens or more, multiplying the zeros is cheaper. So a step divides the features: popular ones into blocks, all
+others into the support; at the start of the paper's preset, when half of all pre-activations pass the threshold, every
+feature is in a block. The dead features that AuxK chooses from are few, and it chooses many of them: a block as well.
+
+Who is popular follows from counts (the share of the last batch's tokens that a feature had an entry for), never from
+timings, so runs repeat. A block does what the support does, with the same functions of the architecture:
+
+    π       [m, B] in float32; near a value at which something is decided, the canonical π
+    x̂       += valuesᵀ·W_dec
+    rows    ∂L/∂π·(x − b_dec) and valuesᵀ·residual as products; then the same row updates
+
+A block's tensors are made twice, for x̂ and for the rows, unless they are few: no B×M tensor exists.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from jumpahead.engine.decide import bias_slack, largest_of_each, slack
+from jumpahead.sae.base import (
+    DEAD,
+    MAIN,
+    Above,
+    Architecture,
+    Entries,
+    Gradients,
+    Knobs,
+    Largest,
+    Params,
+    Selection,
+)
+
+if TYPE_CHECKING:
+    from jumpahead.engine.lazy_adam import Adam
+    from jumpahead.engine.step import Centred, Kernels, RowUpdate, State, Support
+
+POPULAR = 0.25
+"""Share of tokens above which a feature goes through products (docs/LOG.md, 2026-11-24)."""
+FEWEST = 16
+"""Popular features below this number stay in the support: a block has a cost of its own."""
+CROWDED = 4
+"""AuxK's dead features are a block where there are at most this many for each that it takes."""
+SIZE = 2**22
+"""Entries of a block."""
+KEPT = 2**23
+"""Entries of all blocks up to which their tensors are kept between x̂ and the rows."""
+SAMPLE = 512
+"""Tokens that a fresh SAE's counts are estimated from."""
+
+
+class Opened(NamedTuple):
+    """A block's tensors."""
+
+    entries: Entries
+    values: tuple[Tensor, ...]
+    """[m, B] per reconstruction."""
+    gradients: Gradients
+    inside: int
+    """Entries that are in the support."""
+
+
+class Totals(NamedTuple):
+    """What all blocks add to a step."""
+
+    decoded: tuple[Tensor, ...]
+    """[B, d] per reconstruction: Σ value·d_j."""
+    penalty: float
+    l0: int
+    """Positive features."""
+    entries: int
+    features: int
+
+
+@final
+class Blocks:
+    """The blocks of one step."""
+
+    def __init__(
+        self, groups: list[Tensor], selection: Selection, state: State, centred: Centred, v: Params, knobs: Knobs,
+        kernels: Kernels,
+    ):  # fmt: skip
+        self.groups = groups
+        """The features of each block, ascending, int64 [m]."""
+        self.selection, self.state, self.centred, self.kernels = selection, state, centred, kernels
+        self.v, self.knobs = v, knobs
+        self.main: list[tuple[Tensor, Tensor]] = [(torch.empty(0, dtype=torch.int64),) * 2 for _ in groups]
+        """Per block: (row, token) of entries that the support held."""
+        self._kept: dict[int, Opened] = {}
+        self._keeps = sum(len(group) for group in groups) * len(centred.x) <= KEPT
+
+    def __bool__(self) -> bool:
+        return bool(self.groups)
+
+    def take(self, support: Support) -> Support:
+        """The support without the entries of blocks' features, which join their block as entries of its main part."""
+        if isinstance(self.selection, Largest) and self.groups and support.part is None:
+            support = support._replace(part=torch.full(support.pre.shape, MAIN, dtype=torch.uint8))
+        counts = support.colptr.diff()
+        ours = torch.zeros(len(counts), dtype=torch.bool)
+        for group in self.groups:
+            ours[group] = True
+        if not bool((counts[ours] > 0).any()):
+            return support
+        moving = ours[support.feature.long()]
+        feature, token = support.feature[moving].long(), support.token[moving].long()
+        for number, group in enumerate(self.groups):
+            row = torch.searchsorted(group, feature).clamp_max(len(group) - 1)
+            is_here = group[row] == feature
+            self.main[number] = (row[is_here], token[is_here])
+        return without(support, moving)
+
+    def totals(self) -> Totals:
+        """x̂'s part and the counts, before anything is updated."""
+        w_dec = self.state.p["W_dec"]
+        decoded: list[Tensor] = []
+        penalty, l0, inside = 0.0, 0, 0
+        for number, group in enumerate(self.groups):
+            one, directions = self._open(number), w_dec[group]
+            parts = [self.kernels.product(value.T, directions) for value in one.values]
+            decoded = [total + part for total, part in zip(decoded, parts, strict=True)] if decoded else parts
+            penalty += one.gradients.penalty.item()
+            l0, inside = l0 + int((one.values[0] > 0).sum()), inside + one.inside
+        return Totals(tuple(decoded), penalty, l0, inside, sum(map(len, self.groups)))
+
+    def rows(
+        self, update: RowUpdate, sums: dict[str, Tensor], fired: Tensor, share: Tensor, adam: Adam
+    ) -> Tensor:
+        """Step 5 for every block; fills in what belongs to its features of sums, fired and share, [M] each. Returns [d]
+        what `Rows.pull` holds."""
+        state, product = self.state, self.kernels.product
+        pull = torch.zeros(update.x.shape[1], dtype=update.x.dtype)
+        for number, group in enumerate(self.groups):
+            one = self._open(number)
+            directions = state.p["W_dec"][group]
+            projections = tuple(
+                product(directions, residual.T).mul_(scale)
+                for residual, scale in zip(update.residuals, update.scales, strict=True)
+            )
+            d_pre = one.gradients.pre.at(projections)
+            for name, gradient in one.gradients.vectors.items():
+                sums[name][group] = gradient.at(projections).sum(1)
+            fired[group] = (one.values[0] > 0).sum(1).to(fired.dtype)
+            share[group] = self._inside(one.entries, group).sum(1).to(share.dtype) / len(update.x)
+            pull += d_pre.sum(1) @ state.p["W_enc"][group]
+            g_dec = torch.zeros_like(directions)
+            touched = (d_pre != 0).any(1)
+            for r in range(len(update.values)):
+                g_dec += product(one.values[r], update.residuals[r]).mul_(update.scales[r])
+                touched |= (one.values[r] != 0).any(1)
+            shrink = None
+            if one.gradients.shrink is not None:
+                shrink = torch.zeros(len(fired), dtype=d_pre.dtype)
+                shrink[group] = one.gradients.shrink.sum(1)
+            g_enc = product(d_pre, update.x)
+            self._kept.pop(number, None)
+            self.kernels.given_rows(group, g_enc, g_dec, touched, update._replace(shrink=shrink), state, adam)
+        return pull
+
+    def _open(self, number: int) -> Opened:
+        """The tensors of a block; the same bits each time."""
+        if number in self._kept:
+            return self._kept[number]
+        state, group, arch = self.state, self.groups[number], self.state.arch
+        entries = self._entries(number)
+        values = arch.values(entries, state.p, self.v)
+        gradients = arch.rule(entries, values, state.p, self.v, self.knobs, len(self.centred.x))
+        one = Opened(entries, values, gradients, int(self._inside(entries, group).sum()))
+        if self._keeps:
+            self._kept[number] = one
+        return one
+
+    def _inside(self, entries: Entries, group: Tensor) -> Tensor:
+        """bool [m, B]: who is in the support."""
+        if entries.part is not None:
+            return entries.part != 0
+        assert isinstance(self.selection, Above)
+        return entries.pre > self.selection.lower[group][:, None]
+
+    def _entries(self, number: int) -> Entries:
+        group, x, p = self.groups[number], self.centred.x, self.state.p
+        w, b = p["W_enc"][group], p["b_enc"][group]
+        pre = self.kernels.product(w, x.T).add_(b[:, None])
+        norms = self.state.encoder_for(self.kernels).norms[group]
+        margin = torch.outer(slack(x, norms), self.centred.norms).add_(2 * bias_slack(b)[:, None])
+        if isinstance(self.selection, Largest):
+            return self._largest(number, pre, margin)
+        near = torch.zeros_like(pre, dtype=torch.bool)
+        for edge in (self.selection.lower, *self.selection.edges):
+            near |= (pre - edge[group][:, None]).abs_() <= margin
+        self._settle(pre, near, group)
+        return Entries(pre, group)
+
+    def _largest(self, number: int, pre: Tensor, margin: Tensor) -> Entries:
+        """Part DEAD: the k_dead largest positive of each token, of equal ones the lower feature. Part MAIN: `take`."""
+        assert isinstance(self.selection, Largest)
+        group, k = self.groups[number], self.selection.k_dead
+        lows, highs = pre - margin, pre + margin
+        low = high = torch.zeros(pre.shape[1], dtype=pre.dtype)
+        if k < len(group):
+            low, high = self.kernels.kth(lows, k)[0], self.kernels.kth(highs, k)[1]
+        chosen = lows > high
+        row, token, exact = self._settle(pre, (highs >= low) & ~chosen, group)
+        kept = largest_of_each(token, exact, k - chosen.sum(0), pre.shape[1])
+        chosen[row[kept], token[kept]] = True
+        part = torch.where(chosen, DEAD, 0).to(torch.uint8)
+        row, token = self.main[number]
+        part[row, token] |= MAIN
+        return Entries(pre, group, part)
+
+    def _settle(self, pre: Tensor, unsure: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Put the canonical π where something is decided; returns (row, token, π) of these entries."""
+        row, token = unsure.nonzero(as_tuple=True)
+        p = self.state.p
+        exact = self.kernels.canonical(self.centred.x, p["W_enc"], p["b_enc"], token, group[row])
+        pre[row, token] = exact
+        return row, token, exact
+
+
+def divide(
+    selection: Selection, state: State, centred: Centred, v: Params, knobs: Knobs, kernels: Kernels
+) -> tuple[Selection, Blocks]:
+    """What is left for the support, and the blocks."""
+    tokens, groups = len(centred.x), []
+    if isinstance(selection, Above):
+        popular = (state.share > POPULAR) | (selection.lower == -torch.inf)
+        features = popular.nonzero()[:, 0]
+        if len(features) >= FEWEST:
+            groups = list(features.split(max(1, SIZE // tokens)))
+            sparse: Selection = Above(selection.lower.masked_fill(popular, torch.inf))
+        else:
+            sparse = selection
+        return sparse, Blocks(groups, selection, state, centred, v, knobs, kernels)
+    if selection.dead is not None:
+        features = selection.dead.nonzero()[:, 0]
+        if len(features) <= CROWDED * selection.k_dead and len(features) * tokens <= SIZE:
+            blocks = Blocks([features], selection, state, centred, v, knobs, kernels)
+            return Largest(selection.k), blocks
+    return selection, Blocks([], selection, state, centred, v, knobs, kernels)
+
+
+def first_share(arch: Architecture, p: Params, sample: Tensor) -> Tensor:
+    """The share of tokens with an entry of each feature of a fresh SAE, estimated from some of sample [n, d]. [M]"""
+    v, width = arch.derive(p), len(p["W_enc"])
+    selection = arch.selection(p, v, Knobs(), training=True)
+    if not isinstance(selection, Above):
+        return torch.zeros(width)
+    x = sample[:SAMPLE] - p["b_dec"]
+    share = torch.empty(width)
+    for some in torch.arange(width).split(max(1, SIZE // len(x))):
+        pre = torch.addmm(p["b_enc"][some, None], p["W_enc"][some], x.T)
+        share[some] = (pre > selection.lower[some, None]).float().mean(1)
+    return share
+
+
+def without(support: Support, leaving: Tensor) -> Support:
+    """The support without some entries. leaving bool [|S|]."""
+    kept = ~leaving
+    before = torch.cat([torch.zeros(1, dtype=torch.int64), kept.cumsum(0)])
+    by_token = kept[support.order.long()]
+    through = torch.cat([torch.zeros(1, dtype=torch.int64), by_token.cumsum(0)])
+    return support._replace(
+        colptr=before[support.colptr], token=support.token[kept], feature=support.feature[kept], pre=support.pre[kept],
+        part=None if support.part is None else support.part[kept],
+        indptr=through[support.indptr], order=before[support.order[by_token].long()].to(support.order.dtype),
+    )  # fmt: skip
