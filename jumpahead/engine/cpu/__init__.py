@@ -183,10 +183,12 @@ class Compiled:
         blocks = -(-width // BLOCK)
         pull = self._array("pull", (blocks, update.x.shape[1]), kind)
         pull[:] = 0
+        frozen = (np.empty(0, kind),) * (len(update.residuals) - len(update.values))
+        values = (*arrays(update.values), *frozen)
         constant = np.empty(0, kind) if update.constant is None else update.constant.numpy()
         spread(
             walk.rows, blocks, BLOCK, support.colptr.numpy(), support.token.numpy(), update.x.numpy(),
-            arrays(update.slopes), constant, arrays(update.values) or (np.empty(0, kind),), len(update.values),
+            arrays(update.slopes), constant, values, len(update.values),
             arrays(update.residuals), np.array(update.scales, kind), np.array(update.spare),
             *self._weights(update, state, adam), arrays(projections), pull,
         )  # fmt: skip

@@ -28,12 +28,19 @@ parallel = njit(cache=True, nogil=True, error_model="numpy", fastmath=SAFE)
 
 
 @parallel
-def canonical(x, w, bias):
-    """x·w + bias in float64, rounded to x's type by the caller."""
+def widened(row, wide):
+    """wide ← row in float64: a feature's row is widened once for all its entries."""
+    for t in range(len(row)):
+        wide[t] = np.float64(row[t])
+
+
+@parallel
+def canonical(x, wide, bias):
+    """x·w + bias in float64, rounded to x's type."""
     total = 0.0
-    for t in range(len(w)):
-        total += np.float64(x[t]) * np.float64(w[t])
-    return total + np.float64(bias)
+    for t in range(len(wide)):
+        total += np.float64(x[t]) * wide[t]
+    return x.dtype.type(total + np.float64(bias))
 
 
 @parallel
@@ -42,15 +49,15 @@ def screen_above(
 ):  # fmt: skip
     """Entries of features offset + first … with π > lower_j, into the arena (tokens, pre); counts [M] per feature.
 
-    Candidates: number(product) > floor_j − row_i·column_j. coarse: the lowest of these bounds, for `above`.
+    Candidates: number(product) > floor_j − row_i·column_j. coarse [features of the block]: the lowest of these bounds, for `above`.
     """
     size = product.shape[1]
-    found = np.empty(size, np.int32)
+    found, wide = np.empty(size, np.int32), np.empty(x.shape[1])
     place, end = first * room, last * room
     for c in range(first, last):
         j, p, n, kept = offset + c, product[c], 0, 0
         for block in range(size // LANES):
-            mask = above(p, block * LANES, coarse[j])
+            mask = above(p, block * LANES, coarse[c])
             while mask != 0:
                 i = block * LANES + lowest_bit(mask)
                 mask &= mask - np.uint64(1)
@@ -59,8 +66,10 @@ def screen_above(
         for i in range(size // LANES * LANES, size):
             found[n] = i
             n += number(p[i]) > floor[j] - row[i] * column[j]
+        if n:
+            widened(w_enc[j], wide)
         for q in range(n):
-            exact = x.dtype.type(canonical(x[found[q]], w_enc[j], b_enc[j]))
+            exact = canonical(x[found[q]], wide, b_enc[j])
             if exact > lower[j]:
                 if place < end:
                     tokens[place], pre[place] = found[q], exact
@@ -164,17 +173,25 @@ def thin(colptr, token, upper, floors):
 @parallel
 def recompute(first, last, x, w_enc, b_enc, colptr, token, pre):
     """The canonical π of every entry."""
+    wide = np.empty(x.shape[1])
     for j in range(first, last):
+        if colptr[j] < colptr[j + 1]:
+            widened(w_enc[j], wide)
         for q in range(colptr[j], colptr[j + 1]):
-            pre[q] = canonical(x[token[q]], w_enc[j], b_enc[j])
+            pre[q] = canonical(x[token[q]], wide, b_enc[j])
 
 
 @parallel
 def canonical_at(first, last, x, w_enc, b_enc, token, feature, pre):
     """The canonical π of entries in any order."""
+    wide = np.empty(x.shape[1])
+    widest = -1
     for q in range(first, last):
         j = feature[q]
-        pre[q] = canonical(x[token[q]], w_enc[j], b_enc[j])
+        if j != widest:
+            widened(w_enc[j], wide)
+            widest = j
+        pre[q] = canonical(x[token[q]], wide, b_enc[j])
 
 
 @parallel

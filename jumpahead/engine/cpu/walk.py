@@ -153,40 +153,42 @@ def rows(
     """
     d = w_enc.shape[1]
     zero = x.dtype.type(0)
-    g_enc, g_dec = np.empty(d, x.dtype), np.empty(d, x.dtype)
+    g_enc, g_dec, d_pre = np.empty(d, x.dtype), np.empty(d, x.dtype), np.empty(len(x), x.dtype)
     for j in range(first * block, min(last * block, len(w_enc))):
-        if colptr[j] == colptr[j + 1]:
+        start, n = colptr[j], colptr[j + 1] - colptr[j]
+        if n == 0:
             continue
         g_enc[:] = zero
         g_dec[:] = zero
         touched, total, direction = False, 0.0, w_dec[j]
-        for q in range(colptr[j], colptr[j + 1]):
-            i = token[q]
-            d_pre = constant[q] if len(constant) else zero
-            for r in range(len(residuals)):
-                slope = slopes[r][q]
-                scale = scales[r]
-                residual = residuals[r][i]
-                value = values[r][q] * scale if r < live else zero
-                if value == 0 and slope == 0 and spare[r]:
-                    projections[r][q] = zero
-                    continue
-                if value != 0:
+        for q in range(n):
+            d_pre[q] = constant[start + q] if len(constant) else zero
+        for r in range(len(residuals)):
+            slope, value, residual, scale = slopes[r], values[r], residuals[r], scales[r]
+            projection, is_spare = projections[r], spare[r]
+            for q in range(n):
+                place = start + q
+                weight = value[place] * scale if r < live else zero
+                if weight != 0:
                     touched = True
                     along = zero
+                    row = residual[token[place]]
                     for t in range(d):
-                        along += residual[t] * direction[t]
-                        g_dec[t] += value * residual[t]
+                        along += row[t] * direction[t]
+                        g_dec[t] += weight * row[t]
+                elif slope[place] != 0 or not is_spare:
+                    along = dot(residual[token[place]], direction)
                 else:
-                    along = dot(residual, direction)
-                projection = scale * along
-                projections[r][q] = projection
-                d_pre += slope * projection
-            if d_pre != 0:
+                    along = zero
+                projection[place] = scale * along
+                d_pre[q] += slope[place] * projection[place]
+        for q in range(n):
+            if d_pre[q] != 0:
                 touched = True
-                total += np.float64(d_pre)
+                total += np.float64(d_pre[q])
+                row = x[token[start + q]]
                 for t in range(d):
-                    g_enc[t] += d_pre * x[i, t]
+                    g_enc[t] += d_pre[q] * row[t]
         if not touched:
             continue
         part, before = pull[j // block], x.dtype.type(total)
