@@ -70,16 +70,16 @@ class JumpReLU(Architecture):
             epsilon = torch.minimum(self.recipe.bandwidth_share * theta.detach().median(), 1.8 * theta.detach())
         else:
             epsilon = torch.full_like(theta, self.recipe.bandwidth)
-        return {"theta": theta, "epsilon": epsilon}
+        lower = theta - epsilon / 2
+        return {
+            "theta": theta,
+            "epsilon": epsilon,
+            "lower": torch.where(lower < 0, -torch.inf, lower),  # a rectified zero is in a window that reaches below 0
+            "upper": theta + epsilon / 2,
+        }
 
     def selection(self, p: Params, v: Params, knobs: Knobs, *, training: bool) -> Above:
-        if not training:
-            return Above(v["theta"])
-        lower = v["theta"] - v["epsilon"] / 2
-        edges = (v["theta"], v["theta"] + v["epsilon"] / 2)
-        if not bool((lower < 0).any()):
-            return Above(lower, edges)
-        return Above(torch.where(lower < 0, -torch.inf, lower), (*edges, torch.zeros_like(lower)))
+        return Above(v["lower"], (v["theta"], v["upper"])) if training else Above(v["theta"])
 
     def values(self, entries: Entries, p: Params, v: Params) -> tuple[Tensor, ...]:
         return (entries.pre * (entries.pre > entries.at(v["theta"])),)
@@ -87,13 +87,14 @@ class JumpReLU(Architecture):
     def rule(
         self, entries: Entries, values: tuple[Tensor, ...], p: Params, v: Params, knobs: Knobs, tokens: int
     ) -> Gradients:
-        theta, epsilon = entries.at(v["theta"]), entries.at(v["epsilon"])
-        on = (values[0] > 0).to(theta.dtype)
-        weight = -ste.rectangle(entries.pre.relu(), theta, epsilon) / epsilon
-        if self._trained_threshold == "log_threshold":
-            weight = weight * theta
+        on = (values[0] > 0).to(values[0].dtype)
+        window = (entries.pre > entries.at(v["lower"])) & (entries.pre < entries.at(v["upper"]))
+        chain = v["theta"] if self._trained_threshold == "log_threshold" else torch.ones_like(v["theta"])
+        weight = -chain / v["epsilon"]
         d_pre = Affine((on,))
-        d_theta = Affine((weight * theta,), weight * (knobs.sparsity / tokens))
+        d_theta = Affine(
+            (window * entries.at(weight * v["theta"]),), window * entries.at(weight * (knobs.sparsity / tokens))
+        )
         penalty = knobs.sparsity * on.sum() / tokens
         return Gradients(d_pre, {"b_enc": d_pre, self._trained_threshold: d_theta}, None, penalty)
 

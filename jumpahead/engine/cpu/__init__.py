@@ -28,8 +28,6 @@ CHUNK = 2**22
 """Entries of one block of the encoder product."""
 ROOM = 32
 """Places per feature that an arena starts with."""
-STRETCH = 4096
-"""Columns of W_dec that are gathered from at a time: its stretch should fit a last-level cache."""
 GROUPS = 16
 """Groups per feature kept, for the bound of the k-th largest."""
 BLOCK = 32
@@ -166,10 +164,9 @@ class Compiled:
     def decode(
         self, support: Support, values: Tensor, w_dec: Tensor, bias: Tensor, target: Tensor, sign: float = 1.0
     ) -> Residual:
-        out, squares = torch.empty_like(target), np.zeros(len(target))
+        out, squares = torch.empty_like(target), np.empty(len(target))
         what = (support.indptr, support.order, support.feature, values, w_dec, bias, target)
-        for columns in cuts(w_dec.shape[1], -(-w_dec.shape[1] // STRETCH)):
-            spread(walk.decode, len(out), *(one.numpy() for one in what), sign, columns, out.numpy(), squares)
+        spread(walk.decode, len(out), *(one.numpy() for one in what), sign, out.numpy(), squares)
         return Residual(out, float(squares.sum()))
 
     def sums(self, support: Support, vector: Tensor) -> Tensor:

@@ -56,42 +56,35 @@ def round_rows(first, last, x, low, gaps):
 
 
 @parallel
-def decode(first, last, indptr, order, feature, values, w_dec, bias, target, sign, columns, out, squares):
+def decode(first, last, indptr, order, feature, values, w_dec, bias, target, sign, out, squares):
     """out[i] = Σ value·d_j + bias − sign·target_i over token i's entries, and its squared norm.
 
-    Columns one stretch after the other, so that the stretch of w_dec that is gathered from stays in the cache.
+    Two entries with a value at a time: half the traffic of the row that is added to.
     """
-    start, stop = columns
+    d = w_dec.shape[1]
     sign = w_dec.dtype.type(sign)
-    width = stop - start
     for i in range(first, last):
-        row = out[i, start:stop]
-        goal = target[i, start:stop]
-        for t in range(width):
-            row[t] = bias[start + t] - sign * goal[t]
-        end = indptr[i + 1]
-        place = indptr[i]
+        row, goal, end, place = out[i], target[i], indptr[i + 1], indptr[i]
+        for t in range(d):
+            row[t] = bias[t] - sign * goal[t]
         while place < end:
-            # Two entries with a value at a time: half the traffic of the row that is added to.
             q = order[place]
             place += 1
-            a = values[q]
-            if a == 0:
+            if values[q] == 0:
                 continue
-            first_row = w_dec[feature[q], start:stop]
             while place < end and values[order[place]] == 0:
                 place += 1
+            a, one = values[q], w_dec[feature[q]]
             if place < end:
                 p = order[place]
                 place += 1
-                b = values[p]
-                second_row = w_dec[feature[p], start:stop]
-                for t in range(width):
-                    row[t] += a * first_row[t] + b * second_row[t]
+                b, other = values[p], w_dec[feature[p]]
+                for t in range(d):
+                    row[t] += a * one[t] + b * other[t]
             else:
-                for t in range(width):
-                    row[t] += a * first_row[t]
-        squares[i] += np.float64(dot(row, row))
+                for t in range(d):
+                    row[t] += a * one[t]
+        squares[i] = np.float64(dot(row, row))
 
 
 @parallel
