@@ -10,6 +10,7 @@ Names are imported when they are first used: `import jumpahead` loads no torch.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import types
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     splice = LM.splice
 
     __version__: str
+
+# Read when torch loads (docs/LOG.md, 2026-11-24): idle threads of torch spin for microseconds, not milliseconds, while the
+# compiled kernels want their cores; large tensors lie on huge pages.
+for _name, _value in {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000", "THP_MEM_ALLOC_ENABLE": "1"}.items():
+    os.environ.setdefault(_name, _value)
 
 _HOMES = {
     "SAE": "jumpahead.sae.base",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import shutil
 import signal
 import sys
@@ -263,8 +262,6 @@ def _options(
 
 def main() -> None:
     """The console script."""
-    # Idle threads of torch's products would spin while the compiled kernels want their cores; read when torch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 

@@ -1,6 +1,6 @@
 """Features that are on for a large share of the tokens go through matrix products, a block of features at a time.
 
-A support pays where most entries are zero: it gathers a row for every entry. For a feature that is on for a quarter of
+A support pays where most entries are zero: it gathers a row for every entry. For a feature that is on for a fifth of
 the tokens or more, multiplying the zeros is cheaper. So a step divides the features: popular ones into blocks, all
 others into the support; at the start of the paper's preset, when half of all pre-activations pass the threshold, every
 feature is in a block. The dead features that AuxK chooses from are few, and it chooses many of them: a block as well.
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from jumpahead.engine.lazy_adam import Adam
     from jumpahead.engine.step import Centred, Kernels, RowUpdate, State, Support
 
-POPULAR = 0.25
+POPULAR = 0.2
 """Share of tokens above which a feature goes through products (docs/LOG.md, 2026-11-24)."""
 FEWEST = 16
 """Popular features below this number stay in the support: a block has a cost of its own."""
-CROWDED = 4
+CROWDED = 3
 """AuxK's dead features are a block where there are at most this many for each that it takes."""
 SIZE = 2**22
 """Entries of a block."""
@@ -138,9 +138,10 @@ class Blocks:
         for number, group in enumerate(self.groups):
             one = self._open(number)
             directions = state.p["W_dec"][group]
+            idle = [spare and not bool((value != 0).any()) for spare, value in zip(update.spare, one.values, strict=True)]
             projections = tuple(
-                product(directions, residual.T).mul_(scale)
-                for residual, scale in zip(update.residuals, update.scales, strict=True)
+                torch.zeros_like(one.entries.pre) if idle[r] else product(directions, residual.T).mul_(update.scales[r])
+                for r, residual in enumerate(update.residuals)
             )
             d_pre = one.gradients.pre.at(projections)
             for name, gradient in one.gradients.vectors.items():
@@ -151,6 +152,8 @@ class Blocks:
             g_dec = torch.zeros_like(directions)
             touched = (d_pre != 0).any(1)
             for r in range(len(update.values)):
+                if idle[r]:
+                    continue
                 g_dec += product(one.values[r], update.residuals[r]).mul_(update.scales[r])
                 touched |= (one.values[r] != 0).any(1)
             shrink = None

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import jumpahead.engine.cpu as cpu_kernels
+import jumpahead.engine.dense as dense_path
 import jumpahead.engine.plain as plain_kernels
 from jumpahead.engine import reference, step
 from jumpahead.engine.cpu import Compiled
@@ -43,6 +44,25 @@ cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
 layers = pytest.mark.parametrize("name", LAYERS)
 
 
+PATHS: dict[str, dict[str, float]] = {
+    "support": {"POPULAR": 1.0, "FEWEST": 10**9, "CROWDED": 0},
+    "products": {"POPULAR": -1.0, "FEWEST": 1, "CROWDED": 10**9, "SIZE": 24 * 48, "KEPT": 0},
+    "both": {"POPULAR": 0.2, "FEWEST": 1, "CROWDED": 3, "SIZE": 100},
+}
+"""All entries in the support; every feature through products, in small blocks whose tensors are made twice; mixed."""
+
+
+def take(path, monkeypatch):
+    for name, value in PATHS[path].items():
+        monkeypatch.setattr(dense_path, name, value)
+
+
+@pytest.fixture(params=list(PATHS))
+def path(request, monkeypatch):
+    take(request.param, monkeypatch)
+    return request.param
+
+
 def one_per_architecture(kind=None):
     """The first case of each architecture, or of each that takes a `kind` of setting."""
     found = {}
@@ -60,8 +80,9 @@ architectures = pytest.mark.parametrize("case", one_per_architecture(), ids=lamb
 
 @layers
 @cases
-def test_sixty_steps_equal_dense_autograd_with_dense_adam(case, name):
+def test_sixty_steps_equal_dense_autograd_with_dense_adam(case, name, path):
     d, width, tokens, steps = 11, 48, 24, 60
+    through = 0
     ours, kernels = start(case, d, width, dead_after=2 * tokens), layer(name)
     theirs, recipe = clone(ours), ours.arch.recipe
     had_dead = skipped = 0
@@ -69,7 +90,7 @@ def test_sixty_steps_equal_dense_autograd_with_dense_adam(case, name):
         x = activations(tokens, d, seed=7 * i)
         lr, warmup = learning_rate(recipe, i, steps), sparsity_warmup(recipe, i)
         had_dead += bool((ours.silent >= recipe.dead_after).any())
-        step(ours, x, lr, warmup, kernels)
+        through += step(ours, x, lr, warmup, kernels).dense
         reference.step(theirs, x, lr, warmup)
         skipped += int((ours.last < ours.t).sum())
     theirs.last[:] = theirs.t  # dense: every row is up to date
@@ -78,6 +99,8 @@ def test_sixty_steps_equal_dense_autograd_with_dense_adam(case, name):
     if case.architecture == "topk":
         assert had_dead > 20, "no feature was ever dead: AuxK was not tested"
         assert skipped > 300, "no row was ever skipped: lazy Adam was not tested"
+    wanted = {"support": [False], "products": [case.options.get("aux") != 0], "both": [False, True]}
+    assert (through > 0) in wanted[path], "features went the other way"
     if case.setting.kind == "l0" and ours.control is not None:
         assert ours.control.sparsity != ours.arch.first_sparsity(ours.p)
 
@@ -116,8 +139,9 @@ SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 33), st.integers(2, 70))
     seed=st.integers(0, 10**6),
     bias=st.sampled_from([0.0, 0.0, 0.0, -0.5, 1.0, 4.0, -100.0]),
     value=st.sampled_from([1.0, 2.0, 5.0, 69.0]),
+    way=st.sampled_from(list(PATHS)),
 )
-def test_one_step_from_anywhere_equals_autograd(name, case, shape, seed, bias, value):
+def test_one_step_from_anywhere_equals_autograd(name, case, shape, seed, bias, value, way):
     """Any shape; empty and full supports; dead features; k above the number of features; rows last touched long ago.
 
     Adam's ε is 1 here, so that a step is a smooth function of the gradient, signs and all.
@@ -126,7 +150,10 @@ def test_one_step_from_anywhere_equals_autograd(name, case, shape, seed, bias, v
     if case.setting.kind != "lambda":
         case = case._replace(setting=case.setting._replace(value=value))
     state = scrambled(case, d, width, seed, bias=bias, adam_epsilon=1.0)
-    assert_step_is_exact(state, activations(tokens, d, seed), name)
+    state.share = draw(width, seed=seed + 5).abs().float() * 0.2
+    with pytest.MonkeyPatch.context() as patch:
+        take(way, patch)
+        assert_step_is_exact(state, activations(tokens, d, seed), name)
 
 
 @layers
@@ -424,6 +451,31 @@ def boundary(selection, pre):
         return bound, chosen
     _, also = largest(pre.masked_fill(~selection.dead, -torch.inf), selection.k_dead)
     return bound, chosen | also
+
+
+@layers
+@cases
+def test_products_decide_like_the_support(case, name, monkeypatch):
+    """In float32, at bounds that are entries' own values: the same entries, and the same step but for rounding."""
+    d, width, tokens = 32, 256, 96
+    state = scrambled(case, d, width, seed=21, dtype=torch.float32, adam_epsilon=1.0)
+    x = activations(tokens, d, 22, torch.float32)
+    for key in {"b_enc", "threshold", "log_threshold"} & set(state.p):  # boundaries at some token's own π
+        pre = state.p["W_enc"] @ (x - state.p["b_dec"]).T + state.p["b_enc"][:, None]
+        own = pre[torch.arange(width), torch.arange(width) % tokens].abs() + 1e-3
+        state.p[key] = {"b_enc": state.p[key], "threshold": own, "log_threshold": own.log()}[key]
+    found = {}
+    for way in PATHS:
+        take(way, monkeypatch)
+        found[way] = clone(state), layer(name)
+        result = step(found[way][0], x, 0.01, 0.7, found[way][1])
+        found[way] = found[way][0], result
+    for way in ("products", "both"):
+        assert torch.equal(found[way][0].share, found["support"][0].share)
+        assert torch.equal(found[way][0].silent, found["support"][0].silent)
+        assert found[way][1].l0 == found["support"][1].l0
+        assert found[way][1].entries == found["support"][1].entries
+        assert_close(in_dtype(found[way][0], torch.float64), in_dtype(found["support"][0], torch.float64), 1e-5)
 
 
 @layers

@@ -28,7 +28,7 @@ CHUNK = 2**22
 """Entries of one block of the encoder product."""
 ROOM = 32
 """Places per feature that an arena starts with."""
-GROUPS = 16
+GROUPS = 8
 """Groups per feature kept, for the bound of the k-th largest."""
 BLOCK = 32
 """Features whose part of ∂L/∂b_dec is summed on its own: fixed, so that no sum depends on the number of threads."""
@@ -259,6 +259,7 @@ class Race:
         self._best[:] = -np.inf
         self._floors = np.zeros(len(x), kind)
         self._counts: np.ndarray = np.empty(0, np.int64)
+        self._seen = 0
 
     def see(self, start: int, block: np.ndarray, x: Centred, b_enc: Tensor, columns: Tensor) -> None:
         """Screen one block of the product."""
@@ -272,13 +273,19 @@ class Race:
         bounds = (b_enc.numpy(), extra.numpy(), (columns * scale).numpy(), x.norms.numpy(), members)
         groups = len(self._best)
         spread(screen.group_maxima, groups, block, start, *bounds, self._best)
-        spread(screen.bracket, len(x.x), self._best, self._k, self._floors, np.empty_like(self._floors))
+        self._seen += 1
+        if self._seen & (self._seen - 1) == 0:  # after 1, 2, 4, … blocks: later ones raise the floors little
+            self._raise_floors()
         self._arena.fill(
             screen.screen_largest, start, len(block), self._counts, block, start, *bounds, self._floors
         )
 
+    def _raise_floors(self) -> None:
+        spread(screen.bracket, len(self._floors), self._best, self._k, self._floors, np.empty_like(self._floors))
+
     def finish(self, x: Centred, encoder: Encoder, b_enc: Tensor) -> Found:
         """The exact selection among the candidates."""
+        self._raise_floors()
         colptr, token, upper = self._arena.found(self._counts)
         n = screen.thin(colptr, token, upper, self._floors)
         token, pre = token[:n], upper[:n]
