@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# Read when torch loads (docs/LOG.md, 2026-11-24): idle threads of torch spin for microseconds, not milliseconds, while the
-# compiled kernels want their cores; large tensors lie on huge pages.
+# Read when torch loads (docs/LOG.md, 2026-11-24): torch's idle threads spin for microseconds, not milliseconds, while
+# the compiled kernels want their cores; large tensors lie on huge pages.
 for _name, _value in {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000", "THP_MEM_ALLOC_ENABLE": "1"}.items():
     os.environ.setdefault(_name, _value)
 

@@ -79,7 +79,13 @@ class Job:
         fvu = result.error / max(variance, 1e-30)
         dead = int((state.silent >= state.arch.recipe.dead_after).sum())
         line = {"step": state.t, "l0": result.l0, "fvu": fvu, "error": result.error, "penalty": result.penalty}
-        line |= {"entries": result.entries, "dense": result.dense, "dead": dead, "lr": lr, "seconds": round(self.seconds, 3)}
+        line |= {
+            "entries": result.entries,
+            "dense": result.dense,
+            "dead": dead,
+            "lr": lr,
+            "seconds": round(self.seconds, 3),
+        }
         if state.control is not None:
             line["lambda"] = state.control.sparsity
         self.records.append(line)

@@ -105,7 +105,7 @@ def test_an_sae_is_mathematics():
 def test_the_engine_needs_little():
     for path in PACKAGE.rglob("engine/**/*.py"):
         assert rooms(path) <= {"engine", "sae", "store", "errors", "shapes", "log"}, path
-        assert foreign(path) <= {"torch", "numpy", "numba", "triton"}, path
+        assert foreign(path) <= {"torch", "numpy", "numba", "llvmlite", "triton"}, path
 
 
 @pytest.mark.parametrize("name", ["metrics.py", "frontier", "report", "terminal.py"])

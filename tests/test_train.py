@@ -128,7 +128,19 @@ def test_what_is_saved_takes_the_lms_own_activations(data, tmp_path):
     assert store.SAEFolder(tmp_path / "one").is_done("abc")
     lines = store.read_lines(tmp_path / "one" / "train.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 31))
-    assert set(lines[0]) == {"step", "l0", "fvu", "error", "penalty", "entries", "dead", "lr", "seconds", "lambda"}
+    assert set(lines[0]) == {
+        "step",
+        "l0",
+        "fvu",
+        "error",
+        "penalty",
+        "entries",
+        "dense",
+        "dead",
+        "lr",
+        "seconds",
+        "lambda",
+    }
 
 
 # ---------------------------------------------------------------------------------------------- it repeats

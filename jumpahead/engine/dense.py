@@ -89,7 +89,8 @@ class Blocks:
         """The features of each block, ascending, int64 [m]."""
         self.selection, self.state, self.centred, self.kernels = selection, state, centred, kernels
         self.v, self.knobs = v, knobs
-        self.main: list[tuple[Tensor, Tensor]] = [(torch.empty(0, dtype=torch.int64),) * 2 for _ in groups]
+        nobody = torch.empty(0, dtype=torch.int64)
+        self.main: list[tuple[Tensor, Tensor]] = [(nobody, nobody) for _ in groups]
         """Per block: (row, token) of entries that the support held."""
         self._kept: dict[int, Opened] = {}
         self._keeps = sum(len(group) for group in groups) * len(centred.x) <= KEPT
@@ -128,9 +129,7 @@ class Blocks:
             l0, inside = l0 + int((one.values[0] > 0).sum()), inside + one.inside
         return Totals(tuple(decoded), penalty, l0, inside, sum(map(len, self.groups)))
 
-    def rows(
-        self, update: RowUpdate, sums: dict[str, Tensor], fired: Tensor, share: Tensor, adam: Adam
-    ) -> Tensor:
+    def rows(self, update: RowUpdate, sums: dict[str, Tensor], fired: Tensor, share: Tensor, adam: Adam) -> Tensor:
         """Step 5 for every block; fills in what belongs to its features of sums, fired and share, [M] each. Returns [d]
         what `Rows.pull` holds."""
         state, product = self.state, self.kernels.product
@@ -138,7 +137,9 @@ class Blocks:
         for number, group in enumerate(self.groups):
             one = self._open(number)
             directions = state.p["W_dec"][group]
-            idle = [spare and not bool((value != 0).any()) for spare, value in zip(update.spare, one.values, strict=True)]
+            idle = [
+                spare and not bool((value != 0).any()) for spare, value in zip(update.spare, one.values, strict=True)
+            ]
             projections = tuple(
                 torch.zeros_like(one.entries.pre) if idle[r] else product(directions, residual.T).mul_(update.scales[r])
                 for r, residual in enumerate(update.residuals)

@@ -13,7 +13,6 @@ but through products, block by block (`dense.py`): the same five steps, the same
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 

@@ -164,7 +164,7 @@ def test_folded_takes_the_lms_own_activations(case):
     x = activations(400, D, 2, torch.float32)
     v, layer_ = arch.derive(p), kernels("plain")
     selection = arch.selection(p, v, Knobs(), training=False)
-    support = layer_.support(layer_.centre(x, p["b_dec"]), p["W_enc"], p["b_enc"], state.norms, selection)
+    support = layer_.support(layer_.centre(x, p["b_dec"]), layer_.encoder(p["W_enc"]), p["b_enc"], selection)
     values = arch.values(Entries(support.pre, support.feature, support.part), p, v)[0]
     f = torch.zeros(len(x), WIDTH)
     f[support.token.long(), support.feature.long()] = values
@@ -198,25 +198,26 @@ def test_the_declared_decoder_norm_holds_after_every_step(case, name):
 
 @cases
 def test_the_rule_serves_a_dense_block_of_features_alike(case):
-    """Elementwise: entries in a vector, or in a block [B, features of the block], give the same gradients."""
+    """Elementwise: entries in a vector, or in a block [features of the block, B], give the same gradients."""
     state = scrambled(case, D, WIDTH, seed=9)
     p, arch = state.p, state.arch
-    v, knobs, tokens, block = arch.derive(p), Knobs(0.03), 6, slice(5, 31)
-    pre = (activations(tokens, D, 4) - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]
-    feature = torch.arange(WIDTH, dtype=torch.int32)[block].repeat(tokens)
-    sparse = Entries(pre[:, block].flatten(), feature)
-    whole = Entries(pre[:, block], None, block=block)
+    v, knobs, tokens, block = arch.derive(p), Knobs(0.03), 6, torch.arange(5, 31)
+    pre = (p["W_enc"] @ (activations(tokens, D, 4) - p["b_dec"]).T + p["b_enc"][:, None])[block]
+    sparse = Entries(pre.flatten(), block.repeat_interleave(tokens).int())
+    whole = Entries(pre, block)
     values = arch.values(sparse, p, v), arch.values(whole, p, v)
-    incoming = tuple(0.3 * draw(tokens, 26, seed=i) for i in range(len(values[0])))
+    incoming = tuple(0.3 * draw(26, tokens, seed=i) for i in range(len(values[0])))
     for flat, dense in zip(*values, strict=True):
         assert torch.equal(flat, dense.flatten())
-    flat = arch.rule(sparse, values[0], tuple(one.flatten() for one in incoming), p, v, knobs, tokens)
-    dense = arch.rule(whole, values[1], incoming, p, v, knobs, tokens)
-    assert torch.equal(flat.pre, dense.pre.flatten())
+    flat, dense = (
+        arch.rule(one, value, p, v, knobs, tokens) for one, value in zip((sparse, whole), values, strict=True)
+    )
+    flattened = tuple(one.flatten() for one in incoming)
+    assert torch.equal(flat.pre.at(flattened), dense.pre.at(incoming).flatten())
     torch.testing.assert_close(flat.penalty, dense.penalty)
     assert set(flat.vectors) == set(dense.vectors) == set(arch.trained)
-    for name, vector in flat.vectors.items():
-        assert torch.equal(vector, dense.vectors[name].flatten())
+    for name, gradient in flat.vectors.items():
+        assert torch.equal(gradient.at(flattened), dense.vectors[name].at(incoming).flatten())
 
 
 # ---------------------------------------------------------------------------------------------- foreign folders

@@ -62,13 +62,14 @@ def test_the_engines_rule_by_hand(form):
     entries = Entries(PRE.flatten(), torch.zeros(4, dtype=torch.int32))
     values = arch.values(entries, p, v)
     assert values[0].tolist() == [0, 0.52, 0, 1]
-    g = arch.rule(entries, values, (GRAD.flatten(),), p, v, Knobs(sparsity=0.024), tokens=4)
-    assert g.pre.tolist() == [0, 0.7, 0, 5]
-    assert g.vectors["b_enc"].tolist() == [0, 0.7, 0, 5]
+    g = arch.rule(entries, values, p, v, Knobs(sparsity=0.024), tokens=4)
+    incoming = (GRAD.flatten(),)
+    assert g.pre.at(incoming).tolist() == [0, 0.7, 0, 5]
+    assert g.vectors["b_enc"].at(incoming).tolist() == [0, 0.7, 0, 5]
     # −(1/ε)·(θ·incoming + λ/B) = −10·(0.5·incoming + 0.006) in the window; times θ for log θ
     chain = {"raw": 1.0, "log": 0.5}[form]
     by_hand = [0, -3.56 * chain, 0.94 * chain, 0]
-    assert g.vectors[trained(form)].tolist() == pytest.approx(by_hand, abs=1e-12)
+    assert g.vectors[trained(form)].at(incoming).tolist() == pytest.approx(by_hand, abs=1e-12)
     assert g.penalty.item() == pytest.approx(0.012)  # λ·2/4
 
 
@@ -97,9 +98,11 @@ def test_the_short_recipes_own_bandwidth_is_narrow_enough(form):
     z = normal_grid(200_000, 0.0, 1.3)
     entries = Entries(z, torch.zeros(len(z), dtype=torch.int32))
     zero = torch.zeros_like(z)
-    g = arch.rule(entries, (zero,), (zero,), p, v, Knobs(sparsity=0.8), tokens=len(z))
+    g = arch.rule(entries, (zero,), p, v, Knobs(sparsity=0.8), tokens=len(z))
     chain = {"raw": 1.0, "log": 0.5}[form]
-    assert g.vectors[trained(form)].sum().item() == pytest.approx(-0.8 * chain * normal_density(0.5, 0, 1.3), rel=0.06)
+    assert g.vectors[trained(form)].at((zero,)).sum().item() == pytest.approx(
+        -0.8 * chain * normal_density(0.5, 0, 1.3), rel=0.06
+    )
 
 
 @pytest.mark.parametrize("epsilon", [0.0007, 0.003, 0.009])
@@ -127,9 +130,11 @@ def test_the_whole_losss_derivative_in_theta(form, theta, epsilon):
     entries = Entries(pre, torch.zeros(len(pre), dtype=torch.int32))
     values = arch.values(entries, p, v)
     projection = 2 * (values[0] - a) / len(pre)
-    g = arch.rule(entries, values, (projection,), p, v, Knobs(sparsity), tokens=len(pre))
+    g = arch.rule(entries, values, p, v, Knobs(sparsity), tokens=len(pre))
     chain = {"raw": 1.0, "log": theta}[form]
-    assert g.vectors[trained(form)].sum().item() / chain == pytest.approx(true, abs=0.01 * abs(true) + 0.25 * epsilon)
+    assert g.vectors[trained(form)].at((projection,)).sum().item() / chain == pytest.approx(
+        true, abs=0.01 * abs(true) + 0.25 * epsilon
+    )
 
 
 # ---------------------------------------------------------------------------------------------- helpers
@@ -177,6 +182,6 @@ def by_rule(z, theta, epsilon, form):
     entries = Entries(z, torch.zeros(len(z), dtype=torch.int32))
     values = arch.values(entries, p, v)
     nothing, something = torch.zeros_like(z), torch.full_like(z, 0.3 / len(z))
-    step = arch.rule(entries, values, (nothing,), p, v, Knobs(sparsity=0.8), tokens=len(z))
-    jump = arch.rule(entries, values, (something,), p, v, Knobs(sparsity=0.0), tokens=len(z))
-    return step.vectors[trained(form)].sum().item() / 0.8, jump.vectors[trained(form)].sum().item() / 0.3
+    step = arch.rule(entries, values, p, v, Knobs(sparsity=0.8), tokens=len(z)).vectors[trained(form)]
+    jump = arch.rule(entries, values, p, v, Knobs(sparsity=0.0), tokens=len(z)).vectors[trained(form)]
+    return step.at((nothing,)).sum().item() / 0.8, jump.at((something,)).sum().item() / 0.3

@@ -1,10 +1,10 @@
 """The kernels compiled with numba for the CPU: same methods, same decisions as `plain.Plain`.
 
-    product.py   which library and precision computes the encoder product
-    screen.py    step 1's loops: from a block of the product to the support
-    walk.py      the loops of steps 3 and 5
-    lanes.py     vector instructions that numba does not find by itself
-    threads.py   running a loop over all cores
+product.py   which library and precision computes the encoder product
+screen.py    step 1's loops: from a block of the product to the support
+walk.py      the loops of steps 3 and 5
+lanes.py     vector instructions that numba does not find by itself
+threads.py   running a loop over all cores
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from jumpahead.sae.base import DEAD, MAIN, Above, Selection
 
 CHUNK = 2**22
 """Entries of one block of the encoder product."""
+MOST_LOST = 2.0**-8
+"""The largest share of a row's norm that rounding to bfloat16 can take; also where the row is not finite."""
 ROOM = 32
 """Places per feature that an arena starts with."""
 GROUPS = 8
@@ -81,8 +83,8 @@ class Compiled:
             return Centred(out, norms)
         low, gaps = torch.empty_like(x, dtype=torch.bfloat16), torch.empty_like(norms)
         spread(walk.round_rows, len(x), out.numpy(), bits(low), gaps.numpy())
-        gap = float((gaps / norms.clamp_min(1e-30)).nan_to_num(2.0**-8).clamp_max(2.0**-8).max()) if len(x) else 0.0
-        return Centred(out, norms, low, gap)
+        largest = (gaps / norms.clamp_min(1e-30)).amax().item() if len(x) else 0.0
+        return Centred(out, norms, low, largest if largest < MOST_LOST else MOST_LOST)
 
     # ------------------------------------------------------------------------------------------ step 1
 
@@ -219,7 +221,7 @@ class Arena:
         self._parts: list[tuple[np.ndarray, np.ndarray]] = []
 
     def fill(self, loop: Any, start: int, size: int, counts: np.ndarray, *arguments: Any) -> None:
-        """Run a screening loop over the block of `size` features from `start`; once more with room where it overflows."""
+        """Run a screening loop over the block of `size` features from `start`; again with more room if it overflows."""
         ranges = cuts(size, 16)
         while True:
             room = self._layer._room
@@ -276,9 +278,7 @@ class Race:
         self._seen += 1
         if self._seen & (self._seen - 1) == 0:  # after 1, 2, 4, … blocks: later ones raise the floors little
             self._raise_floors()
-        self._arena.fill(
-            screen.screen_largest, start, len(block), self._counts, block, start, *bounds, self._floors
-        )
+        self._arena.fill(screen.screen_largest, start, len(block), self._counts, block, start, *bounds, self._floors)
 
     def _raise_floors(self) -> None:
         spread(screen.bracket, len(self._floors), self._best, self._k, self._floors, np.empty_like(self._floors))

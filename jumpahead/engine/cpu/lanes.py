@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic as _intrinsic
+from numba.extending import overload
 
 LANES = 64
 """Entries of the product tested at once, a bit each."""
-_I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+intrinsic: Any = _intrinsic
+"""What it decorates is called without the first argument, which no type checker knows."""
 
 
 @intrinsic

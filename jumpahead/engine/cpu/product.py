@@ -3,8 +3,8 @@
 The product only screens: every entry that could matter is recomputed canonically, so the choice never changes a bit of
 the result, only the time it takes. Torch has two float32 products on a CPU: the default one (MKL or OpenBLAS), and
 oneDNN's, reached with float32 matmul precision "medium"; and oneDNN's in bfloat16, whose rounding `decide.low_slack`
-bounds. On CPUs with AMX the "medium" setting computes in bfloat16, too coarse for float32's slack: a product is used only
-where a numeric self-check finds the accuracy that its bound assumes.
+bounds. On CPUs with AMX the "medium" setting computes in bfloat16, too coarse for float32's slack: a product is used
+only where a numeric self-check finds the accuracy that its bound assumes.
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ def screen_above(
 ):  # fmt: skip
     """Entries of features offset + first … with π > lower_j, into the arena (tokens, pre); counts [M] per feature.
 
-    Candidates: number(product) > floor_j − row_i·column_j. coarse [features of the block]: the lowest of these bounds, for `above`.
+    Candidates: number(product) > floor_j − row_i·column_j. coarse [features of the block]: the lowest of these bounds,
+    for `above`.
     """
     size = product.shape[1]
     found, wide = np.empty(size, np.int32), np.empty(x.shape[1])

@@ -1,7 +1,7 @@
-"""The loops of steps 2 and 4: walks over the support, token by token (decode) and feature by feature (rows).
+"""The loops of steps 3 and 5: walks over the support, token by token (decode) and feature by feature (rows).
 
-Shapes: x, residuals [B, d] · w_enc, w_dec [M, d] · support vectors [n] · indptr [B + 1] · colptr [M + 1] · order [n], as
-in `step.Support`. Each token or feature is handled whole by one thread.
+Shapes: x, residuals [B, d] · w_enc, w_dec [M, d] · support vectors [n] · indptr [B + 1] · colptr [M + 1] · order [n],
+as in `step.Support`. Each token or feature is handled whole by one thread.
 """
 
 from __future__ import annotations
