@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import math
 import time
 from collections.abc import Iterable
@@ -80,34 +79,11 @@ def forward_stages(operations: Iterable[Operation], batch: int, d: int, width: i
     return seconds
 
 
-@final
-class KernelClock:
-    """Stands in for a kernel layer and times every call of its methods."""
-
-    def __init__(self, layer: Any):
-        self._layer = layer
-        self.calls: list[tuple[str, float, float]] = []
-        """Method, seconds, seconds in torch's matrix products within it."""
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._layer, name)
-        if not callable(value):
-            return value
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            begun = time.perf_counter()
-            with OperationClock() as clock:
-                result = value(*args, **kwargs)
-            products = sum(one.seconds for one in clock.operations if one.name in PRODUCTS)
-            self.calls.append((name, time.perf_counter() - begun, products))
-            return result
-
-        return timed
-
-
+SEARCH = "support"
+"""The method of a kernel layer that holds the encoder product."""
 STAGES_OF = {
     "centre": ("selection",),
-    "support": ("selection",),  # what is left of it when the product is taken out
+    SEARCH: ("selection",),  # what is left of it when the product is taken out
     "decode": ("decode", "auxiliary"),
     "project": ("backward",),
     "sums": ("backward",),
@@ -116,17 +92,51 @@ STAGES_OF = {
 """Method of a kernel layer → stage of its first call in a step, and of further ones. Other methods are stages."""
 
 
-def kernel_stages(calls: Iterable[tuple[str, float, float]], whole: float) -> dict[str, float]:
+class Call(NamedTuple):
+    """One call of a kernel."""
+
+    method: str
+    seconds: float
+    products: float = 0.0
+    """Seconds in torch's matrix products within it; looked at in SEARCH alone."""
+
+
+@final
+class KernelClock:
+    """Stands in for a kernel layer and times every call of its methods."""
+
+    def __init__(self, layer: Any):
+        self._layer = layer
+        self.calls: list[Call] = []
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._layer, name)
+        if not callable(value):
+            return value
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            clock = OperationClock()
+            begun = time.perf_counter()
+            with clock if name == SEARCH else contextlib.nullcontext():
+                result = value(*args, **kwargs)
+            seconds = time.perf_counter() - begun
+            products = sum(one.seconds for one in clock.operations if one.name in PRODUCTS)
+            self.calls.append(Call(name, seconds, products))
+            return result
+
+        return timed
+
+
+def kernel_stages(calls: Iterable[Call], whole: float) -> dict[str, float]:
     """Seconds per stage of a step that took `whole` seconds, from its kernel calls; what is outside them is `rule`."""
     seconds: dict[str, float] = {"product": 0.0}
     seen: dict[str, int] = {}
-    for method, took, products in calls:
-        stages = STAGES_OF.get(method, (method,))
-        stage = stages[min(seen.get(method, 0), len(stages) - 1)]
-        seen[method] = seen.get(method, 0) + 1
-        inner = products if method == "support" else 0.0
-        seconds["product"] += inner
-        seconds[stage] = seconds.get(stage, 0.0) + took - inner
+    for call in calls:
+        stages = STAGES_OF.get(call.method, (call.method,))
+        stage = stages[min(seen.get(call.method, 0), len(stages) - 1)]
+        seen[call.method] = seen.get(call.method, 0) + 1
+        seconds["product"] += call.products
+        seconds[stage] = seconds.get(stage, 0.0) + call.seconds - call.products
     seconds["rule"] = max(0.0, whole - sum(seconds.values()))
     return seconds
 
@@ -145,7 +155,6 @@ class PeakMemory:
     bytes: int | None = None
 
     def __enter__(self) -> PeakMemory:
-        gc.collect()
         with contextlib.suppress(OSError, AttributeError, TypeError):
             ctypes.CDLL(None).malloc_trim(0)
         self._before = None

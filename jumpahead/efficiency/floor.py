@@ -19,8 +19,8 @@ ENOUGH = 3e10
 COPIED = 2**25
 """Numbers copied to measure the memory's bandwidth: 128 MiB, beyond any cache."""
 PRODUCTS = {
-    "float32, torch's default": ("highest", torch.float32),
-    "float32, oneDNN": ("medium", torch.float32),  # on CPUs with AMX bfloat16 inside
+    "float32 (torch's default)": ("highest", torch.float32),
+    "float32 (oneDNN)": ("medium", torch.float32),  # on CPUs with AMX bfloat16 inside
     "bfloat16": ("highest", torch.bfloat16),
 }
 """Name → argument of torch.set_float32_matmul_precision, type of the factors."""

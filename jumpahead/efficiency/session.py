@@ -90,7 +90,7 @@ class Engine(Contender):
 
     def __init__(self, state: State, dead: Tensor | None, layer: Kernels, lr: float):
         self.state, self.dead, self.layer, self.lr = state, dead, layer, lr
-        self.result: StepResult | None = None
+        self.results: list[StepResult] = []
 
     def first(self, x: Tensor) -> int | None:
         with PeakMemory() as memory:  # the layer is new: the scratch that it keeps is counted
@@ -111,14 +111,16 @@ class Engine(Contender):
         self.state.silent.zero_()  # the same features are dead in every step, and no others
         if self.dead is not None:
             self.state.silent[self.dead] = self.state.arch.recipe.dead_after
-        self.result = step(self.state, x, self.lr, 1.0, layer)
+        self.results.append(step(self.state, x, self.lr, 1.0, layer))
 
     def facts(self, s: counts.Step) -> Json:
-        assert self.result is not None
+        l0, entries = (
+            statistics.mean(values) for values in zip(*((r.l0, r.entries) for r in self.results), strict=True)
+        )
         touched = int((self.state.last == self.state.t).sum())
-        s = s._replace(entries=self.result.entries * s.batch, touched=touched)
+        s = s._replace(entries=entries * s.batch, touched=touched)
         return {
-            "l0": self.result.l0, "entries": self.result.entries, "touched": touched,
+            "l0": l0, "entries": entries, "touched": touched,
             "flops": counts.engine_flops(s), "bytes": counts.engine_bytes(s),
             "state_bytes": counts.state_bytes(s, moments=1),
         }  # fmt: skip
@@ -257,6 +259,7 @@ def row_of(group: Group, timed: Timed) -> Json:
     median = statistics.median(ms)
     keys = dict.fromkeys(key for one in timed.stages for key in one)
     stages = {key: statistics.median(1e3 * one.get(key, 0.0) for one in timed.stages) for key in keys}
+    stages = {key: value for key, value in stages.items() if value > 0}
     facts = timed.contender.facts(group.counted)
     touched = group.counted._replace(touched=facts.get("touched", group.shape.width))
     rate = 1e3 * group.shape.batch / median
@@ -284,8 +287,8 @@ class Session:
         self.limits: dict[Shape, Floor] = {}
         self.methods: dict[str, list[str]] = {}
         """Of each architecture."""
-        self.slower = 1.0
-        """Measured over estimated time of a dense step, the last time."""
+        self.slower = dict.fromkeys(EAGER, 1.0)
+        """Measured over estimated time of each method's step, the last time."""
 
     def left(self) -> float:
         """Seconds."""
@@ -319,9 +322,9 @@ class Session:
 
     def _measure(self, group: Group, seconds: float) -> None:
         """Rounds of one architecture for about so many seconds; its rows are kept whatever happens."""
-        if (needed := group.needed("engine")) > available_bytes():
-            self._skip(group, "engine", f"would need {size(needed)} of memory")
-            self._skip(group, "dense", f"would need {size(group.needed('dense'))} of memory")
+        if reason := self._unfit(group, "engine"):
+            for method in self.methods[group.arch.name]:
+                self._skip(group, method, self._unfit(group, method) or reason)
             return
         x = data(group.shape)
         state, found, knobs = group.state_and_losses(x)
@@ -337,19 +340,20 @@ class Session:
                 running.append(self._begin(DENSE[method](dense, knobs, group.limits.precision), x))
             self._rounds(running, x, group.shape.batch, seconds)
         finally:
-            measured = [row_of(group, timed) for timed in running if timed.whole and timed.stages]
-            self.rows[group.shape] += measured
-            for row in measured:
-                if row["method"] in DENSE:
-                    self.slower = row["ms"] / 1e3 / group.estimate(row["method"])
+            for timed in running:
+                if timed.whole and timed.stages:
+                    row = row_of(group, timed)
+                    self.rows[group.shape].append(row)
+                    self.slower[row["method"]] = row["ms"] / 1e3 / group.estimate(row["method"])
 
     def _unfit(self, group: Group, method: str) -> str | None:
-        """Why a dense contender is not measured."""
+        """Why a contender is not measured."""
         if (needed := group.needed(method)) > available_bytes():
             return f"would need {size(needed)} of memory"
-        took = (FIRST + 2 * LEAST) * self.slower * group.estimate(method)
+        rounds = 1 if method == "engine" else LEAST
+        took = (FIRST + 2 * rounds) * self.slower[method] * group.estimate(method)
         if took > max(self.left(), 0.0):
-            return f"would take about {duration(max(took, 1.0))}, {duration(self.left())} were left"
+            return f"would take about {duration(max(took, 1.0))}, --seconds leaves {duration(self.left())}"
         return None
 
     def _skip(self, group: Group, method: str, reason: str) -> None:
@@ -408,7 +412,7 @@ def to_json(session: Session, layer: Kernels, is_interrupted: bool) -> Json:
         "kernels": layer.name,
         "kernels_why": getattr(product, "why", ""),
         "is_interrupted": is_interrupted,
-        "methods": [{"key": key, "title": title} for key, title in METHODS.items()],
+        "methods": [{"key": key, **method._asdict()} for key, method in METHODS.items()],
         "measures": [one._asdict() for one in MEASURES],
         "stages": stages_found(every),
         "notes": notes(session.dead, any(row["peak_bytes"] is not None for row in every)),

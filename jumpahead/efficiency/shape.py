@@ -38,6 +38,7 @@ class Known(NamedTuple):
     widths: Sequence[int] = (4096,)
     batch: int = 2048
     l0s: Sequence[float] = (32.0,)
+    threads: int | None = None
 
 
 DEMO = Known()
@@ -65,7 +66,7 @@ def shapes(
 
 
 def of_study(study: Study) -> Known:
-    """A study's first site, its widths and batch, and the middle one of the L0 (or k) that its series ask for."""
+    """A study's first site, its widths, batch and threads, and the middle one of the L0 (or k) that its series have."""
     if study.activations.origin == "synthetic":
         d = study.activations.options.get("d")
     else:
@@ -74,7 +75,7 @@ def of_study(study: Study) -> Known:
     given = [values for one in study.series for kind, values in one.given.items() if kind != "lambda"]
     asked = sorted({float(value) for values in given for value in values})
     l0s = asked[len(asked) // 2 : len(asked) // 2 + 1] or DEMO.l0s
-    return Known(d, study.sae.width, study.train.batch, l0s)
+    return Known(d, study.sae.width, study.train.batch, l0s, study.train.threads)
 
 
 def numbers(text: str | None, option: str) -> list[float]:

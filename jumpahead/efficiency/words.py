@@ -5,8 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-METHODS = {"engine": "jumpahead", "dense": "dense recipe", "approximate": "dense, approximate top-k"}
-"""How a step is computed."""
+
+class Method(NamedTuple):
+    """A way to compute a step."""
+
+    title: str
+    short: str
+
+
+METHODS = {
+    "engine": Method("jumpahead", "jumpahead"),
+    "dense": Method("dense recipe", "dense recipe"),
+    "approximate": Method("dense, approximate top-k", "approx. top-k"),
+}
 
 
 class Stage(NamedTuple):
@@ -19,11 +30,11 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "product": Stage("encoder product", "product", "#0072B2"),
-    "selection": Stage("elementwise and selection", "select", "#56B4E9"),
-    "decode": Stage("decode", "decode", "#009E73"),
+    "product": Stage("encoder product", "enc", "#0072B2"),
+    "selection": Stage("elementwise and selection", "sel", "#56B4E9"),
+    "decode": Stage("decode", "dec", "#009E73"),
     "auxiliary": Stage("auxiliary loss", "aux", "#CC79A7"),
-    "backward": Stage("backward", "backward", "#D55E00"),
+    "backward": Stage("backward", "back", "#D55E00"),
     "optimizer": Stage("optimizer", "Adam", "#E69F00"),
     "rows": Stage("backward and optimizer in one pass", "rows", "#8C3B00"),
     "rule": Stage("rule and bookkeeping", "rule", "#7A7A7A"),
@@ -47,12 +58,12 @@ class Measure(NamedTuple):
 MEASURES = (
     Measure("ms", "ms", "per step", 1, "Time of one step, median"),
     Measure("tokens_per_s", "tokens/s", "", 1, "Tokens per second of one SAE in training"),
-    Measure("entries", "|S|", "per token", 1, "Entries of the support per token"),
-    Measure("flops", "GFLOP", "per step", 1e-9, "Multiplications and additions of one step, counted on paper"),
-    Measure("bytes", "GB", "moved", 1e-9, "Least that one step reads and writes, counted on paper"),
+    Measure("entries", "|S|", "", 1, "Entries of the support per token"),
+    Measure("flops", "GFLOP", "", 1e-9, "Multiplications and additions of one step, counted on paper"),
+    Measure("bytes", "GB", "moved", 1e-9, "The least that one step reads and writes, counted on paper"),
     Measure("peak_bytes", "MB", "peak", 1e-6, "Memory of one step beyond parameters, moments and batch, measured"),
-    Measure("hours_1e9", "h to", "1e9 tokens", 1, "Hours of training on 1e9 tokens at this rate"),
-    Measure("hours_8e9", "h to", "8e9 tokens", 1, "Hours of training on 8e9 tokens at this rate"),
+    Measure("hours_1e9", "hours", "to 1e9", 1, "Hours of training on 1e9 tokens at this rate"),
+    Measure("hours_8e9", "hours", "to 8e9", 1, "Hours of training on 8e9 tokens at this rate"),
 )
 TOKENS = {"hours_1e9": 1e9, "hours_8e9": 8e9}
 
