@@ -183,7 +183,7 @@ def test_stages_of_kernels_add_up_to_the_step():
     calls = [Call("centre", 1), Call("support", 32, 20), Call("decode", 2), Call("decode", 4), Call("fold", 64)]
     found = kernel_stages([*calls, Call("rows", 8)], whole=128.0)
     assert found == {
-        "product": 20, "selection": 1 + 12, "decode": 2, "auxiliary": 4, "fold": 64, "rows": 8, "rule": 17,
+        "product": 20, "selection": 1 + 12, "decode": 2, "auxiliary": 4, "fold()": 64, "rows": 8, "rule": 17,
     }  # fmt: skip
     assert sum(found.values()) == 128
 
@@ -283,7 +283,9 @@ def test_lists_of_numbers():
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    return session.measure([SMALL, SMALL._replace(width=640)], seconds=5, dead=0.1)
+    with pytest.MonkeyPatch.context() as patch:  # time enough, and few rounds: nothing depends on how busy we are
+        patch.setattr(session, "MOST", 4)
+        return session.measure([SMALL, SMALL._replace(width=640)], seconds=120, dead=0.1)
 
 
 def test_every_architecture_is_there_by_every_method(found: dict[str, Any]):
@@ -305,7 +307,7 @@ def test_rows_are_consistent(found: dict[str, Any]):
     for shape in found["shapes"]:
         for row in shape["rows"]:
             assert row["low_ms"] <= row["ms"] <= row["high_ms"]
-            assert row["rounds"] >= 1
+            assert row["rounds"] == 4
             assert row["tokens_per_s"] == pytest.approx(384e3 / row["ms"])
             assert row["hours_1e9"] == pytest.approx(1e9 / row["tokens_per_s"] / 3600)
             assert row["stages_ms"] == pytest.approx(sum(row["stages"].values()))
@@ -320,7 +322,7 @@ def test_rows_are_consistent(found: dict[str, Any]):
         assert {"product", "selection", "decode", "backward", "rows", "rule"} <= engine["jumprelu"]["stages"].keys()
         assert "auxiliary" in engine["gated"]["stages"]
         assert "auxiliary" not in engine["jumprelu"]["stages"]
-    assert {stage["key"] for stage in found["stages"]} == words.STAGES.keys()
+    assert {stage["key"] for stage in found["stages"]} >= words.STAGES.keys() - {"popular"}
 
 
 @pytest.mark.parametrize("name", sae.names())
@@ -353,7 +355,8 @@ def test_what_does_not_fit_into_memory_is_skipped(monkeypatch: pytest.MonkeyPatc
     needed = 4 * (6 * 320 * 24 + 8 * 96 * 320 + 5 * 320 * 24)
     monkeypatch.setattr(session, "available_bytes", lambda: needed - 1)
     monkeypatch.setattr(session.sae, "names", lambda: ["gated"])
-    (shape,) = session.measure([TINY], seconds=2, layer=Plain)["shapes"]
+    monkeypatch.setattr(session, "MOST", 2)
+    (shape,) = session.measure([TINY], seconds=120, layer=Plain)["shapes"]
     engine, dense = shape["rows"]
     assert engine["ms"] > 0
     assert dense["ms"] is None
@@ -384,7 +387,8 @@ def test_ctrl_c_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch):
             return getattr(self.layer, name)
 
     monkeypatch.setattr(session.sae, "names", lambda: ["gated", "jumprelu"])
-    found = session.measure([TINY], seconds=2, layer=Interrupted)
+    monkeypatch.setattr(session, "MOST", 2)
+    found = session.measure([TINY], seconds=120, layer=Interrupted)
     assert found["is_interrupted"]
     (shape,) = found["shapes"]
     assert len({row["architecture"] for row in shape["rows"]}) == 1

@@ -82,14 +82,19 @@ def forward_stages(operations: Iterable[Operation], batch: int, d: int, width: i
 SEARCH = "support"
 """The method of a kernel layer that holds the encoder product."""
 STAGES_OF = {
+    "encoder": ("selection",),
     "centre": ("selection",),
     SEARCH: ("selection",),  # what is left of it when the product is taken out
+    "canonical": ("selection",),
+    "kth": ("selection",),
     "decode": ("decode", "auxiliary"),
     "project": ("backward",),
     "sums": ("backward",),
     "rows": ("rows",),
+    "given_rows": ("rows",),
+    "product": ("popular",),
 }
-"""Method of a kernel layer → stage of its first call in a step, and of further ones. Other methods are stages."""
+"""Method of a kernel layer → stage of its first call in a step, and of further ones. Others are stages: `fold()`."""
 
 
 class Call(NamedTuple):
@@ -132,7 +137,7 @@ def kernel_stages(calls: Iterable[Call], whole: float) -> dict[str, float]:
     seconds: dict[str, float] = {"product": 0.0}
     seen: dict[str, int] = {}
     for call in calls:
-        stages = STAGES_OF.get(call.method, (call.method,))
+        stages = STAGES_OF.get(call.method, (f"{call.method}()",))
         stage = stages[min(seen.get(call.method, 0), len(stages) - 1)]
         seen[call.method] = seen.get(call.method, 0) + 1
         seconds["product"] += call.products

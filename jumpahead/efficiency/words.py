@@ -37,10 +37,11 @@ STAGES = {
     "backward": Stage("backward", "back", "#D55E00"),
     "optimizer": Stage("optimizer", "Adam", "#E69F00"),
     "rows": Stage("backward and optimizer in one pass", "rows", "#8C3B00"),
+    "popular": Stage("products of features that are often on", "often", "#117733"),
     "rule": Stage("rule and bookkeeping", "rule", "#7A7A7A"),
 }
 """In the order of a step."""
-OTHER_COLOURS = ("#117733", "#AA4499", "#332288", "#999933", "#661100")
+OTHER_COLOURS = ("#AA4499", "#332288", "#999933", "#661100")
 """Of stages that are not in the list: methods of a kernel layer that have no place there yet."""
 
 
