@@ -147,7 +147,7 @@ def run(
     until: Annotated[Until | None, typer.Option("--until", help="Stops after this stage.")] = None,
     out: Out = None,
 ) -> None:
-    """Text → SAEs → evaluation → frontier → page; skips what is done."""
+    """From text to SAEs, frontier and page; skips what is done."""
     from jumpahead import store, sweep
     from jumpahead import study as studies
 
@@ -190,7 +190,7 @@ def ask(
     max_l0: Annotated[float | None, typer.Option("--max-l0", help="Limit on active features per token.")] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """What each architecture costs at a given loss, and how to train."""
+    """What each architecture costs at a loss, and how to train."""
     from jumpahead.frontier import Frontier
 
     limits = {"above_10": max_above_10, "above_1": max_above_1, "dead": max_dead, "l0": max_l0}
@@ -235,6 +235,72 @@ def report(
         import webbrowser
 
         webbrowser.open(path.resolve().as_uri())
+
+
+# ---------------------------------------------------------------------------------------------- this machine
+
+
+@verb
+def efficiency(
+    d: Annotated[int | None, typer.Option("--d", min=2, help="Dimensions of an activation; 256.")] = None,
+    width: Annotated[str | None, typer.Option("--width", help="Features; 4096. Several: 4096,8192,16384.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Tokens per step; 2048.")] = None,
+    l0: Annotated[str | None, typer.Option("--l0", help="Active features per token; 32. Several: 16,32.")] = None,
+    study: Annotated[
+        Path | None, typer.Option("--study", metavar="STUDY", help="Takes what is not given from a study.")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="RUN", help="From a run's study; the result goes on its page.")
+    ] = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=1, help="About how long to measure.")] = 60,
+    dead: Annotated[
+        float, typer.Option("--dead", min=0, max=0.9, help="Share of features that count as dead, for AuxK.")
+    ] = 0.05,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; torch's choice.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Writes the JSON there.")] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """What a training step costs here, and where its time goes."""
+    from jumpahead import efficiency as costs
+    from jumpahead import log, store
+
+    target = store.Run.open(run) if run else None
+    known = _known_shape(study or (target.study if target else None))
+    widths, l0s = costs.whole_numbers(width, "--width"), costs.numbers(l0, "--l0")
+    shapes = costs.shapes(known, d, widths, batch, l0s)
+    from jumpahead.efficiency.session import measure
+    from jumpahead.train import use_threads
+
+    use_threads(threads or known.threads)
+    measured = measure(shapes, seconds=seconds, dead=dead, progress=log.progress())
+    if measured["is_interrupted"] and not measured["shapes"]:
+        raise _stopped("Stopped before anything was measured.", 130)
+    if as_json:
+        _print_json(measured)
+    else:
+        from jumpahead import terminal
+
+        terminal.efficiency(measured)
+    if measured["is_interrupted"]:
+        raise _stopped("Stopped: nothing was saved.", 130)
+    saved = [store.write_json(path, measured) for path in (out, target and target.efficiency) if path]
+    if target and target.frontier.exists():
+        from jumpahead import report as pages
+
+        saved.append(pages.write(target.folder))
+    for path in saved:
+        print(f"saved: {path}", file=sys.stderr if as_json else sys.stdout)
+
+
+def _known_shape(study: Path | None) -> Any:
+    """The shape of a study, or the demo's."""
+    from jumpahead import efficiency as costs
+
+    if study is None:
+        return costs.Known()
+    from jumpahead import study as studies
+
+    return costs.of_study(studies.load(study))
 
 
 def _print_json(value: Any) -> None:

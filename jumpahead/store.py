@@ -6,7 +6,7 @@
       tokens/  activations/         shards
       saes/<site>/<width>/<series>/<setting>_seed-<s>[_stream-<t>]/        SAEFolder
         weights.safetensors  config.json  train.jsonl  evaluation.json  checkpoint/
-      frontier.json  report.html  features/
+      frontier.json  efficiency.json  report.html  features/
 
 Every file is written to a temporary name in its own folder, fsynced and renamed: a reader sees the old bytes or the
 new ones, never a part. Temporaries of a killed process are removed when the run is locked next. Nothing is unpickled,
@@ -458,6 +458,11 @@ class Run:
     @property
     def frontier(self) -> Path:
         return self.folder / "frontier.json"
+
+    @property
+    def efficiency(self) -> Path:
+        """What a training step costs, where somebody has measured it."""
+        return self.folder / "efficiency.json"
 
     @property
     def report(self) -> Path:

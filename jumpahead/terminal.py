@@ -1,4 +1,4 @@
-"""The frontier and its answers in the terminal: at 80 columns, in plain ASCII, the same when piped.
+"""The frontier, its answers and what a step costs, in the terminal: at 80 columns, plain ASCII, the same when piped.
 
 A number stands above its interval. rich only.
 """
@@ -200,12 +200,97 @@ def _matched_cell(row: Mapping[str, Any], key: str) -> Text:
     return cell
 
 
+# ---------------------------------------------------------------------------------------------- jumpahead efficiency
+
+
+def efficiency(found: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints efficiency.json: per shape what a step costs, where its time goes, and how that was measured."""
+    console = console or Console()
+    hardware = found["hardware"]
+    machine = hardware.get("processor") or hardware.get("machine") or "this machine"
+    threads = f"{found['threads']} thread{'s' * (found['threads'] != 1)}"
+    _line(console, f"What a training step costs: {threads}, {machine}", "bold")
+    why = f" ({found['kernels_why'].replace('×', 'x')})" if found["kernels_why"] else ""
+    _line(console, f"Kernels: {found['kernels']}{why}.")
+    for shape in found["shapes"]:
+        console.print()
+        _line(console, shape["label"], "bold")
+        _line(console, _floor(shape))
+        console.print(_costs(found, shape))
+        for sentence in _compared(found, shape):
+            _item(console, sentence)
+        _heading(console, "Where the time goes, ms")
+        console.print(_times(found, shape))
+    legend = [f"{stage['short']}: {stage['title']}" for stage in found["stages"] if stage["short"] != stage["title"]]
+    console.print()
+    _line(console, "; ".join([*legend, "sum: of these; step: one without clocks inside"]), "dim")
+    for note in found["notes"]:
+        _line(console, note, "dim")
+
+
+def _floor(shape: Mapping[str, Any]) -> str:
+    """The products, fastest first, and the bandwidth."""
+    found = shape["floor"]
+    products = [f"{one['name']} {number(one['ms'])} ms ({number(one['gflops'])} GFLOP/s)" for one in found["products"]]
+    copied = number(found["copy_bytes_per_s"] / 1e9)
+    return f"Floor: one encoder product, {'; '.join(products)}. A copy moves {copied} GB/s."
+
+
+def _costs(found: Mapping[str, Any], shape: Mapping[str, Any]) -> Table:
+    """One row per method below its architecture, with every measure."""
+    measures = found["measures"]
+    table = _table("", *(f"{one['short']}\n{one['unit']}".rstrip() for one in measures))
+    for architecture, rows in _measured_rows(shape):
+        table.add_row(Text(architecture, "bold"))
+        for row in rows:
+            values = [row.get(one["key"]) for one in measures]
+            cells = ["" if v is None else digits(v * one["scale"]) for v, one in zip(values, measures, strict=True)]
+            table.add_row(f"  {_method(found, row)['short']}", *cells)
+    return table
+
+
+def _times(found: Mapping[str, Any], shape: Mapping[str, Any]) -> Table:
+    """One row per method below its architecture: the stages, their sum, and the step."""
+    stages = found["stages"]
+    table = _table("", *(stage["short"] for stage in stages), "sum", "step", gap=1)
+    for architecture, rows in _measured_rows(shape):
+        table.add_row(Text(architecture, "bold"))
+        for row in rows:
+            cells = [digits(row["stages"][stage["key"]]) if stage["key"] in row["stages"] else "" for stage in stages]
+            table.add_row(f"  {_method(found, row)['short']}", *cells, digits(row["stages_ms"]), digits(row["ms"]))
+    return table
+
+
+def _compared(found: Mapping[str, Any], shape: Mapping[str, Any]) -> list[str]:
+    """A sentence per architecture: the first method against the floor, the others against it; and what was skipped."""
+    sentences = []
+    for architecture, (first, *others) in _measured_rows(shape):
+        words = f"{architecture}: {number(first['ms'] / first['floor_ms'])} x the floor."
+        for row in others:
+            title = _method(found, row)["title"]
+            words += f" {title[0].upper()}{title[1:]}: {number(row['ms'] / first['ms'])} x as long"
+            words += "." if row["recall"] is None else f", finds {percent(row['recall'])} of the exact top-k."
+        sentences.append(words)
+    skipped = [row for row in shape["rows"] if row["skipped"]]
+    return sentences + [f"{row['title']}, {_method(found, row)['title']}: {row['skipped']}." for row in skipped]
+
+
+def _measured_rows(shape: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """The rows that hold numbers, by the title of their architecture."""
+    titles = dict.fromkeys(row["title"] for row in shape["rows"] if row["ms"] is not None)
+    return [(title, [row for row in shape["rows"] if row["title"] == title and row["ms"]]) for title in titles]
+
+
+def _method(found: Mapping[str, Any], row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next(one for one in found["methods"] if one["key"] == row["method"])
+
+
 # ---------------------------------------------------------------------------------------------- pieces
 
 
-def _table(first: str, *headings: str, last: str | None = None) -> Table:
-    """No box, two spaces between columns; numbers to the right, the first and last column to the left."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+def _table(first: str, *headings: str, last: str | None = None, gap: int = 2) -> Table:
+    """No box, `gap` spaces between columns; numbers to the right, the first and last column to the left."""
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     table.add_column(first, overflow="fold")
     for heading in headings:
         table.add_column(heading, justify="right", overflow="fold")

@@ -14,7 +14,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from jumpahead import cli, frontier, store, sweep
+from jumpahead.efficiency import Shape, session
 from jumpahead.errors import DataError
+from jumpahead.report import EFFICIENCY_SCHEMA
+from tests import efficiencies
 from tests.frontiers import example
 
 STUDY = """
@@ -76,7 +79,7 @@ def test_help_names_every_verb_and_loads_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("init", "plan", "run", "ask", "show", "report"):
+    for verb in ("init", "plan", "run", "ask", "show", "report", "efficiency"):
         assert f"\n  {verb} " in done.stdout
     assert "...\n" not in done.stdout.partition("Commands:")[2]  # every verb is described on one line
 
@@ -265,3 +268,69 @@ def test_init_writes_a_study_that_plans(study: Path):
     assert jumpahead("plan", "tiny-1.toml").exit_code == 0
     assert "tiny-1.toml exists" in sentence(jumpahead("init", "tiny", "--layer", "1"))
     assert "layers.9.residual does not exist" in sentence(jumpahead("init", "tiny", "--layer", "9"))
+
+
+# ---------------------------------------------------------------------------------------------- efficiency
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[Shape]]:
+    """Shapes that were asked for; the result is invented."""
+    asked: list[list[Shape]] = []
+
+    def pretend(shapes: list[Shape], **_: object) -> dict:
+        asked.append(shapes)
+        return efficiencies.example()
+
+    monkeypatch.setattr(session, "measure", pretend)
+    return asked
+
+
+def test_efficiency_prints_and_writes(study: Path, measured: list[list[Shape]]):
+    result = jumpahead(
+        "efficiency", "--d", 48, "--width", "96,192", "--batch", 64, "--l0", "4,8", "--out", "found.json"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert measured == [[Shape(48, width, 64, l0) for width in (96, 192) for l0 in (4, 8)]]
+    assert "Dense recipe: 8.33 x as long" in result.stdout
+    assert result.stdout.endswith("saved: found.json\n")
+    assert store.read_json(Path("found.json"), EFFICIENCY_SCHEMA)["threads"] == 2
+    result = jumpahead("efficiency", "--study", study, "--json")
+    assert json.loads(result.stdout)["schema"] == EFFICIENCY_SCHEMA
+    assert measured[1] == [Shape(256, 512, 300, 16)]  # the bundled model's width; the middle one of k = 8, 16
+    assert sorted(path.name for path in Path().iterdir()) == ["found.json", "small.toml"]
+
+
+def test_efficiency_goes_on_the_page_of_a_run(study: Path, run: Path, measured: list[list[Shape]]):
+    (run / "study.toml").write_text(study.read_text())
+    result = jumpahead("efficiency", "--run", run, "--batch", 32)
+    assert result.exit_code == 0, result.stderr
+    assert measured == [[Shape(256, 512, 32, 16)]]
+    assert result.stdout.endswith(f"saved: {run / 'efficiency.json'}\nsaved: {run / 'report.html'}\n")
+    assert "What a training step costs" in (run / "report.html").read_text()
+    (run / "efficiency.json").write_text('{"schema": "jumpahead.eff')
+    expected = (
+        f"efficiency.json is torn or is not JSON: remove it, and `jumpahead efficiency --run {run}` makes it again."
+    )
+    assert sentence(jumpahead("report", run)).endswith(expected)
+
+
+def test_efficiency_says_what_is_wrong_before_measuring(study: Path, measured: list[list[Shape]]):
+    assert "give numbers with commas between them" in sentence(jumpahead("efficiency", "--l0", "8,x"))
+    assert "--l0 must be at least 1 and less than --width" in sentence(jumpahead("efficiency", "--l0", 4096))
+    assert "runs/none does not exist" in sentence(jumpahead("efficiency", "--run", "runs/none"))
+    assert jumpahead("efficiency", "--seconds", 0).exit_code == 2
+    assert measured == []
+
+
+def test_an_interrupted_efficiency_prints_what_there_is_and_saves_nothing(study: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session, "measure", lambda shapes, **_: efficiencies.example(is_interrupted=True))
+    result = jumpahead("efficiency", "--out", "found.json")
+    assert result.exit_code == 130
+    assert "Dense recipe: 8.33 x as long" in result.stdout
+    assert result.stderr == "jumpahead: Stopped: nothing was saved.\n"
+    assert not Path("found.json").exists()
+    monkeypatch.setattr(session, "measure", lambda shapes, **_: efficiencies.example(is_interrupted=True, shapes=[]))
+    result = jumpahead("efficiency")
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr == "jumpahead: Stopped before anything was measured.\n"

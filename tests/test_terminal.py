@@ -10,6 +10,7 @@ from rich.console import Console
 
 from jumpahead import terminal
 from jumpahead.frontier import Frontier, build
+from tests import efficiencies
 from tests.frontiers import evaluation, example, keywords
 
 
@@ -201,3 +202,47 @@ def test_show_splits_many_series_and_survives_what_is_missing():
 
 def test_an_empty_run_says_so():
     assert "0 SAEs" in printed(terminal.show, Frontier(build([], **keywords("jumprelu"))))
+
+
+# ---------------------------------------------------------------------------------------------- efficiency
+
+
+def test_costs_word_for_word():
+    found = efficiencies.example(notes=["How it was measured."])
+    text = printed(terminal.efficiency, found)
+    lines = [line.rstrip() for line in text.splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert text.isascii()
+    until = lines.index("Where the time goes, ms")
+    assert (
+        lines[: until - 1]
+        == """\
+What a training step costs: 2 threads, Invented CPU
+Kernels: numba (fastest at 1024x256x2048).
+
+d = 256, width 4,096, batch 2,048, L0 = 32
+Floor: one encoder product, bfloat16 10 ms (430 GFLOP/s); float32 (oneDNN) 30 ms
+(143 GFLOP/s). A copy moves 28.5 GB/s.
+                       ms                            GB    MB   hours   hours
+                 per step  tokens/s   |S|  GFLOP  moved  peak  to 1e9  to 8e9
+JumpReLU
+  jumpahead            24    85,333  71.5      5  0.400    53    3.26    26.0
+  dense recipe        200    10,240           26  0.600   220    27.1     217
+TopK
+  jumpahead            24    85,333  71.5      5  0.400    53    3.26    26.0
+  dense recipe        200    10,240           26  0.600   220    27.1     217
+  approx. top-k       200    10,240           26  0.600   220    27.1     217
+  JumpReLU: 2 x the floor. Dense recipe: 8.33 x as long.
+  TopK: 2 x the floor. Dense recipe: 8.33 x as long. Dense, approximate top-k:
+  8.33 x as long, finds 98.1% of the exact top-k.
+""".splitlines()
+    )
+    assert lines[until + 1 : until + 5] == [
+        "                enc sel dec back Adam rows rule  fold  sum step",
+        "JumpReLU",
+        "  jumpahead      12   4   1              6    2 0.500 25.5   24",
+        "  dense recipe   13  30  11  140    5                  199  200",
+    ]
+    assert "enc: encoder product; sel: elementwise and selection" in words(text)
+    assert "JumpReLU, dense recipe: skipped: would need 21 GB of memory." in words(text)
+    assert lines[-1] == "How it was measured."

@@ -168,6 +168,29 @@ function histogram(panel, points, state) {
   return { traces, layout };
 }
 
+function stackedBars(rows, kind) { // a bar per architecture and method, from top to bottom; a piece per stage
+  const { stages } = data.efficiency, y = rows.map((_, i) => i), sums = rows.map((row) => row.stages.reduce((a, b) => a + b, 0));
+  const isShare = kind === "share", words = (row, s, sum) => `${short(row.stages[s])} ms, ${percent(sum ? row.stages[s] / sum : 0)} of the step`;
+  const traces = stages.map((title, s) => ({
+    type: "bar", orientation: "h", name: plain(title), y, width: 0.72,
+    x: rows.map((row, i) => (isShare ? (sums[i] ? (100 * row.stages[s]) / sums[i] : 0) : row.stages[s])),
+    marker: { color: style(`--stage-${s}`), line: { color: style("--paper"), width: 1 } },
+    hoverinfo: "text", hovertext: rows.map((row, i) => [`<b>${plain(title)}</b>`, `${plain(row.title)}, ${plain(row.method)}`, words(row, s, sums[i])].join("<br>")),
+    textposition: "none",
+  }));
+  const label = (row, i) => (i === 0 || rows[i - 1].title !== row.title ? `<b>${plain(row.title)}</b>  ` : "") + `${plain(row.method)}\u00a0`;
+  const most = Math.max(...sums, 1e-9), layout = {
+    ...frame(), barmode: "stack", bargap: 0.2,
+    xaxis: { ...line(), range: [0, isShare ? 100 : 1.16 * most], title: titleOf({ title: isShare ? "% of the stages’ sum" : "ms per step" }), nticks: 6, separatethousands: true },
+    yaxis: { ...line(), showgrid: false, ticks: "", range: [rows.length - 0.5, -0.5], tickvals: y, ticktext: rows.map(label), showticklabels: true },
+  };
+  layout.annotations = rows.flatMap((row, i) => {
+    const text = row.skipped ? plain(row.skipped) : isShare ? null : short(row.ms);
+    return text === null ? [] : [{ x: row.skipped ? 0 : sums[i], y: i, text, showarrow: false, xanchor: "left", xshift: 4, font: { size: 12, color: style(row.skipped ? "--soft" : "--ink") } }];
+  });
+  return { traces, layout };
+}
+
 const FLOOR = 0.5; // where an empty bin lies on the logarithmic axis: its lower edge
 
 function frame() { // what all figures share

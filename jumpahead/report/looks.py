@@ -49,8 +49,7 @@ def looks(series: Iterable[Mapping[str, Any]]) -> list[Look]:
     """One per series, in the order in which legends and tables name them."""
     found = []
     for i, one in enumerate(sorted(series, key=lambda one: one.get("order") or 0)):
-        colour = str(one.get("colour", "")).lower()
-        colour = colour if re.fullmatch(r"#[0-9a-f]{6}", colour) else FALLBACK[i % len(FALLBACK)]
+        colour = checked(one.get("colour")) or FALLBACK[i % len(FALLBACK)]
         dash, symbol = str(one.get("dash", "")), str(one.get("symbol", ""))
         found.append(
             Look(
@@ -63,6 +62,12 @@ def looks(series: Iterable[Mapping[str, Any]]) -> list[Look]:
             )
         )
     return found
+
+
+def checked(colour: Any) -> str | None:
+    """`#rrggbb` in small letters, if it is a colour."""
+    text = str(colour).lower()
+    return text if re.fullmatch(r"#[0-9a-f]{6}", text) else None
 
 
 def visible(colour: str, background: str) -> str:

@@ -122,6 +122,23 @@ function setUp(section) {
   return { drawAll, draw, plots };
 }
 
+// ---------------------------------------------------------------------------------------------- what a step costs
+
+function setUpEfficiency() { // like a panel, as far as drawing goes
+  const section = document.getElementById("efficiency");
+  if (!section || !data.efficiency.shapes.length) return null;
+  const which = section.querySelector("select"), plots = [...section.querySelectorAll("[data-efficiency]")];
+  function draw(target, now = globalThis.Plotly) {
+    if (!now) return;
+    const { traces, layout } = stackedBars(data.efficiency.shapes[which ? Number(which.value) : 0], target.dataset.efficiency);
+    if (!isDrawn(target)) target.replaceChildren();
+    now.react(target, traces, layout, CONFIG);
+  }
+  const drawAll = () => plots.forEach((target) => draw(target));
+  if (which) which.addEventListener("change", drawAll);
+  return { drawAll, draw, plots };
+}
+
 // ---------------------------------------------------------------------------------------------- the ask box
 
 function setUpAsk(panel, box, state, redraw, choose) {
@@ -241,7 +258,7 @@ async function unpackPlotly() { // gzip in base64; the policy admits exactly thi
 }
 
 async function start() {
-  const panels = [...document.querySelectorAll("section[data-panel]")].map(setUp).filter(Boolean);
+  const panels = [...document.querySelectorAll("section[data-panel]")].map(setUp).concat(setUpEfficiency()).filter(Boolean);
   const say = (text) => document.querySelectorAll(".plot .waiting").forEach((node) => { node.textContent = text; });
   globalThis.jumpahead = { data, answer: (i, key, value) => answerPanel(data.panels[i], data.level, key, value), short, percent, count };
   try {

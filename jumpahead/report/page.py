@@ -1,4 +1,4 @@
-"""frontier.json → one HTML file: what each part of the template shows, as plain values.
+"""frontier.json (and efficiency.json) → one HTML file: what each part of the template shows, as plain values.
 
 Everything from the run is hostile text. `harmless` makes misleading characters visible, the template escapes the rest,
 and the page's script only ever sets text.
@@ -15,8 +15,9 @@ import jinja2
 from markupsafe import Markup
 
 from jumpahead.report import assets
+from jumpahead.report import efficiency as costs
 from jumpahead.report.findings import findings, typical
-from jumpahead.report.looks import DASHES, SYMBOLS, Look, looks
+from jumpahead.report.looks import DASHES, SYMBOLS, looks
 from jumpahead.report.numbers import MISSING, NBSP, count, exact, harmless
 from jumpahead.report.panel import Json, Names, Panel
 from jumpahead.report.tables import DIRECTIONS, cells, columns, matched_tables
@@ -38,9 +39,12 @@ ALT = {
 }
 
 
-def html(frontier: Json) -> str:
-    """The page, whole: a function of `frontier` (schema jumpahead.frontier/1) and the installed plotly alone."""
-    frontier = harmless(frontier)
+def html(frontier: Json, efficiency: Json | None = None) -> str:
+    """The page, whole: a function of its arguments and the installed plotly alone.
+
+    frontier: schema jumpahead.frontier/1; efficiency: schema jumpahead.efficiency/1, where it was measured.
+    """
+    frontier, efficiency = harmless(frontier), harmless(efficiency)
     found = looks(_all_series(frontier))
     names = Names(
         series={look.name: i for i, look in enumerate(found)},
@@ -49,7 +53,10 @@ def html(frontier: Json) -> str:
         level=f"{100 * frontier['interval']['level']:g}{NBSP}%",
     )
     panels = [Panel(panel, i + 1, names) for i, panel in enumerate(frontier["panels"])]
-    style, script = assets.text("page.css") + _colours(found), assets.script()
+    colours = {f"series-{i}": (look.paper, look.screen) for i, look in enumerate(found)}
+    if efficiency is not None:
+        colours |= {f"stage-{i}": pair for i, pair in enumerate(costs.colours(efficiency))}
+    style, script = assets.text("page.css") + _custom_properties(colours), assets.script()
     return _template().render(
         name=frontier.get("name") or "A run",
         about=_about(frontier),
@@ -65,11 +72,13 @@ def html(frontier: Json) -> str:
         marks=_marks(names.level),
         metrics=[{**one, "direction": DIRECTIONS.get(one["better"], MISSING)} for one in frontier["metrics"]],
         sources=_sources(frontier),
+        efficiency=None if efficiency is None else costs.section(efficiency),
         data={
             "series": [{"title": look.title, "dash": look.dash, "symbol": look.symbol} for look in found],
             "metrics": names.metrics,
             "level": frontier["interval"]["level"],
             "panels": [_for_script(panel) for panel in panels],
+            "efficiency": None if efficiency is None else costs.for_script(efficiency),
         },
     )
 
@@ -89,10 +98,10 @@ def _all_series(frontier: Json) -> list[Json]:
     return declared + [{"name": name, "order": 1000} for name in used if name not in known]
 
 
-def _colours(found: list[Look]) -> str:
-    """One custom property per series, for paper and for a dark screen."""
-    paper = "".join(f"--series-{i}:{look.paper};" for i, look in enumerate(found))
-    screen = "".join(f"--series-{i}:{look.screen};" for i, look in enumerate(found))
+def _custom_properties(colours: dict[str, tuple[str, str]]) -> str:
+    """One custom property per colour, for paper and for a dark screen."""
+    paper = "".join(f"--{name}:{paper};" for name, (paper, _) in colours.items())
+    screen = "".join(f"--{name}:{screen};" for name, (_, screen) in colours.items())
     return f":root{{{paper}}}\n@media screen and (prefers-color-scheme:dark){{:root{{{screen}}}}}\n"
 
 

@@ -120,13 +120,15 @@ def make() -> Any:
 
 
 @pytest.fixture(scope="session")
-def save(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Path]:
-    """Writes a run folder with this frontier.json and returns it."""
+def save(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a run folder with this frontier.json, and an efficiency.json if there is one, and returns it."""
 
-    def write(data: dict[str, Any]) -> Path:
+    def write(data: dict[str, Any], costs: dict[str, Any] | None = None) -> Path:
         folder = tmp_path_factory.mktemp("run")
         (folder / "frontier.json").write_text(json.dumps(data))
         (folder / "manifest.json").write_text(json.dumps({"schema": "jumpahead.run/1"}))
+        if costs is not None:
+            (folder / "efficiency.json").write_text(json.dumps(costs))
         return folder
 
     return write
@@ -146,12 +148,12 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def visit(browser: Any, save: Callable[[dict[str, Any]], Path]) -> Callable[..., Any]:
+def visit(browser: Any, save: Callable[..., Path]) -> Callable[..., Any]:
     """Opens the page of a frontier.json; `page.heard` lists requests and complaints of the console."""
     from jumpahead import report
 
-    def open_page(data: dict[str, Any], **options: Any) -> Any:
-        file = report.write(save(data))
+    def open_page(data: dict[str, Any], costs: dict[str, Any] | None = None, **options: Any) -> Any:
+        file = report.write(save(data, costs))
         page = browser.new_page(viewport={"width": 1200, "height": 900}, **options)
         page.heard = {"requests": [], "console": []}
         page.on("request", lambda request: page.heard["requests"].append(request.url))

@@ -12,6 +12,7 @@ import pytest
 
 from jumpahead.frontier import Frontier
 from jumpahead.report.numbers import count, percent, short
+from tests import efficiencies
 
 Json = dict[str, Any]
 HOSTILE = (
@@ -323,15 +324,52 @@ def test_without_javascript_the_tables_are_there(visit: Callable[..., Any], inve
     page.close()
 
 
+def test_what_a_step_costs_is_drawn_as_bars(visit: Callable[..., Any], invented: Json) -> None:
+    page = visit(invented, efficiencies.example())
+    page.locator("#efficiency").scroll_into_view_if_needed()
+    page.locator("[data-efficiency=share] .main-svg").first.wait_for()
+    read = (
+        "k => document.querySelector(`[data-efficiency=${k}]`).data.map(t => ({name: t.name, x: [...t.x], "
+        "color: t.marker.color}))"
+    )
+    bars = page.evaluate(read, "ms")
+    assert [bar["name"] for bar in bars][:3] == ["encoder product", "elementwise and selection", "decode"]
+    assert bars[0]["x"] == [12, 13, 12, 13, 13]
+    assert bars[-1]["x"] == [0.5, 0, 0.5, 0, 0]  # `fold`, the engine's own
+    assert bars[0]["color"] == "#0072b2"
+    assert [sum(shares) for shares in zip(*(bar["x"] for bar in page.evaluate(read, "share")), strict=True)] == (
+        pytest.approx([100] * 5)
+    )
+    labels = page.locator("[data-efficiency=ms] .ytick").all_text_contents()
+    assert [label.strip() for label in labels] == [
+        "JumpReLU  jumpahead", "dense recipe", "TopK  jumpahead", "dense recipe", "dense, approximate top-k",
+    ]  # fmt: skip
+    assert page.locator("[data-efficiency=ms] .annotation-text").all_text_contents()[:2] == ["24.0", "200"]
+    page.select_option("#efficiency-shape", label="d = 256, width 131,072, batch 2,048, L0 = 32")
+    until(page, "document.querySelector('[data-efficiency=ms]').data[0].x[1] === 0")
+    texts = page.locator("[data-efficiency=share] .annotation-text").all_text_contents()
+    assert texts == ["skipped: would need 21 GB of memory"] * 3
+    page.emulate_media(color_scheme="dark")
+    until(page, "document.querySelector('[data-efficiency=ms]').data[5].marker.color !== '#8c3b00'")
+    page.set_viewport_size({"width": 390, "height": 800})
+    until(page, "document.documentElement.scrollWidth === 390")
+    nothing_heard(page)
+    page.close()
+
+
 def test_a_phone_scrolls_tables_not_the_page(page: Any) -> None:
     page.set_viewport_size({"width": 390, "height": 800})
     until(page, "document.documentElement.scrollWidth === 390")
     page.set_viewport_size({"width": 1200, "height": 900})
 
 
-def test_the_tool_takes_a_picture_of_a_figure(browser: Any, invented: Json, save: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("figure", ["figure-5", "efficiency"])
+def test_the_tool_takes_a_picture_of_a_figure(
+    browser: Any, invented: Json, save: Any, tmp_path: Path, figure: str
+) -> None:
     tool, picture = Path(__file__).parents[2] / "tools" / "screenshot.py", tmp_path / "figures" / "five.png"
-    command = [sys.executable, str(tool), str(save(invented)), str(picture), "--figure", "figure-5", "--scale", "1"]
+    run = str(save(invented, efficiencies.example()))
+    command = [sys.executable, str(tool), run, str(picture), "--figure", figure, "--scale", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, f"{picture}\n"), done.stderr
     content = picture.read_bytes()

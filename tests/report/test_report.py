@@ -18,6 +18,7 @@ from jumpahead.report import assets, page
 from jumpahead.report.findings import findings, typical
 from jumpahead.report.looks import PAPER, SCREEN, contrast, looks, visible
 from jumpahead.report.numbers import count, exact, harmless, interval, metric, percent, short
+from tests import efficiencies
 
 HOSTILE = (
     "</script><script>window.hacked=1</script><!--<img src=x onerror=window.hacked=1>\u202eevil\u2028\u0007'\"&amp;"
@@ -291,6 +292,56 @@ def test_write_makes_the_report_beside_the_frontier(make, save) -> None:
     report.write(folder)
     assert (folder / "report.html").read_bytes() == first  # a function of its input
     assert sorted(path.name for path in folder.iterdir()) == ["frontier.json", "manifest.json", "report.html"]
+
+
+def test_what_a_step_costs_is_on_the_page_if_it_was_measured(make, save) -> None:
+    data = make.build(make.sweep())
+    without = report.write(save(data)).read_text()
+    assert "What a training step costs" not in without
+    assert "efficiency.json" not in without
+    assert data_of(without)["efficiency"] is None
+
+    html = report.write(save(data, efficiencies.example())).read_text()
+    text = Text(html).text
+    assert "Measured on Invented CPU with 2 threads; kernels: numba." in text
+    assert "TopK dense, approximate top-k finds 98.1 % of the exact top-k 200 10,240 – 26.0 0.600 220 27.1 217" in text
+    assert "JumpReLU jumpahead 24.0 85,333 71.5 5.00 0.400 53.0 3.26 26.0" in text
+    assert "JumpReLU dense recipe skipped: would need 21 GB of memory" in text
+    assert "One encoder product alone: bfloat16 10.0 ms, float32 (oneDNN) 30.0 ms. A copy moves 28.5 GB/s." in text
+    assert "Made by jumpahead from frontier.json and efficiency.json ." in text
+    drawn = data_of(html)["efficiency"]
+    assert drawn["stages"][0] == "encoder product"
+    assert drawn["stages"][-1] == "fold"
+    first, second = drawn["shapes"]
+    assert [(bar["title"], bar["method"]) for bar in first[:2]] == [
+        ("JumpReLU", "jumpahead"), ("JumpReLU", "dense recipe"),
+    ]  # fmt: skip
+    assert first[0]["stages"] == [12, 4, 1, 0, 0, 6, 2, 0.5]
+    assert second[1] | {"stages": None} == {
+        "title": "JumpReLU", "method": "dense recipe", "ms": None, "stages": None,
+        "skipped": "skipped: would need 21 GB of memory",
+    }  # fmt: skip
+
+
+def test_hostile_costs_stay_text(make, save) -> None:
+    costs = efficiencies.example(kernels=HOSTILE, notes=[HOSTILE])
+    costs["shapes"][0]["label"] = costs["shapes"][0]["rows"][0]["title"] = HOSTILE
+    costs["stages"][0] |= {"title": HOSTILE, "colour": "red;} body{display:none"}
+    html = report.write(save(make.build(make.sweep()), costs)).read_text()
+    assert "window.hacked" not in "".join(re.findall(r"<script>(.*?)</script>", html, re.DOTALL))
+    assert "display:none" not in html.partition("--stage-0:")[2].partition("}")[0]
+    assert not [attributes for tag, attributes in Text(html).tags if tag == "img"]
+    assert "⟨U+202E⟩evil" in Text(html).text
+
+
+def test_torn_or_foreign_costs_are_named(make, save) -> None:
+    folder = save(make.build(make.sweep()), {"schema": "jumpahead.efficiency/7"})
+    with pytest.raises(ArtefactError, match=r"efficiency\.json says that it is 'jumpahead\.efficiency/7'"):
+        report.write(folder)
+    (folder / "efficiency.json").write_text('{"schema": "jumpahead.effic')
+    with pytest.raises(ArtefactError, match=r"efficiency\.json is torn .* `jumpahead efficiency --run .*` makes it"):
+        report.write(folder)
+    assert not (folder / "report.html").exists()
 
 
 def test_what_is_no_run_or_no_frontier_is_named(make, save, tmp_path: Path) -> None:
