@@ -98,8 +98,8 @@ class Compiled:
         for start, block in self._blocks(x, encoder):
             for race in races:
                 race.see(start, block, x, b_enc, columns)
-        found = [race.finish(x, encoder, b_enc) for race in races]
-        return finished(found[0], len(x.x)) if len(found) == 1 else union(*found, len(x.x))
+        main, *dead = [race.finish(x, encoder, b_enc) for race in races]
+        return union(main, dead[0], len(x.x)) if dead else finished(main, len(x.x))
 
     def _columns(self, x: Centred, encoder: Encoder) -> Tensor:
         """How far the product can be off, per unit of ‖x_i‖: [M]. Rounding of its output is not in it."""

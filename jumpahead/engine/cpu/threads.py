@@ -1,8 +1,8 @@
 """Running a compiled loop over all cores.
 
 Threads are Python's (compiled code holds no lock): numba's own parallel loops take ten times as long to compile and
-bring a second pool of threads beside torch's. A loop takes a range as its first two arguments, and what it writes for an item
-depends on that item alone: neither the number of threads nor who took which range changes a bit.
+bring a second pool of threads beside torch's. A loop takes a range as its first two arguments, and what it writes for
+an item depends on that item alone: neither the number of threads nor who took which range changes a bit.
 """
 
 from __future__ import annotations
