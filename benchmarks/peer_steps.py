@@ -269,8 +269,7 @@ class Overcomplete(Contender):
 
     def jump_loss(self, x: Tensor, x_hat: Tensor, pre: Tensor, f: Tensor, dictionary: Tensor) -> Tensor:
         """‖x − x̂‖² + 0.001·L0."""
-        jump = importlib.import_module("overcomplete.sae.jump_sae")
-        on = jump.heaviside(pre, self.sae.thresholds.exp(), self.sae.kernel_fn, self.sae.bandwidth)
+        on = self.lib.heaviside(pre, self.sae.thresholds.exp(), self.sae.kernel_fn, self.sae.bandwidth)
         return (x - x_hat).square().sum(1).mean() + 1e-3 * on.sum(1).mean()
 
     def step(self, x: Tensor) -> None:

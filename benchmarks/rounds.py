@@ -258,7 +258,7 @@ def check(steps: int = 150) -> bool:
             if why := peer_steps.missing(kind):
                 print(f"{case}: {kind.title}: {why}")
                 continue
-            one = kind(case.architecture, begin)
+            one = Ours(case.architecture, begin, "fresh") if kind is Ours else kind(case.architecture, begin)
             before = one.look(data.batches[0])
             for i in range(steps):
                 one.prepare()
