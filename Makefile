@@ -1,7 +1,8 @@
-.PHONY: help setup demo test lint types unit clean
+.PHONY: help setup demo test lint types unit bench-peers clean
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+PEERS := .venv-peers/bin
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,5 +35,20 @@ types: setup
 unit: setup
 	$(BIN)/pytest -n 2
 
+bench-peers: .venv-peers/.done  ## the same work in other SAE libraries; ARGS="--whole-runs", ARGS=--quick, ARGS=--help
+	$(PEERS)/python -m benchmarks.peers $(ARGS)
+
+# torchvision, which overcomplete asks for, loads only beside the build of torch that it was made for; where it does not,
+# it is taken out again: transformers would import it, and nothing here needs it.
+.venv-peers/.done: pyproject.toml constraints.txt benchmarks/peers-requirements.txt
+	test -x $(PEERS)/python || $(PYTHON) -m venv .venv-peers
+	$(PEERS)/python -m pip install --quiet uv || true
+	if test -x $(PEERS)/uv; then \
+	    VIRTUAL_ENV=.venv-peers UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(PEERS)/uv pip install --quiet -c constraints.txt -r benchmarks/peers-requirements.txt -e . \
+	    || $(PEERS)/python -m pip install --quiet -c constraints.txt -r benchmarks/peers-requirements.txt -e .; \
+	else $(PEERS)/python -m pip install --quiet -c constraints.txt -r benchmarks/peers-requirements.txt -e .; fi
+	$(PEERS)/python -c 'import torchvision' 2>/dev/null || $(PEERS)/python -m pip uninstall --quiet --yes torchvision
+	@touch $@
+
 clean:  ## remove what the commands above made
-	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers runs .pytest_cache .ruff_cache .hypothesis

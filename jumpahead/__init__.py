@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 # Read when torch loads (docs/LOG.md, 2026-11-24): torch's idle threads spin for microseconds, not milliseconds, while
 # the compiled kernels want their cores; large tensors lie on huge pages.
-for _name, _value in {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000", "THP_MEM_ALLOC_ENABLE": "1"}.items():
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000", "THP_MEM_ALLOC_ENABLE": "1"}
+for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
 _HOMES = {

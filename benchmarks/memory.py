@@ -1,0 +1,74 @@
+"""Peak memory of one library's step, in a process of its own.
+
+    python -m benchmarks.memory SAELens jumprelu 256 8192 2048 32        prints one line of JSON
+
+Counted is what the SAE adds to a process that has made the data and a step of a small SAE, so that everything is
+imported and compiled: the peak of resident memory during steps, optimizer state and activations included. Linux only:
+elsewhere the peak cannot be reset.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import peer_steps, synthetic
+from benchmarks.peer_steps import Contender
+from benchmarks.rounds import Shape
+
+STEPS = 2
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def resident(field: str) -> int:
+    """Bytes: `VmRSS` now, `VmHWM` the peak since the last reset."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
+    return 1024 * int(line.split()[1])
+
+
+def measure(title: str, architecture: str, shape: Shape) -> dict[str, Any]:
+    """In this process: bytes that one SAE and its steps add, and bytes per parameter of W_enc and W_dec."""
+    kind = next(one for one in (*peer_steps.PEERS, peer_steps.Ours) if one.title == title)
+    one_step(kind, architecture, Shape(64, 1024, 256, 8)).close()  # imports and compiles whatever a step needs
+    gc.collect()
+    data = synthetic.make(shape.d, shape.width, shape.tokens, shape.l0, count=1)
+    begin = peer_steps.start(data.dictionary, data.batches[0], shape.tokens, shape.l0)
+    before = resident("VmRSS")
+    one = kind(architecture, begin)
+    one.step(data.batches[0])
+    RESET.write_text("5")
+    for _ in range(STEPS):
+        one.step(data.batches[0])
+    added = resident("VmHWM") - before
+    one.close()
+    return {"bytes": added, "bytes_per_parameter": added / (2 * shape.d * shape.width)}
+
+
+def one_step(kind: type[Contender], architecture: str, shape: Shape) -> Contender:
+    """A contender that has made a step."""
+    data = synthetic.make(shape.d, shape.width, shape.tokens, shape.l0, count=1)
+    one = kind(architecture, peer_steps.start(data.dictionary, data.batches[0], shape.tokens, shape.l0))
+    one.step(data.batches[0])
+    return one
+
+
+def apart(title: str, architecture: str, shape: Shape) -> dict[str, Any]:
+    """`measure` in a new process; says why where it cannot be measured."""
+    if not RESET.exists():
+        return {"unavailable": "not measured: needs Linux"}
+    command = [sys.executable, "-m", "benchmarks.memory", title, architecture, *map(str, shape)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"unavailable": "failed: " + (done.stderr.strip().splitlines() or ["no message"])[-1]}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+if __name__ == "__main__":
+    torch.set_float32_matmul_precision("highest")
+    print(json.dumps(measure(sys.argv[1], sys.argv[2], Shape(*map(int, sys.argv[3:7])))))

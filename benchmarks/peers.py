@@ -1,0 +1,261 @@
+"""The same work in jumpahead and in other SAE libraries, on this machine.
+
+    make bench-peers                                  one training step of every library, by turns; and its memory
+    make bench-peers ARGS=--quick                     the same at a tiny shape, once: does everything run?
+    make bench-peers ARGS=--check                     does every library's step train at all?
+    make bench-peers ARGS=--whole-runs                from text to nine trained SAEs
+
+`make` puts the other libraries, in the versions of peers-requirements.txt, into .venv-peers; where one is absent, its
+rows say so. Every library takes its own step through its own public classes, with its own optimizer (peer_steps.py).
+All get the same batches and start from the same weights, hence from about the same L0, which is printed as each
+library's own encoder gives it, before and after. Timing goes by turns (rounds.py).
+
+What the tables say:
+
+    products   peers: `default`, the float32 matmul precision that the library trains with; `medium`, the same SAE after
+               torch.set_float32_matmul_precision("medium"), which on most CPUs goes to oneDNN. Ours: `default`, the
+               kernels as they choose themselves; `float32`, with no narrower product.
+    state      `trained`: at the true dictionary, thresholds where L0 is as asked, at the end of the recipe's schedule;
+               `fresh`: as the recipe initialises, in its first steps, where the support is largest.
+    ε          JumpReLU's bandwidth: `recipe's` is that of the default recipe.
+    entries    of the support, per token: |S|, ours alone. It is not L0.
+    × default  the fastest peer's median over this row's; × medium likewise, with `medium` for the peers.
+    ÷ product  this row's median over that of the fastest encoder product alone.
+
+Results go to RESULTS/<cpu>_<yyyymm>_peers.json and .md; a later call replaces the parts that it measures again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, memory, peer_steps, rounds, synthetic, whole_runs
+from benchmarks.rounds import CASES, Case, Shape
+from benchmarks.table import digits, render
+from jumpahead import store
+
+RESULTS = Path(__file__).parent / "RESULTS"
+SHAPES = (Shape(256, 8192, 2048, 32), Shape(768, 16384, 2048, 50), Shape(2304, 16384, 1024, 64))
+TINY = Shape(64, 1024, 256, 8)
+PACKAGES = ("transformer-lens", "nnsight", *(peer.package for peer in peer_steps.PEERS))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    if options.check:
+        return 0 if rounds.check() else 1
+    out = options.out
+    if out is None and not options.quick:
+        out = RESULTS / f"{machine.slug(machine.processor())}_{datetime.date.today():%Y%m}_peers"
+    results = earlier(out)
+    print(machine.sentence(machine.facts()), flush=True)
+    for part, section, text in measured(options):
+        results[part] = section
+        print(f"\n{text}", flush=True)
+        if out is not None:
+            write(out, results)
+    if out is not None:
+        print(f"\n{out}.md")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers", description="jumpahead and other SAE libraries at the same work."
+    )
+    made.add_argument(
+        "--shapes", nargs="+", type=shape, metavar="d,M,B,L0", help="the shapes of steps; three by default"
+    )
+    made.add_argument("--architectures", nargs="+", choices=peer_steps.ARCHITECTURES, help="all by default")
+    made.add_argument("--rounds", type=int, default=7, help="steps of every lane that count (default %(default)s)")
+    made.add_argument("--no-memory", action="store_true", help="times only")
+    made.add_argument("--quick", action="store_true", help="a tiny shape, one round; written only where --out says")
+    made.add_argument("--check", action="store_true", help="whether every library's step makes the error fall")
+    made.add_argument("--out", type=Path, metavar="PATH", help="results go to PATH.json and PATH.md")
+    runs = made.add_argument_group("whole runs, instead of steps")
+    runs.add_argument("--whole-runs", action="store_true", help="from text to nine trained SAEs")
+    runs.add_argument("--tokens", type=int, default=500_000, help="per SAE (default %(default)s)")
+    runs.add_argument("--lm", default="tiny", help="a Hugging Face folder, or tiny (the default): the bundled one")
+    runs.add_argument("--block", type=int, default=1, help="the block whose output is read, from 0 (default 1)")
+    runs.add_argument("--text", default="stdlib", help="a text file, or stdlib (the default): Python's own library")
+    runs.add_argument("--width", type=int, default=4096, help="features per SAE (default %(default)s)")
+    runs.add_argument("--l0", nargs="+", type=int, default=[8, 16, 32], help="the sparsities (default 8 16 32)")
+    return made
+
+
+def shape(text: str) -> Shape:
+    """A shape as it is typed."""
+    try:
+        return Shape(*map(int, text.split(",")))
+    except (ValueError, TypeError):
+        raise argparse.ArgumentTypeError(f"{text}: write d,M,B,L0, for instance 256,8192,2048,32") from None
+
+
+def measured(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Part of the results, its section so far, and the text of what is new in it."""
+    where = about()
+    if options.whole_runs:
+        section = where | whole_runs.measure(runs_asked(options))
+        yield "whole_runs", section, runs_text(section)
+        return
+    shapes = options.shapes or ((TINY,) if options.quick else SHAPES)
+    cases = [case for case in CASES if case.architecture in (options.architectures or peer_steps.ARCHITECTURES)]
+    section = where | {"cases": []}
+    for one in shapes:
+        data = synthetic.make(one.d, one.width, one.tokens, one.l0)
+        for case in cases:
+            found = rounds.measure(one, case, 1 if options.quick else options.rounds, data)
+            section["cases"].append(found | {"ratios": rounds.ratios(found)})
+            yield "steps", section, case_text(section["cases"][-1])
+    if not options.no_memory:
+        section = where | {"rows": memories(shapes, cases[:1] if options.quick else cases)}
+        yield "memory", section, memory_text(section)
+
+
+def runs_asked(options: argparse.Namespace) -> whole_runs.Asked:
+    """What the options ask of whole runs."""
+    asked = whole_runs.Asked(options.lm, options.block, options.text, options.width, tuple(options.l0), options.tokens)
+    return asked._replace(width=512, tokens=20 * whole_runs.BATCH, l0=(8,), held_out=2_000) if options.quick else asked
+
+
+def memories(shapes: tuple[Shape, ...], cases: list[Case]) -> list[dict[str, Any]]:
+    """A row per shape, architecture and library."""
+    rows = []
+    for one in shapes:
+        for case in cases:
+            if case.dead:
+                continue
+            for kind in (peer_steps.Ours, *peer_steps.peers(case.architecture)):
+                rounds.say(f"memory: {kind.title}, {case}, {one}")
+                why = peer_steps.missing(kind)
+                named = {"library": kind.title, "case": str(case), "shape": one._asdict()}
+                rows.append(named | ({"unavailable": why} if why else memory.apart(kind.title, case.architecture, one)))
+    rounds.say("")
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------- results
+
+
+def about() -> dict[str, Any]:
+    """When, how, where and with which versions a section is measured."""
+    found = machine.facts(PACKAGES)
+    return {"date": f"{datetime.date.today():%Y-%m-%d}", "command": machine.command(), "machine": found}
+
+
+def earlier(out: Path | None) -> dict[str, Any]:
+    """The results that are there already."""
+    path = None if out is None else out.with_name(out.name + ".json")
+    return json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {"schema": "jumpahead.peers/1"}
+
+
+def write(out: Path, results: dict[str, Any]) -> None:
+    """PATH.json and, made from it alone, PATH.md."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    store.write_json(out.with_name(out.name + ".json"), results)
+    store.write_atomic(out.with_name(out.name + ".md"), page(results))
+
+
+def page(results: dict[str, Any]) -> str:
+    """The whole of the results as Markdown."""
+    parts = ["# jumpahead and other SAE libraries", LEGEND]
+    for part, title in (("steps", "Steps"), ("memory", "Memory"), ("whole_runs", "Whole runs")):
+        if part in results:
+            parts += [f"## {title}", about_text(results[part]), *section_texts(part, results[part])]
+    return "\n\n".join(parts) + "\n"
+
+
+LEGEND = "What the tables say:" + (__doc__ or "").partition("What the tables say:")[2].partition("\n\nResults go")[0]
+
+
+def section_texts(part: str, section: dict[str, Any]) -> list[str]:
+    """The tables of one part."""
+    if part == "steps":
+        return [case_text(found) for found in section["cases"]]
+    return [memory_text(section) if part == "memory" else runs_text(section)]
+
+
+def about_text(section: dict[str, Any]) -> str:
+    """Hardware, versions, command and date."""
+    versions = ", ".join(f"{name} {version}" for name, version in section["machine"]["versions"].items())
+    return f"{machine.sentence(section['machine'])}. {versions}. `{section['command']}`, {section['date']}."
+
+
+HEADINGS = ("library", "products", "state", "ε", "L0", "entries", "median ms", "min", "max")
+RATIOS = ("× default", "× medium", "÷ product")
+
+
+def case_text(found: dict[str, Any]) -> str:
+    """One architecture at one shape: every lane, ours with their ratios."""
+    by_lane = {(one["products"], one.get("state"), one.get("bandwidth")): one for one in found["ratios"]["ours"]}
+    rows = []
+    for row in found["rows"]:
+        ratio = (
+            by_lane.get((row["products"], row.get("state"), row.get("bandwidth"))) if row["kind"] == "ours" else None
+        )
+        rows.append([*lane_cells(row), *ratio_cells(ratio)])
+    title = f"### {found['case']}, {Shape(**found['shape'])}"
+    error = f"Largest error of a `medium` product here: {found['medium_error']:.0e} of ‖x‖·‖w‖."
+    kernels = {row["products"]: row["kernels"] for row in found["rows"] if "kernels" in row}
+    named = " ".join(f"Ours, `{products}`: {name}." for products, name in kernels.items())
+    counted = f"Steps counted: {found['rounds']} of each lane, after {found['warmup']} that are not."
+    return "\n\n".join([title, render((*HEADINGS, *RATIOS), rows), f"{counted} {error} {named}"])
+
+
+def lane_cells(row: dict[str, Any]) -> list[str]:
+    if "unavailable" in row:
+        return [f"{row['library']}: {row['unavailable']}", row["products"], *[""] * (len(HEADINGS) - 2)]
+    bandwidth = row.get("bandwidth", "")
+    l0 = " → ".join(f"{value:.1f}" for value in row.get("l0", []))
+    entries = digits(row["entries"]) if "entries" in row else ""
+    times = [digits(row[key]) for key in ("median_ms", "min_ms", "max_ms")]
+    return [row["library"], row["products"], row.get("state", ""), str(bandwidth), l0, entries, *times]
+
+
+def ratio_cells(ratio: dict[str, Any] | None) -> list[str]:
+    if ratio is None:
+        return ["", "", ""]
+    return [digits(ratio[key]) for key in ("best_peer_default", "best_peer_medium", "over_fastest_product")]
+
+
+def memory_text(section: dict[str, Any]) -> str:
+    """What an SAE in training adds to resident memory, at its peak."""
+    rows = []
+    for row in section["rows"]:
+        if "unavailable" in row:
+            cells = [f"{row['library']}: {row['unavailable']}", "", ""]
+        else:
+            cells = [row["library"], digits(row["bytes"] / 2**20), digits(row["bytes_per_parameter"])]
+        rows.append([*cells, row["case"], str(Shape(**row["shape"]))])
+    return render(("library", "peak, MiB", "bytes per parameter", "architecture", "shape"), rows)
+
+
+def runs_text(section: dict[str, Any]) -> str:
+    """Seconds from text to SAEs."""
+    asked = section["asked"]
+    rows = []
+    for row in section["rows"]:
+        if "unavailable" in row:
+            rows.append([f"{row['library']}: {row['unavailable']}", row["stage"], "", "", ""])
+            continue
+        l0 = ", ".join(f"{one['name']}: {one['l0']:.3g}" for one in row.get("saes", []))
+        imports = digits(row.get("import_seconds"))
+        rows.append([row["library"], row["stage"], digits(row["seconds"]), imports, l0])
+    text = (
+        f"{asked['saes']} SAEs of width {asked['width']:,}: JumpReLU, TopK and Gated, each at "
+        f"L0 {', '.join(map(str, asked['l0']))} or what the library takes instead; {asked['tokens']:,} tokens each, "
+        f"batches of {asked['batch']:,}, block {asked['block']} of {asked['lm']}, text {asked['text']}, contexts of "
+        f"{asked['context']} tokens. Seconds are those of the whole process, imports included. L0 is as each library "
+        f"has it at the end; ours is evaluated on {asked['held_out']:,} held-out tokens."
+    )
+    return f"{text}\n\n{render(('library', 'to', 'seconds', 'of which imports', 'L0'), rows)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Activations from a known sparse dictionary: what every library's step is timed on.
+
+    x = (Σ_j a_j·d_j + noise) / C       d_j unit rows, feature j active with probability p_j, then a_j ~ U(0.5, 1.5)
+
+p_j follows Zipf's law, c·(rank_j + 20)^−0.7 and at most a half, with c such that Σ p_j = L0. C is one scalar, the same
+for all batches, such that E‖x‖² = 1.
+
+B tokens · d dimensions · M features.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+POWER, OFFSET = 0.7, 20.0  # of Zipf's law: the offset keeps the first few features from being active on most tokens
+MOST = 0.5  # no feature is active on more than this share of tokens
+NOISE = 0.02  # ‖noise‖ / ‖signal‖ of a token
+ROWS = 256  # tokens drawn at once: bounds memory at ROWS × M
+
+
+class Data(NamedTuple):
+    """A dictionary and batches made from it."""
+
+    dictionary: Tensor
+    """[M, d], unit rows."""
+    frequency: Tensor
+    """[M]: how often each feature is active; sums to L0."""
+    batches: list[Tensor]
+    """[B, d] each; mean ‖x‖² over all of them is 1."""
+
+
+def zipf(width: int, l0: float) -> Tensor:
+    """Probabilities [M], falling with the rank, at most MOST, with sum `l0`."""
+    assert 0 < l0 < MOST * width, "more active features than the cap on their frequency allows"
+    shape = (torch.arange(width, dtype=torch.float64) + OFFSET) ** -POWER
+    low, high = 0.0, MOST / shape[-1].item()
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (middle * shape).clamp_max(MOST).sum() < l0 else (low, middle)
+    return (low * shape).clamp_max(MOST).float()
+
+
+def make(d: int, width: int, tokens: int, l0: float, count: int = 4, seed: int = 0) -> Data:
+    """`count` batches of `tokens` rows; another seed is another dictionary and other rows."""
+    generator = torch.Generator().manual_seed(seed)
+    dictionary = torch.randn(width, d, generator=generator)
+    dictionary /= dictionary.norm(dim=1, keepdim=True)
+    frequency = zipf(width, l0)[torch.randperm(width, generator=generator)]
+    x = torch.cat(
+        [
+            _rows(dictionary, frequency, min(ROWS, count * tokens - start), generator)
+            for start in range(0, count * tokens, ROWS)
+        ]
+    )
+    x /= x.square().sum(1).mean().sqrt()
+    return Data(dictionary, frequency, list(x.split(tokens)))
+
+
+def _rows(dictionary: Tensor, frequency: Tensor, rows: int, generator: torch.Generator) -> Tensor:
+    """[rows, d], not yet scaled."""
+    width, d = dictionary.shape
+    active = torch.rand(rows, width, generator=generator) < frequency
+    token, feature = active.nonzero(as_tuple=True)
+    size = 0.5 + torch.rand(len(token), generator=generator)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(token, minlength=rows).cumsum(0)])
+    signal = torch.nn.functional.embedding_bag(
+        feature, dictionary, offsets, mode="sum", per_sample_weights=size, include_last_offset=True
+    )
+    noise = torch.randn(rows, d, generator=generator) / d**0.5
+    return signal + NOISE * signal.norm(dim=1, keepdim=True) * noise

@@ -1,0 +1,165 @@
+"""From text to nine SAEs: JumpReLU, TopK and Gated at three sparsities, on one stream of one model's activations.
+
+Same text, same language model, same site, width and tokens per SAE for every library; each run is a process of its own,
+timed from its start to its end. The others are timed to trained, saved SAEs. Ours is timed to trained SAEs, and to the
+end: evaluated in the language model, with the frontier and the page written. How the others are called is in
+peer_runs.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import peer_steps, rounds
+from jumpahead import ENVIRONMENT
+from jumpahead.lm import tiny
+from jumpahead.lm.text import stdlib_documents
+
+BATCH, CONTEXT = 2048, 128
+SEPARATOR = "<|endoftext|>"
+RUNNERS = (peer_steps.SAELens, peer_steps.DictionaryLearning)
+"""The libraries that train many SAEs on one stream."""
+
+
+class Asked(NamedTuple):
+    """What is to be trained."""
+
+    lm: str
+    """A folder in Hugging Face format, or `tiny`."""
+    block: int
+    """The block whose output is read, from 0."""
+    text: str
+    """A text file, documents separated by `<|endoftext|>`, or `stdlib`."""
+    width: int
+    l0: tuple[int, ...]
+    """The sparsities; three architectures at each."""
+    tokens: int
+    """Per SAE."""
+    held_out: int = 50_000
+    """Tokens that our evaluation scores with each SAE spliced in."""
+
+
+def measure(asked: Asked) -> dict[str, Any]:
+    """Every library's run: {asked, rows}."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        text = text_file(asked.text, folder)
+        rows = ours(asked, text, folder)
+        for peer in RUNNERS:
+            rounds.say(f"whole run: {peer.title}")
+            if why := peer_steps.missing(peer):
+                rows.append({"library": peer.title, "stage": "trained", "unavailable": why})
+                continue
+            rows.append(theirs(peer.title, asked, text, folder / peer.title))
+    rounds.say("")
+    shown = asked._asdict() | {"lm": Path(asked.lm).name, "text": Path(asked.text).name}
+    return {"asked": shown | {"batch": BATCH, "context": CONTEXT, "saes": 3 * len(asked.l0)}, "rows": rows}
+
+
+def text_file(text: str, folder: Path) -> Path:
+    """One file that every library reads."""
+    if text != "stdlib":
+        return Path(text).resolve()
+    path = folder / "stdlib.txt"
+    path.write_text(f"\n{SEPARATOR}\n".join(one.text for one in stdlib_documents()), encoding="utf-8")
+    return path
+
+
+def ours(asked: Asked, text: Path, folder: Path) -> list[dict[str, Any]]:
+    """`jumpahead run`: first until the SAEs are trained, then the rest."""
+    rounds.say("whole run: jumpahead")
+    file, run = folder / "study.toml", folder / "run"
+    file.write_text(study(asked, text), encoding="utf-8")
+    command = [sys.executable, "-m", "jumpahead.cli", "run", str(file), "--out", str(run)]
+    row: dict[str, Any] = {"library": "jumpahead", "stage": "trained"}
+    rest: dict[str, Any] = {"library": "jumpahead", "stage": "trained, evaluated, page written"}
+    seconds, failed = timed([*command, "--until", "train"])
+    if failed:
+        return [row | {"unavailable": failed}]
+    more, failed = timed(command)
+    if failed:
+        return [row | {"seconds": seconds}, rest | {"unavailable": failed}]
+    from jumpahead import Frontier
+
+    points = [point for name in ("jumprelu", "topk", "gated") for point in Frontier.load(run).points(name)]
+    saes = [{"name": f"{point['series']} {point['label']}", "l0": point["metrics"]["l0"]} for point in points]
+    return [row | {"seconds": seconds}, rest | {"seconds": seconds + more, "saes": saes}]
+
+
+def study(asked: Asked, text: Path) -> str:
+    """The study file."""
+    quoted = json.dumps  # a JSON string is a TOML string
+    lm = asked.lm if asked.lm == "tiny" else str(Path(asked.lm).resolve())
+    series = "\n".join(
+        f'[[series]]\narchitecture = "{name}"\nl0 = {list(asked.l0)}' for name in peer_steps.ARCHITECTURES
+    )
+    return f"""name = "whole"
+[lm]
+model = {quoted(lm)}
+context = {CONTEXT}
+[text]
+source = {quoted(str(text))}
+separator = {quoted(SEPARATOR)}
+[activations]
+sites = ["layers.{asked.block}.residual"]
+[sae]
+width = [{asked.width}]
+[train]
+tokens = {asked.tokens}
+batch = {BATCH}
+[evaluate]
+tokens = {asked.held_out}
+{series}
+"""
+
+
+def theirs(title: str, asked: Asked, text: Path, folder: Path) -> dict[str, Any]:
+    """Another library's run, in a process of its own."""
+    lm = tiny.PATH if asked.lm == "tiny" else Path(asked.lm).resolve()
+    module, d = place(lm, asked.block)
+    spec = asked._asdict() | {"lm": str(lm), "module": module, "d": d, "text": str(text)}
+    spec |= {"batch": BATCH, "context": CONTEXT, "separator": SEPARATOR}
+    script = Path(__file__).with_name("peer_runs.py")
+    folder.mkdir()
+    row: dict[str, Any] = {"library": title, "stage": "trained"}
+    printed: list[str] = []
+    seconds, failed = timed([sys.executable, str(script), title, json.dumps(spec), str(folder)], printed)
+    if failed:
+        return row | {"unavailable": failed}
+    return row | {"seconds": seconds} | json.loads(printed[-1])
+
+
+def place(lm: Path, block: int) -> tuple[str, int]:
+    """The block's name among the modules of the Hugging Face model, and the width of what it passes on."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(lm)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    stack = next(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == config.num_hidden_layers
+    )
+    return f"{stack}.{block}", config.hidden_size
+
+
+def timed(command: list[str], printed: list[str] | None = None) -> tuple[float, str]:
+    """Seconds that a command takes, and why it failed; its lines of output go to `printed`."""
+    environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
+    begun = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    seconds = time.perf_counter() - begun
+    if printed is not None:
+        printed += done.stdout.strip().splitlines()
+    if done.returncode == 0:
+        return seconds, ""
+    return seconds, "failed: " + (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
