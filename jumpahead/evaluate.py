@@ -19,13 +19,15 @@ import torch
 from torch import Tensor
 
 from jumpahead import log, metrics
-from jumpahead.engine import Kernels, decode, encode, kernels
+from jumpahead.engine import Features, Kernels, decode, encode, kernels
 from jumpahead.errors import DataError
 from jumpahead.lm.contexts import Contexts
-from jumpahead.lm.model import LM
+from jumpahead.lm.model import LM, Resume
 from jumpahead.sae.base import SAE
 
 MOST_CLUSTERS = 256
+LOGITS_AT_ONCE = 2**19
+"""2 MiB in float32."""
 
 
 class HeldOut(NamedTuple):
@@ -102,7 +104,7 @@ class _Group(NamedTuple):
     """One group of contexts, run up to the site, with everything the SAEs share."""
 
     lm: LM
-    resume: Any
+    resume: Resume
     spliced: Tensor
     """bool [b, t]"""
     scored: Tensor
@@ -111,106 +113,114 @@ class _Group(NamedTuple):
     """int64 [scored]: the next token of every scored position."""
     x: Tensor
     """float32 [rows, d]: the site's activations at spliced positions."""
-    row_cluster: Tensor
-    """int64 [rows]"""
-    token_cluster: Tensor
-    """int64 [scored]"""
-    token_document: Tensor
-    """int64 [scored]"""
+    exact: Tensor
+    """float64 [rows, d]: x again."""
     p: Tensor
     """float32 [scored, V]: clean probabilities of the next token."""
     negentropy: Tensor
     """[scored]: Σ p·log p."""
-    clean: Tensor
-    """[scored]: nats of the clean LM."""
-    ablated: dict[str, Tensor]
-    """`zero`, `mean`: nats [scored]."""
+    cluster: np.ndarray
+    """int64 [b]: the cluster of each context."""
+    document: np.ndarray
+    """int64 [b]"""
+    shared: dict[str, np.ndarray]
+    """[b, …]: the fields of `Sums` that are the same for every SAE, context by context."""
 
     @classmethod
     def of(cls, lm: LM, text: HeldOut, group: int, site: str, mean: Tensor) -> _Group:
         ids = torch.from_numpy(text.contexts.ids(group))
         spliced = torch.from_numpy(text.contexts.trained(group))
         scored = torch.from_numpy(text.contexts.scored(group))
-        document = torch.from_numpy(text.contexts.document(group).astype(np.int64))[:, None].expand_as(ids)
-        cluster = torch.from_numpy(text.cluster)[document]
+        document = text.contexts.document(group).astype(np.int64)
         resume = lm.resume_point(ids, site)
-        view = cls(
-            lm=lm,
-            resume=resume,
-            spliced=spliced,
-            scored=scored,
-            target=torch.roll(ids, -1, 1)[scored],
-            x=resume.activation[spliced].float(),
-            row_cluster=cluster[spliced],
-            token_cluster=cluster[scored],
-            token_document=document[scored],
-            p=torch.empty(0),
-            negentropy=torch.empty(0),
-            clean=torch.empty(0),
-            ablated={},
+        target, x = torch.roll(ids, -1, 1)[scored], resume.activation[spliced].float().cpu()
+        clean = spliced_logits(lm, resume, spliced, scored, None)
+        p = torch.softmax(clean.float(), dim=-1)
+        nats, negentropy = scores(clean, target, p)
+        del clean
+        zero, middle = (
+            scores(spliced_logits(lm, resume, spliced, scored, value), target)[0]
+            for value in (torch.zeros_like(x), mean.expand_as(x))
         )
-        logits = view.logits(None)
-        log_p = torch.log_softmax(logits, dim=-1)
-        p = log_p.exp()
-        zero, mean = torch.zeros_like(view.x), mean.expand_as(view.x)
-        return view._replace(
-            p=p,
-            negentropy=torch.einsum("nv,nv->n", p, log_p),
-            clean=view.nats(logits)[0],
-            ablated={name: view.nats(view.logits(x))[0] for name, x in {"zero": zero, "mean": mean}.items()},
-        )
-
-    def logits(self, x_hat: Tensor | None) -> Tensor:
-        """float32 [scored, V] with x_hat [rows, d] at the spliced positions, or of the clean LM."""
-        activation = None
-        if x_hat is not None:
-            activation = self.resume.activation.clone()
-            activation[self.spliced] = x_hat.to(activation.dtype)
-        return self.lm.finish(self.resume, activation)[self.scored].float()
-
-    def nats(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of each scored token, and the logarithm of the softmax's denominator; [scored] each."""
-        total = torch.logsumexp(logits, dim=-1)
-        return total - logits.gather(1, self.target[:, None])[:, 0], total
-
-    def divergence(self, logits: Tensor, total: Tensor) -> Tensor:
-        """KL(clean ‖ these) of each scored token, [scored]: Σ p·log p − Σ p·(logits − total)."""
-        return self.negentropy - torch.einsum("nv,nv->n", self.p, logits) + total
+        exact = x.double()
+        shared = {
+            "tokens": scored.sum(1).numpy(),
+            "rows": spliced.sum(1).numpy(),
+            **{name: per_context(v, scored) for name, v in {"clean": nats, "zero": zero, "mean": middle}.items()},
+            **{name: per_context(v, spliced) for name, v in {"x_sq": exact.square().sum(1), "x_sum": exact}.items()},
+        }
+        cluster = text.cluster[document]
+        return cls(lm, resume, spliced, scored, target, x, exact, p, negentropy, cluster, document, shared)
 
     def add(self, found: Measured, sae: SAE, layer: Kernels) -> None:
         """Add this group to the sums of one SAE."""
-        sums, x = found.sums, self.x
-        features = encode(sae, x, layer)
+        features = encode(sae, self.x, layer)
         x_hat = decode(sae, features)
-        logits = self.logits(x_hat)
-        clean, (spliced, total) = self.clean, self.nats(logits)
-        kl = self.divergence(logits, total)
-
-        def per_cluster(into: np.ndarray, cluster: Tensor, values: Tensor) -> None:
-            np.add.at(into, cluster.numpy(), values.double().numpy().astype(into.dtype))
-
-        one = torch.ones(len(self.token_cluster))
-        for into, values in [
-            (sums.tokens, one), (sums.clean, clean), (sums.spliced, spliced), (sums.kl, kl),
-            (sums.zero, self.ablated["zero"]), (sums.mean, self.ablated["mean"]),
-        ]:  # fmt: skip
-            per_cluster(into, self.token_cluster, values)
-        for key, values in {"tokens": one, "clean": clean, "spliced": spliced}.items():
-            per_cluster(found.documents[key], self.token_document, values)
-        exact, guess = x.double(), x_hat.double()
-        dot = (exact * guess).sum(1)
-        squares = exact.square().sum(1), guess.square().sum(1)
-        cosine = dot / (squares[0] * squares[1]).sqrt().clamp_min(1e-30)
+        nats, cross = scores(
+            spliced_logits(self.lm, self.resume, self.spliced, self.scored, x_hat), self.target, self.p
+        )
+        exact, guess = self.exact, x_hat.double()
+        dot, square = (exact * guess).sum(1), guess.square().sum(1)
+        cosine = dot / (exact.square().sum(1) * square).sqrt().clamp_min(1e-30)
         counts = features.indptr.diff()
-        for into, values in [
-            (sums.rows, torch.ones(len(x))), (sums.l0, counts), (sums.error, (exact - guess).square().sum(1)),
-            (sums.x_sq, squares[0]), (sums.x_sum, exact), (sums.xhat_sq, squares[1]), (sums.x_dot_xhat, dot),
-            (sums.cosine, cosine),
-        ]:  # fmt: skip
-            per_cluster(into, self.row_cluster, values)
-        key = self.row_cluster.repeat_interleave(counts) * sae.width + features.feature
-        where, times = torch.unique(key, return_counts=True)
-        sums.firing.reshape(-1)[where.numpy()] += times.numpy()
+        of_scored = {"spliced": nats, "kl": self.negentropy - cross}
+        of_spliced = {"l0": counts, "error": (exact - guess).square().sum(1), "xhat_sq": square, "x_dot_xhat": dot,
+                      "cosine": cosine}  # fmt: skip
+        sums = dict(self.shared)
+        sums |= {name: per_context(value, self.scored) for name, value in of_scored.items()}
+        sums |= {name: per_context(value, self.spliced) for name, value in of_spliced.items()}
+        sums |= {"firing": self._firing(features, sae.width)}
+        for name, value in sums.items():
+            np.add.at(getattr(found.sums, name), self.cluster, value)
+            if name in found.documents:
+                np.add.at(found.documents[name], self.document, value)
+
+    def _firing(self, features: Features, width: int) -> np.ndarray:
+        """int64 [b, M]: the rows of each context on which each feature is active."""
+        context = self.spliced.nonzero()[:, 0].repeat_interleave(features.indptr.diff())
+        contexts = len(self.spliced)
+        return torch.bincount(context * width + features.feature, minlength=contexts * width).view(-1, width).numpy()
+
+
+def spliced_logits(lm: LM, resume: Resume, spliced: Tensor, scored: Tensor, x_hat: Tensor | None) -> Tensor:
+    """[scored, V] with x_hat [rows, d] at the spliced positions, or of the clean LM."""
+    activation = None
+    if x_hat is not None:
+        activation = resume.activation.clone()
+        activation[spliced] = x_hat.to(activation)
+    return lm.finish(resume, activation, scored)
+
+
+def scores(logits: Tensor, target: Tensor, p: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Per row, float32 [n] each: cross-entropy of target [n] in nats, and Σ p·log q for p [n, V], nothing without.
+
+    logits [n, V], q their softmax. A few rows at a time, which stay in the cache: a quarter of the time of all at once.
+    """
+    found = torch.empty(2, len(logits), device=logits.device)
+    target = target.to(logits.device)
+    size = max(1, LOGITS_AT_ONCE // logits.shape[1])
+    for start in range(0, len(logits), size):
+        some = slice(start, start + size)
+        log_q = torch.log_softmax(logits[some].float(), dim=-1)
+        found[0, some] = -log_q.gather(1, target[some, None])[:, 0]
+        if p is not None:
+            found[1, some] = log_q.mul_(p[some]).sum(1)
+    nats, cross = found.cpu()
+    return nats, cross if p is not None else torch.empty(0)
+
+
+def per_context(values: Tensor, where: Tensor) -> np.ndarray:
+    """Sums over each context's positions in `where` [b, t]: values [n, …] of those n positions → [b, …].
+
+    In float64, whole numbers in int64.
+    """
+    counts = where.sum(1).numpy()
+    values = values.double() if values.is_floating_point() else values.long()
+    found = np.zeros((len(counts), *values.shape[1:]), values.numpy().dtype)
+    some = counts > 0
+    if some.any():
+        found[some] = np.add.reduceat(values.numpy(), (np.cumsum(counts) - counts)[some], axis=0)
+    return found
 
 
 def document_evaluation(

@@ -3,7 +3,8 @@
 P = 2·M·d + M·(vectors) + d  parameters of one SAE
 
     memory    10 bytes per parameter of every SAE that trains at once (fp32 value, fp32 second moment, bf16 copy)
-              + the block of activations being shuffled + one batch × width of pre-activations + the LM
+              + two blocks of activations (the one in use, and the next where it is read ahead)
+              + one batch × width of pre-activations + the LM
     disk      4 bytes per parameter and SAE, 8 more while it trains (a checkpoint), the token ids, activations if kept
     time      stream: tokens at the LM's rate, once per stream seed; SAEs: steps × a step's time, measured at the
               smallest and the largest setting of each series; evaluation: the LM's rate again, once per SAE
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jumpahead import store
 from jumpahead.lm.config import LMConfig, TextConfig
+from jumpahead.lm.fingerprint import of_precision
 from jumpahead.lm.outline import Outline, model_folder, outline
 from jumpahead.lm.sites import parse_site
 from jumpahead.log import duration, size
@@ -162,7 +164,8 @@ def make(study: Study, folder: str | Path, *, measure: bool = False) -> Plan:
     shape = outline(study.lm)
     panels = [_panel(site, width, found, shape) for site in study.activations.sites for width in study.sae.width]
     tokens = _tokens(study, run)
-    seconds = measured(study, found) if measure else None
+    dtype = _decided(study.lm, run)
+    seconds = measured(study, found, dtype) if measure else None
     known = [panel for panel in panels if panel.parameters is not None]
     parameters = sum(panel.saes * (panel.parameters or 0) for panel in panels) if len(known) == len(panels) else None
     at_once = None if parameters is None else parameters // len(study.stream.seed)  # streams are run one by one
@@ -172,7 +175,7 @@ def make(study: Study, folder: str | Path, *, measure: bool = False) -> Plan:
     plan = Plan(
         name=study.name,
         folder=str(folder),
-        model=_model(study.lm, shape),
+        model=_model(study.lm, shape, dtype),
         panels=panels,
         series={one.name: _settings(one) for one in study.series},
         saes=len(found),
@@ -201,10 +204,21 @@ def _panel(site: str, width: int, found: list[Unit], shape: Outline | None) -> P
     return Panel(site, width, d, count, None if d is None else 2 * width * d + VECTORS * width + d)
 
 
-def _model(config: LMConfig, shape: Outline | None) -> str:
+def _model(config: LMConfig, shape: Outline | None, dtype: str | None) -> str:
     if shape is None:
         return f"{config.model}, not on this machine yet: its shape is not known"
-    return f"{config.model}, {shape.blocks} blocks of {shape.d:,} dimensions"
+    if config.dtype == "fast":
+        kind = f"activations in {dtype}" if dtype else "activations in bfloat16 or float32, decided as the run begins"
+    else:
+        kind = "in the dtype of its weights" if config.dtype == "auto" else f"in {config.dtype}"
+    return f"{config.model}, {shape.blocks} blocks of {shape.d:,} dimensions, {kind}"
+
+
+def _decided(config: LMConfig, run: store.Run) -> str | None:
+    """What `fast` is in this run; None for other dtypes, or before the run began."""
+    if config.dtype == "fast" and run.precision.exists() and store.has_inputs(run.precision, of_precision(config)):
+        return store.read_json(run.precision)["dtype"]
+    return None
 
 
 def _widths(study: Study, shape: Outline | None) -> list[int]:
@@ -212,7 +226,7 @@ def _widths(study: Study, shape: Outline | None) -> list[int]:
 
 
 def _workspace(study: Study, shape: Outline | None) -> int:
-    """Bytes beside the SAEs: a block of activations (rows and their shuffled copy), pre-activations, the LM."""
+    """Bytes beside the SAEs: two blocks of activations, pre-activations, the LM."""
     context = study.lm.context or min(1024, shape.context if shape else 1024)
     rows = max(study.activations.block, study.lm.batch) * context
     block = rows * sum(_widths(study, shape)) * DTYPE_BYTES[study.activations.dtype]
@@ -312,32 +326,39 @@ def _bytes_per_token(config: LMConfig, sample: str) -> float:
 # ---------------------------------------------------------------------------------------------- time
 
 
-def measured(study: Study, found: list[Unit]) -> Seconds:
-    """Times the LM on a few groups and a few steps of each series' extreme settings, on this machine, now."""
+def measured(study: Study, found: list[Unit], dtype: str | None = None) -> Seconds:
+    """Times the LM on a few groups and a few steps of each series' extreme settings, on this machine, now.
+
+    `dtype` is what `lm.dtype = "fast"` was decided to be; None decides it here.
+    """
     import torch
 
+    from jumpahead.lm import precision
     from jumpahead.lm.contexts import tokenize
     from jumpahead.lm.model import LM
     from jumpahead.lm.text import documents
 
     if study.train.threads:
         torch.set_num_threads(study.train.threads)
+    sites = list(study.activations.sites)
+    if study.lm.dtype == "fast" and dtype is None:
+        dtype = precision.decide(study.lm, study.text, sites).dtype
     lm = LM.load(study.lm)
+    reader = LM.load(study.lm.model_copy(update={"dtype": dtype}), only=sites) if dtype else lm
     needed = 6 * study.lm.batch * lm.context
     some = itertools.islice(documents(study.text), 2_000)
     contexts = tokenize(some, lm, split="train", held_out=study.text.held_out, max_tokens=needed)
     groups = range(min(contexts.groups, 4))
     rows = int(contexts.rows_per_group[: len(groups)].sum())
-    sites = list(study.activations.sites)
     ids = [torch.from_numpy(contexts.ids(group)) for group in groups]
-    per_row = _timed(lambda: [lm.read(one, sites) for one in ids]) / rows
+    per_row = _timed(lambda: [reader.read(one, sites) for one in ids]) / rows
     whole = _timed(lambda: [lm.logits(one) for one in ids]) / rows
     total = study.train.steps * study.train.batch
     seen = {}
     for site in sites:
         values = torch.cat(
             [
-                lm.read(one, [site])[site].flatten(0, 1)[torch.from_numpy(contexts.trained(g).ravel())]
+                reader.read(one, [site])[site].flatten(0, 1)[torch.from_numpy(contexts.trained(g).ravel())]
                 for g, one in enumerate(ids)
             ]
         )

@@ -21,6 +21,7 @@ from jumpahead.study import Study, Unit, to_toml, units
 if TYPE_CHECKING:
     from jumpahead.activations.base import Activations, Scale
     from jumpahead.evaluate import HeldOut
+    from jumpahead.lm.config import LMConfig
     from jumpahead.lm.contexts import Contexts
     from jumpahead.lm.model import LM
     from jumpahead.sae.base import SAE
@@ -56,7 +57,34 @@ class Work:
     # ------------------------------------------------------------------------------------------ what SAEs depend on
 
     @cached_property
+    def lm_config(self) -> LMConfig:
+        """The LM that activations are of: the study's, with what `fast` was decided to be in this run."""
+        config = self.study.lm
+        if config.dtype != "fast" or not self.needs_lm:
+            return config
+        inputs = fingerprint.of_precision(config)
+        if not store.has_inputs(self.target.precision, inputs):
+            from jumpahead.lm import precision
+            from jumpahead.train import use_threads
+
+            use_threads(self.study.train.threads)
+            found = precision.decide(config, self.study.text, self.study.activations.sites)
+            store.write_json(self.target.precision, {"inputs": inputs, **found._asdict()})
+            self.progress.say(f"LM: {found}")
+        return config.model_copy(update={"dtype": store.read_json(self.target.precision)["dtype"]})
+
+    @cached_property
     def lm(self) -> LM:
+        """As far as activations are read from it."""
+        from jumpahead.lm.model import LM
+        from jumpahead.train import use_threads
+
+        use_threads(self.study.train.threads)
+        return LM.load(self.lm_config, only=self.study.activations.sites)
+
+    @cached_property
+    def whole_lm(self) -> LM:
+        """What SAEs are spliced into: in the study's dtype, in float32 where that is `fast`."""
         from jumpahead.lm.model import LM
         from jumpahead.train import use_threads
 
@@ -66,7 +94,7 @@ class Work:
     @cached_property
     def source(self) -> str:
         """Digest of the LM and the text, known without loading either."""
-        lm, text = self.study.lm, self.study.text
+        lm, text = self.lm_config, self.study.text
         known = [fingerprint.of_model(lm), lm.model_dump(), fingerprint.of_text(text), text.model_dump()]
         return store.digest_json(known)
 
@@ -87,7 +115,10 @@ class Work:
 
     def evaluation_inputs(self, unit: Unit) -> str:
         """Digest of everything its evaluation depends on."""
-        return store.digest_json([VERSION, self.inputs(unit), self.study.evaluate.model_dump()])
+        known = [VERSION, self.inputs(unit), self.study.evaluate.model_dump()]
+        if self.lm_config.dtype not in (self.study.lm.dtype, "float32"):
+            known.append("measured in float32")
+        return store.digest_json(known)
 
     # ------------------------------------------------------------------------------------------ stages
 
@@ -253,7 +284,7 @@ class Work:
 
         saes = {unit.key: SAE.load(self.target.at(unit.key).path) for unit in members}
         mean = torch.tensor(next(iter(saes.values())).about["mean"])
-        measured = evaluate(saes, self.lm, self.held_out, site, mean, self.progress)
+        measured = evaluate(saes, self.whole_lm, self.held_out, site, mean, self.progress)
         weights = metrics.replicate_weights(self.held_out.clusters, self.study.evaluate.replicates)
         for unit in members:
             sae = saes[unit.key]
@@ -303,7 +334,7 @@ class Work:
         built = frontier.build(
             evaluations, name=self.study.name, study_text=to_toml(self.study), manifest=self.target.read_manifest(),
             series=[legend(unit) for unit in {unit.series.name: unit for unit in self.units}.values()],
-            lm={"name": self.study.lm.model}, text=text,
+            lm={"name": self.study.lm.model, "dtype": self.lm_config.dtype}, text=text,
         )  # fmt: skip
         store.write_json(self.target.frontier, {**built, "inputs": inputs}, indent=None)
         report.write(self.target.folder)

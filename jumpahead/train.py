@@ -145,8 +145,12 @@ def train(
     first = min(job.state.t for job in jobs)
     saved = time.monotonic()
     every = max(1, steps // REPORTS)
-    with interruptible() as interrupted, progress.phase("training", config.tokens, "tokens", first * config.batch) as p:
-        for i, batch in zip(range(first, steps), stream.batches(first), strict=False):
+    with (
+        interruptible() as interrupted,
+        progress.phase("training", config.tokens, "tokens", first * config.batch) as p,
+        contextlib.closing(stream.batches(first)) as batches,
+    ):
+        for i, batch in zip(range(first, steps), batches, strict=False):
             x = in_unit(batch, jobs)
             rows = {}
             for job in jobs:

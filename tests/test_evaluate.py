@@ -11,7 +11,7 @@ import torch
 import jumpahead.evaluate as evaluation
 from jumpahead import metrics, store
 from jumpahead.errors import DataError
-from jumpahead.evaluate import HeldOut, document_evaluation, evaluate
+from jumpahead.evaluate import HeldOut, document_evaluation, evaluate, per_context, scores
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.contexts import tokenize
 from jumpahead.lm.model import LM, nats
@@ -94,7 +94,7 @@ def test_an_identity_costs_exactly_nothing(lm_of, family, site):
     assert m["l0"] == d
     assert m["cosine"] == pytest.approx(1, abs=1e-12)
     assert m["shrinkage"] == 1
-    assert m["kl"] == pytest.approx(0, abs=1e-5)
+    assert m["kl"] == 0
     assert m["loss_recovered_zero"] == 1
     assert m["ce_zero"] != m["ce_clean"]
 
@@ -111,6 +111,32 @@ def test_zero_output_is_the_zero_ablation_and_the_means_the_mean_ablation(lm, te
         assert m[f"loss_recovered_{name}"] == 0
         assert m["kl"] > 0.001
     assert not np.array_equal(found["zero"].sums.spliced, found["mean"].sums.spliced)
+
+
+def test_sums_per_context_by_hand():
+    where = torch.tensor([[0, 1, 1], [0, 0, 0], [1, 0, 1]]).bool()
+    assert per_context(torch.tensor([0.5, 2.0, 3.0, 7.0]), where).tolist() == [2.5, 0, 10]
+    pairs = torch.tensor([[2, 30], [4, 50], [6, 70], [8, 90]], dtype=torch.int32)
+    found = per_context(pairs, where)
+    assert found.tolist() == [[6, 80], [0, 0], [14, 160]]
+    assert found.dtype == np.int64
+    assert per_context(torch.ones(0), torch.zeros(2, 3).bool()).tolist() == [0, 0]
+    third = torch.full((4,), 1 / 3)  # in float64, of what float32 holds
+    assert per_context(third, where).tolist() == [2 * float(third[0]), 0, 2 * float(third[0])]
+
+
+@pytest.mark.parametrize("at_once", [1, 3 * 70, 10**9])
+def test_losses_a_few_rows_at_a_time_in_float64(monkeypatch, at_once):
+    """Logits of the size that language models have: ±30, where float32 sums over the vocabulary lose digits."""
+    monkeypatch.setattr(evaluation, "LOGITS_AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(3)
+    logits, other = (7 * torch.randn(11, 70, generator=generator) for _ in range(2))
+    target, p = torch.arange(11) * 5, torch.softmax(other, -1)
+    nats, cross = scores(logits, target, p)
+    log_q = logits.double().log_softmax(-1)
+    torch.testing.assert_close(nats.double(), -log_q[torch.arange(11), target], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(cross.double(), (p.double() * log_q).sum(1), rtol=1e-6, atol=1e-6)
+    assert torch.equal(scores(logits, target)[0], nats)
 
 
 # ---------------------------------------------------------------------------------------------- recomputed

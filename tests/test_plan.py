@@ -11,6 +11,7 @@ from jumpahead import engine, plan, starter, store
 from jumpahead.engine.plain import Plain
 from jumpahead.errors import SiteError, StudyError
 from jumpahead.lm.config import LMConfig
+from jumpahead.lm.fingerprint import of_precision
 from jumpahead.lm.outline import outline
 from jumpahead.lm.sites import Site
 from jumpahead.study import Study, load, parse
@@ -112,6 +113,26 @@ def test_several_streams_do_not_train_at_once(model: Path, text: Path, tmp_path:
     one, two = (plan.make(small(model, text, stream={"seed": seeds}), tmp_path) for seeds in ([3], [3, 4]))
     assert two.saes == 2 * one.saes
     assert two.memory_bytes == one.memory_bytes
+
+
+def test_the_plan_says_what_the_model_computes_in(model: Path, text: Path, tmp_path: Path):
+    run = store.Run(tmp_path / "run")
+
+    def said(dtype: str) -> str:
+        study = small(model, text, lm={"model": str(model), "context": 32, "batch": 4, "dtype": dtype})
+        if dtype == "fast":
+            store.write_json(run.precision, {"inputs": decided_for(study), "dtype": "bfloat16"})
+        return dict(plan.make(study, run.folder).facts())["model"]
+
+    def decided_for(study: Study) -> str:
+        return of_precision(study.lm) if is_decided else "another model"
+
+    is_decided = False
+    assert said("float32").endswith("3 blocks of 24 dimensions, in float32")
+    assert said("auto").endswith("in the dtype of its weights")
+    assert said("fast").endswith("activations in bfloat16 or float32, decided as the run begins")
+    is_decided = True
+    assert said("fast").endswith("activations in bfloat16")
 
 
 def test_a_model_that_is_elsewhere_leaves_sizes_open(text: Path, tmp_path: Path):

@@ -18,6 +18,8 @@ from jumpahead import log, store, sweep
 from jumpahead import study as studies
 from jumpahead.cli import app
 from jumpahead.frontier import Frontier
+from jumpahead.lm import precision
+from jumpahead.lm.precision import Precision
 
 STUDY = """
 name = "small"
@@ -351,6 +353,40 @@ def test_activations_on_disk_give_the_same_bytes(study_file, finished, tmp_path)
     run(study_file, folder, "activations.origin=shards", until="train")
     assert any((folder / "activations").iterdir())
     assert weights(folder) == weights(finished)
+
+
+def test_fast_is_decided_once_and_measured_in_float32(study_file, finished, tmp_path, monkeypatch):
+    """Decided for bfloat16 here; a machine that would decide otherwise goes on as the run began."""
+    folder, shift = tmp_path / "small", {"float32": 2.5, "bfloat16": 2.5004}
+    found = Precision("bfloat16", {}, {"float32": 300.0, "bfloat16": 500.0}, shift, 800)
+    monkeypatch.setattr(precision, "decide", lambda *_: found)
+    said = run(study_file, folder, "lm.dtype=fast", until="tokens")
+    assert "LM: bfloat16 (500 tokens/s in bfloat16, 300 in float32; the loss moves by +0.0004 nats" in said
+    monkeypatch.setattr(precision, "decide", lambda *_: pytest.fail("it was decided before"))
+    run(study_file, folder, "lm.dtype=fast")
+    assert store.read_json(folder / "precision.json")["loss"] == shift
+    assert weights(folder).keys() == weights(finished).keys()
+    assert weights(folder) != weights(finished)
+    assert "Nothing to do" in run(study_file, folder, "lm.dtype=fast")
+
+    def clean(folder):
+        key = "saes/layers.1.residual/64/topk/k-3_seed-0"
+        return store.read_json(folder / key / "evaluation.json")["metrics"]["ce_clean"]
+
+    assert clean(folder) == clean(finished)
+    # The same SAEs as those of an explicit bfloat16 study, which is measured in bfloat16.
+    said = run(study_file, folder, "lm.dtype=bfloat16")
+    assert [title for title, _ in said.phases] == ["evaluating"]
+    assert clean(folder) != clean(finished)
+    assert clean(folder) == pytest.approx(clean(finished), rel=0.02)
+
+
+def test_fast_that_is_float32_is_the_float32_study(study_file, copied, monkeypatch):
+    decided = Precision("float32", {"float32": 2.0, "bfloat16": 3.0}, {}, {}, 0)
+    monkeypatch.setattr(precision, "decide", lambda *_: decided)
+    said = run(study_file, copied, "lm.dtype=fast")
+    assert "LM: float32 (products in bfloat16 are not faster on this machine)" in said
+    assert not said.phases
 
 
 def test_a_study_without_a_language_model_trains_and_says_that_there_is_no_frontier(study_file, tmp_path):

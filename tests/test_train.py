@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 import signal
+import threading
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from jumpahead.activations import ActivationsConfig, origin
 from jumpahead.activations.base import scale
 from jumpahead.activations.blocks import Stream
 from jumpahead.engine import fresh_state, kernels
-from jumpahead.errors import DivergedError
+from jumpahead.errors import ArtefactError, DivergedError
 from jumpahead.sae.base import SAE
 from jumpahead.sae.recipe import Setting, TrainConfig, recipe
 from jumpahead.train import STATE, Job, in_unit, train
@@ -334,6 +336,57 @@ def test_checkpoints_are_written_on_the_way(data, tmp_path):
     assert made.saved == 4
     assert made.folder is not None
     assert not folder.is_done("abc")
+
+
+# ---------------------------------------------------------------------------------------------- it reads ahead
+
+
+@pytest.fixture
+def early(data):
+    """The same activations, made before and read ahead."""
+    made = [data.rows(group) for group in range(len(data.rows_per_group))]
+    found = copy.copy(data)
+    found.rows, found.is_read_ahead = made.__getitem__, True
+    return found
+
+
+def readers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+def test_reading_ahead_changes_no_bit_and_leaves_no_thread(data, early):
+    settings = config(14)
+    made = job(data, SHORT["topk"], settings)
+    train([made], stream(early), settings, kernels())
+    assert not readers()
+    assert_same_bytes(made.state, trained(data, SHORT["topk"], settings).state)
+
+
+def test_ctrl_c_while_reading_ahead_goes_on_bitwise(data, early, tmp_path):
+    settings, folder = config(14), store.SAEFolder(tmp_path)
+    first = job(data, SHORT["topk"], settings, folder)
+    with pytest.raises(KeyboardInterrupt):
+        train([first], stream(early), settings, Signals(signal.SIGINT, at=5))
+    assert not readers()
+    second = job(data, SHORT["topk"], settings, folder)
+    assert second.state.t == 5
+    train([second], stream(early), settings, kernels())
+    assert_same_bytes(second.state, trained(data, SHORT["topk"], settings).state)
+
+
+def test_what_reading_ahead_raises_ends_the_training_and_the_thread(data, early):
+    def rows(group):
+        if group == torn:
+            raise ArtefactError("shard 7 is torn")
+        return data.rows(group)
+
+    torn = stream(early)._epoch(0).order[9]  # in the second block of six groups
+    early.rows = rows
+    made = job(data, SHORT["topk"], config(14))
+    with pytest.raises(ArtefactError, match="shard 7 is torn"):
+        train([made], stream(early), config(14), kernels())
+    assert made.state.t == 6  # the first block was trained on
+    assert not readers()
 
 
 # ---------------------------------------------------------------------------------------------- it diverges

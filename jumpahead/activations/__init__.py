@@ -17,7 +17,7 @@ from jumpahead.lm.sites import parse_site
 if TYPE_CHECKING:
     from jumpahead.activations.base import Activations
 
-_NOT_ORIGINS = {"base", "blocks"}
+_NOT_ORIGINS = {"ahead", "base", "blocks"}
 
 
 class ActivationsConfig(BaseModel):

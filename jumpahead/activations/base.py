@@ -46,6 +46,8 @@ class Activations(ABC):
     """int64 [groups]: known without running the language model."""
     groups_per_block: int
     """How many groups a study shuffles together."""
+    is_read_ahead: bool = False
+    """Whether a stream reads the next block in another thread while SAEs train on this one."""
     digest: str
     """SHA-256 of everything that decides the rows; the same for origins that give the same bytes."""
 

@@ -5,18 +5,22 @@
     batch j     … and cut into batches; what is left over at the end of a block is dropped
 
 Rows per group are known without the language model, so where batch i lies is arithmetic: nothing is carried from batch
-to batch, and a stream that starts at batch i gives the same bytes as one that arrives there.
+to batch, and a stream that starts at batch i gives the same bytes as one that arrives there. Where the origin allows it
+(`Activations.is_read_ahead`), the next block's groups are read in another thread while batches of this one are used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import itertools
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from jumpahead.activations.ahead import ahead
 from jumpahead.activations.base import Activations
 from jumpahead.errors import DataError
 from jumpahead.lm.contexts import shuffled
@@ -36,6 +40,16 @@ class _Epoch(NamedTuple):
     """int64 [groups]: the groups as this epoch visits them."""
     ends: np.ndarray
     """int64 [blocks]: batches up to and with each block."""
+
+
+class _Visit(NamedTuple):
+    """A block that is read, and which of its batches are wanted."""
+
+    epoch: int
+    block: int
+    groups: list[int]
+    batches: range
+    """Numbers within the block."""
 
 
 class Stream:
@@ -70,17 +84,14 @@ class Stream:
         block = int(np.searchsorted(ends, i, side="right"))
         return Place(epoch, block, i - (int(ends[block - 1]) if block else 0))
 
-    def batches(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
-        """Batches start, start + 1, … without end: float32 [batch, d] at every site, in the LM's own unit."""
-        epoch, block, batch = self.where(start)
-        while True:
-            ends = self._epoch(epoch).ends
-            for w in range(block, len(ends)):
-                count = int(ends[w]) - (int(ends[w - 1]) if w else 0)
-                if count > batch:
-                    yield from self._block(epoch, w, batch, count)
-                batch = 0
-            epoch, block = epoch + 1, 0
+    def batches(self, start: int = 0) -> Generator[dict[str, Tensor]]:
+        """Batches start, start + 1, … without end: float32 [batch, d] at every site, in the LM's own unit.
+
+        Close it when enough were taken: the next groups may be being read.
+        """
+        with contextlib.closing(self._read(start)) as rows:
+            for visit in self._visits(start):
+                yield from self._cut(visit, self._gathered(visit.groups, rows))
 
     def distinct_rows(self, batches: int) -> int:
         """Different activations among the first `batches` batches, at most."""
@@ -94,13 +105,43 @@ class Stream:
             self._epochs[epoch] = _Epoch(order, np.cumsum(blocks // self.batch))
         return self._epochs[epoch]
 
-    def _block(self, epoch: int, block: int, first: int, count: int) -> Iterator[dict[str, Tensor]]:
-        """Batches first … count − 1 of a block, whose rows are held in memory meanwhile."""
-        groups = self._epoch(epoch).order[block * self.groups_per_block :][: self.groups_per_block]
-        parts = [self.activations.rows(int(group)) for group in groups]
-        rows = {site: torch.cat([part[site] for part in parts]) for site in self.activations.widths}
-        del parts
-        order = torch.from_numpy(shuffled(int(self.activations.rows_per_group[groups].sum()), self.seed, epoch, block))
-        for j in range(first, count):
+    def _visits(self, start: int) -> Iterator[_Visit]:
+        """The blocks that hold batches start, start + 1, …, without end."""
+        epoch, block, batch = self.where(start)
+        while True:
+            order, ends = self._epoch(epoch)
+            for w in range(block, len(ends)):
+                count = int(ends[w]) - (int(ends[w - 1]) if w else 0)
+                if count > batch:
+                    groups = order[w * self.groups_per_block :][: self.groups_per_block].tolist()
+                    yield _Visit(epoch, w, groups, range(batch, count))
+                batch = 0
+            epoch, block = epoch + 1, 0
+
+    def _read(self, start: int) -> Generator[dict[str, Tensor]]:
+        """The rows of every group of these blocks, in turn."""
+        groups = (group for visit in self._visits(start) for group in visit.groups)
+        if self.activations.is_read_ahead:
+            return ahead(self.activations.rows, groups, self.groups_per_block)
+        return (self.activations.rows(group) for group in groups)
+
+    def _gathered(self, groups: list[int], rows: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """[rows, d] of a block at every site, from the next groups of `rows`."""
+        total = int(self.activations.rows_per_group[groups].sum())
+        block: dict[str, Tensor] = {}
+        done = dict.fromkeys(self.activations.widths, 0)
+        for part in itertools.islice(rows, len(groups)):
+            for site, x in part.items():
+                if site not in block:
+                    block[site] = x.new_empty(total, x.shape[1])
+                block[site][done[site] : done[site] + len(x)] = x
+                done[site] += len(x)
+        return block
+
+    def _cut(self, visit: _Visit, rows: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """The batches of a block, whose rows are held in memory meanwhile."""
+        total = int(self.activations.rows_per_group[visit.groups].sum())
+        order = torch.from_numpy(shuffled(total, self.seed, visit.epoch, visit.block))
+        for j in visit.batches:
             index = order[j * self.batch : (j + 1) * self.batch]
             yield {site: x.index_select(0, index.to(x.device)).float() for site, x in rows.items()}

@@ -45,6 +45,7 @@ class Shards(Activations):
     """Activations that `write_shards` wrote. A shard is checked the first time it is read."""
 
     Options = ShardsOptions
+    is_read_ahead = True
 
     def __init__(self, folder: str | Path, block: int = 256) -> None:
         self.folder = Path(folder)

@@ -40,6 +40,11 @@ def of_model(config: LMConfig) -> str:
     return folder_digest(folder) if folder else f"{config.model}@{config.revision}"
 
 
+def of_precision(config: LMConfig) -> str:
+    """What `lm.dtype = "fast"` was decided for: a model, and how a study uses it."""
+    return digest_json([of_model(config), config.model_dump()])
+
+
 def of_text(config: TextConfig) -> str:
     """Names, sizes and times of the files; sizes alone for the standard library, which is installed, not edited."""
     if config.source == "stdlib":

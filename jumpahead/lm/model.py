@@ -7,6 +7,8 @@
     resume_point(ids, site)    runs the part before the site once …
     finish(resume, x)          … so that each splice costs only the part after it
 
+`LM.load(config, only=sites)` leaves the blocks after the last of the sites out: such a model can `read`, nothing else.
+
 A site is the output of a module (a block; an MLP) or the input of one (the attention's output projection): a hook there
 sees it. Nothing here depends on how a model family calls its parts beyond the names listed below. Nothing draws random
 numbers. Tensors that leave are ordinary ones, with which gradients can be taken.
@@ -41,6 +43,13 @@ Splice = Tensor | Callable[[Tensor], Tensor]
 
 class _StopForward(Exception):
     """Raised by a hook that has all it came for."""
+
+
+class _LeftOut(nn.Module):
+    """Stands where a part of the model is that was not wanted."""
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError("this model was loaded to read some sites only: load it without `only`")
 
 
 class Resume(NamedTuple):
@@ -80,7 +89,8 @@ class LM:
         """Tokens per context, BOS included."""
         self.bos_id: int | None = tokenizer.bos_token_id if config.bos == "auto" else None
         """What every context begins with, if anything."""
-        self.blocks: list[nn.Module] = _blocks(model, name)
+        self.blocks: list[nn.Module] = list(_blocks(model, name))
+        """In order; with `only`, those after the last site are stand-ins."""
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self.device: torch.device = next(model.parameters()).device
         self.special = self._special()
@@ -88,12 +98,15 @@ class LM:
         self._widths: dict[Site, int] = {}
 
     @classmethod
-    def load(cls, config: LMConfig | str) -> LM:
+    def load(cls, config: LMConfig | str, only: Sequence[str | Site] = ()) -> LM:
         """Loads `tiny`, a folder or a name from the hub, onto the GPU where there is one.
 
+        With `only`, what comes after the last of these sites takes no memory, and the model can only `read` them.
+        `lm.dtype = "fast"` is decided by a run (`precision.py`); here it is float32.
         Raises StudyError naming the model and what is wrong with it.
         """
         config = LMConfig(model=config) if isinstance(config, str) else config
+        dtype = "float32" if config.dtype == "fast" else config.dtype
         path = model_folder(config.model)
         where = path or config.model
         with _translated(config.model), _quiet():
@@ -102,13 +115,15 @@ class LM:
             options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
             tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
             loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                where, dtype=config.dtype, output_loading_info=True, **options
+                where, dtype=dtype, output_loading_info=True, **options
             )
             model, info = loaded
             if info["missing_keys"]:  # transformers would go on with random numbers there
                 raise ValueError(f"its weights lack {min(info['missing_keys'])}")
             if model.config.is_encoder_decoder:
                 raise ValueError("it has an encoder; only causal, decoder-only models will do")
+            if only:
+                _leave_out(model, max(parse_site(site).layer for site in only) + 1, config.model)
             model.to("cuda" if torch.cuda.is_available() else "cpu")
         if path is None:
             commit = getattr(model.config, "_commit_hash", None) or config.revision
@@ -210,11 +225,12 @@ class LM:
 
     # ------------------------------------------------------------------------------------------ splicing
 
-    def finish(self, resume: Resume, activation: Tensor | None = None) -> Tensor:
+    def finish(self, resume: Resume, activation: Tensor | None = None, where: Tensor | None = None) -> Tensor:
         """Logits [b, t, V] with `activation` [b, t, d] at the site, or with the site's own where it is None.
 
         Blocks before the site's pass their input through; the module whose output the site is (a block, an MLP) is
-        not run either. The same activation gives the same bits as no activation.
+        not run either. The same activation gives the same bits as no activation. With `where` (bool [b, t]) logits are
+        computed at its n positions alone: [n, V].
         """
         site, ids, clean, hidden, tails = resume
         value = clean if activation is None else _fitting(activation, clean, site)
@@ -228,7 +244,7 @@ class LM:
                 stack.enter_context(self._spliced(site, lambda _: value))
             else:
                 stack.enter_context(_replaced(self._module(site), tails[site.layer], value))
-            return self._logits(ids)
+            return self._logits(ids) if where is None else self._logits_at(ids, where.to(ids.device))
 
     def splice(self, ids: Ids, site: str | Site, replacement: Splice, where: Tensor | None = None) -> Tensor:
         """Logits [b, t, V] of one whole forward pass with other activations at the site.
@@ -256,9 +272,20 @@ class LM:
         return torch.as_tensor(ids, dtype=torch.int64, device=self.device)
 
     def _logits(self, ids: Tensor) -> Tensor:
-        with torch.inference_mode():
-            logits = self.model(input_ids=ids, use_cache=False).logits
-        return _ordinary(logits)
+        with torch.no_grad():  # not inference_mode, from which the largest tensor of all would have to be copied
+            return self.model(input_ids=ids, use_cache=False).logits
+
+    def _logits_at(self, ids: Tensor, where: Tensor) -> Tensor:
+        """[n, V]: the output embedding is shown the positions in `where` only; what follows it is elementwise."""
+
+        def pick(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (args[0][where][None], *args[1:])
+
+        head = self.model.get_output_embeddings()
+        if head is None:
+            return self._logits(ids)[where]
+        with _removed(head.register_forward_pre_hook(pick)):
+            return self._logits(ids)[0]
 
     def _run_until_stopped(self, ids: Tensor) -> None:
         with torch.inference_mode(), contextlib.suppress(_StopForward):
@@ -385,13 +412,22 @@ def _entered(block: nn.Module, hidden: Tensor) -> Iterator[None]:
         yield
 
 
-def _blocks(model: Any, name: str) -> list[nn.Module]:
+def _blocks(model: Any, name: str) -> nn.ModuleList:
     """The model's decoder blocks in order, whatever their list is called."""
     decoder, count = model.get_decoder(), model.config.get_text_config().num_hidden_layers
     for module in decoder.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
-            return list(module)
+            return module
     raise SiteError(f"'{name}' is a {type(model).__name__}, in which no list of {count} decoder blocks was found.")
+
+
+def _leave_out(model: Any, first: int, name: str) -> None:
+    """Frees the weights of the blocks from `first` on, and of the output embedding where it is not the input's."""
+    blocks = _blocks(model, name)
+    for index in range(first, len(blocks)):
+        blocks[index] = _LeftOut()
+    if model.get_output_embeddings() is not None:
+        model.set_output_embeddings(_LeftOut())
 
 
 @contextlib.contextmanager

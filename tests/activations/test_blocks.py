@@ -1,6 +1,8 @@
 """The stream: batch i is a function of (study, seed, i) alone, and every row is where arithmetic says."""
 
 import itertools
+import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -55,6 +57,40 @@ def test_a_batch_depends_on_its_number_alone():
         stream = Stream(Numbers(ROWS), 5, seed=3)
         take(stream, start // 2, start % 3)  # what was read before leaves no trace
         assert same(take(stream, start, 3), straight[start : start + 3])
+
+
+def test_reading_ahead_changes_nothing_but_when_groups_are_read():
+    straight, early = Numbers(ROWS), Numbers(ROWS)
+    early.is_read_ahead = True
+    for start in (0, 4, 23):
+        assert same(take(Stream(straight, 5, seed=3), start, 20), take(Stream(early, 5, seed=3), start, 20))
+    straight.asked.clear()
+    early.asked.clear()
+    batches = Stream(early, 5, seed=3).batches()
+    next(batches)
+    take(Stream(straight, 5, seed=3), 0, 12)
+    batches.close()
+    # Block 0 is in use, block 1 waits, and a group more is the one that was handed over last.
+    assert 3 <= len(early.asked) <= 3 + 3
+    assert early.asked == straight.asked[: len(early.asked)]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+def test_a_block_is_let_go_before_the_next_is_gathered():
+    """So that memory is one block, and one more where it is read ahead."""
+    stream, alive = Stream(Numbers(ROWS), 5, seed=3), []
+    gathered = stream._gathered
+
+    def watched(groups, rows):
+        assert all(reference() is None for reference in alive)
+        block = gathered(groups, rows)
+        alive.extend(weakref.ref(x) for x in block.values())
+        return block
+
+    stream._gathered = watched
+    batches = take(stream, 0, 30)
+    assert len(alive) >= 2 * 4
+    assert same(batches, take(Stream(Numbers(ROWS), 5, seed=3), 0, 30))
 
 
 def test_seeds_give_different_orders_of_the_same_rows():

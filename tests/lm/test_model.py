@@ -160,6 +160,27 @@ def test_finishing_equals_a_whole_forward_pass(lm, ids, site):
     assert torch.equal(lm.finish(resume), raw(lm, ids).logits)  # a splice leaves nothing behind
 
 
+@pytest.mark.parametrize("site", SITES, ids=lambda site: site.key)
+def test_finishing_at_some_positions_gives_their_logits(lm, ids, site):
+    where = torch.zeros(ids.shape, dtype=torch.bool)
+    where[0, 3:7] = where[2, 20] = True
+    resume = lm.resume_point(ids, site)
+    for activation in (None, 0.5 * resume.activation):
+        some = lm.finish(resume, activation, where)
+        assert some.shape == (5, lm.vocabulary)
+        torch.testing.assert_close(some, lm.finish(resume, activation)[where], rtol=1e-5, atol=1e-5)
+    assert torch.equal(lm.finish(resume, None, where), lm.finish(resume, resume.activation, where))
+    assert is_untouched(lm)
+
+
+def test_a_model_without_an_output_embedding_of_its_own_finishes_too(lm, ids, monkeypatch):
+    where = torch.zeros(ids.shape, dtype=torch.bool)
+    where[1, 4:9] = True
+    resume = lm.resume_point(ids, "layers.0.mlp")
+    monkeypatch.setattr(lm.model, "get_output_embeddings", lambda: None)
+    assert torch.equal(lm.finish(resume, where=where), lm.finish(resume)[where])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_finishing_runs_nothing_before_the_site(lm, ids, kind):
     resume = lm.resume_point(ids, Site(1, kind))
@@ -291,6 +312,25 @@ def test_the_tokenizers_own_truncation_is_ignored(lm_folder, monkeypatch):
     monkeypatch.setattr(type(lm.tokenizer), "is_fast", False)
     assert [one.tolist() for one in lm.encode([text, "b"])] == [one.tolist() for one in ids]
     assert lm.encode([]) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_comes_after_the_last_site_can_be_left_out(lm_folder, lm_of, ids, family):
+    whole, part = lm_of(family), LM.load(str(lm_folder(family)), only=["layers.0.mlp", "layers.1.attention"])
+    sites = ["layers.1.attention", "layers.0.residual"]
+    for site, x in part.read(ids, sites).items():
+        assert torch.equal(x, whole.read(ids, [site])[site])
+    assert not list(part.blocks[2].parameters())
+    assert sum(p.numel() for p in part.model.parameters()) < sum(p.numel() for p in whole.model.parameters())
+    assert part.digest == whole.digest
+    with pytest.raises(AssertionError, match="load it without `only`"):
+        part.logits(ids)
+    with pytest.raises(SiteError, match=r"has blocks 0 to 2"):
+        LM.load(str(lm_folder(family)), only=["layers.4.mlp"]).read(ids, ["layers.4.mlp"])
+
+
+def test_fast_is_float32_until_a_run_decides(lm_folder):
+    assert LM.load(LMConfig(model=str(lm_folder("llama")), dtype="fast")).dtype == torch.float32
 
 
 def test_the_digest_is_that_of_the_weights(lm_folder, tmp_path):
