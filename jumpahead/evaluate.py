@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from jumpahead import log, metrics
-from jumpahead.engine import Features, Kernels, decode, encode, kernels
+from jumpahead.engine import Coder, Features, Kernels, kernels
 from jumpahead.errors import DataError
 from jumpahead.lm.contexts import Contexts
 from jumpahead.lm.model import LM, Resume
@@ -81,6 +81,7 @@ def evaluate(
         if sae.d != lm.width_at(site):
             raise DataError(f"{name} takes activations of width {sae.d}; {site} has {lm.width_at(site)}.")
     layer = layer or kernels()
+    coders = {name: Coder(sae, layer) for name, sae in saes.items()}
     documents = len(text.cluster)
     found = {
         name: Measured(
@@ -94,8 +95,8 @@ def evaluate(
         for group in range(text.groups):
             scored = int(text.contexts.scored_per_group[group])
             view = _Group.of(lm, text, group, site, mean)
-            for name, sae in saes.items():
-                view.add(found[name], sae, layer)
+            for name, coder in coders.items():
+                view.add(found[name], coder)
                 phase.advance(scored)
     return found
 
@@ -152,10 +153,10 @@ class _Group(NamedTuple):
         cluster = text.cluster[document]
         return cls(lm, resume, spliced, scored, target, x, exact, p, negentropy, cluster, document, shared)
 
-    def add(self, found: Measured, sae: SAE, layer: Kernels) -> None:
+    def add(self, found: Measured, coder: Coder) -> None:
         """Add this group to the sums of one SAE."""
-        features = encode(sae, self.x, layer)
-        x_hat = decode(sae, features)
+        features = coder.encode(self.x)
+        x_hat = coder.decode(features)
         nats, cross = scores(
             spliced_logits(self.lm, self.resume, self.spliced, self.scored, x_hat), self.target, self.p
         )
@@ -169,7 +170,7 @@ class _Group(NamedTuple):
         sums = dict(self.shared)
         sums |= {name: per_context(value, self.scored) for name, value in of_scored.items()}
         sums |= {name: per_context(value, self.spliced) for name, value in of_spliced.items()}
-        sums |= {"firing": self._firing(features, sae.width)}
+        sums |= {"firing": self._firing(features, coder.sae.width)}
         for name, value in sums.items():
             np.add.at(getattr(found.sums, name), self.cluster, value)
             if name in found.documents:
