@@ -244,8 +244,8 @@ def _workspace(study: Study, shape: Outline | None) -> int:
 def step_workspace(batch: int, d: int) -> int:
     """Bytes that one training step needs beside the SAE; steps follow one another, so all SAEs share them.
 
-    A block of the encoder product (2²² entries, float32 at most) + five [B, d] tensors (x − b_dec, its copy in bfloat16,
-    x̂ − x for each reconstruction, their targets) + 40 bytes for each entry of the support.
+    A block of the encoder product (2²² entries, float32 at most) + five [B, d] tensors (x − b_dec, its copy in
+    bfloat16, x̂ − x for each reconstruction, their targets) + 40 bytes for each entry of the support.
     """
     return 4 * 2**22 + 20 * batch * d + 40 * batch * ENTRIES
 
