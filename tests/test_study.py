@@ -51,11 +51,11 @@ def test_the_studies_of_this_repository_load_and_round_trip(path: Path, tmp_path
 def test_the_demo_is_three_series_at_six_settings():
     found = units(load(ROOT / "studies" / "demo.toml"))
     assert len(found) == 18
-    assert {(unit.site, unit.width) for unit in found} == {("layers.1.residual", 4096)}
+    assert {(unit.site, unit.width) for unit in found} == {("layers.1.residual", 8192)}
     assert [unit.key for unit in found[4:7]] == [
-        "saes/layers.1.residual/4096/jumprelu/l0-32_seed-0",
-        "saes/layers.1.residual/4096/jumprelu/l0-64_seed-0",
-        "saes/layers.1.residual/4096/gated/l0-4_seed-0",
+        "saes/layers.1.residual/8192/jumprelu/l0-32_seed-0",
+        "saes/layers.1.residual/8192/jumprelu/l0-64_seed-0",
+        "saes/layers.1.residual/8192/gated/l0-4_seed-0",
     ]
 
 
