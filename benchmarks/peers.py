@@ -22,7 +22,7 @@ What the tables say:
     × default  the fastest peer's median over this row's; × medium likewise, with `medium` for the peers.
     ÷ product  this row's median over that of the fastest encoder product alone.
 
-Results go to RESULTS/<cpu>_<yyyymm>_peers.json and .md; a later call replaces the parts that it measures again.
+Results go to RESULTS/<cpu>_<yyyymm>_peers.json and .md; a later call replaces the tables that it measures again.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     results = earlier(out)
     print(machine.sentence(machine.facts()), flush=True)
     for part, section, text in measured(options):
-        results[part] = section
+        results[part] = merged(results.get(part), section)
         print(f"\n{text}", flush=True)
         if out is not None:
             write(out, results)
@@ -155,6 +155,17 @@ def earlier(out: Path | None) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {"schema": "jumpahead.peers/1"}
 
 
+def merged(before: dict[str, Any] | None, section: dict[str, Any]) -> dict[str, Any]:
+    """A section with the earlier tables that it does not measure again; each says by which call it was made."""
+    if "cases" not in section:
+        return section
+    made = {"date": section["date"], "command": section["command"]}
+    new = [found | made for found in section["cases"]]
+    names = {(found["case"], tuple(found["shape"].values())) for found in new}
+    kept = [f for f in (before or {}).get("cases", []) if (f["case"], tuple(f["shape"].values())) not in names]
+    return section | {"cases": sorted(kept + new, key=lambda found: tuple(found["shape"].values()))}
+
+
 def write(out: Path, results: dict[str, Any]) -> None:
     """PATH.json and, made from it alone, PATH.md."""
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -205,6 +216,8 @@ def case_text(found: dict[str, Any]) -> str:
     kernels = {row["products"]: row["kernels"] for row in found["rows"] if "kernels" in row}
     named = " ".join(f"Ours, `{products}`: {name}." for products, name in kernels.items())
     counted = f"Steps counted: {found['rounds']} of each lane, after {found['warmup']} that are not."
+    if "command" in found:
+        counted = f"`{found['command']}`, {found['date']}. {counted}"
     return "\n\n".join([title, render((*HEADINGS, *RATIOS), rows), f"{counted} {error} {named}"])
 
 

@@ -2,7 +2,7 @@
 
 >>> import jumpahead as ja
 >>> ja.Frontier.load("runs/demo").ask(delta_loss=0.2)     # what each architecture costs there
->>> sae = ja.SAE.load("runs/demo/saes/layers.1.residual/4096/jumprelu/l0-16_seed-0")
+>>> sae = ja.SAE.load("runs/demo/saes/layers.1.residual/8192/jumprelu/l0-12_seed-0")
 
 Names are imported when they are first used: `import jumpahead` loads no torch.
 """

@@ -4,7 +4,7 @@ P = 2·M·d + M·(vectors) + d  parameters of one SAE
 
     memory    10 bytes per parameter of every SAE that trains at once (fp32 value, fp32 second moment, bf16 copy)
               + two blocks of activations (the one in use, and the next where it is read ahead)
-              + one batch × width of pre-activations + the LM
+              + one step's working memory (`step_workspace`) + the LM
     disk      4 bytes per parameter and SAE, 8 more while it trains (a checkpoint), the token ids, activations if kept
     time      stream: tokens at the LM's rate, once per stream seed; SAEs: steps × a step's time, measured at the
               smallest and the largest setting of each series; evaluation: the LM's rate again, once per SAE
@@ -39,6 +39,8 @@ BYTES_PER_TOKEN = 4.0
 VECTORS = 3
 """[M] parameters of an SAE, at most (Gated: b_enc, b_mag, r_mag)."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
+ENTRIES = 200
+"""Entries of the support per token, at most in common settings."""
 ENOUGH_BYTES = 50_000_000
 """Of text that are read to count it; what is beyond is taken to be alike."""
 
@@ -226,17 +228,26 @@ def _widths(study: Study, shape: Outline | None) -> list[int]:
 
 
 def _workspace(study: Study, shape: Outline | None) -> int:
-    """Bytes beside the SAEs: two blocks of activations, pre-activations, the LM."""
+    """Bytes beside the SAEs: two blocks of activations, the engine's working memory, the LM."""
     context = study.lm.context or min(1024, shape.context if shape else 1024)
     rows = max(study.activations.block, study.lm.batch) * context
     block = rows * sum(_widths(study, shape)) * DTYPE_BYTES[study.activations.dtype]
     logits = study.lm.batch * context * (shape.vocabulary if shape else 0) * 4
     return (
         2 * block
-        + 4 * study.train.batch * max(study.sae.width)
+        + step_workspace(study.train.batch, max(_widths(study, shape), default=0))
         + 2 * logits
         + 2 * ((shape and shape.weights_bytes) or 0)
     )
+
+
+def step_workspace(batch: int, d: int) -> int:
+    """Bytes that one training step needs beside the SAE; steps follow one another, so all SAEs share them.
+
+    A block of the encoder product (2²² entries, float32 at most) + five [B, d] tensors (x − b_dec, its copy in
+    bfloat16, x̂ − x for each reconstruction, their targets) + 40 bytes for each entry of the support.
+    """
+    return 4 * 2**22 + 20 * batch * d + 40 * batch * ENTRIES
 
 
 def _token_bytes(study: Study, shape: Outline | None, tokens: Tokens) -> int:

@@ -271,3 +271,17 @@ def test_the_command_line():
     assert options.shapes == [SMALL]
     with pytest.raises(SystemExit):
         peers.parser().parse_args(["--shapes", "24,160"])
+
+
+def test_a_later_call_keeps_the_tables_that_it_does_not_measure_again():
+    def section(command, *cases):
+        return {"date": "2026-11-24", "command": command, "cases": [
+            {"case": case, "shape": {"d": d, "width": 160}, "rows": rows} for case, d, rows in cases
+        ]}  # fmt: skip
+
+    first = peers.merged(None, section("all", ("Gated", 256, 3), ("TopK", 256, 5), ("TopK", 24, 7)))
+    again = peers.merged(first, section("topk", ("TopK", 256, 11)))
+    found = {(one["case"], one["shape"]["d"]): (one["rows"], one["command"]) for one in again["cases"]}
+    assert found == {("Gated", 256): (3, "all"), ("TopK", 256): (11, "topk"), ("TopK", 24): (7, "all")}
+    assert [one["shape"]["d"] for one in again["cases"]] == [24, 256, 256]
+    assert peers.merged(first, {"rows": [13]}) == {"rows": [13]}

@@ -310,7 +310,7 @@ def row_update(
     live = sum(part.live for part in parts)
     assert all(part.live for part in parts[:live]), "live reconstructions come first"
     nothing = torch.zeros(0, dtype=values[0].dtype)
-    zero = torch.zeros_like(values[0]) if None in rule.pre.slopes else nothing
+    zero = torch.zeros_like(values[0]) if any(slope is None for slope in rule.pre.slopes) else nothing
     others = [gradient for gradient in rule.vectors.values() if gradient is not rule.pre]
     return RowUpdate(
         x=centred.x,
