@@ -23,8 +23,8 @@ def _above(entries, start, bound):
 
 
 @njit
-def _reaching(entries, start, shift, slope, row, floor):
-    return reaching(entries, start, shift, slope, row, floor)
+def _reaching(entries, start, lost, shift, slope, row, floor):
+    return reaching(entries, start, lost, shift, slope, row, floor)
 
 
 @njit
@@ -81,9 +81,10 @@ def test_reaching_by_numpy(dtype):
     kind = exact.dtype.type
     row, floor = (draw(3 * LANES, seed=seed).abs().numpy().astype(kind) for seed in (5, 6))
     for start in (0, LANES, 2 * LANES):
-        found = places(_reaching(bits, start, kind(0.3), kind(0.125), row, floor))
+        found = places(_reaching(bits, start, kind(0.07), kind(0.3), kind(0.125), row, floor))
         some = slice(start, start + LANES)
-        surplus = exact[some].astype(float) + 0.3 + 0.125 * row[some] - floor[some]
+        number_ = exact[some].astype(float)
+        surplus = number_ + 0.07 * np.abs(number_) + 0.3 + 0.125 * row[some] - floor[some]
         assert (
             {q for q in range(LANES) if surplus[q] > 1e-5}
             <= set(found)

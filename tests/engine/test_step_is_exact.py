@@ -336,6 +336,45 @@ def test_chunks_of_features_give_the_same_support(name, kind, monkeypatch):
         assert (found is None and wanted is None) or torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize("selection", ["above", "largest", "dead"])
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_of_the_products_own_output_is_in_every_bound(selection, seed):
+    """Rows that bfloat16 holds exactly, sums that it does not: nothing is lost but in what the product writes."""
+    random = np.random.default_rng(seed)
+    tokens, d, width = 70, 48, 300
+    x, w = (torch.from_numpy(random.integers(-100, 101, (n, d))).float() / 64 for n in (tokens, width))
+    b = torch.from_numpy(random.integers(-80_000, 80_001, width)).float() / 4096
+    # Biases differ, so that features of one token compete with products of different size, rounded differently.
+    assert torch.equal(x.bfloat16().float(), x)
+    assert torch.equal(w.bfloat16().float(), w)
+    product = x.double() @ w.double().T
+    pre = product + b.double()
+    assert torch.equal(pre.float().double(), pre), "float32 holds the sums"
+    assert not torch.equal(product.bfloat16().double(), product), "bfloat16 does not"
+    lower = pre[torch.arange(width) % tokens, torch.arange(width)].float() - 2.0**-13
+    dead = torch.arange(width) % 3 > 0
+    chosen = {"above": Above(lower), "largest": Largest(9), "dead": Largest(9, dead, 7)}[selection]
+    for library in filter(is_exact, PRODUCTS):
+        found = support_of(Compiled(library), x, w, b, chosen)
+        wanted = support_of("plain", x, w, b, chosen)
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert (ours is None and theirs is None) or torch.equal(ours, theirs), library.name
+    assert torch.equal(
+        dense(wanted, width) > 0, boundary(chosen, pre)[1] if selection == "above" else wanted_by(chosen, pre)
+    )
+
+
+def wanted_by(chosen, pre):
+    """Who is among the largest, ties to the lower feature. pre [B, M]: exact π."""
+
+    def largest(some, k):
+        order = torch.sort(some, dim=1, descending=True, stable=True).indices[:, :k]
+        return torch.zeros_like(some, dtype=torch.bool).scatter(1, order, True) & (some > 0)
+
+    found = largest(pre, chosen.k)
+    return found if chosen.dead is None else found | largest(pre.masked_fill(~chosen.dead, -torch.inf), chosen.k_dead)
+
+
 class Data(NamedTuple):
     x: Any
     w: Any

@@ -1,10 +1,12 @@
 """The kernels compiled with numba for the CPU: same methods, same decisions as `plain.Plain`.
 
-product.py   which library and precision computes the encoder product
-screen.py    step 1's loops: from a block of the product to the support
-walk.py      the loops of steps 3 and 5
-lanes.py     vector instructions that numba does not find by itself
-threads.py   running a loop over all cores
+    product.py   which library and precision computes the encoder product
+    screen.py    step 1's loops: from a block of the product to the support
+    walk.py      the loops of steps 3 and 5
+    lanes.py     vector instructions that numba does not find by itself
+    threads.py   running a loop over all cores
+
+No loop knows an architecture.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ class Compiled:
         self.screening = product or choose()
         """Computes the encoder product."""
         self.name = f"numba, encoder product by {self.screening.name}"
-        self._room = ROOM
+        self.room = ROOM
+        """Places per feature of an arena; grows where one overflows."""
         self._memory: dict[str, np.ndarray] = {}
 
     # ------------------------------------------------------------------------------------------ what is kept ready
@@ -61,7 +64,7 @@ class Compiled:
         """Whether the encoder product of this dtype is computed in bfloat16."""
         return self.screening.dtype == torch.bfloat16 and kind == torch.float32
 
-    def _array(self, name: str, shape: tuple[int, ...], kind: Any) -> np.ndarray:
+    def array(self, name: str, shape: tuple[int, ...], kind: Any) -> np.ndarray:
         """Working memory, kept from step to step; not cleared."""
         size = int(np.prod(shape))
         have = self._memory.get(name)
@@ -91,27 +94,27 @@ class Compiled:
     def support(self, x: Centred, encoder: Encoder, b_enc: Tensor, selection: Selection) -> Support:
         if isinstance(selection, Above):
             return finished(self._above(x, encoder, b_enc, selection.lower), len(x.x))
-        races = [Race(self, "main", selection.k, None, x.x)]
+        races = [Race(self, "main", selection.k, None, x, encoder, b_enc)]
         if selection.dead is not None:
-            races.append(Race(self, "dead", selection.k_dead, selection.dead, x.x))
-        columns = self._columns(x, encoder)
+            races.append(Race(self, "dead", selection.k_dead, selection.dead, x, encoder, b_enc))
         for start, block in self._blocks(x, encoder):
             for race in races:
-                race.see(start, block, x, b_enc, columns)
-        main, *dead = [race.finish(x, encoder, b_enc) for race in races]
+                race.see(start, block)
+        main, *dead = [race.finish() for race in races]
         return union(main, dead[0], len(x.x)) if dead else finished(main, len(x.x))
 
-    def _columns(self, x: Centred, encoder: Encoder) -> Tensor:
+    def columns(self, x: Centred, encoder: Encoder) -> Tensor:
         """How far the product can be off, per unit of ‖x_i‖: [M]. Rounding of its output is not in it."""
         if encoder.low is None:
             return slack(x.x, encoder.norms)
         return low_slack(x.x.shape[1], encoder.norms, encoder.gaps, x.gap)
 
     def _above(self, x: Centred, encoder: Encoder, b_enc: Tensor, lower: Tensor) -> Found:
-        columns = self._columns(x, encoder)
+        columns = self.columns(x, encoder)
         floor = lower - b_enc - bias_slack(b_enc) - bias_slack(torch.nan_to_num(lower, neginf=0.0, posinf=0.0))
         if encoder.low is not None:  # the product is compared as it was written, rounded
-            columns, floor = columns * (1 + LOW_OUTPUT), floor - floor.abs() * LOW_OUTPUT
+            columns = columns * (1 + LOW_OUTPUT)
+            floor = torch.where(floor.isinf(), floor, floor - floor.abs() * LOW_OUTPUT)
         lowest = floor - (x.norms.max() if len(x.norms) else 0.0) * columns
         idle = (lower == torch.inf).numpy()
         counts = np.zeros(len(lower), np.int64)
@@ -139,7 +142,7 @@ class Compiled:
                 if idle is not None and idle[start : start + size].all():
                     continue
                 some = rows[start : start + size]
-                block = self._array("product", (len(some), tokens), kind)
+                block = self.array("product", (len(some), tokens), kind)
                 out = torch.from_numpy(block)
                 torch.mm(some, columns, out=out.view(torch.bfloat16) if kind == np.int16 else out)
                 yield start, block
@@ -180,7 +183,7 @@ class Compiled:
         width, kind = len(support.colptr) - 1, update.x.numpy().dtype
         projections = tuple(torch.empty_like(support.pre) for _ in update.residuals)
         blocks = -(-width // BLOCK)
-        pull = self._array("pull", (blocks, update.x.shape[1]), kind)
+        pull = self.array("pull", (blocks, update.x.shape[1]), kind)
         pull[:] = 0
         frozen = (np.empty(0, kind),) * (len(update.residuals) - len(update.values))
         values = (*arrays(update.values), *frozen)
@@ -224,14 +227,14 @@ class Arena:
         """Run a screening loop over the block of `size` features from `start`; again with more room if it overflows."""
         ranges = cuts(size, 16)
         while True:
-            room = self._layer._room
-            tokens = self._layer._array(f"{self._name} tokens", (size * room,), np.int32)
-            values = self._layer._array(f"{self._name} values", (size * room,), self._kind)
+            room = self._layer.room
+            tokens = self._layer.array(f"{self._name} tokens", (size * room,), np.int32)
+            values = self._layer.array(f"{self._name} values", (size * room,), self._kind)
             spread(loop, ranges, *arguments, room, tokens, values, counts)
             used = [int(counts[start + a : start + b].sum()) for a, b in ranges]
             if all(n <= (b - a) * room for n, (a, b) in zip(used, ranges, strict=True)):
                 break
-            self._layer._room = 1 + max(-(-n // (b - a)) for n, (a, b) in zip(used, ranges, strict=True)) * 5 // 4
+            self._layer.room = 1 + max(-(-n // (b - a)) for n, (a, b) in zip(used, ranges, strict=True)) * 5 // 4
         for n, (a, _) in zip(used, ranges, strict=True):
             some = slice(a * room, a * room + n)
             self._parts.append((tokens[some].copy(), values[some].copy()))
@@ -248,52 +251,51 @@ class Arena:
 
 @final
 class Race:
-    """The k largest positive π of each token, among all features or some."""
+    """The k largest positive π of each token, among all features or some (`members`, bool [M])."""
 
-    def __init__(self, layer: Compiled, name: str, k: int, members: Tensor | None, x: Tensor):
-        self._layer, self._k, self._members = layer, k, members
-        kind = x.numpy().dtype
+    def __init__(self, layer: Compiled, name: str, k: int, members: Tensor | None, x: Centred, encoder: Encoder,
+                 b_enc: Tensor):  # fmt: skip
+        kind, tokens = x.x.numpy().dtype, len(x.x)
+        self._k, self._x, self._encoder, self._b_enc = k, x, encoder, b_enc
+        self._bounds = (
+            kind.type(0.0 if encoder.low is None else LOW_OUTPUT), b_enc.numpy(), bias_slack(b_enc).numpy(),
+            layer.columns(x, encoder).numpy(), x.norms.numpy(),
+            np.ones(len(b_enc), np.bool_) if members is None else members.numpy(),
+        )  # fmt: skip
         self._arena = Arena(layer, name, kind)
         groups = 64
         while groups < GROUPS * k:
             groups *= 2
-        self._best = layer._array(f"{name} best", (groups, len(x)), kind)
+        self._best = layer.array(f"{name} best", (groups, tokens), kind)
         self._best[:] = -np.inf
-        self._floors = np.zeros(len(x), kind)
-        self._counts: np.ndarray = np.empty(0, np.int64)
+        self._floors = np.zeros(tokens, kind)
+        self._counts = np.zeros(len(b_enc), np.int64)
         self._seen = 0
 
-    def see(self, start: int, block: np.ndarray, x: Centred, b_enc: Tensor, columns: Tensor) -> None:
+    def see(self, start: int, block: np.ndarray) -> None:
         """Screen one block of the product."""
-        width = len(b_enc)
-        if not len(self._counts):
-            self._counts = np.zeros(width, np.int64)
-        members = np.ones(width, np.bool_) if self._members is None else self._members.numpy()
-        extra, scale = bias_slack(b_enc), 1.0
-        if block.dtype == np.int16:
-            scale = 1 + LOW_OUTPUT
-        bounds = (b_enc.numpy(), extra.numpy(), (columns * scale).numpy(), x.norms.numpy(), members)
-        groups = len(self._best)
-        spread(screen.group_maxima, groups, block, start, *bounds, self._best)
+        spread(screen.group_maxima, len(self._best), block, start, *self._bounds, self._best)
         self._seen += 1
         if self._seen & (self._seen - 1) == 0:  # after 1, 2, 4, … blocks: later ones raise the floors little
             self._raise_floors()
-        self._arena.fill(screen.screen_largest, start, len(block), self._counts, block, start, *bounds, self._floors)
+        arguments = (block, start, *self._bounds, self._floors)
+        self._arena.fill(screen.screen_largest, start, len(block), self._counts, *arguments)
 
     def _raise_floors(self) -> None:
         spread(screen.bracket, len(self._floors), self._best, self._k, self._floors, np.empty_like(self._floors))
 
-    def finish(self, x: Centred, encoder: Encoder, b_enc: Tensor) -> Found:
+    def finish(self) -> Found:
         """The exact selection among the candidates."""
         self._raise_floors()
         colptr, token, upper = self._arena.found(self._counts)
         n = screen.thin(colptr, token, upper, self._floors)
         token, pre = token[:n], upper[:n]
-        weights = (x.x.numpy(), encoder.w.numpy(), b_enc.numpy())
+        x, b_enc = self._x.x, self._b_enc
+        weights = (x.numpy(), self._encoder.w.numpy(), b_enc.numpy())
         spread(screen.recompute, len(b_enc), *weights, colptr, token, pre)
-        indptr, order = by_token(token, len(x.x))
+        indptr, order = by_token(token, len(x))
         keep = np.empty(n, np.bool_)
-        spread(screen.mark_largest, len(x.x), indptr, order, pre, self._k, keep)
+        spread(screen.mark_largest, len(x), indptr, order, pre, self._k, keep)
         n = screen.kept_only(keep, colptr, token, pre)
         return Found(colptr, token[:n], pre[:n])
 

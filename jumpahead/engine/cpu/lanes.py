@@ -95,23 +95,29 @@ def above(typing: Any, entries: Any, start: Any, bound: Any) -> Any:
 
 
 @intrinsic
-def reaching(typing: Any, entries: Any, start: Any, shift: Any, slope: Any, row: Any, floor: Any) -> Any:
-    """uint64: bit q says that entries[i] + shift + slope·row[i] ≥ floor[i], i = start + q. row, floor: float arrays."""
+def reaching(typing: Any, entries: Any, start: Any, lost: Any, shift: Any, slope: Any, row: Any, floor: Any) -> Any:
+    """uint64: bit q says that p + lost·|p| + shift + slope·row[i] ≥ floor[i], p = entries[i], i = start + q.
+
+    row, floor: float arrays.
+    """
     real = row.dtype
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array, at, add, times, rows, floors = arguments
+        array, at, share, add, times, rows, floors = arguments
         vector = _vector(context, builder, entries, array, at)
         if entries.dtype == types.int16:
             wide = ir.VectorType(_I32, LANES)
             bits = builder.shl(builder.zext(vector, wide), ir.Constant(wide, [16] * LANES))
             vector = builder.bitcast(bits, ir.VectorType(ir.FloatType(), LANES))
+        is_negative = builder.fcmp_ordered("<", vector, ir.Constant(vector.type, [0.0] * LANES))
+        size = builder.select(is_negative, builder.fneg(vector), vector)
+        vector = builder.fadd(vector, builder.fmul(_splat(builder, share), size))
         margin = builder.fmul(_splat(builder, times), _vector(context, builder, row, rows, at))
         upper = builder.fadd(builder.fadd(vector, _splat(builder, add)), margin)
         hits = builder.fcmp_ordered(">=", upper, _vector(context, builder, floor, floors, at))
         return builder.bitcast(hits, _I64)
 
-    return types.uint64(entries, types.int64, real, real, row, floor), generate
+    return types.uint64(entries, types.int64, real, real, real, row, floor), generate
 
 
 def coarse(bounds: np.ndarray, product: np.dtype) -> np.ndarray:

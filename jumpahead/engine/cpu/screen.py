@@ -3,7 +3,7 @@
 The product comes in blocks of features, one row per feature: [features, B]. A row is compared with its bounds, LANES
 tokens at a time; what passes is a candidate. The π of every candidate is recomputed canonically (products and sum in
 float64, rounded once), and that alone decides. `number(product)` lies within row_i·column_j of the exact x_i·w_j, and
-bfloat16's own rounding of it is in floor_j and column_j too (`product.py`).
+where it is written in bfloat16 that rounding counts as well: it is in floor_j and column_j, or is `lost`·|number|.
 
 An *arena* takes the entries of a block: feature by feature, each range of features in its own stretch, `room` places
 per feature on average. Counting goes on where a stretch is full, so that an overflow is seen; the block is then looked
@@ -80,10 +80,11 @@ def screen_above(
 
 
 @parallel
-def group_maxima(first, last, product, offset, bias, extra, column, row, members, best):
+def group_maxima(first, last, product, offset, lost, bias, extra, column, row, members, best):
     """best[g, i] ← the largest lower bound of π_i seen in group g. Groups first … last − 1 of len(best).
 
-    A feature is in group (its number) mod (number of groups). π ≥ number(product) + bias_j − extra_j − row_i·column_j.
+    A feature is in group (its number) mod (number of groups). π lies within lost·|p| + extra_j + row_i·column_j of
+    p + bias_j, p = number(product).
     """
     groups, size = best.shape
     for g in range(first, last):
@@ -93,7 +94,7 @@ def group_maxima(first, last, product, offset, bias, extra, column, row, members
                 continue
             shift, slope = bias[j] - extra[j], column[j]
             for i in range(size):
-                low = number(p[i]) + shift - row[i] * slope
+                low = number(p[i]) - lost * abs(number(p[i])) + shift - row[i] * slope
                 best[g, i] = low if low > best[g, i] else best[g, i]
 
 
@@ -126,10 +127,11 @@ def bracket(first, last, values, k, lows, highs):
 
 @parallel
 def screen_largest(
-    first, last, product, offset, bias, extra, column, row, members, floors, room, tokens, uppers, counts,
+    first, last, product, offset, lost, bias, extra, column, row, members, floors, room, tokens, uppers, counts,
 ):  # fmt: skip
     """Candidates whose π may reach their token's floor and be positive, with an upper bound of it, into the arena."""
     size = product.shape[1]
+    found = np.empty(size, np.int32)
     place, end = first * room, last * room
     for c in range(first, last):
         j, p, n = offset + c, product[c], 0
@@ -138,21 +140,19 @@ def screen_largest(
             continue
         shift, slope = bias[j] + extra[j], column[j]
         for block in range(size // LANES):
-            mask = reaching(p, block * LANES, shift, slope, row, floors)
+            mask = reaching(p, block * LANES, lost, shift, slope, row, floors)
             while mask != 0:
-                i = block * LANES + lowest_bit(mask)
+                found[n] = block * LANES + lowest_bit(mask)
                 mask &= mask - np.uint64(1)
-                if place < end:
-                    tokens[place], uppers[place] = i, number(p[i]) + shift + row[i] * slope
-                    place += 1
                 n += 1
         for i in range(size // LANES * LANES, size):
-            upper = number(p[i]) + shift + row[i] * slope
-            if upper >= floors[i]:
-                if place < end:
-                    tokens[place], uppers[place] = i, upper
-                    place += 1
-                n += 1
+            found[n] = i
+            n += number(p[i]) + lost * abs(number(p[i])) + shift + row[i] * slope >= floors[i]
+        for q in range(min(n, end - place)):
+            i = found[q]
+            tokens[place] = i
+            uppers[place] = number(p[i]) + lost * abs(number(p[i])) + shift + row[i] * slope
+            place += 1
         counts[j] = n
 
 
