@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jumpahead.sae.base import SAE
     from jumpahead.train import Job
 
-VERSION = 2
+VERSION = 3
 """Of what training computes: raised when the same study would give other SAEs."""
 SAMPLE = 8192
 """Activations that initialisation looks at."""

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from jumpahead import efficiency, sae, store
 from jumpahead.efficiency import Shape, counts, session, words
 from jumpahead.efficiency.clock import (
+    STAGES_OF,
     Call,
     KernelClock,
     Operation,
@@ -25,7 +26,7 @@ from jumpahead.efficiency.clock import (
     kernel_stages,
 )
 from jumpahead.efficiency.dense import Dense, approximate_top_k, largest_loss, losses, recall, top_k
-from jumpahead.engine import fresh_state, kernels
+from jumpahead.engine import Kernels, fresh_state, kernels
 from jumpahead.engine.plain import Plain
 from jumpahead.errors import StudyError
 from jumpahead.report import EFFICIENCY_SCHEMA
@@ -405,3 +406,7 @@ def test_shapes_need_no_torch():
     program = "import sys, jumpahead.efficiency, jumpahead.efficiency.words; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_method_of_a_kernel_layer_has_its_stage_and_no_other() -> None:
+    assert set(STAGES_OF) == {name for name, one in vars(Kernels).items() if callable(one) and name[0] != "_"}

@@ -88,7 +88,6 @@ STAGES_OF = {
     "canonical": ("selection",),
     "kth": ("selection",),
     "decode": ("decode", "auxiliary"),
-    "project": ("backward",),
     "sums": ("backward",),
     "rows": ("rows",),
     "given_rows": ("rows",),

@@ -98,7 +98,7 @@ def notes(dead: float, covered: bool) -> list[str]:
         "optimizer, or around every call of a kernel; the stages come from the second, so their sum is not exactly the "
         "step.",
         "Stages of jumpahead: the encoder product is the matrix product inside its support search, the rest of which "
-        "(screening and recomputing) is elementwise and selection; projections and sums are backward; what no kernel "
+        "(screening and recomputing) is elementwise and selection; sums per feature are backward; what no kernel "
         "does is rule and bookkeeping.",
         "FLOPs and bytes: counted on paper from tokens, dimensions, features, |S| and touched rows; bytes are the "
         "least, every operand once per pass.",
