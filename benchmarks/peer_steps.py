@@ -39,7 +39,7 @@ from torch import Tensor
 from jumpahead import sae
 from jumpahead.engine import Kernels, fresh_state, kernels, step
 from jumpahead.sae.base import SAE, Architecture, Params, quantile_for_l0
-from jumpahead.sae.recipe import Setting, TrainConfig, learning_rate, recipe, sparsity_warmup
+from jumpahead.sae.recipe import Setting, TrainConfig, learning_rate, sparsity_warmup
 
 ARCHITECTURES = ("jumprelu", "topk", "gated")
 ENDLESS = 1_000_000
@@ -504,14 +504,13 @@ class Ours(Contender):
         engine: str = "default",
     ):
         config = TrainConfig.model_validate({"tokens": 10_000 * begin.tokens, "batch": begin.tokens})
-        rules = recipe(config)
+        kind, (width, d) = sae.architecture(architecture), begin.shape
+        rules = kind.recipe_for(config, width)
         if bandwidth is not None:
             rules = rules._replace(bandwidth=bandwidth)
-        kind = sae.architecture(architecture)
         aux = {} if architecture != "topk" or begin.dead is not None else {"aux": 0.0}
         setting = Setting("l0", float(begin.l0))
         arch = (trained(kind, begin) if state == "trained" else kind)(kind.Options(**aux), setting, rules)
-        width, d = begin.shape
         self.state = fresh_state(arch, d, width, 0, begin.sample)
         self.first = 0 if state == "fresh" else config.steps - 1
         self.rules, self.steps, self.dead = rules, config.steps, begin.dead

@@ -409,11 +409,11 @@ def _step_seconds(study: Study, found: list[Unit], site: str, width: int, x: Ten
 def _one_step(study: Study, one: Series, setting: Any, width: int, x: Tensor) -> float:
     from jumpahead import sae
     from jumpahead.engine import fresh_state, kernels, step
-    from jumpahead.sae.recipe import recipe
 
     kind, layer = sae.architecture(one.architecture), kernels()
-    arch = kind(kind.Options(**one.options), setting, recipe(study.train))
+    rules = kind.recipe_for(study.train, width, one.recipe)
+    arch = kind(kind.Options(**one.options), setting, rules)
     state = fresh_state(arch, x.shape[1], width, 0, x)
-    rate = recipe(study.train).lr * 1e-3  # hardly moves: what is timed is the start
+    rate = rules.lr * 1e-3  # hardly moves: what is timed is the start
 
     return _timed(lambda: [step(state, x, rate, 1.0, layer) for _ in range(2)]) / 2

@@ -32,7 +32,7 @@ from jumpahead.errors import ArtefactError, JumpaheadError, SiteError, StudyErro
 from jumpahead.lm.config import LMConfig, TextConfig
 from jumpahead.lm.outline import outline
 from jumpahead.lm.sites import parse_site
-from jumpahead.sae.recipe import Setting, TrainConfig
+from jumpahead.sae.recipe import Setting, TrainConfig, check_overrides
 
 KINDS = ("l0", "lambda", "k")
 
@@ -81,6 +81,8 @@ class Series(_Table):
     """Numbers of features kept per token."""
     options: dict[str, Any] = {}
     """The architecture's own options."""
+    recipe: dict[str, Any] = {}
+    """Hyper-parameters of its own, by the names of sae/recipe.py: `{lr = 2e-3, bandwidth_share = 0.5}`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -458,7 +460,11 @@ def _resolve(one: Series) -> Series:
             hint = nearest(name, known) if known else f" {one.architecture} has no options."
             raise StudyError(f"series '{one.name}' has no option '{name}'.{hint}") from exc
         raise StudyError(_wrong_value(found, f"series.{one.name}.options.{name}")) from exc
-    return one.model_copy(update={"options": full.model_dump()})
+    try:
+        changes = check_overrides(one.recipe)
+    except StudyError as exc:
+        raise StudyError(f"series '{one.name}', recipe: {exc}") from exc
+    return one.model_copy(update={"options": full.model_dump(), "recipe": changes})
 
 
 def _check_files(study: Study, where: str) -> None:
@@ -496,6 +502,10 @@ def _check_blocks(study: Study, where: str) -> None:
 # ---------------------------------------------------------------------------------------------- writing
 
 
+_SUBTABLES = ("options", "recipe")
+"""Of a series."""
+
+
 def to_toml(study: Study) -> str:
     """The resolved study as TOML; `load` of it gives the same study."""
     tables = study.model_dump(by_alias=True)
@@ -506,10 +516,11 @@ def to_toml(study: Study) -> str:
         if isinstance(table, dict):
             lines += ["", f"[{key}]", *_lines(table)]
     for one in series:
-        given = {key: value for key, value in one.items() if value != () and key != "options"}
+        given = {key: value for key, value in one.items() if value != () and key not in _SUBTABLES}
         lines += ["", "[[series]]", *_lines(given)]
-        if one["options"]:
-            lines += ["", "[series.options]", *_lines(one["options"])]
+        for table in _SUBTABLES:
+            if one[table]:
+                lines += ["", f"[series.{table}]", *_lines(one[table])]
     return "\n".join(lines) + "\n"
 
 

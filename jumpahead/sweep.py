@@ -15,7 +15,6 @@ from jumpahead import log, store
 from jumpahead.errors import DataError
 from jumpahead.lm import fingerprint
 from jumpahead.sae import architecture
-from jumpahead.sae.recipe import recipe
 from jumpahead.study import Study, Unit, to_toml, units
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ class Work:
             "options": kind.Options(**unit.series.options).model_dump(), "setting": unit.setting,
             "seeds": [unit.sae_seed, unit.stream_seed],
             "tokens": study.train.tokens, "batch": study.train.batch,
-            "recipe": recipe(study.train)._asdict(),
+            "recipe": kind.recipe_for(study.train, unit.width, unit.series.recipe)._asdict(),
         })  # fmt: skip
 
     def evaluation_inputs(self, unit: Unit) -> str:
@@ -235,7 +234,8 @@ class Work:
         from jumpahead.train import Job
 
         kind = architecture(unit.series.architecture)
-        arch = kind(kind.Options(**unit.series.options), unit.setting, recipe(self.study.train))
+        rules = kind.recipe_for(self.study.train, unit.width, unit.series.recipe)
+        arch = kind(kind.Options(**unit.series.options), unit.setting, rules)
         scale = self.scales[unit.site].C
         state = fresh_state(
             arch, self.activations.widths[unit.site], unit.width, unit.sae_seed, self.sample[unit.site] / scale

@@ -37,7 +37,7 @@ from jumpahead.engine import Kernels, State, StepResult, fresh_state, kernels, s
 from jumpahead.log import duration, size
 from jumpahead.report import EFFICIENCY_SCHEMA
 from jumpahead.sae.base import Knobs, Largest
-from jumpahead.sae.recipe import Setting, TrainConfig, recipe
+from jumpahead.sae.recipe import Setting, TrainConfig
 
 Json = dict[str, Any]
 
@@ -198,7 +198,7 @@ class Group:
         self.shape, self.limits = shape, limits
         kind = sae.architecture(name)
         train = TrainConfig.model_validate({"batch": shape.batch})
-        self.arch = kind(kind.Options(), Setting("l0", shape.l0), recipe(train))
+        self.arch = kind(kind.Options(), Setting("l0", shape.l0), kind.recipe_for(train, shape.width))
         chosen = torch.randperm(shape.width, generator=torch.Generator().manual_seed(0))[: round(dead * shape.width)]
         self.dead = torch.zeros(shape.width, dtype=torch.bool).index_fill_(0, chosen, True) if len(chosen) else None
         self.dead = self.dead if self.arch.uses_dead else None

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from jumpahead.engine import dense
 from jumpahead.engine.lazy_adam import Adam, update_
+from jumpahead.engine.resample import is_due, resample
 from jumpahead.errors import DivergedError
 from jumpahead.sae.base import Architecture, Entries, Gradients, Knobs, Params, Reconstruction, Selection
 from jumpahead.sae.control import Control
@@ -281,6 +282,8 @@ def step(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels) ->
     arch.constrain(p)
     state.share = share.float()
     remember(state, counts, tokens, result.l0)
+    if is_due(state):
+        resample(state, centred, residuals[0].error, result.l0, kernels)
     return result
 
 
@@ -342,5 +345,6 @@ def remember(state: State, counts: Tensor, tokens: int, l0: float) -> None:
     if state.t <= state.arch.recipe.revive_until:
         state.arch.revive(state.p, state.silent >= state.arch.recipe.dead_after)
     if state.control is not None:
-        state.control = state.control.after(l0, state.arch.setting.value)
-        state.arch.steer(state.p, state.control.steering(state.arch.setting.value))
+        rules, target = state.arch.recipe, state.arch.setting.value
+        state.control = state.control.after(l0, target, rules.control_gain)
+        state.arch.steer(state.p, state.control.steering(target, rules.steering))

@@ -18,6 +18,7 @@ knows an architecture, and no architecture knows a kernel.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
@@ -28,7 +29,7 @@ from torch import Tensor
 from jumpahead import store
 from jumpahead.errors import ArtefactError, DataError, StudyError
 from jumpahead.sae import architecture
-from jumpahead.sae.recipe import Recipe, Setting, recipe_from
+from jumpahead.sae.recipe import Recipe, Setting, TrainConfig, recipe, recipe_from
 
 Params = dict[str, Tensor]
 
@@ -163,6 +164,21 @@ class Architecture(ABC):
         assert setting.kind in self.settings, (self.name, setting)
         self.options, self.setting, self.recipe = options, setting, recipe
 
+    @classmethod
+    def tuned(cls, short: Recipe, config: TrainConfig, width: int) -> Recipe:
+        """The `short` recipe as this architecture does best with it (docs/LOG.md); as it is by default."""
+        return short
+
+    @classmethod
+    def recipe_for(cls, config: TrainConfig, width: int, changes: Mapping[str, Any] | None = None) -> Recipe:
+        """Every hyper-parameter: the recipe of `config`, tuned where it is `short`, and a series' own changes."""
+        found = recipe(config)
+        if config.recipe == "short":
+            found = cls.tuned(found, config, width)
+        if config.lr is not None:
+            found = found._replace(lr=config.lr)
+        return found._replace(**changes or {})
+
     @property
     def decoder_norm(self) -> Literal["unit", "free"]:
         """`unit`: rows of W_dec have norm one after every step. `free`: they do not until saved."""
@@ -225,6 +241,10 @@ class Architecture(ABC):
 
     def revive(self, p: Params, dead: Tensor) -> None:  # noqa: B027 — most leave dead features alone
         """Care for dead features after a step, in place. dead [M] bool."""
+
+    def begin(self, p: Params, features: Tensor, thresholds: Tensor) -> None:
+        """Start features [n] anew with these thresholds [n] on π, in place; their rows are set already."""
+        p["b_enc"][features] = 0.0
 
     def steer(self, p: Params, growth: float) -> None:  # noqa: B027 — only for architectures with a controller
         """Move every threshold by the factor exp(growth), in place."""

@@ -40,6 +40,7 @@ from jumpahead.sae.base import (
     common_parameters,
     quantile_for_l0,
 )
+from jumpahead.sae.recipe import Recipe, TrainConfig
 
 
 class Options(base.Options):
@@ -111,6 +112,19 @@ class Gated(Architecture):
 
     def activate(self, p: Params, pre: Tensor) -> Tensor:
         return (pre > 0) * (p["r_mag"].exp() * (pre - p["b_enc"]) + p["b_mag"]).relu()
+
+    def begin(self, p: Params, features: Tensor, thresholds: Tensor) -> None:
+        for name in ("b_enc", "b_mag"):
+            p[name][features] = -thresholds
+        p["r_mag"][features] = 0.0
+
+    def steer(self, p: Params, growth: float) -> None:
+        # π_mag does not depend on b_gate: only who is active moves, by a common shift of the gates.
+        p["b_enc"] -= growth * float(p["b_enc"].abs().mean())
+
+    @classmethod
+    def tuned(cls, short: Recipe, config: TrainConfig, width: int) -> Recipe:
+        return short._replace(steering=0.0)
 
     def first_sparsity(self, p: Params) -> float:
         # On the bundled model λ settles at 0.12 for L0 = 32 (docs/LOG.md, 2026-11-22).

@@ -38,6 +38,9 @@ from jumpahead.sae.base import (
     quantile_for_l0,
 )
 
+LEAST = 1e-3
+"""The smallest θ that a feature starts with."""
+
 
 class JumpReLU(Architecture):
     """See the module's docstring."""
@@ -60,7 +63,7 @@ class JumpReLU(Architecture):
         p, pre = common_parameters(d, width, generator, sample, self.recipe)
         start = self.recipe.threshold_start
         if start is None:
-            start = max(quantile_for_l0(pre, self.started_l0(width, d)), 1e-3)
+            start = max(quantile_for_l0(pre, self.started_l0(width, d)), LEAST)
         theta = torch.full((width,), start)
         return p | {self._trained_threshold: theta.log() if self._trained_threshold == "log_threshold" else theta}
 
@@ -118,6 +121,11 @@ class JumpReLU(Architecture):
             p["log_threshold"] += dead * math.log(self.recipe.revival)
         else:
             p["threshold"] *= torch.where(dead, self.recipe.revival, 1.0)
+
+    def begin(self, p: Params, features: Tensor, thresholds: Tensor) -> None:
+        super().begin(p, features, thresholds)
+        theta = thresholds.clamp_min(LEAST)
+        p[self._trained_threshold][features] = theta.log() if "log_threshold" in p else theta
 
     def steer(self, p: Params, growth: float) -> None:
         if "log_threshold" in p:

@@ -10,9 +10,12 @@ learning rate per step). docs/LOG.md has the experiments behind its numbers.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from jumpahead.errors import StudyError, nearest
 
 
 class TrainConfig(BaseModel):
@@ -69,7 +72,13 @@ class Recipe(NamedTuple):
     revival: float
     """Factor by which a dead feature's threshold shrinks every step; 1 leaves it alone."""
     revive_until: int
-    """The step at which that ends: what comes back must have time to learn."""
+    """The step at which that, and resampling, ends: what comes back must have time to learn."""
+    resample_every: int = 0
+    """Steps between two rounds of starting dead features anew (engine/resample.py); 0 for never."""
+    control_gain: float = 0.05
+    """g of the controller (control.py): how fast λ follows the error of L0."""
+    steering: float = 0.05
+    """h of the controller: how far all thresholds move together, per step; 0 leaves L0 to λ."""
 
 
 def recipe(config: TrainConfig) -> Recipe:
@@ -112,6 +121,23 @@ def recipe(config: TrainConfig) -> Recipe:
         revival=0.95,
         revive_until=steps // 2,
     )
+
+
+def check_overrides(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters by name, as a study's `series.recipe` gives them; StudyError for a name or value that is wrong."""
+    known = recipe(TrainConfig.model_validate({}))._asdict()
+    for name in given:
+        if name not in known:
+            raise StudyError(f"there is no hyper-parameter '{name}'.{nearest(name, list(known))}")
+    try:
+        return {name: value for name, value in _RECIPE.validate_python(known | dict(given))._asdict().items()
+                if name in given}  # fmt: skip
+    except ValidationError as error:
+        found = error.errors()[0]
+        raise StudyError(f"'{found['loc'][0]}': {found['msg'].lower()}, not {found['input']!r}.") from error
+
+
+_RECIPE = TypeAdapter(Recipe)
 
 
 def recipe_from(saved: dict[str, Any]) -> Recipe:

@@ -8,47 +8,46 @@ import pytest
 import torch
 
 from jumpahead.sae.base import Architecture
-from jumpahead.sae.control import GAIN, SMOOTHING, STEER, Control
+from jumpahead.sae.control import SMOOTHING, Control
 from tests.engine.cases import CASES, activations, scrambled
 
 TARGET = 16.0
+GAIN, STEER = 0.07, 0.04
 STEERED = [case for case in CASES if case.arch().controlled and type(case.arch()).steer is not Architecture.steer]
 
 
 def test_it_rests_where_the_requested_l0_is_reached():
     at = Control(sparsity=0.0037, l0=TARGET)
-    assert at.after(TARGET, TARGET) == at
-    assert at.steering(TARGET) == 0
+    assert at.after(TARGET, TARGET, GAIN) == at
+    assert at.steering(TARGET, STEER) == 0
 
 
 @pytest.mark.parametrize(("l0", "sign"), [(17.0, 1), (1000.0, 1), (15.0, -1), (0.5, -1), (0.0, -1)])
 def test_too_many_active_features_raise_the_price_and_the_thresholds_too_few_lower_them(l0, sign):
-    after = Control(0.0037, TARGET).after(l0, TARGET)
+    after = Control(0.0037, TARGET).after(l0, TARGET, GAIN)
     assert sign * (after.sparsity - 0.0037) > 0
-    assert sign * after.steering(TARGET) > 0
+    assert sign * after.steering(TARGET, STEER) > 0
     assert sign * (after.l0 - TARGET) > 0
 
 
 @pytest.mark.parametrize(("l0", "error"), [(1e6, 1), (100.0, 1), (1e-6, -1), (0.0, -1)])
 def test_one_step_moves_at_most_by_its_gains(l0, error):
-    after = Control(0.0037, l0).after(l0, TARGET)
+    after = Control(0.0037, l0).after(l0, TARGET, GAIN)
     assert after.sparsity == pytest.approx(0.0037 * math.exp(error * GAIN), rel=1e-12)
-    assert after.steering(TARGET) == pytest.approx(error * STEER, rel=1e-12)
-    assert 0 < GAIN < 0.2
-    assert 0 < STEER < 0.2
+    assert after.steering(TARGET, STEER) == pytest.approx(error * STEER, rel=1e-12)
 
 
 def test_l0_is_smoothed_exponentially():
     at = Control(0.0037, 40.0)
     for i in range(1, 6):
-        at = at.after(10.0, TARGET)
+        at = at.after(10.0, TARGET, GAIN)
         assert at.l0 == pytest.approx(10 + 30 * (1 - SMOOTHING) ** i, rel=1e-12)
 
 
 def test_errors_of_the_same_size_in_both_directions_cancel():
     """As ratios: twice too many and half too few."""
-    up = Control(0.002, 1.5 * TARGET).after(1.5 * TARGET, TARGET).sparsity
-    down = Control(0.002, TARGET / 1.5).after(TARGET / 1.5, TARGET).sparsity
+    up = Control(0.002, 1.5 * TARGET).after(1.5 * TARGET, TARGET, GAIN).sparsity
+    down = Control(0.002, TARGET / 1.5).after(TARGET / 1.5, TARGET, GAIN).sparsity
     assert up * down == pytest.approx(0.002**2, rel=1e-12)
 
 
@@ -60,8 +59,8 @@ def test_in_a_closed_loop_it_settles_at_the_target(start, power):
     seen = []
     for _ in range(1500):
         l0 = TARGET * math.exp(-power * log_theta)
-        at = at.after(l0, TARGET)
-        log_theta += at.steering(TARGET) + 0.002 * (math.log(at.sparsity) - log_start - log_theta)
+        at = at.after(l0, TARGET, GAIN)
+        log_theta += at.steering(TARGET, STEER) + 0.002 * (math.log(at.sparsity) - log_start - log_theta)
         seen.append(l0)
     assert sum(seen[-50:]) / 50 == pytest.approx(TARGET, rel=0.05)
 

@@ -1,0 +1,133 @@
+"""Training what has no result yet, and keeping a line per SAE.
+
+A result is one line of a `.jsonl` file, sorted by key, so that files made on several machines merge line by line. The
+key is a digest of all that the SAE depends on, the resolved recipe included; it names no path. The runs themselves
+(weights, activations) stay in an ignored folder and can be thrown away.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.sparsity import places
+from benchmarks.sparsity.places import Part, Place
+from jumpahead import log, store, sweep
+from jumpahead import study as studies
+from jumpahead.sae import architecture
+from jumpahead.sae.recipe import TrainConfig
+
+
+class Wanted(NamedTuple):
+    """One SAE whose measurements are wanted."""
+
+    place: str
+    part: Part
+    tokens: int
+    """It is trained on."""
+    held_out: int
+    """It is measured on, about."""
+    series: str
+    """Its name in the tables."""
+    architecture: str
+    setting: tuple[str, float]
+    seed: int = 0
+    options: str = "{}"
+    """JSON."""
+    recipe: str = "{}"
+    """JSON: changes of the architecture's own recipe."""
+
+    @property
+    def key(self) -> str:
+        """Digest of all that the result depends on."""
+        kind, place = architecture(self.architecture), places.PLACES[self.place]
+        config = TrainConfig.model_validate({"tokens": self.tokens, "batch": places.BATCH})
+        recipe = kind.recipe_for(config, place.width, json.loads(self.recipe))._asdict()
+        known = [sweep.VERSION, self.place, place.site, place.width, self.part, self.tokens, self.held_out,
+                 self.architecture, kind.Options(**json.loads(self.options)).model_dump(), recipe, self.setting,
+                 self.seed]  # fmt: skip
+        return store.digest_json(known)[:16]
+
+
+def load(path: Path) -> dict[str, dict[str, Any]]:
+    """The results in a file, by key."""
+    if not path.exists():
+        return {}
+    return {line["key"]: line for line in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+
+
+def save(path: Path, results: dict[str, dict[str, Any]]) -> None:
+    """Write them, sorted; what another process has added meanwhile is kept."""
+    merged = load(path) | results
+    text = "".join(json.dumps(merged[key], ensure_ascii=False) + "\n" for key in sorted(merged))
+    store.write_atomic(path, text)
+
+
+def make(wanted: Iterable[Wanted], path: Path, folder: Path, threads: int | None = None) -> None:
+    """Train and measure what `path` does not hold, a study per place, part and number of tokens."""
+    done = load(path)
+    groups: dict[tuple[str, Part, int, int], list[Wanted]] = {}
+    for one in wanted:
+        if one.key not in done:
+            groups.setdefault((one.place, one.part, one.tokens, one.held_out), []).append(one)
+    for (name, part, tokens, held_out), members in groups.items():
+        place = places.PLACES[name]
+        if missing := place.missing():
+            print(f"{name}: {missing} is not here; {len(members)} SAEs are left out.", flush=True)
+            continue
+        run = store.Run(folder / f"{name}-{part}-{tokens}")
+        run.folder.mkdir(parents=True, exist_ok=True)
+        tables = places.study(place, part, tokens, series(members), folder, held_out, seeds(members))
+        if threads is not None:
+            tables["train"]["threads"] = threads
+        study = studies.parse(tables)
+        print(f"{name}, {part} text, {tokens:,} tokens: {len(members)} SAEs", flush=True)
+        sweep.run(study, run, until="evaluate", progress=log.progress())
+        save(path, {one.key: result(one, study, run) for one in members})
+
+
+def series(members: list[Wanted]) -> list[dict[str, Any]]:
+    """The tables of the series of a study: one per name, options and recipe."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in members:
+        table = {"architecture": one.architecture, "name": folder_name(one), "options": json.loads(one.options),
+                 "recipe": json.loads(one.recipe)}  # fmt: skip
+        settings = found.setdefault(folder_name(one), table).setdefault(one.setting[0], [])
+        if one.setting[1] not in settings:
+            settings.append(one.setting[1])
+    return list(found.values())
+
+
+def seeds(members: list[Wanted]) -> tuple[int, ...]:
+    return tuple(sorted({one.seed for one in members}))
+
+
+def folder_name(one: Wanted) -> str:
+    """The series' name within a study: one that says what it was trained with."""
+    digest = store.digest_json([one.options, one.recipe])[:6]
+    return one.architecture if one.options == one.recipe == "{}" else f"{one.architecture}-{digest}"
+
+
+def result(one: Wanted, study: studies.Study, run: store.Run) -> dict[str, Any]:
+    """What is kept of an SAE."""
+    place = places.PLACES[one.place]
+    key = store.sae_key(place.site, place.width, folder_name(one), studies.Setting(*one.setting), one.seed, 0)
+    evaluation = store.read_json(run.at(key).evaluation)
+    metrics, errors = evaluation["metrics"], evaluation.get("standard_errors") or {}
+    kept = ("l0", "delta_lm_loss", "fvu", "above_10pct", "above_1pct", "dead", "kl", "loss_recovered_zero")
+    found = {name: number(metrics[name]) for name in kept}
+    return {
+        "key": one.key, "series": one.series, "place": one.place, "part": one.part, "tokens": one.tokens,
+        "architecture": one.architecture, "options": json.loads(one.options), "recipe": json.loads(one.recipe),
+        "setting": list(one.setting), "seed": one.seed, **found, "se": number(errors["delta_lm_loss"]),
+        "measured_on": evaluation["text"]["tokens"], "knob": evaluation["knob"],
+        **{name: evaluation[name] for name in ("settled", "health") if name in evaluation},
+        "seconds": round(evaluation["training"]["seconds"], 1),
+    }  # fmt: skip
+
+
+def number(value: float) -> float:
+    """Six significant digits."""
+    return float(f"{value:.6g}")

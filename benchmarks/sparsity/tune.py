@@ -1,0 +1,71 @@
+"""The tuning runs of protocol.toml, and how its configurations score."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.sparsity.runs import Wanted
+from benchmarks.table import render
+
+PROTOCOL = Path(__file__).with_name("protocol.toml")
+SLOPE = 0.65
+"""By how much log delta LM loss falls per unit of log L0."""
+
+
+def protocol() -> dict[str, Any]:
+    return tomllib.loads(PROTOCOL.read_text(encoding="utf-8"))
+
+
+def wanted(rules: dict[str, Any]) -> list[Wanted]:
+    """Every run of every round."""
+    found = []
+    for one in rules["round"]:
+        for architecture in rules["architectures"]:
+            for number, config in enumerate(one.get("all", []) + one.get(architecture, []), start=1):
+                series = f"{one['name']}{number}"
+                for place in one.get("places", rules["places"]):
+                    for l0 in one.get("l0", rules["l0"]):
+                        found.append(Wanted(
+                            place, "development", one.get("tokens", rules["tokens"]), rules["held_out"], series,
+                            architecture, ("l0", float(l0)), 0,
+                            json.dumps(config.get("options", {})), json.dumps(config.get("recipe", {})),
+                        ))  # fmt: skip
+    return found
+
+
+def score(line: dict[str, Any]) -> float:
+    """Of one SAE: lower is better."""
+    return math.log(max(line["delta_lm_loss"], 1e-6)) + SLOPE * math.log(line["l0"] / line["setting"][1])
+
+
+def table(runs: list[Wanted], results: dict[str, dict[str, Any]]) -> str:
+    """A row per architecture and configuration, in the protocol's order: its score and, per place and sparsity, L0 and
+    delta LM loss."""
+    cells = sorted(
+        {(one.place, one.setting[1], one.tokens) for one in runs}, key=lambda cell: (cell[2], cell[0], cell[1])
+    )
+    rows: dict[tuple[str, str], dict[tuple[str, float, int], Wanted]] = defaultdict(dict)
+    for one in runs:
+        rows[one.architecture, one.series][one.place, one.setting[1], one.tokens] = one
+    headings = ["configuration", "score", *(f"{place} {l0:g}, {tokens / 1e6:g}e6" for place, l0, tokens in cells)]
+    lines = []
+    for (architecture, series), members in rows.items():
+        found = {cell: results[one.key] for cell, one in members.items() if one.key in results}
+        mean = sum(map(score, found.values())) / len(found) if len(found) == len(members) else None
+        one = next(iter(members.values()))
+        changes = {**json.loads(one.options), **json.loads(one.recipe)}
+        name = f"{architecture} {series}: " + ", ".join(
+            f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in changes.items()
+        )
+        lines.append([name, "–" if mean is None else f"{mean:.3f}", *(shown(found.get(cell)) for cell in cells)])
+    return render(headings, lines)
+
+
+def shown(line: dict[str, Any] | None) -> str:
+    """`0.231 (8.03)`: delta LM loss, and the L0 where it was measured."""
+    return "–" if line is None else f"{line['delta_lm_loss']:.3f} ({line['l0']:.3g}; {line['fvu']:.3f})"
