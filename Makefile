@@ -1,4 +1,4 @@
-.PHONY: help setup demo test lint types unit bench-peers clean
+.PHONY: help setup demo test lint types unit bench-peers bench-sparsity clean
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
@@ -37,6 +37,9 @@ unit: setup
 
 bench-peers: .venv-peers/.done  ## the same work in other SAE libraries; ARGS="--whole-runs", ARGS=--quick, ARGS=--help
 	$(PEERS)/python -m benchmarks.peers $(ARGS)
+
+bench-sparsity: setup  ## tuning runs, and the table of requested L0; ARGS=tune, ARGS=requested, ARGS=--help
+	$(BIN)/python -m benchmarks.sparsity $(or $(ARGS),tables)
 
 # torchvision, which overcomplete asks for, loads only beside the build of torch that it was made for; where it does not,
 # it is taken out again: transformers would import it, and nothing here needs it.

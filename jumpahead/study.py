@@ -32,7 +32,7 @@ from jumpahead.errors import ArtefactError, JumpaheadError, SiteError, StudyErro
 from jumpahead.lm.config import LMConfig, TextConfig
 from jumpahead.lm.outline import outline
 from jumpahead.lm.sites import parse_site
-from jumpahead.sae.recipe import Setting, TrainConfig, check_overrides
+from jumpahead.sae.recipe import Setting, TrainConfig, check_changes
 
 KINDS = ("l0", "lambda", "k")
 
@@ -461,7 +461,7 @@ def _resolve(one: Series) -> Series:
             raise StudyError(f"series '{one.name}' has no option '{name}'.{hint}") from exc
         raise StudyError(_wrong_value(found, f"series.{one.name}.options.{name}")) from exc
     try:
-        changes = check_overrides(one.recipe)
+        changes = check_changes(one.recipe)
     except StudyError as exc:
         raise StudyError(f"series '{one.name}', recipe: {exc}") from exc
     return one.model_copy(update={"options": full.model_dump(), "recipe": changes})

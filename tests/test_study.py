@@ -70,6 +70,12 @@ def test_defaults_scalars_and_names(tmp_path: Path):
     assert study.evaluate.tokens == 100_000
 
 
+def test_a_series_recipe_is_kept_as_it_was_given(tmp_path: Path):
+    study = load(written(tmp_path, SMALL + "recipe = { lr = 2e-3, resample_every = 50, threshold_form = 'raw' }\n"))
+    assert study.series[0].recipe == {"lr": 0.002, "resample_every": 50, "threshold_form": "raw"}
+    assert load(written(tmp_path, to_toml(study))) == study
+
+
 def test_resolving_fills_in_options_and_canonical_sites(tmp_path: Path):
     text = SMALL + "options = { aux = 0.0625 }\n[activations]\nsites = 'blocks.2.hook_resid_post'\n"
     study = load(written(tmp_path, text))
@@ -248,10 +254,20 @@ def test_toml_errors_name_the_line(tmp_path: Path, text: str, message: str):
         (
             "k = [8, 16]",
             "k = 8\nsparsity = 3",
-            "there is no key 'series.topk.sparsity'. Valid names: architecture, k, l0, lambda, name, options.",
+            "there is no key 'series.topk.sparsity'. Valid names: architecture, k, l0, lambda, name, options, recipe.",
         ),
         ("k = [8, 16]", "k = 8\noptions = { axu = 3 }", "series 'topk' has no option 'axu'. Did you mean 'aux'?"),
         ("k = [8, 16]", "k = 8\noptions = { aux = -3 }", "'series.topk.options.aux' must be at least 0, not -3."),
+        (
+            "k = [8, 16]",
+            "k = 8\nrecipe = { lrr = 0.1 }",
+            "series 'topk', recipe: there is no hyper-parameter 'lrr'. Did you mean 'lr'?",
+        ),
+        (
+            "k = [8, 16]",
+            "k = 8\nrecipe = { dead_after = 'late' }",
+            "series 'topk', recipe: 'dead_after' must be a whole number, not \"late\".",
+        ),
         ("k = [8, 16]", "k = 8\noptions = 3", "'series.topk.options' must be a table, not 3."),
         (
             "k = [8, 16]",

@@ -1,9 +1,11 @@
-"""`make bench-sparsity ARGS=…`: tuning runs by the protocol, and the tables of requested L0 and of the verdict.
+"""`make bench-sparsity ARGS=…`: tuning by the protocol, and the tables of requested L0 and of the verdict.
 
     tune         every run of protocol.toml that has no result yet, then the scores
-    scores       the scores alone
+    requested    every series at every requested L0 on the final text, at 2e6 and 2e7 tokens; then the curve of fixed λ
+    tables       what there are results for
 
-Results are lines of benchmarks/RESULTS/sparsity/*.jsonl: what is there is not trained again. Ctrl-C is safe at any time.
+Results are lines of benchmarks/RESULTS/sparsity/*.jsonl, one per SAE: what is there is not trained again, here or on
+another machine. Ctrl-C is safe at any time.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.sparsity import runs, tune
+from benchmarks.sparsity import final, runs, tune
+from benchmarks.sparsity.runs import Wanted
+from jumpahead import store
 from jumpahead.train import use_threads
 
 RESULTS = Path(__file__).parents[1] / "RESULTS" / "sparsity"
@@ -20,19 +24,42 @@ RESULTS = Path(__file__).parents[1] / "RESULTS" / "sparsity"
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     use_threads(options.threads)
-    rules = tune.protocol()
-    wanted = [one for one in tune.wanted(rules) if not options.places or one.place in options.places]
-    path = RESULTS / "tuning.jsonl"
+    tuning, tested = RESULTS / "tuning.jsonl", RESULTS / "final.jsonl"
+
+    def make(wanted: list[Wanted], path: Path) -> None:
+        here = [one for one in wanted if not options.places or one.place in options.places]
+        runs.make(here, path, options.folder, options.threads)
+
+    plan = tune.wanted(tune.protocol())
     if options.command == "tune":
-        runs.make(wanted, path, options.folder, options.threads)
-    print(tune.table(wanted, runs.load(path)))
+        make(plan, tuning)
+    if options.command == "requested":
+        for tokens in options.tokens:
+            make(final.requested([tokens], options.series), tested)
+            if not options.series:
+                make(final.fixed(runs.load(tested), [tokens]), tested)
+    if options.command in ("tune", "tables") and tuning.exists():
+        store.write_atomic(tuning.with_suffix(".md"), tune.page(plan, runs.load(tuning)))
+        print(tune.table(plan, runs.load(tuning)))
+    if options.command in ("requested", "tables") and tested.exists():
+        lines = runs.load(tested)
+        store.write_atomic(tested.with_suffix(".md"), final.page(lines))
+        print(final.page(lines) + "\n" + final.summary(lines))
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m benchmarks.sparsity", description=__doc__.splitlines()[0])
-    made.add_argument("command", choices=("tune", "scores"))
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.sparsity",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("command", choices=("tune", "requested", "tables"))
     made.add_argument("--places", nargs="+", help="only these")
+    made.add_argument("--series", nargs="+", help="only these")
+    made.add_argument(
+        "--tokens", nargs="+", type=int, default=list(final.BUDGETS), help="budgets (default %(default)s)"
+    )
     made.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     made.add_argument(
         "--folder", type=Path, default=Path("runs/sparsity"), help="weights and activations (default %(default)s)"

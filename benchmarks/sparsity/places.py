@@ -32,7 +32,8 @@ class Place(NamedTuple):
     l0: tuple[int, ...]
     """What is asked for in the tables: up to d/2."""
     texts: dict[Part, str]
-    """A file each; or a part of Python's standard library, `stdlib i/n`: every document whose digest is i modulo n."""
+    """A file each; or a part of Python's standard library, `stdlib i,j/n`: documents whose digest is i or j modulo n;
+    of equal documents the first one's."""
 
     def missing(self) -> str:
         """What is not on this machine; empty where all is there."""
@@ -83,7 +84,12 @@ def text(place: Place, part: Part, folder: Path) -> Path:
     if not path.exists():
         kept, _, count = source.removeprefix("stdlib ").partition("/")
         wanted = {int(one) for one in kept.split(",")}
-        some = [one.text for one in stdlib_documents() if remainder(one.identity, int(count)) in wanted]
+        first = {one.text: one.identity for one in reversed(list(stdlib_documents()))}
+        some = [
+            one.text
+            for one in stdlib_documents()
+            if first[one.text] == one.identity and remainder(one.identity, int(count)) in wanted
+        ]
         store.write_atomic(path, f"\n{SEPARATOR}\n".join(some))
     return path
 

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.sparsity import places
-from benchmarks.sparsity.places import Part, Place
+from benchmarks.sparsity.places import Part
 from jumpahead import log, store, sweep
 from jumpahead import study as studies
 from jumpahead.sae import architecture
 from jumpahead.sae.recipe import TrainConfig
+
+BOOTSTRAPPED = ("l0", "delta_lm_loss", "above_10pct")
 
 
 class Wanted(NamedTuple):
@@ -124,10 +126,18 @@ def result(one: Wanted, study: studies.Study, run: store.Run) -> dict[str, Any]:
         "setting": list(one.setting), "seed": one.seed, **found, "se": number(errors["delta_lm_loss"]),
         "measured_on": evaluation["text"]["tokens"], "knob": evaluation["knob"],
         **{name: evaluation[name] for name in ("settled", "health") if name in evaluation},
-        "seconds": round(evaluation["training"]["seconds"], 1),
+        "seconds": round(evaluation["training"]["seconds"], 1), **replicates(one, evaluation),
     }  # fmt: skip
 
 
+def replicates(one: Wanted, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """What intervals are made of: the bootstrap over documents, the same for all SAEs of a place. Final text only."""
+    if one.part != "final":
+        return {}
+    kept = {name: [number(value) for value in evaluation["bootstrap"][name]] for name in BOOTSTRAPPED}
+    return {"clusters": evaluation["text"]["clusters"], "bootstrap": kept}
+
+
 def number(value: float) -> float:
-    """Six significant digits."""
-    return float(f"{value:.6g}")
+    """Five significant digits."""
+    return float(f"{value:.5g}")

@@ -66,6 +66,17 @@ def table(runs: list[Wanted], results: dict[str, dict[str, Any]]) -> str:
     return render(headings, lines)
 
 
+def page(runs: list[Wanted], results: dict[str, dict[str, Any]]) -> str:
+    """The table as Markdown, with what it means."""
+    return f"# Tuning\n\n{LEGEND.strip()}\n\n{table(runs, results)}\n"
+
+
+LEGEND = """
+Made by `make bench-sparsity ARGS=tune` from `tuning.jsonl`, by `benchmarks/sparsity/protocol.toml`: lower
+scores are better. Cells: delta LM loss (L0 reached; FVU) on held-out documents of the development text.
+"""
+
+
 def shown(line: dict[str, Any] | None) -> str:
     """`0.231 (8.03)`: delta LM loss, and the L0 where it was measured."""
     return "–" if line is None else f"{line['delta_lm_loss']:.3f} ({line['l0']:.3g}; {line['fvu']:.3f})"

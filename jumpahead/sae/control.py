@@ -5,8 +5,8 @@
     λ  ← λ·exp(g·e)                         the slow hand: finds the price at which L0* is an optimum
     θ_j ← θ_j·exp(h·e)                      the quick hand: holds L0 meanwhile (an architecture's `steer`)
 
-g is the recipe's `control_gain`, h its `steering`: at 0.05, since L0 falls about as the third power of the thresholds, an
-error halves in five steps.
+g is the recipe's `control_gain`, h its `steering`: at 0.05, since L0 falls about as the third power of the thresholds,
+an error halves in five steps.
 
 λ alone is too slow for short runs: it acts through θ's own learning rate, which ends at zero. Moving all thresholds
 together acts at once and at any learning rate; λ then finds the value at which nothing is left to move. A pure function

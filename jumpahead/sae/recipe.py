@@ -9,6 +9,7 @@ learning rate per step). docs/LOG.md has the experiments behind its numbers.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -123,21 +124,23 @@ def recipe(config: TrainConfig) -> Recipe:
     )
 
 
-def check_overrides(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters by name, as a study's `series.recipe` gives them; StudyError for a name or value that is wrong."""
+_RECIPE = TypeAdapter(Recipe)
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+
+
+def check_changes(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters by name, as a study's `series.recipe` gives them; StudyError for a wrong name or value."""
     known = recipe(TrainConfig.model_validate({}))._asdict()
     for name in given:
         if name not in known:
             raise StudyError(f"there is no hyper-parameter '{name}'.{nearest(name, list(known))}")
     try:
-        return {name: value for name, value in _RECIPE.validate_python(known | dict(given))._asdict().items()
-                if name in given}  # fmt: skip
+        whole = _RECIPE.validate_python(known | dict(given))._asdict()
     except ValidationError as error:
         found = error.errors()[0]
-        raise StudyError(f"'{found['loc'][0]}': {found['msg'].lower()}, not {found['input']!r}.") from error
-
-
-_RECIPE = TypeAdapter(Recipe)
+        wanted = found.get("ctx", {}).get("expected") or _KINDS.get(found["type"].partition("_")[0], "another value")
+        raise StudyError(f"'{found['loc'][0]}' must be {wanted}, not {json.dumps(found['input'])}.") from error
+    return {name: whole[name] for name in given}
 
 
 def recipe_from(saved: dict[str, Any]) -> Recipe:

@@ -8,6 +8,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
+from jumpahead import sae
 from jumpahead.sae.recipe import Setting, TrainConfig, learning_rate, recipe, sparsity_warmup
 from jumpahead.store import setting_text
 from tests.engine.cases import some_recipe
@@ -48,6 +49,16 @@ def test_the_short_recipe_fits_any_length(steps):
     for i in range(0, steps, max(1, steps // 50)):
         assert 0 < learning_rate(r, i, steps) <= r.lr
         assert 0 < sparsity_warmup(r, i) <= 1
+
+
+@pytest.mark.parametrize("name", sae.names())
+def test_a_given_rate_and_a_series_own_changes_win_over_what_an_architecture_does_best_with(name):
+    kind = sae.architecture(name)
+    assert kind.recipe_for(config(lr=0.0123), 512).lr == 0.0123
+    assert kind.recipe_for(config(lr=0.0123), 512, {"lr": 0.045}).lr == 0.045
+    changed = kind.recipe_for(config(), 512, {"bandwidth_share": 0.7, "beta2": 0.95})
+    assert changed == kind.recipe_for(config(), 512)._replace(bandwidth_share=0.7, beta2=0.95)
+    assert kind.recipe_for(config(recipe="paper"), 512) == recipe(config(recipe="paper")), "the paper's is the paper's"
 
 
 def test_learning_rate_in_closed_form():
