@@ -38,6 +38,7 @@ from torch import Tensor
 
 from jumpahead import sae
 from jumpahead.engine import Kernels, fresh_state, kernels, step
+from jumpahead.sae import recipe
 from jumpahead.sae.base import SAE, Architecture, Params, quantile_for_l0
 from jumpahead.sae.recipe import Setting, TrainConfig, learning_rate, sparsity_warmup
 
@@ -505,11 +506,11 @@ class Ours(Contender):
     ):
         config = TrainConfig.model_validate({"tokens": 10_000 * begin.tokens, "batch": begin.tokens})
         kind, (width, d) = sae.architecture(architecture), begin.shape
-        rules = kind.recipe_for(config, width)
+        setting = Setting("l0", float(begin.l0))
+        rules = kind.recipe_for(config, recipe.Shape(d, width, setting))
         if bandwidth is not None:
             rules = rules._replace(bandwidth=bandwidth)
         aux = {} if architecture != "topk" or begin.dead is not None else {"aux": 0.0}
-        setting = Setting("l0", float(begin.l0))
         arch = (trained(kind, begin) if state == "trained" else kind)(kind.Options(**aux), setting, rules)
         self.state = fresh_state(arch, d, width, 0, begin.sample)
         self.first = 0 if state == "fresh" else config.steps - 1

@@ -409,9 +409,10 @@ def _step_seconds(study: Study, found: list[Unit], site: str, width: int, x: Ten
 def _one_step(study: Study, one: Series, setting: Any, width: int, x: Tensor) -> float:
     from jumpahead import sae
     from jumpahead.engine import fresh_state, kernels, step
+    from jumpahead.sae.recipe import Shape
 
     kind, layer = sae.architecture(one.architecture), kernels()
-    rules = kind.recipe_for(study.train, width, one.recipe)
+    rules = kind.recipe_for(study.train, Shape(x.shape[1], width, setting), one.recipe)
     arch = kind(kind.Options(**one.options), setting, rules)
     state = fresh_state(arch, x.shape[1], width, 0, x)
     rate = rules.lr * 1e-3  # hardly moves: what is timed is the start

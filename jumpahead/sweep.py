@@ -15,6 +15,7 @@ from jumpahead import log, store
 from jumpahead.errors import DataError
 from jumpahead.lm import fingerprint
 from jumpahead.sae import architecture
+from jumpahead.sae.recipe import Recipe, Shape
 from jumpahead.study import Study, Unit, to_toml, units
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 VERSION = 3
 """Of what training computes: raised when the same study would give other SAEs."""
+REFERENCE = 256
+"""The d at which recipes are compared: an SAE's own follows from its site."""
 SAMPLE = 8192
 """Activations that initialisation looks at."""
 
@@ -109,8 +112,12 @@ class Work:
             "options": kind.Options(**unit.series.options).model_dump(), "setting": unit.setting,
             "seeds": [unit.sae_seed, unit.stream_seed],
             "tokens": study.train.tokens, "batch": study.train.batch,
-            "recipe": kind.recipe_for(study.train, unit.width, unit.series.recipe)._asdict(),
+            "recipe": self._recipe(unit, REFERENCE)._asdict(),
         })  # fmt: skip
+
+    def _recipe(self, unit: Unit, d: int) -> Recipe:
+        kind, shape = architecture(unit.series.architecture), Shape(d, unit.width, unit.setting)
+        return kind.recipe_for(self.study.train, shape, unit.series.recipe)
 
     def evaluation_inputs(self, unit: Unit) -> str:
         """Digest of everything its evaluation depends on."""
@@ -234,12 +241,9 @@ class Work:
         from jumpahead.train import Job
 
         kind = architecture(unit.series.architecture)
-        rules = kind.recipe_for(self.study.train, unit.width, unit.series.recipe)
-        arch = kind(kind.Options(**unit.series.options), unit.setting, rules)
-        scale = self.scales[unit.site].C
-        state = fresh_state(
-            arch, self.activations.widths[unit.site], unit.width, unit.sae_seed, self.sample[unit.site] / scale
-        )
+        d, scale = self.activations.widths[unit.site], self.scales[unit.site].C
+        arch = kind(kind.Options(**unit.series.options), unit.setting, self._recipe(unit, d))
+        state = fresh_state(arch, d, unit.width, unit.sae_seed, self.sample[unit.site] / scale)
         job = Job(self.label(unit), unit.site, scale, state, self.target.at(unit.key), self.inputs(unit))
         job.resume()
         return job

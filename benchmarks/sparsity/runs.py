@@ -17,7 +17,7 @@ from benchmarks.sparsity.places import Part
 from jumpahead import log, store, sweep
 from jumpahead import study as studies
 from jumpahead.sae import architecture
-from jumpahead.sae.recipe import TrainConfig
+from jumpahead.sae.recipe import Setting, Shape, TrainConfig
 
 BOOTSTRAPPED = ("l0", "delta_lm_loss", "above_10pct")
 
@@ -46,7 +46,8 @@ class Wanted(NamedTuple):
         """Digest of all that the result depends on."""
         kind, place = architecture(self.architecture), places.PLACES[self.place]
         config = TrainConfig.model_validate({"tokens": self.tokens, "batch": places.BATCH})
-        recipe = kind.recipe_for(config, place.width, json.loads(self.recipe))._asdict()
+        shape = Shape(place.d, place.width, Setting(*self.setting))
+        recipe = kind.recipe_for(config, shape, json.loads(self.recipe))._asdict()
         known = [sweep.VERSION, self.place, place.site, place.width, self.part, self.tokens, self.held_out,
                  self.architecture, kind.Options(**json.loads(self.options)).model_dump(), recipe, self.setting,
                  self.seed]  # fmt: skip

@@ -36,6 +36,7 @@ from jumpahead.efficiency.words import MEASURES, METHODS, TOKENS, notes, stages_
 from jumpahead.engine import Kernels, State, StepResult, fresh_state, kernels, step
 from jumpahead.log import duration, size
 from jumpahead.report import EFFICIENCY_SCHEMA
+from jumpahead.sae import recipe as recipes
 from jumpahead.sae.base import Knobs, Largest
 from jumpahead.sae.recipe import Setting, TrainConfig
 
@@ -198,7 +199,9 @@ class Group:
         self.shape, self.limits = shape, limits
         kind = sae.architecture(name)
         train = TrainConfig.model_validate({"batch": shape.batch})
-        self.arch = kind(kind.Options(), Setting("l0", shape.l0), kind.recipe_for(train, shape.width))
+        setting = Setting("l0", shape.l0)
+        rules = kind.recipe_for(train, recipes.Shape(shape.d, shape.width, setting))
+        self.arch = kind(kind.Options(), setting, rules)
         chosen = torch.randperm(shape.width, generator=torch.Generator().manual_seed(0))[: round(dead * shape.width)]
         self.dead = torch.zeros(shape.width, dtype=torch.bool).index_fill_(0, chosen, True) if len(chosen) else None
         self.dead = self.dead if self.arch.uses_dead else None

@@ -29,7 +29,7 @@ from torch import Tensor
 from jumpahead import store
 from jumpahead.errors import ArtefactError, DataError, StudyError
 from jumpahead.sae import architecture
-from jumpahead.sae.recipe import Recipe, Setting, TrainConfig, recipe, recipe_from
+from jumpahead.sae.recipe import Recipe, Setting, Shape, TrainConfig, recipe, recipe_from, short_rate
 
 Params = dict[str, Tensor]
 
@@ -158,6 +158,8 @@ class Architecture(ABC):
     vectors: ClassVar[tuple[str, ...]]
     """The [M] parameters of a saved SAE, besides W_enc, W_dec and b_dec."""
     Options: ClassVar[type[Options]] = Options
+    rate: ClassVar[float] = 0.2
+    """The learning rate of the `short` recipe, as `recipe.short_rate` counts it."""
     reconstructions: ClassVar[tuple[Reconstruction, ...]] = (Reconstruction("input", live=True, bias=True),)
 
     def __init__(self, options: Options, setting: Setting, recipe: Recipe):
@@ -165,18 +167,17 @@ class Architecture(ABC):
         self.options, self.setting, self.recipe = options, setting, recipe
 
     @classmethod
-    def tuned(cls, short: Recipe, config: TrainConfig, width: int) -> Recipe:
-        """The `short` recipe as this architecture does best with it (docs/LOG.md); as it is by default."""
+    def tuned(cls, short: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
+        """The `short` recipe as this architecture does best with it (docs/LOG.md)."""
         return short
 
     @classmethod
-    def recipe_for(cls, config: TrainConfig, width: int, changes: Mapping[str, Any] | None = None) -> Recipe:
+    def recipe_for(cls, config: TrainConfig, shape: Shape, changes: Mapping[str, Any] | None = None) -> Recipe:
         """Every hyper-parameter: the recipe of `config`, tuned where it is `short`, and a series' own changes."""
         found = recipe(config)
         if config.recipe == "short":
-            found = cls.tuned(found, config, width)
-        if config.lr is not None:
-            found = found._replace(lr=config.lr)
+            found = found._replace(lr=config.lr or short_rate(cls.rate, shape, config.tokens))
+            found = cls.tuned(found, config, shape)
         return found._replace(**changes or {})
 
     @property

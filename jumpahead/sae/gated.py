@@ -40,7 +40,7 @@ from jumpahead.sae.base import (
     common_parameters,
     quantile_for_l0,
 )
-from jumpahead.sae.recipe import Recipe, TrainConfig
+from jumpahead.sae.recipe import Recipe, Shape, TrainConfig
 
 
 class Options(base.Options):
@@ -123,7 +123,7 @@ class Gated(Architecture):
         p["b_enc"] -= growth * float(p["b_enc"].abs().mean())
 
     @classmethod
-    def tuned(cls, short: Recipe, config: TrainConfig, width: int) -> Recipe:
+    def tuned(cls, short: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
         return short._replace(steering=0.0)
 
     def first_sparsity(self, p: Params) -> float:

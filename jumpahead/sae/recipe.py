@@ -82,8 +82,29 @@ class Recipe(NamedTuple):
     """h of the controller: how far all thresholds move together, per step; 0 leaves L0 to λ."""
 
 
+class Setting(NamedTuple):
+    """What moves an SAE along its curve."""
+
+    kind: str
+    """`l0`: the mean number of active features asked for; `lambda`: the penalty's weight; `k`: features kept."""
+    value: float
+
+    @property
+    def label(self) -> str:
+        """For people: `l0 = 16`, `λ = 0.0006`, `k = 32`."""
+        return f"{'λ' if self.kind == 'lambda' else self.kind} = {self.value:g}"
+
+
+class Shape(NamedTuple):
+    """What a recipe is for."""
+
+    d: int
+    width: int
+    setting: Setting
+
+
 def recipe(config: TrainConfig) -> Recipe:
-    """The hyper-parameters that `config` stands for."""
+    """The hyper-parameters that `config` stands for, before an architecture has its say (Architecture.recipe_for)."""
     steps = config.steps
     if config.recipe == "paper":
         return Recipe(
@@ -124,6 +145,22 @@ def recipe(config: TrainConfig) -> Recipe:
     )
 
 
+def short_rate(share: float, shape: Shape, tokens: int) -> float:
+    """The peak learning rate of the `short` recipe.
+
+    Adam with β₁ = 0 moves every coordinate of a row by about lr, the row by lr·√d; the L0 features of a token, of size
+    1/√L0 each, move x̂ by lr·√(d·L0) where they move alike. This keeps that `share` of ‖x‖ = 1 the same at every d and
+    L0, and lets it fall with the budget as a power that leads from what is best at 2e6 tokens to the paper's at 8e9.
+    """
+    kind, value = shape.setting
+    l0 = shape.d / 4 if kind == "lambda" else value
+    return share * (max(tokens, 1) / SHARE_AT) ** -RATE_FALLS / math.sqrt(shape.d * max(l0, 1.0))
+
+
+SHARE_AT = 2_000_000
+"""Tokens at which an architecture's `rate` was tuned."""
+RATE_FALLS = 0.25
+"""The power of the budget by which the learning rate falls."""
 _RECIPE = TypeAdapter(Recipe)
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
@@ -161,16 +198,3 @@ def learning_rate(r: Recipe, step: int, steps: int) -> float:
 def sparsity_warmup(r: Recipe, step: int) -> float:
     """The share of λ in force at `step` (0-based)."""
     return min(1.0, (step + 1) / r.sparsity_warmup)
-
-
-class Setting(NamedTuple):
-    """What moves an SAE along its curve."""
-
-    kind: str
-    """`l0`: the mean number of active features asked for; `lambda`: the penalty's weight; `k`: features kept."""
-    value: float
-
-    @property
-    def label(self) -> str:
-        """For people: `l0 = 16`, `λ = 0.0006`, `k = 32`."""
-        return f"{'λ' if self.kind == 'lambda' else self.kind} = {self.value:g}"

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from jumpahead import sae
-from jumpahead.sae.recipe import Setting, TrainConfig, learning_rate, recipe, sparsity_warmup
+from jumpahead.sae.recipe import Setting, Shape, TrainConfig, learning_rate, recipe, sparsity_warmup
 from jumpahead.store import setting_text
 from tests.engine.cases import some_recipe
 
@@ -51,14 +51,31 @@ def test_the_short_recipe_fits_any_length(steps):
         assert 0 < sparsity_warmup(r, i) <= 1
 
 
+SHAPE = Shape(96, 512, Setting("l0", 24.0))
+
+
 @pytest.mark.parametrize("name", sae.names())
 def test_a_given_rate_and_a_series_own_changes_win_over_what_an_architecture_does_best_with(name):
     kind = sae.architecture(name)
-    assert kind.recipe_for(config(lr=0.0123), 512).lr == 0.0123
-    assert kind.recipe_for(config(lr=0.0123), 512, {"lr": 0.045}).lr == 0.045
-    changed = kind.recipe_for(config(), 512, {"bandwidth_share": 0.7, "beta2": 0.95})
-    assert changed == kind.recipe_for(config(), 512)._replace(bandwidth_share=0.7, beta2=0.95)
-    assert kind.recipe_for(config(recipe="paper"), 512) == recipe(config(recipe="paper")), "the paper's is the paper's"
+    assert kind.recipe_for(config(lr=0.0123), SHAPE).lr == 0.0123
+    assert kind.recipe_for(config(lr=0.0123), SHAPE, {"lr": 0.045}).lr == 0.045
+    changed = kind.recipe_for(config(), SHAPE, {"bandwidth_share": 0.7, "beta2": 0.95})
+    assert changed == kind.recipe_for(config(), SHAPE)._replace(bandwidth_share=0.7, beta2=0.95)
+    assert kind.recipe_for(config(recipe="paper"), SHAPE) == recipe(config(recipe="paper")), (
+        "the paper's is the paper's"
+    )
+
+
+@pytest.mark.parametrize("name", sae.names())
+def test_the_short_rate_moves_reconstructions_alike_at_every_shape_and_falls_with_the_budget(name):
+    """Half the rate at 4 times the L0, or 4 times d, or 16 times the tokens; at the paper's budget about the paper's."""
+    kind, first = sae.architecture(name), sae.architecture(name).recipe_for(config(), SHAPE).lr
+    assert kind.recipe_for(config(), SHAPE._replace(setting=Setting("l0", 6.0))).lr == pytest.approx(2 * first)
+    assert kind.recipe_for(config(), SHAPE._replace(d=24)).lr == pytest.approx(2 * first)
+    assert kind.recipe_for(config(), SHAPE._replace(width=4096)).lr == first
+    assert kind.recipe_for(config(tokens=48_000_000), SHAPE).lr == pytest.approx(first / 2)
+    papers = kind.recipe_for(config(tokens=8 * 10**9), Shape(3584, 2**17, Setting("l0", 50.0))).lr
+    assert 0.5 < papers / 7e-5 < 2
 
 
 def test_learning_rate_in_closed_form():
