@@ -458,6 +458,9 @@ def _resolve(one: Series) -> Series:
             hint = nearest(name, known) if known else f" {one.architecture} has no options."
             raise StudyError(f"series '{one.name}' has no option '{name}'.{hint}") from exc
         raise StudyError(_wrong_value(found, f"series.{one.name}.options.{name}")) from exc
+    for kind in one.given:
+        if objection := full.objection(kind):
+            raise StudyError(f"series '{one.name}': {objection}")
     return one.model_copy(update={"options": full.model_dump()})
 
 
