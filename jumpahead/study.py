@@ -460,6 +460,9 @@ def _resolve(one: Series) -> Series:
             hint = nearest(name, known) if known else f" {one.architecture} has no options."
             raise StudyError(f"series '{one.name}' has no option '{name}'.{hint}") from exc
         raise StudyError(_wrong_value(found, f"series.{one.name}.options.{name}")) from exc
+    for kind in one.given:
+        if objection := full.objection(kind):
+            raise StudyError(f"series '{one.name}': {objection}")
     try:
         changes = check_changes(one.recipe)
     except StudyError as exc:

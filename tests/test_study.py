@@ -84,6 +84,13 @@ def test_resolving_fills_in_options_and_canonical_sites(tmp_path: Path):
     assert load(written(tmp_path, to_toml(study))) == study
 
 
+def test_options_that_are_none_round_trip(tmp_path: Path):
+    text = SMALL.replace('"topk"\nk', '"jumprelu"\nl0') + "options = { target = 'batch', target_weight = 0.5 }\n"
+    study = load(written(tmp_path, text))
+    assert study.series[0].options == {"frequency_scale": None, "target": "batch", "target_weight": 0.5}
+    assert load(written(tmp_path, to_toml(study))) == study
+
+
 def test_awkward_text_round_trips(tmp_path: Path):
     study = load(written(tmp_path, SMALL), ["text.separator='<|endoftext|>\\n\"é\"'", "train.lr=1e-7"])
     assert study.text.separator == '<|endoftext|>\\n"é"'
@@ -291,6 +298,44 @@ def test_one_sentence_names_the_key_and_the_limit(tmp_path: Path, before: str, a
     assert before in SMALL
     found = error(tmp_path, SMALL.replace(before, after))
     assert found == f"small.toml: {message}"
+
+
+@pytest.mark.parametrize(
+    ("setting", "options", "message"),
+    [
+        (
+            "lambda = 0.01",
+            "target = 'batch'",
+            "series 'j': target = \"batch\" is a loss of a requested L0: give it l0 = […] instead of lambda.",
+        ),
+        (
+            "l0 = 8",
+            "target = 'token', frequency_scale = 0.1",
+            "series 'j': frequency_scale and target = \"token\" do not go together: leave one of them out.",
+        ),
+        ("l0 = 8", "target_weight = 0.5", 'series \'j\': target_weight goes with target = "batch" or "token".'),
+        (
+            "l0 = 8",
+            "target = 'mean'",
+            "'series.j.options.target' must be 'controller', 'batch' or 'token', not \"mean\".",
+        ),
+        ("l0 = 8", "frequency_scale = 0", "'series.j.options.frequency_scale' must be greater than 0, not 0."),
+        (
+            "l0 = 8",
+            "frequency_scale = inf",
+            "'series.j.options.frequency_scale' must be a finite number, not Infinity.",
+        ),
+        (
+            "l0 = 8",
+            "target = 'batch', target_weight = -2",
+            "'series.j.options.target_weight' must be greater than 0, not -2.",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(tmp_path: Path, setting: str, options: str, message: str):
+    series = f"name = 'j'\narchitecture = 'jumprelu'\n{setting}\noptions = {{ {options} }}\n"
+    text = SMALL.replace('architecture = "topk"\nk = [8, 16]\n', series)
+    assert error(tmp_path, text) == f"small.toml: {message}"
 
 
 def test_a_folder_that_is_no_model_is_named(tmp_path: Path):

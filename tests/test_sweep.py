@@ -243,6 +243,8 @@ def pending(study_file, folder, *overrides):
         ("stream.seed=3", 6, 6),
         ("series.gated.options.norm=ri-l1", 2, 2),
         ("series.topk.options.aux=0.5", 2, 2),
+        ("series.jumprelu.options.frequency_scale=0.1", 2, 2),
+        ("series.jumprelu.options.target=batch", 2, 2),
         ("series.topk.k=[3, 8]", 1, 1),
     ],
 )

@@ -30,6 +30,8 @@ SHORT = {
     "jumprelu": ("jumprelu", {}, Setting("l0", 4.0)),
     "gated": ("gated", {}, Setting("lambda", 0.01)),
     "topk": ("topk", {}, Setting("k", 4.0)),
+    "jumprelu-token": ("jumprelu", {"target": "token"}, Setting("l0", 4.0)),
+    "jumprelu-frequency": ("jumprelu", {"frequency_scale": 0.05}, Setting("l0", 4.0)),
 }
 ALL = [(name, {}, Setting("l0", 4.0)) for name in sae.names()]
 
@@ -100,6 +102,41 @@ def test_training_lowers_the_unexplained_variance_a_lot(data, spec):
     assert last["fvu"] < 0.5 * first["fvu"]
     assert last["l0"] == pytest.approx(4.0, rel=0.25)
     assert all(math.isfinite(value) for line in made.records for value in line.values())
+
+
+def activity(data, one):
+    """[rows, M] bool: who is active on rows of the training set."""
+    x = torch.cat([data.rows(group)[one.site] for group in range(20)])
+    sae_ = SAE(one.state.arch, one.state.arch.fold(one.state.p, one.scale))
+    return sae_.encode(x) > 0
+
+
+def test_a_loss_alone_holds_a_requested_l0_and_per_token_it_narrows_the_spread(data):
+    """λ·(L̄0/L0* − 1)² of the batch or of every token: no controller; hardly any λ, and L0 is elsewhere."""
+    found = {}
+    for options in ({"target": "batch"}, {"target": "token"}, {"target": "batch", "target_weight": 1e-4}):
+        made = trained(data, ("jumprelu", options, Setting("l0", 4.0)), config(900))
+        assert made.state.control is None
+        assert "lambda" not in made.records[-1]
+        assert made.finished().about["knob"] == {"l0": 4.0}
+        l0 = activity(data, made).sum(1).double()
+        found[len(found)] = l0.mean().item(), l0.std().item()
+    batch, token, idle = found.values()
+    assert batch[0] == pytest.approx(4.0, rel=0.15)
+    assert token[0] == pytest.approx(4.0, rel=0.15)
+    assert token[1] < 0.75 * batch[1]
+    assert abs(idle[0] / 4.0 - 1) > 0.5
+
+
+def test_the_frequency_penalty_lowers_the_highest_frequencies_at_the_same_l0(data):
+    found = []
+    for options in ({}, {"frequency_scale": 0.05}):
+        on = activity(data, trained(data, ("jumprelu", options, Setting("l0", 4.0)), config(900)))
+        found.append(on.double().mean(0))
+        assert found[-1].sum().item() == pytest.approx(4.0, rel=0.1)
+    plain, penalised = found
+    assert penalised.max() < 0.6 * plain.max()
+    assert (penalised > 0).sum() > (plain > 0).sum()
 
 
 def test_a_step_sees_the_batch_divided_by_the_scale(data):

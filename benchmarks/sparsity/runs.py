@@ -17,7 +17,7 @@ from benchmarks.sparsity.places import Part
 from jumpahead import log, store, sweep
 from jumpahead import study as studies
 from jumpahead.sae import architecture
-from jumpahead.sae.recipe import Setting, Shape, TrainConfig
+from jumpahead.sae.recipe import Recipe, Setting, Shape, TrainConfig
 
 BOOTSTRAPPED = ("l0", "delta_lm_loss", "above_10pct")
 
@@ -43,14 +43,15 @@ class Wanted(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Digest of all that the result depends on."""
+        """Digest of all that the result depends on. Defaults do not count: a new option leaves old results valid."""
         kind, place = architecture(self.architecture), places.PLACES[self.place]
         config = TrainConfig.model_validate({"tokens": self.tokens, "batch": places.BATCH})
         shape = Shape(place.d, place.width, Setting(*self.setting))
         recipe = kind.recipe_for(config, shape, json.loads(self.recipe))._asdict()
+        plain = {name: value for name, value in recipe.items() if value != Recipe._field_defaults.get(name, ...)}
+        options = kind.Options(**json.loads(self.options)).model_dump(exclude_defaults=True)
         known = [sweep.VERSION, self.place, place.site, place.width, self.part, self.tokens, self.held_out,
-                 self.architecture, kind.Options(**json.loads(self.options)).model_dump(), recipe, self.setting,
-                 self.seed]  # fmt: skip
+                 self.architecture, options, plain, self.setting, self.seed]  # fmt: skip
         return store.digest_json(known)[:16]
 
 

@@ -12,7 +12,8 @@ timings, so runs repeat. A block does what the support does, with the same funct
     x̂       += valuesᵀ·W_dec
     rows    ∂L/∂π·(x − b_dec) and valuesᵀ·residual as products; then the same row updates
 
-A block's tensors are made twice, for x̂ and for the rows, unless they are few: no B×M tensor exists.
+A block's tensors are made twice, for x̂ and for the rows, unless they are few: no B×M tensor exists. The first time all
+blocks are counted, so that the rule, which is asked the second time, knows what fired in the whole batch.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from jumpahead.sae.base import (
     MAIN,
     Above,
     Architecture,
+    Counts,
     Entries,
-    Gradients,
     Knobs,
     Largest,
     Params,
@@ -60,9 +61,6 @@ class Opened(NamedTuple):
     entries: Entries
     values: tuple[Tensor, ...]
     """[m, B] per reconstruction."""
-    gradients: Gradients
-    inside: int
-    """Entries that are in the support."""
 
 
 class Totals(NamedTuple):
@@ -70,10 +68,10 @@ class Totals(NamedTuple):
 
     decoded: tuple[Tensor, ...]
     """[B, d] per reconstruction: Σ value·d_j."""
-    penalty: float
-    l0: int
-    """Positive features."""
+    charge: float
+    """The sum of the architecture's `charge`s."""
     entries: int
+    """Those in the support."""
     features: int
 
 
@@ -116,26 +114,31 @@ class Blocks:
             self.main[number] = (row[is_here], token[is_here])
         return without(support, moving)
 
-    def totals(self) -> Totals:
-        """x̂'s part and the counts, before anything is updated."""
+    def totals(self, counts: Counts) -> Totals:
+        """x̂'s part and the totals, before anything is updated; what fired joins `counts`, in place."""
         w_dec = self.state.p["W_dec"]
         decoded: list[Tensor] = []
-        penalty, l0, inside = 0.0, 0, 0
+        charge, inside = 0.0, 0
         for number, group in enumerate(self.groups):
             one, directions = self._open(number), w_dec[group]
             parts = [self.kernels.product(value.T, directions) for value in one.values]
             decoded = [total + part for total, part in zip(decoded, parts, strict=True)] if decoded else parts
-            penalty += one.gradients.penalty.item()
-            l0, inside = l0 + int((one.values[0] > 0).sum()), inside + one.inside
-        return Totals(tuple(decoded), penalty, l0, inside, sum(map(len, self.groups)))
+            on = one.values[0] > 0
+            counts.fired[group] = on.sum(1).to(counts.fired.dtype)
+            if counts.active is not None:
+                counts.active.add_(on.sum(0))
+            charge += self.state.arch.charge(one.entries, one.values, self.v).item()
+            inside += int(self._inside(one.entries, group).sum())
+        return Totals(tuple(decoded), charge, inside, sum(map(len, self.groups)))
 
-    def rows(self, update: RowUpdate, sums: dict[str, Tensor], fired: Tensor, share: Tensor, adam: Adam) -> Tensor:
-        """Step 5 for every block; fills in what belongs to its features of sums, fired and share, [M] each. Returns [d]
-        what `Rows.pull` holds."""
+    def rows(self, update: RowUpdate, sums: dict[str, Tensor], counts: Counts, share: Tensor, adam: Adam) -> Tensor:
+        """Step 5 for every block; fills in what belongs to its features of sums and share, [M] each. Returns [d] what
+        `Rows.pull` holds. counts: of the whole batch."""
         state, product = self.state, self.kernels.product
         pull = torch.zeros(update.x.shape[1], dtype=update.x.dtype)
         for number, group in enumerate(self.groups):
             one = self._open(number)
+            rule = state.arch.rule(one.entries, one.values, state.p, self.v, self.knobs, counts)
             directions = state.p["W_dec"][group]
             idle = [
                 spare and not bool((value != 0).any()) for spare, value in zip(update.spare, one.values, strict=True)
@@ -144,10 +147,9 @@ class Blocks:
                 torch.zeros_like(one.entries.pre) if idle[r] else product(directions, residual.T).mul_(update.scales[r])
                 for r, residual in enumerate(update.residuals)
             )
-            d_pre = one.gradients.pre.at(projections)
-            for name, gradient in one.gradients.vectors.items():
+            d_pre = rule.pre.at(projections)
+            for name, gradient in rule.vectors.items():
                 sums[name][group] = gradient.at(projections).sum(1)
-            fired[group] = (one.values[0] > 0).sum(1).to(fired.dtype)
             share[group] = self._inside(one.entries, group).sum(1).to(share.dtype) / len(update.x)
             pull += d_pre.sum(1) @ state.p["W_enc"][group]
             g_dec = torch.zeros_like(directions)
@@ -158,9 +160,9 @@ class Blocks:
                 g_dec += product(one.values[r], update.residuals[r]).mul_(update.scales[r])
                 touched |= (one.values[r] != 0).any(1)
             shrink = None
-            if one.gradients.shrink is not None:
-                shrink = torch.zeros(len(fired), dtype=d_pre.dtype)
-                shrink[group] = one.gradients.shrink.sum(1)
+            if rule.shrink is not None:
+                shrink = torch.zeros(len(share), dtype=d_pre.dtype)
+                shrink[group] = rule.shrink.sum(1)
             g_enc = product(d_pre, update.x)
             self._kept.pop(number, None)
             self.kernels.given_rows(group, g_enc, g_dec, touched, update._replace(shrink=shrink), state, adam)
@@ -170,11 +172,8 @@ class Blocks:
         """The tensors of a block; the same bits each time."""
         if number in self._kept:
             return self._kept[number]
-        state, group, arch = self.state, self.groups[number], self.state.arch
         entries = self._entries(number)
-        values = arch.values(entries, state.p, self.v)
-        gradients = arch.rule(entries, values, state.p, self.v, self.knobs, len(self.centred.x))
-        one = Opened(entries, values, gradients, int(self._inside(entries, group).sum()))
+        one = Opened(entries, self.state.arch.values(entries, self.state.p, self.v))
         if self._keeps:
             self._kept[number] = one
         return one

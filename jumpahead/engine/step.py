@@ -3,7 +3,8 @@
     1  support   which entries (token, feature) can carry a value or a gradient, and π there      O(B·d·M), one product
     2  values    the architecture: what each entry adds to a reconstruction                       O(|S|)
     3  decode    x̂ = Σ values·d_j + b_dec, residual r = x̂ − target                                O(|S|·d)
-    4  rule      the architecture: every gradient as an affine function of the projections r·d_j  O(|S|)
+    4  rule      the architecture, given what fired in the whole batch: every gradient as an
+                 affine function of the projections r·d_j                                         O(|S|)
     5  rows      per touched feature: project, gradient rows, decoder norm, lazy Adam             O(|S|·d + touched·d)
 
 B tokens · d activation dimensions · M features · |S| entries of the support. All tensors are float32 (float64 in
@@ -23,7 +24,7 @@ from jumpahead.engine import dense
 from jumpahead.engine.lazy_adam import Adam, update_
 from jumpahead.engine.resample import is_due, resample
 from jumpahead.errors import DivergedError
-from jumpahead.sae.base import Architecture, Entries, Gradients, Knobs, Params, Reconstruction, Selection
+from jumpahead.sae.base import Architecture, Counts, Entries, Gradients, Knobs, Params, Reconstruction, Selection
 from jumpahead.sae.control import Control
 
 LARGEST = 1e15
@@ -243,20 +244,20 @@ def step(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels) ->
     sparse, blocks = dense.divide(selection, state, centred, v, knobs, kernels)
     support = blocks.take(kernels.support(centred, encoder, p["b_enc"], sparse))
 
-    entries = Entries(support.pre, support.feature, support.part)
+    entries = Entries(support.pre, support.feature, support.part, support.token)
     values = arch.values(entries, p, v)
-    totals = blocks.totals()
+    counts = count(support, values[0] > 0, arch, kernels)
+    totals = blocks.totals(counts)
     parts = arch.reconstructions[: len(values)]
     residuals = reconstruct(parts, values, totals.decoded, support, x, p, kernels)
     weights = arch.weights(x, residuals[0].error) if len(parts) > 1 else (1.0,)
     scales = tuple(float(2 * weight / tokens) for weight in weights)
-    rule = arch.rule(entries, values, p, v, knobs, tokens)
+    rule = arch.rule(entries, values, p, v, knobs, counts)
 
-    fired = values[0] > 0
     result = StepResult(
         error=residuals[0].square / tokens,
-        penalty=rule.penalty.item() + totals.penalty,
-        l0=(int(fired.sum()) + totals.l0) / tokens,
+        penalty=arch.penalty(arch.charge(entries, values, v).item() + totals.charge, counts, knobs),
+        l0=counts.fired.sum(dtype=torch.float64).item() / tokens,
         entries=(len(support.pre) + totals.entries) / tokens,
         dense=totals.features,
     )
@@ -269,7 +270,7 @@ def step(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels) ->
     update = row_update(arch, rule, values, parts, residuals, scales, centred, support, kernels)
     found = kernels.rows(support, update, state, adam)
     sums = {name: kernels.sums(support, gradient.at(found.projections)) for name, gradient in rule.vectors.items()}
-    counts, share = kernels.sums(support, fired.to(x.dtype)), support.colptr.diff() / tokens
+    share = support.colptr.diff() / tokens
     pull = found.pull + blocks.rows(update, sums, counts, share, adam) if blocks else found.pull
 
     d_bias = -pull
@@ -281,10 +282,17 @@ def step(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels) ->
         update_(p[name], state.v[name], sums[name], adam, rate)
     arch.constrain(p)
     state.share = share.float()
-    remember(state, counts, tokens, result.l0)
+    remember(state, counts.fired, tokens, result.l0)
     if is_due(state):
         resample(state, centred, residuals[0].error, result.l0, kernels)
     return result
+
+
+def count(support: Support, on: Tensor, arch: Architecture, kernels: Kernels) -> Counts:
+    """What fired among the entries of the support. on bool [|S|]."""
+    tokens, dtype = len(support.indptr) - 1, support.pre.dtype
+    active = torch.bincount(support.token[on], minlength=tokens).to(dtype) if arch.uses_active else None
+    return Counts(tokens, kernels.sums(support, on.to(dtype)), active)
 
 
 def reconstruct(
@@ -331,17 +339,14 @@ def row_update(
 def knobs_of(state: State, warmup: float) -> Knobs:
     """The step's λ and dead features."""
     arch = state.arch
-    if state.control is not None:
-        sparsity = state.control.sparsity
-    else:
-        sparsity = arch.setting.value * warmup if arch.setting.kind == "lambda" else 0.0
+    sparsity = arch.fixed_sparsity * warmup if state.control is None else state.control.sparsity
     dead = state.silent >= arch.recipe.dead_after if arch.uses_dead else None
     return Knobs(sparsity, dead if dead is not None and bool(dead.any()) else None)
 
 
-def remember(state: State, counts: Tensor, tokens: int, l0: float) -> None:
-    """Bookkeeping after a step: who fired, and the controller. counts [M]: tokens each feature fired on."""
-    state.silent = torch.where(counts > 0, 0, state.silent + tokens)
+def remember(state: State, fired: Tensor, tokens: int, l0: float) -> None:
+    """Bookkeeping after a step: who fired, and the controller. fired [M]: tokens each feature fired on."""
+    state.silent = torch.where(fired > 0, 0, state.silent + tokens)
     if state.t <= state.arch.recipe.revive_until:
         state.arch.revive(state.p, state.silent >= state.arch.recipe.dead_after)
     if state.control is not None:

@@ -11,8 +11,8 @@ Shapes and units, here and in every file of this folder:
 
 An architecture is written twice, side by side in one file: `loss`, the paper on dense tensors for autograd (the oracle
 of every test), and `selection`, `values`, `rule`, the same on the support: the entries (token, feature) that carry a
-value or a gradient. `rule` is elementwise, so it serves a sparse support and a dense block of features alike. No kernel
-knows an architecture, and no architecture knows a kernel.
+value or a gradient. `rule` is elementwise, so it serves a sparse support and a dense block of features alike; what it
+asks of the whole batch stands in `Counts`. No kernel knows an architecture, and no architecture knows a kernel.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def objection(self, kind: str) -> str:
+        """Why these options do not go together, or not with settings of this kind: a sentence; empty where they do."""
+        return ""
+
 
 class Above(NamedTuple):
     """Selection: every entry with π > lower."""
@@ -64,23 +68,32 @@ MAIN, DEAD = 1, 2  # bits of Entries.part
 
 @final
 class Entries:
-    """Support vectors: a value per entry, and how to look up its feature's parameters.
+    """Support vectors: a value per entry, and how to look up what belongs to its feature or its token.
 
     On a sparse support every vector is [|S|]; on a dense block of m features it is [m, B].
     """
 
-    def __init__(self, pre: Tensor, feature: Tensor, part: Tensor | None = None):
+    def __init__(self, pre: Tensor, feature: Tensor, part: Tensor | None = None, token: Tensor | None = None):
         self.pre = pre
         """π at each entry, [|S|] or [m, B]."""
         self.feature = feature
         """[|S|] the feature of each entry, or [m] those of the block's rows."""
         self.part = part
         """uint8 like `pre`, bits MAIN and DEAD; None where there is one part only."""
+        self.token = token
+        """[|S|] the token of each entry; None on a dense block, and where nobody will ask."""
 
     def at(self, vector: Tensor) -> Tensor:
         """`vector` [M] at each entry's feature: [|S|], or [m, 1]."""
         found = vector.index_select(0, self.feature)
         return found if self.pre.dim() == 1 else found[:, None]
+
+    def across(self, vector: Tensor) -> Tensor:
+        """`vector` [B] at each entry's token: [|S|], or [1, B]."""
+        if self.pre.dim() > 1:
+            return vector[None, :]
+        assert self.token is not None, "these entries do not know their tokens"
+        return vector.index_select(0, self.token)
 
     def within(self, bit: int) -> Tensor:
         """0/1 at each entry: whether it belongs to the part `bit`."""
@@ -105,6 +118,17 @@ class Knobs(NamedTuple):
     """λ in force, warm-up included."""
     dead: Tensor | None = None
     """[M] bool: features counted as dead; None where the architecture does not ask."""
+
+
+class Counts(NamedTuple):
+    """What fired, over the whole batch: the support and every dense block together."""
+
+    tokens: int
+    """B."""
+    fired: Tensor
+    """[M] tokens on which each feature is positive, in the values' dtype."""
+    active: Tensor | None = None
+    """[B] features that are positive on each token; None where the architecture does not ask."""
 
 
 class Affine(NamedTuple):
@@ -138,8 +162,6 @@ class Gradients(NamedTuple):
     """For each trained [M] vector, its gradient's contribution at each entry; summed per feature by the engine."""
     shrink: Tensor | None
     """c at each entry: ∂L/∂d_j gets Σc·d_j/‖d_j‖ (a penalty on ‖d_j‖); None without one."""
-    penalty: Tensor
-    """The sparsity term of the loss, mean over the batch."""
 
 
 class Architecture(ABC):
@@ -164,6 +186,8 @@ class Architecture(ABC):
 
     def __init__(self, options: Options, setting: Setting, recipe: Recipe):
         assert setting.kind in self.settings, (self.name, setting)
+        if objection := options.objection(setting.kind):
+            raise StudyError(f"{self.name}: {objection}")
         self.options, self.setting, self.recipe = options, setting, recipe
 
     @classmethod
@@ -196,9 +220,19 @@ class Architecture(ABC):
         return False
 
     @property
+    def uses_active(self) -> bool:
+        """Whether `counts.active` is wanted."""
+        return False
+
+    @property
     def controlled(self) -> bool:
         """Whether λ is moved by a controller towards a requested L0."""
         return self.setting.kind == "l0" and "lambda" in self.settings
+
+    @property
+    def fixed_sparsity(self) -> float:
+        """λ after its warm-up, where no controller moves it; 0 without a sparsity term."""
+        return self.setting.value if self.setting.kind == "lambda" else 0.0
 
     @abstractmethod
     def initialise(self, d: int, width: int, generator: torch.Generator, sample: Tensor) -> Params:
@@ -221,9 +255,17 @@ class Architecture(ABC):
 
     @abstractmethod
     def rule(
-        self, entries: Entries, values: tuple[Tensor, ...], p: Params, v: Params, knobs: Knobs, tokens: int
+        self, entries: Entries, values: tuple[Tensor, ...], p: Params, v: Params, knobs: Knobs, counts: Counts
     ) -> Gradients:
         """Gradients at each entry, as functions of the projections, one per reconstruction in `values`."""
+
+    def charge(self, entries: Entries, values: tuple[Tensor, ...], v: Params) -> Tensor:
+        """Where the sparsity term is a sum over entries: what λ/B multiplies, summed over these. 0-d."""
+        return torch.zeros((), dtype=entries.pre.dtype)
+
+    def penalty(self, charge: float, counts: Counts, knobs: Knobs) -> float:
+        """The sparsity term of the loss, mean over the batch. charge: the sum of all `charge`s."""
+        return knobs.sparsity / counts.tokens * charge
 
     def weights(self, x: Tensor, errors: Tensor) -> tuple[float, ...]:
         """The weight of each squared error where there are several, given x and x̂ − x of the first, both [B, d]."""

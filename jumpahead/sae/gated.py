@@ -32,6 +32,7 @@ from jumpahead.sae.base import (
     Above,
     Affine,
     Architecture,
+    Counts,
     Entries,
     Gradients,
     Knobs,
@@ -88,9 +89,9 @@ class Gated(Architecture):
         return entries.at(v["scale"]) * (entries.pre - entries.at(p["b_enc"])) + entries.at(p["b_mag"])
 
     def rule(
-        self, entries: Entries, values: tuple[Tensor, ...], p: Params, v: Params, knobs: Knobs, tokens: int
+        self, entries: Entries, values: tuple[Tensor, ...], p: Params, v: Params, knobs: Knobs, counts: Counts
     ) -> Gradients:
-        scale, price = entries.at(v["scale"]), knobs.sparsity / tokens
+        scale, price = entries.at(v["scale"]), knobs.sparsity / counts.tokens
         norm = entries.at(v["norm"]) if "norm" in v else torch.ones_like(scale)
         is_on, is_open = (values[0] > 0).to(scale.dtype), (entries.pre > 0).to(scale.dtype)
         d_mag = Affine((is_on, None))
@@ -98,8 +99,10 @@ class Gated(Architecture):
         d_pre = Affine((scale * is_on, is_open), d_gate.constant)
         d_r = Affine((is_on * scale * (entries.pre - entries.at(p["b_enc"])), None))
         shrink = price * values[1] if "norm" in v else None
-        penalty = price * (values[1] * norm).sum()
-        return Gradients(d_pre, {"b_enc": d_gate, "b_mag": d_mag, "r_mag": d_r}, shrink, penalty)
+        return Gradients(d_pre, {"b_enc": d_gate, "b_mag": d_mag, "r_mag": d_r}, shrink)
+
+    def charge(self, entries: Entries, values: tuple[Tensor, ...], v: Params) -> Tensor:
+        return (values[1] * entries.at(v["norm"])).sum() if "norm" in v else values[1].sum()
 
     def loss(self, p: Params, x: Tensor, knobs: Knobs) -> Tensor:
         h = (x - p["b_dec"]) @ p["W_enc"].T

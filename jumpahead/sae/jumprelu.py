@@ -8,6 +8,21 @@
     ∂L/∂θ_j = −(1/ε) Σ_tokens K((π_j − θ_j)/ε)·(θ_j·∂L/∂f_j + λ/B)        K the rectangle, see ste.py
     ∂L/∂π_j = H(π_j − θ_j)·∂L/∂f_j                                        the penalty trains θ alone
 
+Other sparsity terms, as options. Each stands in L in the place of λ·‖f‖₀, and its derivative by H(π_j − θ_j) in ∂L/∂θ_j
+in the place of λ/B. p_j is the share of the whole batch's tokens on which feature j is active, L̄0 = Σ_j p_j, L0* the
+requested L0:
+
+    frequency_scale = ω₀   λ·Σ_j p_j·(1 + p_j/ω₀)              (λ/B)·(1 + 2p_j/ω₀)
+    target = "batch"       λ·(L̄0/L0* − 1)²                     (λ/B)·(2/L0*)·(L̄0/L0* − 1)
+    target = "token"       mean over tokens of                 (λ/B)·(2/L0*)·(‖f‖₀/L0* − 1) at the token
+                           λ·(‖f‖₀/L0* − 1)²
+
+The first is the quadratic-frequency penalty (https://www.alignmentforum.org/posts/4uXCAJNuPKtKBsi28): a feature on a
+share ω₀ of the tokens costs twice what it costs in L0. Its λ is fixed or controlled. The others are the paper's loss of
+a fixed L0 (appendix F): nothing is steered, λ is `target_weight`, under the recipe's warm-up of λ. "token" also presses
+the spread of ‖f‖₀ over tokens: E(‖f‖₀/L0* − 1)² = (L̄0/L0* − 1)² + Var ‖f‖₀/L0*². The two kinds do not combine: with
+the frequency penalty a controlled λ reaches L0* as well.
+
 The support is π_j > θ_j − ε_j/2. Where ε_j ≤ 2θ_j that implies π_j > 0 and the paper's ReLU before the jump changes
 nothing; where θ_j < ε_j/2 (possible in the paper's preset only) rectified zeros fall into the window and every token of
 that feature is in its support.
@@ -15,21 +30,25 @@ that feature is in its support.
 Departures from the paper: none in the preset `paper`, whose target is the unshifted x. The preset `short` starts θ at
 the quantile of the first pre-activations that gives the requested L0, lets the bandwidth follow the thresholds,
 ε_j = min(share·median θ, 1.8·θ_j), starts b_dec at the mean activation, lowers the threshold of a dead feature a little
-every step of the first half until it fires again, and can steer λ towards a requested L0 (control.py).
+every step of the first half until it fires again, and steers λ towards a requested L0 (control.py) where `target` does
+not say otherwise. The fixed-L0 loss is often implemented on the batch's mean instead of every token: both are here.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from jumpahead.sae import ste
+from jumpahead.sae import base, ste
 from jumpahead.sae.base import (
     Above,
     Affine,
     Architecture,
+    Counts,
     Entries,
     Gradients,
     Knobs,
@@ -40,6 +59,32 @@ from jumpahead.sae.base import (
 
 LEAST = 1e-3
 """The smallest θ that a feature starts with."""
+TARGET_WEIGHT = 1.0
+"""The default λ of the loss of a fixed L0. At its minimum the pull (2λ/L0*)·(L̄0/L0* − 1) equals μ, the weight of a
+plain penalty with that L0: so L̄0 ends a share μ·L0*/2λ above L0*. The controllers of the demo ended with μ·L0*/2
+between 0.026 (L0* = 4) and 0.005 (64): one weight serves all settings, and 1 would leave at most 3 % there.
+dictionary_learning has 1 as well, in the same unit."""
+
+
+class Options(base.Options):
+    """Options of a `jumprelu` series."""
+
+    frequency_scale: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """ω₀ of the quadratic-frequency penalty, a share of tokens (0.1 and 0.01 were tried); None: plain L0."""
+    target: Literal["controller", "batch", "token"] = "controller"
+    """How a requested L0 is reached: λ is controlled, or by a loss of the batch's mean L0, or of every token's."""
+    target_weight: float = Field(TARGET_WEIGHT, gt=0, allow_inf_nan=False)
+    """λ of that loss, in the unit E‖x‖² = 1: what it costs that L0 is twice the requested one, or zero."""
+
+    def objection(self, kind: str) -> str:
+        if self.target == "controller":
+            is_idle = self.target_weight != TARGET_WEIGHT
+            return 'target_weight goes with target = "batch" or "token".' if is_idle else ""
+        if kind != "l0":
+            return f'target = "{self.target}" is a loss of a requested L0: give it l0 = […] instead of {kind}.'
+        if self.frequency_scale is not None:
+            return f'frequency_scale and target = "{self.target}" do not go together: leave one of them out.'
+        return ""
 
 
 class JumpReLU(Architecture):
@@ -50,6 +95,8 @@ class JumpReLU(Architecture):
     settings = ("l0", "lambda")
 
     vectors = ("b_enc", "threshold")
+    Options = Options
+    options: Options
 
     @property
     def trained(self) -> dict[str, float]:
@@ -58,6 +105,18 @@ class JumpReLU(Architecture):
     @property
     def _trained_threshold(self) -> str:
         return "log_threshold" if self.recipe.threshold_form == "log" else "threshold"
+
+    @property
+    def uses_active(self) -> bool:
+        return self.options.target == "token"
+
+    @property
+    def controlled(self) -> bool:
+        return super().controlled and self.options.target == "controller"
+
+    @property
+    def fixed_sparsity(self) -> float:
+        return super().fixed_sparsity if self.options.target == "controller" else self.options.target_weight
 
     def initialise(self, d: int, width: int, generator: torch.Generator, sample: Tensor) -> Params:
         p, pre = common_parameters(d, width, generator, sample, self.recipe)
@@ -88,26 +147,60 @@ class JumpReLU(Architecture):
         return (entries.pre * (entries.pre > entries.at(v["theta"])),)
 
     def rule(
-        self, entries: Entries, values: tuple[Tensor, ...], p: Params, v: Params, knobs: Knobs, tokens: int
+        self, entries: Entries, values: tuple[Tensor, ...], p: Params, v: Params, knobs: Knobs, counts: Counts
     ) -> Gradients:
         on = (values[0] > 0).to(values[0].dtype)
         window = (entries.pre > entries.at(v["lower"])) & (entries.pre < entries.at(v["upper"]))
         chain = v["theta"] if self._trained_threshold == "log_threshold" else torch.ones_like(v["theta"])
         weight = -chain / v["epsilon"]
+        sparsity = entries.at(weight * self._price(counts, knobs))
+        if self.options.target == "token":
+            assert counts.active is not None
+            sparsity = sparsity * entries.across(counts.active / self.setting.value - 1)
         d_pre = Affine((on,))
-        d_theta = Affine(
-            (window * entries.at(weight * v["theta"]),), window * entries.at(weight * (knobs.sparsity / tokens))
-        )
-        penalty = knobs.sparsity * on.sum() / tokens
-        return Gradients(d_pre, {"b_enc": d_pre, self._trained_threshold: d_theta}, None, penalty)
+        d_theta = Affine((window * entries.at(weight * v["theta"]),), window * sparsity)
+        return Gradients(d_pre, {"b_enc": d_pre, self._trained_threshold: d_theta}, None)
+
+    def _price(self, counts: Counts, knobs: Knobs) -> float | Tensor:
+        """∂(sparsity term)/∂H(π − θ): a number, or [M]; for target = "token" without its token's factor."""
+        price, l0 = knobs.sparsity / counts.tokens, self.setting.value
+        if self.options.target == "token":
+            return price * (2 / l0)
+        if self.options.target == "batch":
+            return price * (2 / l0) * (_mean_l0(counts) / l0 - 1)
+        if self.options.frequency_scale is None:
+            return price
+        return price * (1 + counts.fired * (2 / (counts.tokens * self.options.frequency_scale)))
+
+    def penalty(self, charge: float, counts: Counts, knobs: Knobs) -> float:
+        l0 = self.setting.value
+        if self.options.target == "token":
+            assert counts.active is not None
+            return knobs.sparsity * (counts.active.double() / l0 - 1).square().mean().item()
+        if self.options.target == "batch":
+            return knobs.sparsity * (_mean_l0(counts) / l0 - 1) ** 2
+        if self.options.frequency_scale is None:
+            return knobs.sparsity * _mean_l0(counts)
+        p = counts.fired.double() / counts.tokens
+        return knobs.sparsity * (p * (1 + p / self.options.frequency_scale)).sum().item()
 
     def loss(self, p: Params, x: Tensor, knobs: Knobs) -> Tensor:
         v = self.derive(p)
         pre = ((x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]).relu()
         f = ste.jumprelu(pre, v["theta"], v["epsilon"])
         error = (x - f @ p["W_dec"] - p["b_dec"]).square().sum(1)
-        l0 = ste.step(pre, v["theta"], v["epsilon"]).sum(1)
-        return (error + knobs.sparsity * l0).mean()
+        on = ste.step(pre, v["theta"], v["epsilon"])
+        return error.mean() + knobs.sparsity * self._sparsity(on)
+
+    def _sparsity(self, on: Tensor) -> Tensor:
+        """The sparsity term without λ. on [B, M]: H(π − θ)."""
+        if self.options.target != "controller":
+            l0 = on.sum(1) if self.options.target == "token" else on.sum(1).mean()
+            return (l0 / self.setting.value - 1).square().mean()
+        if self.options.frequency_scale is None:
+            return on.sum(1).mean()
+        frequency = on.mean(0)
+        return (frequency * (1 + frequency / self.options.frequency_scale)).sum()
 
     def activate(self, p: Params, pre: Tensor) -> Tensor:
         return pre * (pre > p["threshold"])
@@ -136,6 +229,11 @@ class JumpReLU(Architecture):
     def fold_vectors(self, p: Params, scale: float, norms: Tensor) -> Params:
         theta = self.derive(p)["theta"].double()
         return super().fold_vectors(p, scale, norms) | {"threshold": scale * theta}
+
+
+def _mean_l0(counts: Counts) -> float:
+    """L̄0, active features per token."""
+    return counts.fired.sum(dtype=torch.float64).item() / counts.tokens
 
 
 ARCHITECTURE = JumpReLU

@@ -27,6 +27,7 @@ from jumpahead.sae.base import (
     MAIN,
     Affine,
     Architecture,
+    Counts,
     Entries,
     Gradients,
     Knobs,
@@ -84,10 +85,10 @@ class TopK(Architecture):
         return f * entries.within(MAIN), f * entries.within(DEAD)
 
     def rule(
-        self, entries: Entries, values: tuple[Tensor, ...], p: Params, v: Params, knobs: Knobs, tokens: int
+        self, entries: Entries, values: tuple[Tensor, ...], p: Params, v: Params, knobs: Knobs, counts: Counts
     ) -> Gradients:
         d_pre = Affine(tuple((value > 0).to(value.dtype) for value in values))
-        return Gradients(d_pre, {"b_enc": d_pre}, None, torch.zeros((), dtype=entries.pre.dtype))
+        return Gradients(d_pre, {"b_enc": d_pre}, None)
 
     def weights(self, x: Tensor, errors: Tensor) -> tuple[float, ...]:
         variances = [variance(some) for some in (x, errors)]

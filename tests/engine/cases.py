@@ -21,6 +21,12 @@ from jumpahead.sae.recipe import Recipe, Setting, TrainConfig, recipe
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "gated": [{"norm": "ri-l1"}, {"norm": "l1"}],
+    "jumprelu": [
+        {},
+        {"frequency_scale": 0.07},
+        {"target": "batch", "target_weight": 0.6},
+        {"target": "token", "target_weight": 0.3},
+    ],
     "topk": [{"aux": 0.0}, {"aux": 0.21}, {"aux": 0.13, "k_aux": 500}],
 }
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
@@ -66,12 +72,14 @@ def some_recipe(**changes: Any) -> Recipe:
 
 
 def all_cases() -> list[Case]:
-    """Every architecture × options × recipe × kind of setting."""
+    """Every architecture × options × recipe × kind of setting that goes with the options."""
     found = []
     for name in sae.names():
+        architecture = sae.architecture(name)
         for options in OPTIONS.get(name, [{}]):
+            kinds = [kind for kind in architecture.settings if not architecture.Options(**options).objection(kind)]
             for title, changes in RECIPES.get(name, {"": {}}).items():
-                for kind in sae.architecture(name).settings:
+                for kind in kinds:
                     words = [name, *(f"{key}={value}" for key, value in options.items()), title, kind]
                     setting = Setting(kind, VALUES[kind])
                     found.append(Case(name, options, setting, changes, "-".join(word for word in words if word)))

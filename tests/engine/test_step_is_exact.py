@@ -210,6 +210,31 @@ def test_more_dead_features_wanted_than_there_are(name):
     assert not torch.equal(after.p["W_dec"][[4, 17]], state.p["W_dec"][[4, 17]])
 
 
+@layers
+@cases
+def test_a_rule_hears_what_fired_in_the_whole_batch(case, name, path, monkeypatch):
+    """The same counts for the support and for every block, complete before the first is asked."""
+    state = scrambled(case, 7, 60, seed=5)
+    state.share = draw(60, seed=6).abs().float() * 0.3
+    state.silent[:] = 0
+    state.silent[[4, 17]] = 10**7  # AuxK's block
+    x, own, heard = activations(19, 7, seed=7), type(state.arch).rule, []
+    on = features(state, x) > 0
+
+    def rule(self, entries, values, p, v, knobs, counts):
+        heard.append((counts.tokens, counts.fired.clone(), None if counts.active is None else counts.active.clone()))
+        return own(self, entries, values, p, v, knobs, counts)
+
+    monkeypatch.setattr(type(state.arch), "rule", rule)
+    step(state, x, 0.01, 0.7, layer(name))
+    assert len(heard) > 1 or path == "support" or case.options.get("aux") == 0
+    for tokens, fired, active in heard:
+        assert tokens == 19
+        assert torch.equal(fired, on.sum(0).double())
+        assert active is None or torch.equal(active, on.sum(1).double())
+        assert (active is not None) == state.arch.uses_active
+
+
 # ---------------------------------------------------------------------------------------------- the support
 
 NAMES = {"plain": plain_kernels, "cpu": cpu_kernels}
@@ -645,20 +670,26 @@ def test_no_tensor_of_tokens_times_features_exists(case, name, everything, monke
 # ---------------------------------------------------------------------------------------------- helpers
 
 
+def features(state: State, x):
+    """f of a state in training, dense: [B, M]."""
+    p = state.p | state.arch.derive(state.p)
+    pre = (x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]
+    return state.arch.activate(p | {"threshold": p.get("theta", pre)}, pre)
+
+
 def assert_step_is_exact(state: State, x, name: str) -> State:
     """One step of the layer from `state` equals the dense one to 1e-10, and says which rows it touched."""
     ours, theirs = clone(state), settled(state)
     result = step(ours, x, 0.3, 0.37, layer(name))
-    p = state.p | state.arch.derive(state.p)
-    pre = (x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]
-    f = state.arch.activate(p | {"threshold": p.get("theta", pre)}, pre)
+    p, f = state.p, features(state, x)
     error = (x - f @ p["W_dec"] - p["b_dec"]).square().sum().item() / len(x)
     assert (result.error, result.l0) == pytest.approx((error, (f > 0).sum().item() / len(x)), rel=1e-12)
     assert result.entries >= result.l0
     before = {key: theirs.p[key].clone() for key in ("W_enc", "W_dec")}
+    knobs = step.__globals__["knobs_of"](state, 0.37)
+    free = state.arch.loss(theirs.p, x, knobs._replace(sparsity=0.0)).item()
     loss = reference.step(theirs, x, 0.3, 0.37)
-    if state.arch.name == "jumprelu":
-        assert result.error + result.penalty == pytest.approx(loss, rel=1e-6)
+    assert result.penalty == pytest.approx(loss - free, rel=1e-9, abs=1e-11 * loss)
     theirs.last[:] = theirs.t
     assert_close(ours, theirs, 1e-10)
     untouched = ours.last < ours.t

@@ -14,7 +14,8 @@ from pydantic import BaseModel
 from jumpahead import sae
 from jumpahead.engine import kernels, step
 from jumpahead.errors import ArtefactError, DataError, StudyError
-from jumpahead.sae.base import SAE, Architecture, Entries, Knobs
+from jumpahead.sae.base import SAE, Architecture, Counts, Entries, Knobs
+from jumpahead.sae.recipe import Setting
 from tests.engine.cases import CASES, LAYERS, activations, draw, layer, scrambled, start
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
@@ -77,6 +78,12 @@ def test_class_attributes_are_complete(name):
     assert kind.Options.model_config["extra"] == "forbid"
     assert kind.reconstructions[0].target == "input"
     assert kind.reconstructions[0].live
+
+
+def test_options_against_the_setting_are_refused_without_a_study_too():
+    case = next(case for case in CASES if case.options.get("target") == "batch")
+    with pytest.raises(StudyError, match=r'^jumprelu: target = "batch" is a loss of a requested L0: give it l0'):
+        case._replace(setting=Setting("lambda", 0.3)).arch()
 
 
 @pytest.mark.parametrize("attribute", ["name", "title", "colour", "dash", "symbol", "order"])
@@ -203,18 +210,18 @@ def test_the_rule_serves_a_dense_block_of_features_alike(case):
     p, arch = state.p, state.arch
     v, knobs, tokens, block = arch.derive(p), Knobs(0.03), 6, torch.arange(5, 31)
     pre = (p["W_enc"] @ (activations(tokens, D, 4) - p["b_dec"]).T + p["b_enc"][:, None])[block]
-    sparse = Entries(pre.flatten(), block.repeat_interleave(tokens).int())
+    sparse = Entries(pre.flatten(), block.repeat_interleave(tokens).int(), token=torch.arange(tokens).repeat(26))
     whole = Entries(pre, block)
     values = arch.values(sparse, p, v), arch.values(whole, p, v)
     incoming = tuple(0.3 * draw(26, tokens, seed=i) for i in range(len(values[0])))
     for flat, dense in zip(*values, strict=True):
         assert torch.equal(flat, dense.flatten())
-    flat, dense = (
-        arch.rule(one, value, p, v, knobs, tokens) for one, value in zip((sparse, whole), values, strict=True)
-    )
+    counts = Counts(tokens, draw(WIDTH, seed=31).abs(), draw(tokens, seed=32).abs())  # of other blocks too
+    pairs = list(zip((sparse, whole), values, strict=True))
+    flat, dense = (arch.rule(one, value, p, v, knobs, counts) for one, value in pairs)
     flattened = tuple(one.flatten() for one in incoming)
     assert torch.equal(flat.pre.at(flattened), dense.pre.at(incoming).flatten())
-    torch.testing.assert_close(flat.penalty, dense.penalty)
+    torch.testing.assert_close(*(arch.charge(one, value, v) for one, value in pairs))
     assert set(flat.vectors) == set(dense.vectors) == set(arch.trained)
     for name, gradient in flat.vectors.items():
         assert torch.equal(gradient.at(flattened), dense.vectors[name].at(incoming).flatten())
@@ -259,6 +266,9 @@ def spoil(folder, what):
             config.write_text(json.dumps({**about, "options": {"wings": 2}}))
         case "a setting it does not take":
             config.write_text(json.dumps({**about, "setting": {"kind": "wings", "value": 2}}))
+        case "options against the setting":
+            other = {"options": {"target": "batch"}, "setting": {"kind": "lambda", "value": 0.1}}
+            config.write_text(json.dumps({**about, "architecture": "jumprelu", **other}))
         case "no setting":
             config.write_text(json.dumps({key: value for key, value in about.items() if key != "setting"}))
         case "another shape":
@@ -273,7 +283,8 @@ DAMAGES = [
     Damage("a flipped bit", "weights.safetensors"), Damage("another schema", "config.json"),
     Damage("another library", "config.json"), Damage("an unknown architecture", "config.json"),
     Damage("an unknown option", "config.json"), Damage("a setting it does not take", "config.json"),
-    Damage("no setting", "config.json"), Damage("another shape", "weights.safetensors"),
+    Damage("no setting", "config.json"), Damage("options against the setting", "config.json"),
+    Damage("another shape", "weights.safetensors"),
 ]  # fmt: skip
 
 

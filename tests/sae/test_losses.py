@@ -25,14 +25,25 @@ def relu(z):
 
 
 def jumprelu(p, fixed, x, options, k, dead):
-    """mean ‖x − x̂‖² + λ·‖f‖₀; θ is not differentiated here (test_ste_matches_true_derivative.py does)."""
+    """mean ‖x − x̂‖² + λ·‖f‖₀, or what stands for ‖f‖₀; k: the requested L0.
+
+    θ is not differentiated here (test_ste_matches_true_derivative.py does).
+    """
     theta = np.exp(fixed["log_threshold"]) if "log_threshold" in fixed else fixed["threshold"]
-    total = 0.0
-    for row in x:
+    error, l0, on = 0.0, np.zeros(len(x)), np.zeros(WIDTH)
+    for i, row in enumerate(x):
         pi = p["W_enc"] @ (row - p["b_dec"]) + p["b_enc"]
         f = pi * (pi > theta)
-        total += ((row - p["W_dec"].T @ f - p["b_dec"]) ** 2).sum() + SPARSITY * (pi > theta).sum()
-    return total / len(x)
+        error += ((row - p["W_dec"].T @ f - p["b_dec"]) ** 2).sum() / len(x)
+        l0[i] = (pi > theta).sum()
+        on += pi > theta
+    if options["target"] == "batch":
+        return error + SPARSITY * (l0.mean() / k - 1) ** 2
+    if options["target"] == "token":
+        return error + SPARSITY * np.mean([(one / k - 1) ** 2 for one in l0])
+    if options["frequency_scale"] is not None:
+        return error + SPARSITY * sum(p_j + p_j**2 / options["frequency_scale"] for p_j in on / len(x))
+    return error + SPARSITY * l0.mean()
 
 
 def gated(p, fixed, x, options, k, dead):
@@ -73,7 +84,7 @@ PAPERS = {"jumprelu": jumprelu, "gated": gated, "topk": topk}
 
 def setting_up(case: Case):
     state = scrambled(case, D, WIDTH, seed=21)
-    if case.architecture == "topk":
+    if case.setting.kind != "lambda":
         state.arch.setting = state.arch.setting._replace(value=3.0)
     dead = torch.arange(WIDTH) % 2 == 0
     knobs = Knobs(SPARSITY, dead if state.arch.uses_dead else None)

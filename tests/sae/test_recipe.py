@@ -68,7 +68,7 @@ def test_a_given_rate_and_a_series_own_changes_win_over_what_an_architecture_doe
 
 @pytest.mark.parametrize("name", sae.names())
 def test_the_short_rate_moves_reconstructions_alike_at_every_shape_and_falls_with_the_budget(name):
-    """Half the rate at 4 times the L0, or 4 times d, or 16 times the tokens; at the paper's budget about the paper's."""
+    """Half the rate at 4 times the L0, or 4 times d, or 16 times the tokens; at the paper's budget about its own."""
     kind, first = sae.architecture(name), sae.architecture(name).recipe_for(config(), SHAPE).lr
     assert kind.recipe_for(config(), SHAPE._replace(setting=Setting("l0", 6.0))).lr == pytest.approx(2 * first)
     assert kind.recipe_for(config(), SHAPE._replace(d=24)).lr == pytest.approx(2 * first)

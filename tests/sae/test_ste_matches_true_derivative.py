@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from jumpahead.sae import ste
-from jumpahead.sae.base import Entries, Knobs
+from jumpahead.sae.base import Counts, Entries, Knobs
+from jumpahead.sae.recipe import Setting
 from tests.engine.cases import CASES, Case
 
 PRE = torch.tensor([[0.10], [0.52], [0.48], [1.0]], dtype=torch.float64)
@@ -62,7 +63,8 @@ def test_the_engines_rule_by_hand(form):
     entries = Entries(PRE.flatten(), torch.zeros(4, dtype=torch.int32))
     values = arch.values(entries, p, v)
     assert values[0].tolist() == [0, 0.52, 0, 1]
-    g = arch.rule(entries, values, p, v, Knobs(sparsity=0.024), tokens=4)
+    counts, knobs = counted(values), Knobs(sparsity=0.024)
+    g = arch.rule(entries, values, p, v, knobs, counts)
     incoming = (GRAD.flatten(),)
     assert g.pre.at(incoming).tolist() == [0, 0.7, 0, 5]
     assert g.vectors["b_enc"].at(incoming).tolist() == [0, 0.7, 0, 5]
@@ -70,7 +72,7 @@ def test_the_engines_rule_by_hand(form):
     chain = {"raw": 1.0, "log": 0.5}[form]
     by_hand = [0, -3.56 * chain, 0.94 * chain, 0]
     assert g.vectors[trained(form)].at(incoming).tolist() == pytest.approx(by_hand, abs=1e-12)
-    assert g.penalty.item() == pytest.approx(0.012)  # λ·2/4
+    assert arch.penalty(0.0, counts, knobs) == pytest.approx(0.012)  # λ·2/4
 
 
 @pytest.mark.parametrize("epsilon", EPSILONS)
@@ -98,7 +100,7 @@ def test_the_short_recipes_own_bandwidth_is_narrow_enough(form):
     z = normal_grid(200_000, 0.0, 1.3)
     entries = Entries(z, torch.zeros(len(z), dtype=torch.int32))
     zero = torch.zeros_like(z)
-    g = arch.rule(entries, (zero,), p, v, Knobs(sparsity=0.8), tokens=len(z))
+    g = arch.rule(entries, (zero,), p, v, Knobs(sparsity=0.8), counted((zero,)))
     chain = {"raw": 1.0, "log": 0.5}[form]
     assert g.vectors[trained(form)].at((zero,)).sum().item() == pytest.approx(
         -0.8 * chain * normal_density(0.5, 0, 1.3), rel=0.06
@@ -130,11 +132,87 @@ def test_the_whole_losss_derivative_in_theta(form, theta, epsilon):
     entries = Entries(pre, torch.zeros(len(pre), dtype=torch.int32))
     values = arch.values(entries, p, v)
     projection = 2 * (values[0] - a) / len(pre)
-    g = arch.rule(entries, values, p, v, Knobs(sparsity), tokens=len(pre))
+    g = arch.rule(entries, values, p, v, Knobs(sparsity), counted(values))
     chain = {"raw": 1.0, "log": theta}[form]
     assert g.vectors[trained(form)].at((projection,)).sum().item() / chain == pytest.approx(
         true, abs=0.01 * abs(true) + 0.25 * epsilon
     )
+
+
+# ---------------------------------------------------------------------------------------------- of the whole batch
+
+# Two features, four tokens. Features on: token 0 both, token 1 the first, token 2 the second, token 3 neither.
+TWO = torch.tensor([[0.9, 0.52, 0.47, 0.1], [0.31, 0.2, 0.7, 0.28]], dtype=torch.float64)
+THETAS = [0.5, 0.3]  # with ε = 0.1, in the window: feature 0 at tokens 1 and 2, feature 1 at tokens 0 and 3
+SUMMED = {
+    # λ/B = 0.006, p = (1/2, 1/2), ω₀ = 0.25: −10·0.006·(1 + 2·0.5/0.25) = −0.3 at each entry in the window
+    "frequency": ({"frequency_scale": 0.25}, Setting("lambda", 0.02), [-0.6, -0.6], 0.072),  # λ·2·0.5·(1 + 2)
+    # L̄0 = 1, L0* = 0.8: −10·0.006·(2/0.8)·(1/0.8 − 1) = −0.0375
+    "batch": ({"target": "batch"}, Setting("l0", 0.8), [-0.075, -0.075], 0.0015),  # λ·0.25²
+    # ‖f‖₀ = 2, 1, 1, 0: −0.15·(‖f‖₀/0.8 − 1) = −0.225, −0.0375, −0.0375, 0.15
+    "token": ({"target": "token"}, Setting("l0", 0.8), [-0.075, -0.075], 0.02025),  # λ·(1.5² + 2·0.25² + 1)/4
+}
+
+
+@pytest.mark.parametrize("kind", list(SUMMED))
+@pytest.mark.parametrize("form", FORMS)
+def test_sparsity_terms_of_the_whole_batch_by_hand(form, kind):
+    options, setting, wanted, penalty = SUMMED[kind]
+    arch, p, v = features(form, THETAS, 0.1, options, setting)
+    block = Entries(TWO, torch.arange(2))
+    values, knobs = arch.values(block, p, v), Knobs(sparsity=0.024)
+    counts = counted(values, of=2)
+    assert counts.fired.tolist() == [2, 2]
+    assert counts.active.tolist() == [2, 1, 1, 0]
+    g = arch.rule(block, values, p, v, knobs, counts).vectors[trained(form)]
+    chain = {"raw": [1.0, 1.0], "log": THETAS}[form]
+    by_hand = [one * factor for one, factor in zip(wanted, chain, strict=True)]
+    assert g.at((torch.zeros_like(TWO),)).sum(1).tolist() == pytest.approx(by_hand, abs=1e-12)
+    assert arch.penalty(0.0, counts, knobs) == pytest.approx(penalty, rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("kind", list(SUMMED))
+@pytest.mark.parametrize("form", FORMS)
+def test_sparsity_terms_of_the_whole_batch_have_the_expected_losss_derivative(form, kind, scale):
+    """Two independent features, π_j ~ N(m_j, s²), on with probability P_j = Φ((m_j − θ_j)/s). Expected losses:
+
+        λ·Σ P_j·(1 + P_j/ω₀)      λ·((P_0 + P_1)/L0* − 1)²      λ·(that + (P_0·(1 − P_0) + P_1·(1 − P_1))/L0*²)
+
+    Central differences of these in θ_j are what the engine's rule must add up to, and the autograd of `ste.py`. (In the
+    last, ‖f‖₀ of a token in the window depends on its side of θ_j: there the bias is of first order in ε.)
+    """
+    options, setting, _, _ = SUMMED[kind]
+    l0, scale_of_p = 0.3, options.get("frequency_scale")
+    setting = setting._replace(value=l0)
+    sparsity, means, thetas = 0.7, [-0.4 * scale, 0.1 * scale], [0.5 * scale, 0.3 * scale]
+
+    def expected(theta):
+        p = [0.5 * math.erfc((t - m) / (scale * math.sqrt(2))) for t, m in zip(theta, means, strict=True)]
+        if kind == "frequency":
+            return sparsity * sum(one * (1 + one / scale_of_p) for one in p)
+        spread = sum(one * (1 - one) for one in p) / l0**2 if kind == "token" else 0.0
+        return sparsity * ((sum(p) / l0 - 1) ** 2 + spread)
+
+    arch, p, v = features(form, thetas, 0.02 * scale, options, setting)
+    n = 400_009  # prime: the second grid's order has nothing to do with the first's
+    shuffled = normal_grid(n, means[1], scale)[torch.arange(n) * 247_219 % n]
+    pre = torch.stack([normal_grid(n, means[0], scale), shuffled])
+    block = Entries(pre, torch.arange(2))
+    values = arch.values(block, p, v)
+    g = arch.rule(block, values, p, v, Knobs(sparsity), counted(values, of=2)).vectors[trained(form)]
+    by_rule = g.at((torch.zeros_like(pre),)).sum(1).tolist()
+
+    parameter = p[trained(form)].clone().requires_grad_()
+    on = ste.step(pre.T.relu(), parameter.exp() if form == "log" else parameter, v["epsilon"])
+    (by_autograd,) = torch.autograd.grad(sparsity * arch._sparsity(on), [parameter])
+    for j in range(2):
+        step = 1e-5 * scale
+        sides = [expected([t + sign * step * (i == j) for i, t in enumerate(thetas)]) for sign in (1, -1)]
+        true = (sides[0] - sides[1]) / (2 * step) * (thetas[j] if form == "log" else 1.0)
+        assert abs(true) > 0.05 / scale * (thetas[j] if form == "log" else 1.0)
+        assert by_rule[j] == pytest.approx(true, rel=0.006)
+        assert by_autograd[j].item() == pytest.approx(by_rule[j], rel=1e-10)
 
 
 # ---------------------------------------------------------------------------------------------- helpers
@@ -146,11 +224,26 @@ def trained(form):
 
 def one_feature(form, theta, epsilon):
     """A JumpReLU SAE's vectors at width 1: (architecture, parameters, what `derive` gives)."""
-    case: Case = JUMPRELU._replace(changes={"threshold_form": form, "bandwidth": epsilon})
+    return features(form, [theta], epsilon)
+
+
+def features(form, thetas, epsilon, options=None, setting=None):
+    """The same for several features."""
+    case: Case = JUMPRELU._replace(
+        changes={"threshold_form": form, "bandwidth": epsilon},
+        options=options or {},
+        setting=setting or JUMPRELU.setting,
+    )
     arch = case.arch()
-    value = torch.tensor([theta], dtype=torch.float64)
+    value = torch.tensor(thetas, dtype=torch.float64)
     p = {trained(form): value.log() if form == "log" else value}
     return arch, p, arch.derive(p)
+
+
+def counted(values, of=1):
+    """What fired among the values, feature by feature: [of·tokens]."""
+    on = (values[0] > 0).reshape(of, -1).double()
+    return Counts(on.shape[1], on.sum(1), on.sum(0))
 
 
 def normal_grid(n, mean, deviation):
@@ -182,6 +275,7 @@ def by_rule(z, theta, epsilon, form):
     entries = Entries(z, torch.zeros(len(z), dtype=torch.int32))
     values = arch.values(entries, p, v)
     nothing, something = torch.zeros_like(z), torch.full_like(z, 0.3 / len(z))
-    step = arch.rule(entries, values, p, v, Knobs(sparsity=0.8), tokens=len(z)).vectors[trained(form)]
-    jump = arch.rule(entries, values, p, v, Knobs(sparsity=0.0), tokens=len(z)).vectors[trained(form)]
+    counts = counted(values)
+    step = arch.rule(entries, values, p, v, Knobs(sparsity=0.8), counts).vectors[trained(form)]
+    jump = arch.rule(entries, values, p, v, Knobs(sparsity=0.0), counts).vectors[trained(form)]
     return step.at((nothing,)).sum().item() / 0.8, jump.at((something,)).sum().item() / 0.3
