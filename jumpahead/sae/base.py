@@ -227,7 +227,7 @@ class Architecture(ABC):
         """Care for dead features after a step, in place. dead [M] bool."""
 
     def steer(self, p: Params, growth: float) -> None:  # noqa: B027 — only for architectures with a controller
-        """Move every threshold by the factor exp(growth), in place."""
+        """Move every threshold by the factor exp(growth), or what stands for a threshold by that share, in place."""
 
     def started_l0(self, width: int, d: int) -> float:
         """The mean L0 that training starts from in the `short` recipe."""

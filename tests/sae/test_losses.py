@@ -14,7 +14,7 @@ from jumpahead.sae.base import Knobs
 from tests.engine.cases import CASES, Case, activations, scrambled
 
 D, WIDTH, TOKENS, SPARSITY = 4, 9, 7, 0.23
-ALONE = ("jumprelu", "gated", "topk")
+ALONE = ("jumprelu", "gated", "topk", "relu")
 cases = pytest.mark.parametrize(
     "case", [case for case in CASES if case.architecture in ALONE], ids=lambda case: case.label
 )
@@ -49,6 +49,16 @@ def gated(p, fixed, x, options, k, dead):
     return total / len(x)
 
 
+def relu_ri_l1(p, fixed, x, options, k, dead):
+    """mean ‖x − x̂‖² + λ·Σ f·‖d‖."""
+    total = 0.0
+    for row in x:
+        f = relu(p["W_enc"] @ (row - p["b_dec"]) + p["b_enc"])
+        total += ((row - p["W_dec"].T @ f - p["b_dec"]) ** 2).sum()
+        total += SPARSITY * sum(f[j] * np.sqrt((p["W_dec"][j] ** 2).sum()) for j in range(WIDTH))
+    return total / len(x)
+
+
 def topk(p, fixed, x, options, k, dead):
     """mean ‖x − x̂‖² + α·(Var x/Var e)·mean ‖e − ê‖², e and both variances constants."""
 
@@ -68,7 +78,7 @@ def topk(p, fixed, x, options, k, dead):
     return loss + options["aux"] * ratio * missed
 
 
-PAPERS = {"jumprelu": jumprelu, "gated": gated, "topk": topk}
+PAPERS = {"jumprelu": jumprelu, "gated": gated, "topk": topk, "relu": relu_ri_l1}
 
 
 def setting_up(case: Case):
