@@ -118,9 +118,10 @@ def test_one_dense_step_in_closed_form(name: str):
         torch.testing.assert_close(dense.p[key].detach(), value, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", ["topk", "batchtopk"])
 @pytest.mark.parametrize("has_dead", [False, True])
-def test_top_k_by_torch_is_the_same_loss(has_dead: bool):
-    state, x, knobs = untrained("topk")
+def test_top_k_by_torch_is_the_same_loss(name: str, has_dead: bool):
+    state, x, knobs = untrained(name)
     knobs = knobs if has_dead else Knobs()
     gradients = []
     for loss in (state.arch.loss, largest_loss(state.arch, top_k)):

@@ -14,7 +14,7 @@ from jumpahead.sae.base import Knobs
 from tests.engine.cases import CASES, Case, activations, scrambled
 
 D, WIDTH, TOKENS, SPARSITY = 4, 9, 7, 0.23
-ALONE = ("jumprelu", "gated", "topk", "relu")
+ALONE = ("jumprelu", "gated", "topk", "relu", "batchtopk")
 cases = pytest.mark.parametrize(
     "case", [case for case in CASES if case.architecture in ALONE], ids=lambda case: case.label
 )
@@ -78,12 +78,39 @@ def topk(p, fixed, x, options, k, dead):
     return loss + options["aux"] * ratio * missed
 
 
-PAPERS = {"jumprelu": jumprelu, "gated": gated, "topk": topk, "relu": relu_ri_l1}
+def batchtopk(p, fixed, x, options, k, dead):
+    """As topk, but x̂ from the k·B largest of the batch; ê from the k_aux largest of each token among the dead."""
+
+    def pres(p):
+        return np.array([p["W_enc"] @ (row - p["b_dec"]) + p["b_enc"] for row in x])
+
+    def errors(p):
+        pi = pres(p)
+        entries = [(i, j) for i in range(len(x)) for j in range(WIDTH)]
+        kept = sorted(entries, key=lambda at: (-pi[at], at[1], at[0]))[: k * len(x)]
+        e = x - p["b_dec"]
+        for i, j in kept:
+            e[i] = e[i] - relu(pi[i, j]) * p["W_dec"][j]
+        return e
+
+    loss = (errors(p) ** 2).sum() / len(x)
+    if options["aux"] == 0 or not dead.any():
+        return loss
+    e, pi = errors(fixed), pres(p)
+    ratio = ((x - x.mean(0)) ** 2).sum() / ((e - e.mean(0)) ** 2).sum()
+    missed = 0.0
+    for i in range(len(x)):
+        chosen = sorted(np.flatnonzero(dead), key=lambda j: (-pi[i, j], j))[: options["k_aux"] or D // 2]
+        missed += ((e[i] - sum((relu(pi[i, j]) * p["W_dec"][j] for j in chosen), np.zeros(D))) ** 2).sum() / len(x)
+    return loss + options["aux"] * ratio * missed
+
+
+PAPERS = {"jumprelu": jumprelu, "gated": gated, "topk": topk, "relu": relu_ri_l1, "batchtopk": batchtopk}
 
 
 def setting_up(case: Case):
     state = scrambled(case, D, WIDTH, seed=21)
-    if case.architecture == "topk":
+    if case.architecture in ("topk", "batchtopk"):
         state.arch.setting = state.arch.setting._replace(value=3.0)
     dead = torch.arange(WIDTH) % 2 == 0
     knobs = Knobs(SPARSITY, dead if state.arch.uses_dead else None)
@@ -125,9 +152,11 @@ def test_the_gradient_is_the_papers_with_its_constants_held_fixed(case):
         assert np.abs(wanted).max() > 1e-3, f"{name} gets no gradient here"
 
 
-def test_a_feature_that_is_both_active_and_dead_reconstructs_twice():
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.options.get("aux") == 0.21], ids=lambda case: case.label
+)
+def test_a_feature_that_is_both_active_and_dead_reconstructs_twice(case):
     """It fires again while AuxK still counts it: its gradient has both terms."""
-    case = next(case for case in CASES if case.options.get("aux") == 0.21)
     state, x, knobs, _ = setting_up(case)
     everyone = knobs._replace(dead=torch.ones(WIDTH, dtype=torch.bool))
     p = {name: tensor.numpy() for name, tensor in state.p.items()}
