@@ -70,7 +70,7 @@ class Series(_Table):
     """One `[[series]]`: an architecture with its options, at several sparsity settings."""
 
     architecture: str
-    """A file of jumpahead/sae/: jumprelu, gated, topk, …"""
+    """A file of jumpahead/sae/: jumprelu, gated, topk, batchtopk, relu, …"""
     name: str = ""
     """What the curve is called; the architecture's name by default."""
     l0: tuple[float, ...] = ()
@@ -435,7 +435,7 @@ def _check_series(one: Series, width: int) -> None:
         if not all(0 < value < float("inf") for value in values):
             raise StudyError(f"'{key}' must be positive, not {_shown(min(values))}.")
         fractions = [value for value in values if value != int(value)]
-        if kind == "l0" and "k" in accepted and fractions:
+        if kind == "l0" and sae.architecture(one.architecture).keeps_whole and fractions:
             raise StudyError(
                 f"'{key}' must be whole numbers, not {fractions[0]:g}: {one.architecture} keeps whole features."
             )

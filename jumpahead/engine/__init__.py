@@ -1,6 +1,7 @@
 """The exact sparse training step, and encoding with the same kernels.
 
     step.py        the five calls, in order: support, values, decode, rule, rows
+    select.py      selections that look at the whole batch; the support itself is in supports.py
     dense.py       features that are on for a large share of the tokens, through products
     decide.py      how far a product can be off, the canonical π, the largest of each token
     lazy_adam.py   Adam with β₁ = 0 for rows that are touched now and then

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from jumpahead.engine.decide import bias_slack, largest_of_each, slack
+from jumpahead.engine.supports import Support, without
 from jumpahead.sae.base import (
     DEAD,
     MAIN,
@@ -32,14 +33,13 @@ from jumpahead.sae.base import (
     Counts,
     Entries,
     Knobs,
-    Largest,
     Params,
     Selection,
 )
 
 if TYPE_CHECKING:
     from jumpahead.engine.lazy_adam import Adam
-    from jumpahead.engine.step import Centred, Kernels, RowUpdate, State, Support
+    from jumpahead.engine.step import Centred, Kernels, RowUpdate, State
 
 POPULAR = 0.2
 """Share of tokens above which a feature goes through products (docs/LOG.md, 2026-11-24)."""
@@ -98,7 +98,7 @@ class Blocks:
 
     def take(self, support: Support) -> Support:
         """The support without the entries of blocks' features, which join their block as entries of its main part."""
-        if isinstance(self.selection, Largest) and self.groups and support.part is None:
+        if not isinstance(self.selection, Above) and self.groups and support.part is None:
             support = support._replace(part=torch.full(support.pre.shape, MAIN, dtype=torch.uint8))
         counts = support.colptr.diff()
         ours = torch.zeros(len(counts), dtype=torch.bool)
@@ -191,7 +191,7 @@ class Blocks:
         pre = self.kernels.product(w, x.T).add_(b[:, None])
         norms = self.state.encoder_for(self.kernels).norms[group]
         margin = torch.outer(slack(x, norms), self.centred.norms).add_(2 * bias_slack(b)[:, None])
-        if isinstance(self.selection, Largest):
+        if not isinstance(self.selection, Above):
             return self._largest(number, pre, margin)
         near = torch.zeros_like(pre, dtype=torch.bool)
         for edge in (self.selection.lower, *self.selection.edges):
@@ -201,7 +201,7 @@ class Blocks:
 
     def _largest(self, number: int, pre: Tensor, margin: Tensor) -> Entries:
         """Part DEAD: the k_dead largest positive of each token, of equal ones the lower feature. Part MAIN: `take`."""
-        assert isinstance(self.selection, Largest)
+        assert not isinstance(self.selection, Above)
         group, k = self.groups[number], self.selection.k_dead
         lows, highs = pre - margin, pre + margin
         low = high = torch.zeros(pre.shape[1], dtype=pre.dtype)
@@ -243,7 +243,7 @@ def divide(
         features = selection.dead.nonzero()[:, 0]
         if len(features) <= CROWDED * selection.k_dead and len(features) * tokens <= SIZE:
             blocks = Blocks([features], selection, state, centred, v, knobs, kernels)
-            return Largest(selection.k), blocks
+            return selection._replace(dead=None), blocks
     return selection, Blocks([], selection, state, centred, v, knobs, kernels)
 
 
@@ -259,16 +259,3 @@ def first_share(arch: Architecture, p: Params, sample: Tensor) -> Tensor:
         pre = torch.addmm(p["b_enc"][some, None], p["W_enc"][some], x.T)
         share[some] = (pre > selection.lower[some, None]).float().mean(1)
     return share
-
-
-def without(support: Support, leaving: Tensor) -> Support:
-    """The support without some entries. leaving bool [|S|]."""
-    kept = ~leaving
-    before = torch.cat([torch.zeros(1, dtype=torch.int64), kept.cumsum(0)])
-    by_token = kept[support.order.long()]
-    through = torch.cat([torch.zeros(1, dtype=torch.int64), by_token.cumsum(0)])
-    return support._replace(
-        colptr=before[support.colptr], token=support.token[kept], feature=support.feature[kept], pre=support.pre[kept],
-        part=None if support.part is None else support.part[kept],
-        indptr=through[support.indptr], order=before[support.order[by_token].long()].to(support.order.dtype),
-    )  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jumpahead.engine.step import Kernels
-from jumpahead.sae.base import SAE, Entries, Knobs
+from jumpahead.sae.base import SAE, Entries, Knobs, LargestOfBatch
 
 
 class Features(NamedTuple):
@@ -37,6 +37,7 @@ class Coder:
         p, arch = self.sae.params, self.sae.arch
         v = arch.derive(p)
         selection = arch.selection(p, v, Knobs(), training=False)
+        assert not isinstance(selection, LargestOfBatch), "features of a saved SAE depend on their token alone"
         centred = self._layer.centre(x, torch.zeros(self.sae.d, dtype=x.dtype))
         support = self._layer.support(centred, self._encoder, p["b_enc"], selection)
         f = arch.values(Entries(support.pre, support.feature, support.part), p, v)[0]

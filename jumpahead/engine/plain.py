@@ -13,8 +13,9 @@ from torch import Tensor
 
 from jumpahead.engine.decide import GATHER, bias_slack, canonical, largest_of_each, slack
 from jumpahead.engine.lazy_adam import Adam, update_rows_, without_radial
-from jumpahead.engine.step import Centred, Encoder, Residual, Rows, RowUpdate, State, Support
-from jumpahead.sae.base import DEAD, MAIN, Above, Selection
+from jumpahead.engine.step import Centred, Encoder, Residual, Rows, RowUpdate, State
+from jumpahead.engine.supports import Support, assemble, union
+from jumpahead.sae.base import Above, Simple
 
 CHUNK = 2**22  # entries of one block of the encoder product
 
@@ -32,7 +33,7 @@ class Plain:
         out = x - bias
         return Centred(out, out.norm(dim=1))
 
-    def support(self, x: Centred, encoder: Encoder, b_enc: Tensor, selection: Selection) -> Support:
+    def support(self, x: Centred, encoder: Encoder, b_enc: Tensor, selection: Simple) -> Support:
         tokens, width = len(x.x), len(encoder.w)
         if isinstance(selection, Above):
             feature, token = self._above(x, encoder, b_enc, selection.lower)
@@ -168,16 +169,6 @@ class Plain:
         state.encoder_for(self).norms[rows] = w_enc[rows].norm(dim=1)
 
 
-def assemble(feature: Tensor, token: Tensor, pre: Tensor, part: Tensor | None, tokens: int, width: int) -> Support:
-    """A Support from entries that are sorted by feature, then by token."""
-    colptr = torch.zeros(width + 1, dtype=torch.int64)
-    colptr[1:] = torch.bincount(feature, minlength=width).cumsum(0)
-    indptr = torch.zeros(tokens + 1, dtype=torch.int64)
-    indptr[1:] = torch.bincount(token, minlength=tokens).cumsum(0)
-    order = torch.argsort(token, stable=True).int()
-    return Support(colptr, token.int(), feature.int(), pre, part, indptr, order)
-
-
 def chunks(width: int, rows: int) -> list[slice]:
     """Blocks of features of at most CHUNK entries each, for `rows` entries per feature."""
     size = max(1, CHUNK // max(1, rows))
@@ -188,15 +179,3 @@ def joined(found: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """(feature, token) of blocks of ascending features."""
     feature, token = (torch.cat(column) for column in zip(*found, strict=True))
     return feature, token
-
-
-def union(
-    feature: Tensor, token: Tensor, pre: Tensor, feature2: Tensor, token2: Tensor, pre2: Tensor, tokens: int, width: int
-) -> Support:
-    """One Support from main entries and entries among dead features; an entry of both has both bits."""
-    key = torch.cat([feature * tokens + token, feature2 * tokens + token2])
-    bits = torch.cat([torch.full_like(feature, MAIN), torch.full_like(feature2, DEAD)]).to(torch.uint8)
-    unique, inverse = torch.unique(key, sorted=True, return_inverse=True)
-    part = torch.zeros(len(unique), dtype=torch.uint8).index_add_(0, inverse, bits)
-    merged = torch.empty(len(unique), dtype=pre.dtype).index_copy_(0, inverse, torch.cat([pre, pre2]))
-    return assemble(unique // tokens, unique % tokens, merged, part, tokens, width)

@@ -33,14 +33,15 @@ def step(state: State, x: Tensor, lr: float, warmup: float) -> float:
     with torch.enable_grad():
         loss, g = gradients(state, x, knobs)
     pre = (x - state.p["b_dec"]) @ state.p["W_enc"].T + state.p["b_enc"]
-    inference = state.p | state.arch.derive(state.p)
-    f = state.arch.activate(inference | {"threshold": inference.get("theta", pre)}, pre)
+    f = state.arch.activate_batch(state.p, pre)
     state.t += 1
     adam = Adam(lr, state.arch.recipe.beta2, state.arch.recipe.adam_epsilon, state.t)
     for name in state.v:
         update_(state.p[name], state.v[name], g[name], adam, state.arch.trained.get(name, 1.0))
     if state.arch.decoder_norm == "unit":
         state.p["W_dec"] /= state.p["W_dec"].norm(dim=1, keepdim=True)
+    if bool((f > 0).any()):
+        state.arch.observe(state.p, f[f > 0].min().item(), lr)
     state.arch.constrain(state.p)
     remember(state, (f > 0).sum(0), len(x), (f > 0).sum().item() / len(x))
     return float(loss)

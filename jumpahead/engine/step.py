@@ -23,8 +23,10 @@ from torch import Tensor
 from jumpahead.engine import dense
 from jumpahead.engine.lazy_adam import Adam, update_
 from jumpahead.engine.resample import is_due, resample
+from jumpahead.engine.select import select
+from jumpahead.engine.supports import Support
 from jumpahead.errors import DivergedError
-from jumpahead.sae.base import Architecture, Counts, Entries, Gradients, Knobs, Params, Reconstruction, Selection
+from jumpahead.sae.base import Architecture, Counts, Entries, Gradients, Knobs, Params, Reconstruction, Simple
 from jumpahead.sae.control import Control
 
 LARGEST = 1e15
@@ -44,25 +46,6 @@ class Encoder(NamedTuple):
     """[M] ‖w_j − low_j‖; empty without `low`."""
     layer: str
     """The kernel layer that made it."""
-
-
-class Support(NamedTuple):
-    """The entries, feature by feature and within a feature by token; and how to walk them token by token."""
-
-    colptr: Tensor
-    """[M + 1] int64: feature j's entries are colptr[j] … colptr[j + 1] − 1."""
-    token: Tensor
-    """[|S|] int32."""
-    feature: Tensor
-    """[|S|] int32."""
-    pre: Tensor
-    """[|S|] π, recomputed canonically: products and sum in float64, rounded once."""
-    part: Tensor | None
-    """[|S|] uint8 (base.MAIN | base.DEAD); None where there is one part."""
-    indptr: Tensor
-    """[B + 1] int64: token i's entries are order[indptr[i]] … order[indptr[i + 1] − 1]."""
-    order: Tensor
-    """[|S|] int32: entries sorted by token, then by feature."""
 
 
 class Centred(NamedTuple):
@@ -132,7 +115,7 @@ class Kernels(Protocol):
         """x − bias and the norms of its rows. x [B, d]; bias [d]."""
         ...
 
-    def support(self, x: Centred, encoder: Encoder, b_enc: Tensor, selection: Selection) -> Support:
+    def support(self, x: Centred, encoder: Encoder, b_enc: Tensor, selection: Simple) -> Support:
         """Step 1. b_enc [M]."""
         ...
 
@@ -242,7 +225,8 @@ def step(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels) ->
     centred = kernels.centre(x, p["b_dec"])
     selection = arch.selection(p, v, knobs, training=True)
     sparse, blocks = dense.divide(selection, state, centred, v, knobs, kernels)
-    support = blocks.take(kernels.support(centred, encoder, p["b_enc"], sparse))
+    found = select(centred, encoder, p["b_enc"], sparse, kernels)
+    support = blocks.take(found.support)
 
     entries = Entries(support.pre, support.feature, support.part, support.token)
     values = arch.values(entries, p, v)
@@ -268,10 +252,10 @@ def step(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels) ->
     state.t += 1
     adam = Adam(lr, arch.recipe.beta2, arch.recipe.adam_epsilon, state.t)
     update = row_update(arch, rule, values, parts, residuals, scales, centred, support, kernels)
-    found = kernels.rows(support, update, state, adam)
-    sums = {name: kernels.sums(support, gradient.at(found.projections)) for name, gradient in rule.vectors.items()}
+    rows = kernels.rows(support, update, state, adam)
+    sums = {name: kernels.sums(support, gradient.at(rows.projections)) for name, gradient in rule.vectors.items()}
     share = support.colptr.diff() / tokens
-    pull = found.pull + blocks.rows(update, sums, counts, share, adam) if blocks else found.pull
+    pull = rows.pull + blocks.rows(update, sums, counts, share, adam) if blocks else rows.pull
 
     d_bias = -pull
     for i, part in enumerate(parts):
@@ -280,6 +264,8 @@ def step(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels) ->
     update_(p["b_dec"], state.v["b_dec"], d_bias, adam)
     for name, rate in arch.trained.items():
         update_(p[name], state.v[name], sums[name], adam, rate)
+    if found.least is not None:
+        arch.observe(p, found.least, lr)
     arch.constrain(p)
     state.share = share.float()
     remember(state, counts.fired, tokens, result.l0)

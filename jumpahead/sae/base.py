@@ -62,7 +62,25 @@ class Largest(NamedTuple):
     k_dead: int = 0
 
 
-Selection = Above | Largest
+class LargestOfBatch(NamedTuple):
+    """Selection: the largest positive π of a whole batch, k per token on average; of equal ones the lower feature index
+    wins, then the earlier token."""
+
+    k: float
+    guess: float
+    """About where the smallest of them is. What is selected does not depend on it, only how long that takes."""
+    dead: Tensor | None = None
+    """[M] bool: as in `Largest`, of each token, as part 2."""
+    k_dead: int = 0
+
+    def count(self, tokens: int) -> int:
+        """Entries selected in a batch of so many tokens, at most."""
+        return max(1, round(self.k * tokens))
+
+
+Simple = Above | Largest
+"""What a kernel layer selects by itself."""
+Selection = Simple | LargestOfBatch
 MAIN, DEAD = 1, 2  # bits of Entries.part
 
 
@@ -177,6 +195,8 @@ class Architecture(ABC):
     """Position in legends."""
     settings: ClassVar[tuple[str, ...]]
     """The kinds of sparsity setting it takes: of `l0`, `lambda`, `k`."""
+    keeps_whole: ClassVar[bool] = False
+    """Whether `l0` must be a whole number."""
     vectors: ClassVar[tuple[str, ...]]
     """The [M] parameters of a saved SAE, besides W_enc, W_dec and b_dec."""
     Options: ClassVar[type[Options]] = Options
@@ -279,6 +299,14 @@ class Architecture(ABC):
     def activate(self, p: Params, pre: Tensor) -> Tensor:
         """Features f [..., M] from pre-activations π [..., M]: the dense forward pass of a saved SAE."""
 
+    def activate_batch(self, p: Params, pre: Tensor) -> Tensor:
+        """Features f of a batch in training, from its π [B, M], on dense tensors: as `selection` and `values` say."""
+        return self.activate(p, pre)
+
+    def observe(self, p: Params, least: float, lr: float) -> None:  # noqa: B027 — only for `LargestOfBatch`
+        """Take note of a batch after its step, in place: the smallest π that `LargestOfBatch` selected, and Adam's
+        learning rate. Not called where it selected nothing."""
+
     def constrain(self, p: Params) -> None:  # noqa: B027 — most have nothing to constrain
         """Bring parameters back into their domain after a step, in place."""
 
@@ -290,7 +318,7 @@ class Architecture(ABC):
         p["b_enc"][features] = 0.0
 
     def steer(self, p: Params, growth: float) -> None:  # noqa: B027 — only for architectures with a controller
-        """Move every threshold by the factor exp(growth), in place."""
+        """Move every threshold by the factor exp(growth), or what stands for a threshold by that share, in place."""
 
     def started_l0(self, width: int, d: int) -> float:
         """The mean L0 that training starts from in the `short` recipe."""

@@ -205,6 +205,9 @@ class JumpReLU(Architecture):
     def activate(self, p: Params, pre: Tensor) -> Tensor:
         return pre * (pre > p["threshold"])
 
+    def activate_batch(self, p: Params, pre: Tensor) -> Tensor:
+        return pre * (pre > self.derive(p)["theta"])
+
     def constrain(self, p: Params) -> None:
         if "threshold" in p:
             p["threshold"].clamp_min_(1e-6)

@@ -53,6 +53,7 @@ class TopK(Architecture):
     name, title, order = "topk", "TopK", 2
     colour, dash, symbol = "#009E73", "dot", "triangle-up"
     settings = ("l0", "k")
+    keeps_whole = True
     vectors = ("b_enc",)
     Options = Options
     reconstructions = (
@@ -91,22 +92,27 @@ class TopK(Architecture):
         return Gradients(d_pre, {"b_enc": d_pre}, None)
 
     def weights(self, x: Tensor, errors: Tensor) -> tuple[float, ...]:
-        variances = [variance(some) for some in (x, errors)]
-        return 1.0, self.options.aux * variances[0] / variances[1] if variances[1] > 0 else 0.0
+        return 1.0, aux_weight(self.options.aux, x, errors)
 
     def loss(self, p: Params, x: Tensor, knobs: Knobs) -> Tensor:
         pre = (x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]
-        error = x - _largest(pre, self.k) @ p["W_dec"] - p["b_dec"]
+        error = x - largest(pre, self.k) @ p["W_dec"] - p["b_dec"]
         loss = error.square().sum(1).mean()
         selection = self.selection(p, {}, knobs, training=True)
         if selection.dead is None:
             return loss
         e = error.detach()
-        dead = _largest(pre.masked_fill(~selection.dead, -torch.inf), selection.k_dead)
+        dead = largest(pre.masked_fill(~selection.dead, -torch.inf), selection.k_dead)
         return loss + self.weights(x, e)[1] * (e - dead @ p["W_dec"]).square().sum(1).mean()
 
     def activate(self, p: Params, pre: Tensor) -> Tensor:
-        return _largest(pre, self.k)
+        return largest(pre, self.k)
+
+
+def aux_weight(aux: float, x: Tensor, errors: Tensor) -> float:
+    """α·Var x/Var e. x, errors [B, d]."""
+    variances = [variance(some) for some in (x, errors)]
+    return aux * variances[0] / variances[1] if variances[1] > 0 else 0.0
 
 
 def variance(rows: Tensor) -> float:
@@ -114,7 +120,7 @@ def variance(rows: Tensor) -> float:
     return float(rows.var(0, correction=0).sum(dtype=torch.float64)) * len(rows)
 
 
-def _largest(pre: Tensor, k: int) -> Tensor:
+def largest(pre: Tensor, k: int) -> Tensor:
     """ReLU of the k largest of each row, zero elsewhere; of equal entries the lower index. pre [..., M] → [..., M]."""
     order = torch.sort(pre, dim=-1, descending=True, stable=True).indices[..., :k]
     return torch.zeros_like(pre).scatter(-1, order, pre.gather(-1, order).relu())

@@ -20,6 +20,7 @@ from jumpahead.sae.base import Architecture
 from jumpahead.sae.recipe import Recipe, Setting, TrainConfig, recipe
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "batchtopk": [{"aux": 0.0}, {"aux": 0.21}, {"aux": 0.13, "k_aux": 500}],
     "gated": [{"norm": "ri-l1"}, {"norm": "l1"}],
     "jumprelu": [
         {},

@@ -14,7 +14,7 @@ from jumpahead.sae.base import Knobs
 from tests.engine.cases import CASES, Case, activations, scrambled
 
 D, WIDTH, TOKENS, SPARSITY = 4, 9, 7, 0.23
-ALONE = ("jumprelu", "gated", "topk")
+ALONE = ("jumprelu", "gated", "topk", "relu", "batchtopk")
 cases = pytest.mark.parametrize(
     "case", [case for case in CASES if case.architecture in ALONE], ids=lambda case: case.label
 )
@@ -60,6 +60,16 @@ def gated(p, fixed, x, options, k, dead):
     return total / len(x)
 
 
+def relu_ri_l1(p, fixed, x, options, k, dead):
+    """mean ‖x − x̂‖² + λ·Σ f·‖d‖."""
+    total = 0.0
+    for row in x:
+        f = relu(p["W_enc"] @ (row - p["b_dec"]) + p["b_enc"])
+        total += ((row - p["W_dec"].T @ f - p["b_dec"]) ** 2).sum()
+        total += SPARSITY * sum(f[j] * np.sqrt((p["W_dec"][j] ** 2).sum()) for j in range(WIDTH))
+    return total / len(x)
+
+
 def topk(p, fixed, x, options, k, dead):
     """mean ‖x − x̂‖² + α·(Var x/Var e)·mean ‖e − ê‖², e and both variances constants."""
 
@@ -79,7 +89,34 @@ def topk(p, fixed, x, options, k, dead):
     return loss + options["aux"] * ratio * missed
 
 
-PAPERS = {"jumprelu": jumprelu, "gated": gated, "topk": topk}
+def batchtopk(p, fixed, x, options, k, dead):
+    """As topk, but x̂ from the k·B largest of the batch; ê from the k_aux largest of each token among the dead."""
+
+    def pres(p):
+        return np.array([p["W_enc"] @ (row - p["b_dec"]) + p["b_enc"] for row in x])
+
+    def errors(p):
+        pi = pres(p)
+        entries = [(i, j) for i in range(len(x)) for j in range(WIDTH)]
+        kept = sorted(entries, key=lambda at: (-pi[at], at[1], at[0]))[: k * len(x)]
+        e = x - p["b_dec"]
+        for i, j in kept:
+            e[i] = e[i] - relu(pi[i, j]) * p["W_dec"][j]
+        return e
+
+    loss = (errors(p) ** 2).sum() / len(x)
+    if options["aux"] == 0 or not dead.any():
+        return loss
+    e, pi = errors(fixed), pres(p)
+    ratio = ((x - x.mean(0)) ** 2).sum() / ((e - e.mean(0)) ** 2).sum()
+    missed = 0.0
+    for i in range(len(x)):
+        chosen = sorted(np.flatnonzero(dead), key=lambda j: (-pi[i, j], j))[: options["k_aux"] or D // 2]
+        missed += ((e[i] - sum((relu(pi[i, j]) * p["W_dec"][j] for j in chosen), np.zeros(D))) ** 2).sum() / len(x)
+    return loss + options["aux"] * ratio * missed
+
+
+PAPERS = {"jumprelu": jumprelu, "gated": gated, "topk": topk, "relu": relu_ri_l1, "batchtopk": batchtopk}
 
 
 def setting_up(case: Case):
@@ -126,9 +163,11 @@ def test_the_gradient_is_the_papers_with_its_constants_held_fixed(case):
         assert np.abs(wanted).max() > 1e-3, f"{name} gets no gradient here"
 
 
-def test_a_feature_that_is_both_active_and_dead_reconstructs_twice():
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.options.get("aux") == 0.21], ids=lambda case: case.label
+)
+def test_a_feature_that_is_both_active_and_dead_reconstructs_twice(case):
     """It fires again while AuxK still counts it: its gradient has both terms."""
-    case = next(case for case in CASES if case.options.get("aux") == 0.21)
     state, x, knobs, _ = setting_up(case)
     everyone = knobs._replace(dead=torch.ones(WIDTH, dtype=torch.bool))
     p = {name: tensor.numpy() for name, tensor in state.p.items()}

@@ -23,8 +23,9 @@ from jumpahead.engine.cpu.product import Product, choose, float32
 from jumpahead.engine.cpu.threads import cuts, spread
 from jumpahead.engine.decide import LOW_OUTPUT, bias_slack, low_slack, slack
 from jumpahead.engine.lazy_adam import Adam
-from jumpahead.engine.step import Centred, Encoder, Residual, Rows, RowUpdate, State, Support
-from jumpahead.sae.base import DEAD, MAIN, Above, Selection
+from jumpahead.engine.step import Centred, Encoder, Residual, Rows, RowUpdate, State
+from jumpahead.engine.supports import Support
+from jumpahead.sae.base import DEAD, MAIN, Above, Simple
 
 CHUNK = 2**22
 """Entries of one block of the encoder product."""
@@ -91,7 +92,7 @@ class Compiled:
 
     # ------------------------------------------------------------------------------------------ step 1
 
-    def support(self, x: Centred, encoder: Encoder, b_enc: Tensor, selection: Selection) -> Support:
+    def support(self, x: Centred, encoder: Encoder, b_enc: Tensor, selection: Simple) -> Support:
         if isinstance(selection, Above):
             return finished(self._above(x, encoder, b_enc, selection.lower), len(x.x))
         races = [Race(self, "main", selection.k, None, x, encoder, b_enc)]
