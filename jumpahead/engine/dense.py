@@ -39,6 +39,7 @@ from jumpahead.sae.base import (
 if TYPE_CHECKING:
     from jumpahead.engine.lazy_adam import Adam
     from jumpahead.engine.step import Centred, Kernels, RowUpdate, State, Support
+    from jumpahead.engine.watch import Watch
 
 POPULAR = 0.2
 """Share of tokens above which a feature goes through products (docs/LOG.md, 2026-11-24)."""
@@ -129,7 +130,10 @@ class Blocks:
             l0, inside = l0 + int((one.values[0] > 0).sum()), inside + one.inside
         return Totals(tuple(decoded), penalty, l0, inside, sum(map(len, self.groups)))
 
-    def rows(self, update: RowUpdate, sums: dict[str, Tensor], fired: Tensor, share: Tensor, adam: Adam) -> Tensor:
+    def rows(
+        self, update: RowUpdate, sums: dict[str, Tensor], fired: Tensor, share: Tensor, adam: Adam,
+        watch: Watch | None = None,
+    ) -> Tensor:  # fmt: skip
         """Step 5 for every block; fills in what belongs to its features of sums, fired and share, [M] each. Returns [d]
         what `Rows.pull` holds."""
         state, product = self.state, self.kernels.product
@@ -144,6 +148,8 @@ class Blocks:
                 torch.zeros_like(one.entries.pre) if idle[r] else product(directions, residual.T).mul_(update.scales[r])
                 for r, residual in enumerate(update.residuals)
             )
+            if watch is not None:
+                watch(one.entries, one.values, one.gradients, projections)
             d_pre = one.gradients.pre.at(projections)
             for name, gradient in one.gradients.vectors.items():
                 sums[name][group] = gradient.at(projections).sum(1)

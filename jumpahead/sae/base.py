@@ -141,6 +141,21 @@ class Gradients(NamedTuple):
     """The sparsity term of the loss, mean over the batch."""
 
 
+class Thresholds(NamedTuple):
+    """Learned thresholds, and where their straight-through gradient comes from."""
+
+    theta: Tensor
+    """[M] θ."""
+    lower: Tensor
+    """[M] Only entries with lower < π < upper train θ; −inf where rectified zeros do too."""
+    upper: Tensor
+    """[M]"""
+    trained: str
+    """The trained vector, a key of `Architecture.trained`."""
+    is_log: bool
+    """Whether that vector is log θ; else it is θ."""
+
+
 class Architecture(ABC):
     """One paper. Instances hold options, setting and recipe; parameters are passed in."""
 
@@ -225,6 +240,10 @@ class Architecture(ABC):
 
     def revive(self, p: Params, dead: Tensor) -> None:  # noqa: B027 — most leave dead features alone
         """Care for dead features after a step, in place. dead [M] bool."""
+
+    def thresholds(self, v: Params) -> Thresholds | None:
+        """What training's health looks at; None for architectures without learned thresholds. v: of `derive`."""
+        return None
 
     def steer(self, p: Params, growth: float) -> None:  # noqa: B027 — only for architectures with a controller
         """Move every threshold by the factor exp(growth), in place."""

@@ -34,6 +34,7 @@ from jumpahead.sae.base import (
     Gradients,
     Knobs,
     Params,
+    Thresholds,
     common_parameters,
     quantile_for_l0,
 )
@@ -118,6 +119,10 @@ class JumpReLU(Architecture):
             p["log_threshold"] += dead * math.log(self.recipe.revival)
         else:
             p["threshold"] *= torch.where(dead, self.recipe.revival, 1.0)
+
+    def thresholds(self, v: Params) -> Thresholds:
+        name = self._trained_threshold
+        return Thresholds(v["theta"], v["lower"], v["upper"], name, is_log=name == "log_threshold")
 
     def steer(self, p: Params, growth: float) -> None:
         if "log_threshold" in p:
