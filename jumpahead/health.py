@@ -137,7 +137,7 @@ def verdicts(lines: Sequence[Line], setting: Mapping[str, Any], width: int) -> l
     """
     if not lines:
         return []
-    found = (_on_sparsity(lines, setting), _on_dead(lines, width))
+    found = (_on_sparsity(lines, setting), _on_dead(lines, width, asked_l0(setting)))
     return [sentence for sentence in found if sentence]
 
 
@@ -236,7 +236,7 @@ def _on_request(lines: Sequence[Line], where: Settled) -> str:
     return f"{said}; the controller moved lambda by a factor of {number(moved)} in the last fifth: raise train.tokens."
 
 
-def _on_dead(lines: Sequence[Line], width: int) -> str | None:
+def _on_dead(lines: Sequence[Line], width: int, asked: float | None) -> str | None:
     """Whether too many features are dead, and whether time would help."""
     now, before = (lines[i]["dead"] / width for i in (-1, int(LATE * (len(lines) - 1))))
     if now <= MOST_DEAD:
@@ -244,7 +244,8 @@ def _on_dead(lines: Sequence[Line], width: int) -> str | None:
     said = f"{_percent(now)} of the {width:,} features are dead at the end of training"
     if now < before * (1 - MOVING):
         return f"{said}, {_percent(before)} were a fifth before: raise train.tokens."
-    return f"{said}, and no fewer than a fifth before: lower sae.width, or ask for a larger L0."
+    knob = "lower lambda" if asked is None else "ask for a larger L0"
+    return f"{said}, and no fewer than a fifth before: lower sae.width, or {knob}."
 
 
 def _percent(share: float) -> str:

@@ -166,10 +166,9 @@ def test_a_requested_l0_that_came_late_or_never() -> None:
 
 def test_many_dead_features() -> None:
     lines = log([6.0] * 100, 0.5, measured=GOOD)
-    assert said(lines) == (
-        "50 % of the 200 features are dead at the end of training, and no fewer than a fifth before: lower sae.width, "
-        "or ask for a larger L0."
-    )
+    before = "50 % of the 200 features are dead at the end of training, and no fewer than a fifth before: "
+    assert said(lines) == f"{before}lower sae.width, or lower lambda."
+    assert said(lines, "l0", 6.0) == f"{before}lower sae.width, or ask for a larger L0."
     for line in lines[:80]:
         line["dead"] = 120
     assert said(lines) == (
