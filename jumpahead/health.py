@@ -151,7 +151,9 @@ def _on_sparsity(lines: Sequence[Line], setting: Mapping[str, Any]) -> str | Non
     is_there = where.share is not None and where.share <= LATE
     if not is_there and (found := _on_thresholds(health)):
         return found
-    return _on_steering(health, where) or (None if is_there else _on_request(lines, where))
+    if "lambda" in lines[-1] and (found := _on_steering(health, where)):
+        return found
+    return None if is_there else _on_request(lines, where)
 
 
 def _on_thresholds(health: Mapping[str, float]) -> str | None:
@@ -231,6 +233,8 @@ def _on_request(lines: Sequence[Line], where: Settled) -> str:
     off = f"{_percent(abs(reached / asked - 1))} {'above' if reached > asked else 'below'}"
     said = f"L0 = {number(asked)} was asked for and {number(reached)} reached on the training text, {off}"
     if "lambda" not in lines[-1]:
+        if weight := last(lines).get("lambda"):
+            return f"{said}; a fixed weight of {number(weight)} draws it there: raise train.tokens, or that weight."
         return f"{said}: too few pre-activations are positive; ask for a smaller L0, or raise train.tokens."
     moved = lines[-1]["lambda"] / lines[int(LATE * (len(lines) - 1))]["lambda"]
     return f"{said}; the controller moved lambda by a factor of {number(moved)} in the last fifth: raise train.tokens."

@@ -158,6 +158,10 @@ def test_a_requested_l0_that_came_late_or_never() -> None:
         "L0 = 64 was asked for and 67.2 reached on the training text, 5 % above; the controller moved lambda by a "
         "factor of 1.25 in the last fifth: raise train.tokens."
     )
+    assert said(log([67.2] * 100, measured={**GOOD, "pressure": 20.0}), "l0", 64.0) == (  # a loss of L0, no controller
+        "L0 = 64 was asked for and 67.2 reached on the training text, 5 % above; a fixed weight of 0.02 draws it "
+        "there: raise train.tokens, or that weight."
+    )
     assert said(log([48.0] * 100), "k", 64.0) == (
         "L0 = 64 was asked for and 48 reached on the training text, 25 % below: too few pre-activations are positive; "
         "ask for a smaller L0, or raise train.tokens."
