@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from jumpahead import log, store
+from jumpahead import health, log, store
 from jumpahead.errors import DataError
 from jumpahead.lm import fingerprint
 from jumpahead.sae import architecture
@@ -291,29 +291,22 @@ class Work:
         measured = evaluate(saes, self.whole_lm, self.held_out, site, mean, self.progress)
         weights = metrics.replicate_weights(self.held_out.clusters, self.study.evaluate.replicates)
         for unit in members:
-            sae = saes[unit.key]
-            found = document_evaluation(measured[unit.key], self.held_out, weights, self._notes(unit, sae))
+            sae, lines = saes[unit.key], store.read_lines(self.target.at(unit.key).log)
+            where = health.settled(lines, health.asked_l0(unit.setting._asdict()))
+            verdicts = health.verdicts(lines, unit.setting._asdict(), unit.width)
+            found = document_evaluation(measured[unit.key], self.held_out, weights, [*verdicts, *self._notes(sae)])
             store.write_json(
                 self.target.at(unit.key).evaluation,
                 {"inputs": self.evaluation_inputs(unit), "sae": describe(unit, sae), **found,
                  "training": {**sae.about["training"], "steps": sae.about["steps"], "seconds": sae.about["seconds"]},
-                 "knob": sae.about["knob"]},
+                 "knob": sae.about["knob"], "health": health.last(lines), "settled": where and where._asdict(),
+                 "verdicts": verdicts},
             )  # fmt: skip
 
-    def _notes(self, unit: Unit, sae: SAE) -> list[str]:
-        """Sentences about the training that a reader of the point should know."""
-        notes = []
-        lines = store.read_lines(self.target.at(unit.key).log)
-        reached = [line["l0"] for line in lines[-max(1, len(lines) // 20) :]]
-        asked = unit.setting.value if unit.setting.kind == "l0" else None
-        if asked and reached and abs(sum(reached) / len(reached) / asked - 1) > 0.1:
-            notes.append(
-                f"L0 = {asked:g} was asked for and {sum(reached) / len(reached):.3g} reached on the training text: "
-                "raise train.tokens."
-            )
-        if sae.about["training"]["epochs"] > 1:
-            notes.append(f"Trained on repeated text: {sae.about['training']['epochs']:.1f} epochs.")
-        return notes
+    def _notes(self, sae: SAE) -> list[str]:
+        """Sentences about the training's data that a reader of the point should know."""
+        epochs = sae.about["training"]["epochs"]
+        return [f"Trained on repeated text: {epochs:.1f} epochs."] if epochs > 1 else []
 
     # ------------------------------------------------------------------------------------------ the product
 

@@ -142,6 +142,11 @@ def show(frontier: Frontier, console: Console | None = None) -> None:
                 _heading(console, heading)
                 for table in _matched(panel[key], titles):
                     console.print(table)
+        verdicts = _verdicts(panel, titles)
+        if verdicts:
+            _heading(console, "What went wrong in training")
+            for verdict in verdicts:
+                _item(console, verdict)
 
 
 def _measured_on(panel: Mapping[str, Any]) -> str:
@@ -156,7 +161,7 @@ def _points(panel: Mapping[str, Any], titles: Mapping[str, str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("")
     table.add_column("setting", no_wrap=True)
-    for heading in ("L0", "delta loss", "SE", "FVU", ">10%", ">1%", "dead"):
+    for heading in ("asked", "L0", "delta loss", "SE", "FVU", ">10%", ">1%", "dead"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, title in titles.items():
         points = [point for point in panel["points"] if point["series"] == name]
@@ -164,10 +169,20 @@ def _points(panel: Mapping[str, Any], titles: Mapping[str, str]) -> Table:
             table.add_row("", Text(title, "bold"))
         for point in sorted(points, key=lambda each: each["metrics"].get("l0") or 0.0):
             metrics, error = point["metrics"], point["standard_errors"].get("delta_lm_loss")
-            values = [metrics.get("l0"), metrics.get("delta_lm_loss"), error]
+            values = [point.get("asked"), metrics.get("l0"), metrics.get("delta_lm_loss"), error]
             values += [metrics.get(key) for key in ("fvu", "above_10pct", "above_1pct", "dead")]
             table.add_row("*" if point["pareto"] else "", Text(_label(point, panel)), *map(digits, values))
     return table
+
+
+def _verdicts(panel: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
+    """Each sentence once, after the SAEs that it is about."""
+    about: dict[str, list[str]] = {}
+    for point in panel["points"]:
+        name = f"{titles.get(point['series'], point['series'])}, {_label(point, panel)}"
+        for verdict in point.get("verdicts") or []:
+            about.setdefault(verdict, []).append(name)
+    return [f"{'; '.join(who)}: {verdict}" for verdict, who in about.items()]
 
 
 def _label(point: Mapping[str, Any], panel: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ have had anyway. x is divided by the site's scale C first: training happens in t
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,17 +19,19 @@ import torch
 from torch import Tensor
 
 from jumpahead import log, store
-from jumpahead.engine import Kernels, State, StepResult, step
+from jumpahead.engine import Kernels, State, StepResult, Watch, step
 from jumpahead.errors import ArtefactError, DivergedError
 from jumpahead.sae.base import SAE
 from jumpahead.sae.control import Control
-from jumpahead.sae.recipe import TrainConfig, learning_rate, sparsity_warmup
+from jumpahead.sae.recipe import Recipe, TrainConfig, learning_rate, sparsity_warmup
 
 if TYPE_CHECKING:
     from jumpahead.activations.blocks import Stream
 
 REPORTS = 200
 """Lines of train.jsonl per SAE and run, about."""
+WATCHED = 7
+"""Every so many of these lines says how healthy training is: about 30 steps of a run, each some 3 % longer for it."""
 STATE = "state.safetensors"
 
 
@@ -51,11 +54,11 @@ class Job:
     records: list[dict[str, Any]] = field(default_factory=list)
     """Lines of train.jsonl."""
 
-    def step(self, x: Tensor, lr: float, warmup: float, kernels: Kernels) -> StepResult:
+    def step(self, x: Tensor, lr: float, warmup: float, kernels: Kernels, watch: Watch | None = None) -> StepResult:
         """One batch; names the SAE where the loss is not finite."""
         begun = time.perf_counter()
         try:
-            result = step(self.state, x, lr, warmup, kernels)
+            result = step(self.state, x, lr, warmup, kernels, watch)
         except DivergedError as error:
             kept = f" The checkpoint of step {self.saved} is kept." if self.saved else ""
             raise DivergedError(
@@ -73,7 +76,9 @@ class Job:
             return int(store.read_info(self.folder.checkpoint / STATE)["t"])
         return 0
 
-    def record(self, result: StepResult, x: Tensor, lr: float) -> dict[str, float]:
+    def record(
+        self, result: StepResult, x: Tensor, lr: float, health: dict[str, float] | None = None
+    ) -> dict[str, float]:
         """Add a line to the log; returns what progress shows. x [B, d]: the batch, for its variance."""
         state, variance = self.state, (x - x.mean(0)).square().sum().item() / len(x)
         fvu = result.error / max(variance, 1e-30)
@@ -88,6 +93,8 @@ class Job:
         }
         if state.control is not None:
             line["lambda"] = state.control.sparsity
+        if health is not None:
+            line["health"] = health
         self.records.append(line)
         return {"L0": result.l0, "FVU": fvu}
 
@@ -157,13 +164,23 @@ def train(
                 if job.state.t == i and not interrupted():
                     rules = job.state.arch.recipe
                     lr, warmup = learning_rate(rules, i, steps), sparsity_warmup(rules, i)
-                    result = job.step(x[job.site], lr, warmup, kernels)
-                    if (i + 1) % every == 0 or i + 1 == steps:
-                        rows[job.label] = job.record(result, x[job.site], lr)
+                    is_last = i + 1 == steps
+                    watch = None
+                    if (i + 1) % (every * WATCHED) == 0 or is_last:
+                        watch = Watch(job.state, config.batch, warmup)
+                    result = job.step(x[job.site], lr, warmup, kernels, watch)
+                    if (i + 1) % every == 0 or is_last:
+                        health = watch and watch.health(job.state, rate_left(rules, i + 1, steps))
+                        rows[job.label] = job.record(result, x[job.site], lr, health)
             p.advance(config.batch, rows)
             if interrupted() or time.monotonic() - saved > 60 * config.checkpoint_minutes:
                 checkpoint_all(jobs, progress, interrupted())
                 saved = time.monotonic()
+
+
+def rate_left(r: Recipe, step: int, steps: int) -> float:
+    """Σ of Adam's learning rate from `step` (0-based) to the end: as far as its β₁ = 0 can carry a parameter."""
+    return math.fsum(learning_rate(r, i, steps) for i in range(step, steps))
 
 
 def in_unit(batch: dict[str, Tensor], jobs: Sequence[Job]) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ FLOORS = [
     {"lm"},
     {"activations"},
     {"report"},
-    {"evaluate", "features", "metrics", "frontier"},
+    {"evaluate", "features", "metrics", "health", "frontier"},
     {"train"},
     {"study"},  # only assembles what lies below; sweep takes a study
     {"sweep"},
@@ -108,7 +108,7 @@ def test_the_engine_needs_little():
         assert foreign(path) <= {"torch", "numpy", "numba", "llvmlite", "triton"}, path
 
 
-@pytest.mark.parametrize("name", ["metrics.py", "frontier", "report", "terminal.py"])
+@pytest.mark.parametrize("name", ["metrics.py", "health.py", "frontier", "report", "terminal.py"])
 def test_numbers_and_pages_need_no_torch(name: str):
     found = [PACKAGE / name] if name.endswith(".py") else sorted((PACKAGE / name).rglob("*.py"))
     for path in found:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from jumpahead import log, store, sweep
+from jumpahead import health, log, store, sweep
 from jumpahead import study as studies
 from jumpahead.cli import app
 from jumpahead.frontier import Frontier
@@ -153,6 +153,26 @@ def test_a_study_ends_in_a_frontier_a_page_and_answers(finished):
     assert "TopK" in asked.output or "topk" in asked.output
     for path in finished.rglob("train.jsonl"):
         assert [line["step"] for line in store.read_lines(path)] == list(range(1, STEPS + 1))
+
+
+def test_an_evaluation_says_how_its_training_went(finished):
+    points = {point["path"]: point for point in Frontier.load(finished).points()}
+    for path, point in points.items():
+        lines = store.read_lines(finished / path / "train.jsonl")
+        evaluated = store.read_json(finished / path / "evaluation.json")
+        assert sum("health" in line for line in lines) == 5  # of 30 lines every seventh, and the last
+        asked = None if point["setting"]["kind"] == "lambda" else point["setting"]["value"]
+        where = health.settled(lines, asked)
+        assert evaluated["settled"] == point["settled"] == where._asdict()
+        assert evaluated["health"] == point["health"] == health.last(lines)
+        assert evaluated["verdicts"] == point["verdicts"] == health.verdicts(lines, point["setting"], 64)
+        assert set(point["verdicts"]) <= set(point["notes"])
+        assert point["asked"] == asked
+    gated = points["saes/layers.1.residual/64/gated/lambda-0.02_seed-0"]
+    assert gated["settled"]["asked"] is None
+    assert "travel" not in gated["health"]
+    assert points["saes/layers.1.residual/64/jumprelu/l0-7_seed-0"]["health"]["travel"] > 0
+    assert "Training health" in (finished / "report.html").read_text()
 
 
 def test_a_second_run_has_nothing_to_do_and_writes_no_sae(study_file, copied):

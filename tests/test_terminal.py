@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 
 import pytest
@@ -189,6 +190,29 @@ def test_show_tells_seeds_apart_and_orders_by_l0():
         "lambda = 0.25, seed 3", "lambda = 0.25, seed 5", "lambda = 0.0625, seed 3", "lambda = 0.0625, seed 5",
     ]  # fmt: skip
     assert "and seeds: 2 initialisations, one data order." in words(text)
+
+
+def test_show_tells_what_was_asked_and_what_went_wrong():
+    saes = [evaluation(l0=4.4, loss=0.5, setting={"kind": "l0", "value": 4}), evaluation(l0=16.1, loss=0.2),
+            evaluation("topk", l0=8.0, loss=0.3, setting={"kind": "lambda", "value": 0.25})]  # fmt: skip
+    saes[0]["verdicts"] = ["L0 = 4 was asked for and 4.4 reached, 10 % above: raise train.tokens."]
+    saes[2]["verdicts"] = saes[0]["verdicts"]
+    text = printed(terminal.show, frontier(*saes))
+    assert text.isascii()
+    assert re.search(r"l0 = 4 +4 +4\.40 +0\.500", text)
+    assert re.search(r"lambda = 0\.25 +- +8 +0\.300", text)
+    said = "What went wrong in training JumpReLU, l0 = 4; TopK, lambda = 0.25: L0 = 4 was asked for"
+    assert said in words(text)
+    assert "What went wrong" not in printed(terminal.show, frontier(saes[1]))
+
+
+def test_show_reads_a_frontier_from_before_health(two):
+    data = json.loads(json.dumps(two.data))
+    del data["health"]
+    for point in data["panels"][0]["points"]:
+        for key in ("asked", "settled", "health", "verdicts"):
+            del point[key]
+    assert "What went wrong" not in printed(terminal.show, Frontier(data))
 
 
 def test_show_splits_many_series_and_survives_what_is_missing():

@@ -12,7 +12,8 @@ import threading
 import pytest
 import torch
 
-from jumpahead import sae, store
+from jumpahead import health, sae, store
+from jumpahead import train as training
 from jumpahead.activations import ActivationsConfig, origin
 from jumpahead.activations.base import scale
 from jumpahead.activations.blocks import Stream
@@ -104,7 +105,56 @@ def test_training_lowers_the_unexplained_variance_a_lot(data, spec):
     assert last["fvu"] < most
     assert last["fvu"] < share * first["fvu"]
     assert last["l0"] == pytest.approx(4.0, rel=0.25)
-    assert all(math.isfinite(value) for line in made.records for value in line.values())
+    watched = [line.pop("health") for line in made.records if "health" in line]
+    assert 20 <= len(watched) <= 40
+    assert all(math.isfinite(value) for line in [*made.records, *watched] for value in line.values())
+
+
+@pytest.mark.parametrize("spec", ALL, ids=lambda spec: spec[0])
+def test_looking_at_its_health_does_not_change_a_training(data, spec, monkeypatch):
+    every, never = [], []
+    for found, watched in ((every, 1), (never, 10**9)):
+        monkeypatch.setattr(training, "WATCHED", watched)
+        found.append(trained(data, spec, config(40)))
+    assert_same_bytes(every[0].state, never[0].state)
+    assert ["health" in line for line in every[0].records] == [True] * 40
+    assert ["health" in line for line in never[0].records] == [False] * 39 + [True]
+
+
+def test_the_learning_rate_left_by_hand():
+    r = recipe(config(100))._replace(lr=0.02, lr_warmup=1, lr_start=0.1, lr_decay=4)
+    # 100 steps: 0.002 in the first, 0.02 up to step 96 (where the decay begins at its full value), then 3/4, 2/4, 1/4.
+    assert training.rate_left(r, 0, 100) == pytest.approx(0.002 + 96 * 0.02 + 1.5 * 0.02)
+    assert training.rate_left(r, 98, 100) == pytest.approx(0.02 * (2 + 1) / 4)
+    assert training.rate_left(r, 100, 100) == 0
+
+
+SENTENCES = {
+    "large": (("jumprelu", {}, Setting("lambda", 30.0)), {}, "outweighs the reconstruction"),
+    "small": (("jumprelu", {}, Setting("lambda", 1e-6)), {}, "is not its doing. Raise it."),
+    "paper": (("jumprelu", {}, Setting("lambda", 0.01)), {"recipe": "paper"}, "Thresholds could hardly move"),
+    "gated": (("gated", {}, Setting("lambda", 0.01)), {"recipe": "paper"}, "lambda was still warming up"),
+    "topk": (("topk", {}, Setting("k", 4.0)), {}, None),
+    "healthy": (("jumprelu", {}, Setting("lambda", 0.02)), {}, None),
+}
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_the_sentence_comes_when_it_should_and_not_for_a_healthy_run(data, name):
+    spec, changes, words = SENTENCES[name]
+    made = trained(data, spec, config(200, **changes))
+    said = health.verdicts(made.records, spec[2]._asdict(), WIDTH)
+    said = [one for one in said if "are dead" not in one]  # a toy of 40 directions in 96 features
+    assert (len(said), all(words in one for one in said)) == (1, True) if words else said == []
+
+
+def test_an_empty_window_is_told(data):
+    spec = ("jumprelu", {}, Setting("lambda", 0.02))
+    made = job(data, spec, config(200))
+    made.state.arch.recipe = made.state.arch.recipe._replace(bandwidth=1e-6)
+    train([made], stream(data), config(200), kernels())
+    (said,) = health.verdicts(made.records, spec[2]._asdict(), WIDTH)
+    assert said.startswith("Thresholds hardly hear the data")
 
 
 def activity(data, one):

@@ -5,6 +5,7 @@
     dense.py       features that are on for a large share of the tokens, through products
     decide.py      how far a product can be off, the canonical π, the largest of each token
     lazy_adam.py   Adam with β₁ = 0 for rows that are touched now and then
+    watch.py       what a step's entries say about training's health
     reference.py   the same step by dense autograd: the oracle of every test
     plain.py       the kernels in plain torch: runs everywhere
     cpu/           the kernels compiled with numba, and the choice of the encoder product
@@ -16,8 +17,21 @@ from __future__ import annotations
 
 from jumpahead.engine.encode import Coder, Features, decode, encode
 from jumpahead.engine.step import Kernels, State, StepResult, fresh_state, step
+from jumpahead.engine.watch import Watch
 
-__all__ = ["Coder", "Features", "Kernels", "State", "StepResult", "decode", "encode", "fresh_state", "kernels", "step"]
+__all__ = [
+    "Coder",
+    "Features",
+    "Kernels",
+    "State",
+    "StepResult",
+    "Watch",
+    "decode",
+    "encode",
+    "fresh_state",
+    "kernels",
+    "step",
+]
 
 
 def kernels(name: str | None = None) -> Kernels:

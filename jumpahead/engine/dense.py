@@ -40,6 +40,7 @@ from jumpahead.sae.base import (
 if TYPE_CHECKING:
     from jumpahead.engine.lazy_adam import Adam
     from jumpahead.engine.step import Centred, Kernels, RowUpdate, State
+    from jumpahead.engine.watch import Watch
 
 POPULAR = 0.2
 """Share of tokens above which a feature goes through products (docs/LOG.md, 2026-11-24)."""
@@ -131,7 +132,10 @@ class Blocks:
             inside += int(self._inside(one.entries, group).sum())
         return Totals(tuple(decoded), charge, inside, sum(map(len, self.groups)))
 
-    def rows(self, update: RowUpdate, sums: dict[str, Tensor], counts: Counts, share: Tensor, adam: Adam) -> Tensor:
+    def rows(
+        self, update: RowUpdate, sums: dict[str, Tensor], counts: Counts, share: Tensor, adam: Adam,
+        watch: Watch | None = None,
+    ) -> Tensor:  # fmt: skip
         """Step 5 for every block; fills in what belongs to its features of sums and share, [M] each. Returns [d] what
         `Rows.pull` holds. counts: of the whole batch."""
         state, product = self.state, self.kernels.product
@@ -147,6 +151,8 @@ class Blocks:
                 torch.zeros_like(one.entries.pre) if idle[r] else product(directions, residual.T).mul_(update.scales[r])
                 for r, residual in enumerate(update.residuals)
             )
+            if watch is not None:
+                watch(one.entries, one.values, rule, projections)
             d_pre = rule.pre.at(projections)
             for name, gradient in rule.vectors.items():
                 sums[name][group] = gradient.at(projections).sum(1)

@@ -15,7 +15,7 @@ but through products, block by block (`dense.py`): the same five steps, the same
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from jumpahead.engine.supports import Support
 from jumpahead.errors import DivergedError
 from jumpahead.sae.base import Architecture, Counts, Entries, Gradients, Knobs, Params, Reconstruction, Simple
 from jumpahead.sae.control import Control
+
+if TYPE_CHECKING:
+    from jumpahead.engine.watch import Watch
 
 LARGEST = 1e15
 """A loss beyond which squared gradients overflow float32 and rows would be lost for good; about 1 is usual."""
@@ -215,9 +218,10 @@ def fresh_state(arch: Architecture, d: int, width: int, seed: int, sample: Tenso
     return state
 
 
-def step(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels) -> StepResult:
+def step(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels, watch: Watch | None = None) -> StepResult:
     """Train on one batch x [B, d]. lr: Adam's learning rate; warmup: the share of a fixed λ in force.
 
+    watch: is shown every entry and its gradients, and changes nothing.
     Raises DivergedError, with the weights untouched, where the loss is not finite.
     """
     arch, p, tokens = state.arch, state.p, len(x)
@@ -254,8 +258,10 @@ def step(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels) ->
     update = row_update(arch, rule, values, parts, residuals, scales, centred, support, kernels)
     rows = kernels.rows(support, update, state, adam)
     sums = {name: kernels.sums(support, gradient.at(rows.projections)) for name, gradient in rule.vectors.items()}
+    if watch is not None:
+        watch(entries, values, rule, rows.projections)
     share = support.colptr.diff() / tokens
-    pull = rows.pull + blocks.rows(update, sums, counts, share, adam) if blocks else rows.pull
+    pull = rows.pull + blocks.rows(update, sums, counts, share, adam, watch) if blocks else rows.pull
 
     d_bias = -pull
     for i, part in enumerate(parts):

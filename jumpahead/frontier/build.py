@@ -16,6 +16,7 @@ from jumpahead.frontier.curve import LEVEL, centred, estimate
 from jumpahead.frontier.frontier import SCHEMA, Frontier
 from jumpahead.frontier.series import SeriesCurve, is_number, point_order, replicates_of, seed_weights, seeds_of
 from jumpahead.frontier.words import setting_label
+from jumpahead.health import MEASURES, asked_l0
 from jumpahead.metrics import BOOTSTRAPPED, METRICS, SHARES
 
 Evaluation = Mapping[str, Any]
@@ -48,6 +49,7 @@ def build(
         "lm": dict(lm),
         "text": dict(text),
         "metrics": [metric.declaration() for metric in METRICS.values()],
+        "health": [one._asdict() for one in MEASURES if any(one.key in point["health"] for point in points)],
         "series": series,
         "interval": interval,
         "panels": panels,
@@ -161,6 +163,10 @@ def _point(evaluation: Evaluation) -> dict[str, Any]:
         "pareto": False,
         "notes": list(evaluation.get("notes") or []),
         "training": dict(evaluation.get("training") or {}),
+        "asked": asked_l0(sae["setting"]),
+        "settled": dict(evaluation.get("settled") or {}),
+        "health": dict(evaluation.get("health") or {}),
+        "verdicts": list(evaluation.get("verdicts") or []),
         "histogram": dict(evaluation.get("histogram") or {}),
     }
 

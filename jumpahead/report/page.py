@@ -20,7 +20,7 @@ from jumpahead.report.findings import findings, typical
 from jumpahead.report.looks import DASHES, SYMBOLS, looks
 from jumpahead.report.numbers import MISSING, NBSP, count, exact, harmless
 from jumpahead.report.panel import Json, Names, Panel
-from jumpahead.report.tables import DIRECTIONS, cells, columns, matched_tables
+from jumpahead.report.tables import DIRECTIONS, cells, columns, health_table, matched_tables
 
 TARGETS = {  # what one may ask for
     "delta_lm_loss": "delta LM loss",
@@ -51,6 +51,7 @@ def html(frontier: Json, efficiency: Json | None = None) -> str:
         titles={look.name: look.title for look in found},
         metrics={one["key"]: one for one in frontier["metrics"]},
         level=f"{100 * frontier['interval']['level']:g}{NBSP}%",
+        health=frontier.get("health") or [],
     )
     panels = [Panel(panel, i + 1, names) for i, panel in enumerate(frontier["panels"])]
     colours = {f"series-{i}": (look.paper, look.screen) for i, look in enumerate(found)}
@@ -192,6 +193,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
             {"series": panel.series_of(point), "name": name, "rank": i, "cells": cells(point, panel.names)}
             for i, (point, name) in enumerate(zip(panel.points, panel.called, strict=True))
         ],
+        "health": health_table(panel),
         "histograms": _histograms(panel),
         "notes": _notes(panel),
     }

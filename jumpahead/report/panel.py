@@ -25,6 +25,8 @@ class Names(NamedTuple):
     """Key of a metric → its declaration in frontier.json."""
     level: str
     """`95 %`."""
+    health: list[Json]
+    """Declarations of what is told of a training; empty in a frontier.json from before they were measured."""
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,14 @@ def _meaning(declared: Json) -> str:
 
 def columns(names: Names) -> list[Cell]:
     """Headings of the table of all SAEs; the first column is the SAE's name."""
-    first = head("SAE", "series, setting", "Series, and the setting that it was trained with", is_word=True)
-    return [first, *(metric_head(names.metrics[key], names) for key in _shown(names)), *(top for top, _ in OTHERS)]
+    found = [head("SAE", "series, setting", "Series, and the setting that it was trained with", is_word=True)]
+    for key in _shown(names):
+        if key == "l0":
+            reached = head("L0", "reached, held out", _meaning(names.metrics[key]))
+            found += [ASKED[0], reached, SETTLED[0]]
+        else:
+            found.append(metric_head(names.metrics[key], names))
+    return found + [top for top, _ in OTHERS]
 
 
 def cells(point: Json, names: Names) -> list[Cell]:
@@ -65,7 +71,8 @@ def cells(point: Json, names: Names) -> list[Cell]:
         value, error = point["metrics"].get(key), (point.get("standard_errors") or {}).get(key)
         range_ = interval(key, *((point.get("intervals") or {}).get(key) or (None, None)))
         tip = f"{names.level} interval: {range_}" if range_ else f"standard error: {short(error)}" if error else ""
-        row.append(cell(value, metric(key, value), tip))
+        one = cell(value, metric(key, value), tip)
+        row += [ASKED[1](point), one, SETTLED[1](point)] if key == "l0" else [one]
     return row + [make(point) for _, make in OTHERS]
 
 
@@ -92,11 +99,35 @@ def _training(key: str) -> Callable[[Json], Cell]:
     return make
 
 
+def _asked(point: Json) -> Cell:
+    return cell(point.get("asked"), None if point.get("asked") is None else exact(point["asked"]))
+
+
+def _settled(point: Json) -> Cell:
+    """A share of training; whoever never settled comes after all others."""
+    found = point.get("settled") or {}
+    if found.get("asked") is None:
+        return cell(None)
+    if found.get("share") is None:
+        return cell(2, "never", "At the end L0 was not within 3 % of the one asked for")
+    tip = f"From step {found['step']:,} on" if found["step"] else "From the start"
+    return cell(found["share"], percent(found["share"]), tip)
+
+
 def _pareto(point: Json) -> Cell:
     return cell(int(bool(point.get("pareto"))), "yes" if point.get("pareto") else "no")
 
 
-OTHERS: list[tuple[Cell, Callable[[Json], Cell]]] = [
+Column = tuple[Cell, Callable[[Json], Cell]]
+ASKED: Column = (head("L0", "asked", "The mean number of active features that the setting asks for"), _asked)
+SETTLED: Column = (
+    head(
+        "settled", "share of training",
+        "The share of training after which L0, averaged over 5 % of the run, stayed within 3 % of the one asked for",
+    ),
+    _settled,
+)  # fmt: skip
+OTHERS: list[Column] = [
     (head("trained with", "", "The penalty’s weight λ, or the number of features kept, k"), _knob),
     *((head(words), lambda point, key=key: cell(point.get(key))) for key, words in SEEDS.items()),
     (head("trained on", "tokens", "Tokens seen in training, repeats counted"), _training("tokens")),
@@ -108,6 +139,37 @@ OTHERS: list[tuple[Cell, Callable[[Json], Cell]]] = [
         lambda point: cell(point.get("path"), is_word=True, is_code=True),
     ),
 ]
+
+
+# ---------------------------------------------------------------------------------------------- training health
+
+
+def health_table(panel: Panel) -> dict[str, Any] | None:
+    """How the training of each SAE went; None where no evaluation says so."""
+    points = [p for p in panel.points if p.get("health") or p.get("settled")]
+    if not points:
+        return None
+    measures = [one for one in panel.names.health if any(one["key"] in (p.get("health") or {}) for p in points)]
+    heads = [head(one["short"], "" if one["unit"] == "share" else one["unit"], one["meaning"]) for one in measures]
+    return {
+        "columns": [ASKED[0], REACHED[0], SETTLED[0], *heads],
+        "rows": [
+            [ASKED[1](p), REACHED[1](p), SETTLED[1](p), *(_health(p, one) for one in measures)] for p in panel.points
+        ],
+    }
+
+
+def _reached(point: Json) -> Cell:
+    value = (point.get("settled") or {}).get("reached")
+    return cell(value, short(value))
+
+
+def _health(point: Json, measure: Json) -> Cell:
+    value = (point.get("health") or {}).get(measure["key"])
+    return cell(value, percent(value) if measure["unit"] == "share" else short(value))
+
+
+REACHED: Column = (head("L0", "reached in training", "Mean L0 over the last 5 % of training"), _reached)
 
 
 # ---------------------------------------------------------------------------------------------- matched tables

@@ -182,6 +182,21 @@ class Gradients(NamedTuple):
     """c at each entry: ∂L/∂d_j gets Σc·d_j/‖d_j‖ (a penalty on ‖d_j‖); None without one."""
 
 
+class Thresholds(NamedTuple):
+    """Learned thresholds, and where their straight-through gradient comes from."""
+
+    theta: Tensor
+    """[M] θ."""
+    lower: Tensor
+    """[M] Only entries with lower < π < upper train θ; −inf where rectified zeros do too."""
+    upper: Tensor
+    """[M]"""
+    trained: str
+    """The trained vector, a key of `Architecture.trained`."""
+    is_log: bool
+    """Whether that vector is log θ; else it is θ."""
+
+
 class Architecture(ABC):
     """One paper. Instances hold options, setting and recipe; parameters are passed in."""
 
@@ -316,6 +331,10 @@ class Architecture(ABC):
     def begin(self, p: Params, features: Tensor, thresholds: Tensor) -> None:
         """Start features [n] anew with these thresholds [n] on π, in place; their rows are set already."""
         p["b_enc"][features] = 0.0
+
+    def thresholds(self, v: Params) -> Thresholds | None:
+        """What training's health looks at; None for architectures without learned thresholds. v: of `derive`."""
+        return None
 
     def steer(self, p: Params, growth: float) -> None:  # noqa: B027 — only for architectures with a controller
         """Move every threshold by the factor exp(growth), or what stands for a threshold by that share, in place."""

@@ -53,6 +53,7 @@ from jumpahead.sae.base import (
     Gradients,
     Knobs,
     Params,
+    Thresholds,
     common_parameters,
     quantile_for_l0,
 )
@@ -222,6 +223,10 @@ class JumpReLU(Architecture):
         super().begin(p, features, thresholds)
         theta = thresholds.clamp_min(LEAST)
         p[self._trained_threshold][features] = theta.log() if "log_threshold" in p else theta
+
+    def thresholds(self, v: Params) -> Thresholds:
+        name = self._trained_threshold
+        return Thresholds(v["theta"], v["lower"], v["upper"], name, is_log=name == "log_threshold")
 
     def steer(self, p: Params, growth: float) -> None:
         if "log_threshold" in p:

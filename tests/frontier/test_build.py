@@ -23,7 +23,8 @@ def small() -> Example:
 def test_schema(small):
     data = build(small.evaluations, **small.keywords)
     assert list(data) == [
-        "schema", "name", "created", "lm", "text", "metrics", "series", "interval", "panels", "study", "manifest",
+        "schema", "name", "created", "lm", "text", "metrics", "health", "series", "interval", "panels", "study",
+        "manifest",
     ]  # fmt: skip
     assert data["schema"] == "jumpahead.frontier/1"
     assert [metric["key"] for metric in data["metrics"]] == list(METRICS)
@@ -36,6 +37,7 @@ def test_schema(small):
         assert set(point) == {
             "series", "setting", "label", "sae_seed", "stream_seed", "path", "metrics", "standard_errors",
             "intervals", "bootstrap", "knob", "pareto", "notes", "training", "histogram",
+            "asked", "settled", "health", "verdicts",
         }  # fmt: skip
         assert set(point["intervals"]) == {*BOOTSTRAPPED, *SHARES}
         assert set(point["metrics"]) == set(METRICS)
@@ -55,6 +57,21 @@ def test_points_are_ordered_whatever_the_order_of_the_evaluations(small):
     found = [(point["series"], point["setting"]["value"]) for point in expected["panels"][0]["points"]]
     assert found[:3] == [("jumprelu", 4), ("jumprelu", 8), ("jumprelu", 16)]
     assert [name for name, _ in found[3:]] == ["gated"] * 3 + ["topk"] * 3
+
+
+def test_what_is_known_of_a_training_is_carried_and_declared(small):
+    health = {"dead": 0.25, "theta_50": 0.0625, "theta_25": 0.05}
+    where = {"asked": 4.0, "reached": 4.1, "step": 40, "share": 0.5}
+    told = [dict(one) for one in small.evaluations]
+    told[0] |= {"health": health, "settled": where, "verdicts": ["Too late."]}
+    data = build(told, **small.keywords)
+    assert [one["key"] for one in data["health"]] == ["theta_50", "dead"]  # what pages show, of what there is
+    first, *others = data["panels"][0]["points"]
+    assert (first["health"], first["settled"], first["verdicts"]) == (health, where, ["Too late."])
+    assert all((one["health"], one["settled"], one["verdicts"]) == ({}, {}, []) for one in others)
+    asked = {(point["setting"]["kind"], point["asked"]) for point in data["panels"][0]["points"]}
+    assert asked == {("l0", 4.0), ("l0", 8.0), ("l0", 16.0), ("k", 4.0), ("k", 8.0), ("k", 16.0), ("lambda", None)}
+    assert build(small.evaluations, **small.keywords)["health"] == []
 
 
 def test_several_sites_and_widths_are_panels():

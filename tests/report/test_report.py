@@ -228,6 +228,35 @@ def test_notes_are_gathered_and_name_their_saes(make) -> None:
     assert "L0 missed by 12 %. (JumpReLU, l0 = 4)" in text
 
 
+def test_training_health_is_one_row_per_sae(make) -> None:
+    evaluations = make.sweep()
+    where = {"asked": 4.0, "reached": 4.05, "step": 200, "share": 0.41}
+    evaluations[0] |= {"health": {"pressure": 0.93, "window": 0.0125}, "settled": where}
+    evaluations[1]["settled"] = {**where, "asked": 8.0, "step": None, "share": None}
+    html = page.html(make.build(evaluations))
+    text = Text(html).text
+    assert "SAE series, setting L0 asked L0 reached, held out settled share of training delta loss" in text
+    assert re.search(r"JumpReLU, l0 = 4 4 4\.08 41\.0\s% 0\.700", text)
+    assert re.search(r"JumpReLU, l0 = 8 8 8\.16 never ", text)
+    assert re.search(r"Gated, λ = 0\.001 – 4\.08 – ", text)
+    table = text.split("Training health", 1)[1]
+    assert "SAE L0 asked L0 reached in training settled share of training sparsity × reconstruction in window" in table
+    assert re.search(r"JumpReLU, l0 = 4 4 4\.05 41\.0\s% 0\.930 1\.2\s%", table)
+    assert re.search(r"TopK, k = 32 32 – – – –", table)
+    assert 'title="From step 200 on"' in html
+
+
+def test_a_frontier_from_before_health_has_its_page(make) -> None:
+    data = make.build(make.sweep())
+    del data["health"]
+    for point in data["panels"][0]["points"]:
+        for key in ("asked", "settled", "health", "verdicts"):
+            del point[key]
+    text = Text(page.html(data)).text
+    assert "Training health" not in text
+    assert re.search(r"JumpReLU, l0 = 4 – 4\.08 – 0\.700", text)
+
+
 def test_what_the_intervals_cover_is_said(make) -> None:
     text = Text(page.html(make.build(make.sweep()))).text
     assert "They cover the choice of held-out text only: each SAE was trained once" in text
