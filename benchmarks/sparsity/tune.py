@@ -9,8 +9,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.sparsity.places import PLACES
 from benchmarks.sparsity.runs import Wanted
 from benchmarks.table import render
+from jumpahead.sae.recipe import Setting, Shape, short_rate
 
 PROTOCOL = Path(__file__).with_name("protocol.toml")
 SLOPE = 0.65
@@ -30,12 +32,25 @@ def wanted(rules: dict[str, Any]) -> list[Wanted]:
                 series = f"{one['name']}{number}"
                 for place in one.get("places", rules["places"]):
                     for l0 in one.get("l0", rules["l0"]):
+                        tokens = one.get("tokens", rules["tokens"])
+                        changes = with_rate(config, architecture, place, float(l0), tokens)
                         found.append(Wanted(
-                            place, "development", one.get("tokens", rules["tokens"]), rules["held_out"], series,
+                            place, "development", tokens, rules["held_out"], series,
                             architecture, ("l0", float(l0)), 0,
-                            json.dumps(config.get("options", {})), json.dumps(config.get("recipe", {})),
+                            json.dumps(config.get("options", {})), json.dumps(changes),
                         ))  # fmt: skip
     return found
+
+
+def with_rate(config: dict[str, Any], architecture: str, place: str, l0: float, tokens: int) -> dict[str, Any]:
+    """A configuration's changes of the recipe; `rate` becomes the learning rate that it stands for there."""
+    changes = dict(config.get("recipe", {}))
+    if "rate" in config:
+        where = PLACES[place]
+        changes["lr"] = float(
+            f"{short_rate(config['rate'], Shape(where.d, where.width, Setting('l0', l0)), tokens):.3g}"
+        )
+    return changes
 
 
 def score(line: dict[str, Any]) -> float:

@@ -215,7 +215,7 @@ class Architecture(ABC):
     vectors: ClassVar[tuple[str, ...]]
     """The [M] parameters of a saved SAE, besides W_enc, W_dec and b_dec."""
     Options: ClassVar[type[Options]] = Options
-    rate: ClassVar[float] = 0.2
+    rate: ClassVar[float] = 0.064
     """The learning rate of the `short` recipe, as `recipe.short_rate` counts it."""
     reconstructions: ClassVar[tuple[Reconstruction, ...]] = (Reconstruction("input", live=True, bias=True),)
 

@@ -145,22 +145,20 @@ def recipe(config: TrainConfig) -> Recipe:
     )
 
 
-def short_rate(share: float, shape: Shape, tokens: int) -> float:
-    """The peak learning rate of the `short` recipe.
+def short_rate(rate: float, shape: Shape, tokens: int) -> float:
+    """The peak learning rate of the `short` recipe: rate/√d·(16/L0)^¼·(tokens/2e6)^−¼.
 
-    Adam with β₁ = 0 moves every coordinate of a row by about lr, the row by lr·√d; the L0 features of a token, of size
-    1/√L0 each, move x̂ by lr·√(d·L0) where they move alike. This keeps that `share` of ‖x‖ = 1 the same at every d and
-    L0, and lets it fall with the budget as a power that leads from what is best at 2e6 tokens to the paper's at 8e9.
+    Adam with β₁ = 0 moves every coordinate by about lr, a row by lr·√d: 1/√d was best at d = 64 and at 256. Between L0 8
+    and 32 the best rate hardly differs, but a large L0 diverges sooner. The budget's power leads from what is best at
+    2e6 tokens to the paper's 7e-5 at 8e9. All three: docs/LOG.md, 2026-11-24.
     """
     kind, value = shape.setting
-    l0 = shape.d / 4 if kind == "lambda" else value
-    return share * (max(tokens, 1) / SHARE_AT) ** -RATE_FALLS / math.sqrt(shape.d * max(l0, 1.0))
+    l0 = shape.d / 4 if kind == "lambda" else max(value, 1.0)
+    return rate / math.sqrt(shape.d) * (L0_AT / l0) ** 0.25 * (max(tokens, 1) / TOKENS_AT) ** -0.25
 
 
-SHARE_AT = 2_000_000
-"""Tokens at which an architecture's `rate` was tuned."""
-RATE_FALLS = 0.25
-"""The power of the budget by which the learning rate falls."""
+L0_AT, TOKENS_AT = 16, 2_000_000
+"""Where an architecture's `rate` is tuned."""
 _RECIPE = TypeAdapter(Recipe)
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
