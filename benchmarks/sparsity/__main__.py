@@ -30,17 +30,17 @@ def main(arguments: list[str] | None = None) -> int:
         here = [one for one in wanted if not options.places or one.place in options.places]
         runs.make(here, path, options.folder, options.threads)
 
-    plan = tune.wanted(tune.protocol())
+    rules = tune.protocol()
     if options.command == "tune":
-        make(plan, tuning)
+        make(tune.wanted(rules), tuning)
     if options.command == "requested":
         for tokens in options.tokens:
             make(final.requested([tokens], options.series), tested)
             if not options.series:
                 make(final.fixed(runs.load(tested), [tokens]), tested)
     if options.command in ("tune", "tables") and tuning.exists():
-        store.write_atomic(tuning.with_suffix(".md"), tune.page(plan, runs.load(tuning)))
-        print(tune.table(plan, runs.load(tuning)))
+        store.write_atomic(tuning.with_suffix(".md"), tune.page(rules, runs.load(tuning)))
+        print(tune.table(rules, runs.load(tuning)))
     if options.command in ("requested", "tables") and tested.exists():
         lines = runs.load(tested)
         store.write_atomic(tested.with_suffix(".md"), final.page(lines))

@@ -58,32 +58,43 @@ def score(line: dict[str, Any]) -> float:
     return math.log(max(line["delta_lm_loss"], 1e-6)) + SLOPE * math.log(line["l0"] / line["setting"][1])
 
 
-def table(runs: list[Wanted], results: dict[str, dict[str, Any]]) -> str:
-    """A row per architecture and configuration, in the protocol's order: its score and, per place and sparsity, L0 and
-    delta LM loss."""
-    cells = sorted(
-        {(one.place, one.setting[1], one.tokens) for one in runs}, key=lambda cell: (cell[2], cell[0], cell[1])
-    )
+def labels(rules: dict[str, Any]) -> dict[tuple[str, str], str]:
+    """What a configuration changes, in words, by architecture and name."""
+    found = {}
+    for one in rules["round"]:
+        for architecture in rules["architectures"]:
+            for number, config in enumerate(one.get("all", []) + one.get(architecture, []), start=1):
+                changes = {**({"rate": config["rate"]} if "rate" in config else {}), **config.get("options", {})}
+                words = [f"{key} {value}" for key, value in {**changes, **config.get("recipe", {})}.items()]
+                found[architecture, f"{one['name']}{number}"] = ", ".join(words)
+    return found
+
+
+def table(rules: dict[str, Any], results: dict[str, dict[str, Any]]) -> str:
+    """A row per architecture and configuration, in the order of the protocol: its scores, and the result per cell."""
+    runs = wanted(rules)
+    cells = sorted({(one.place, one.setting[1], one.tokens) for one in runs}, key=lambda cell: (cell[2], *cell[:2]))
     rows: dict[tuple[str, str], dict[tuple[str, float, int], Wanted]] = defaultdict(dict)
     for one in runs:
         rows[one.architecture, one.series][one.place, one.setting[1], one.tokens] = one
-    headings = ["configuration", "score", *(f"{place} {l0:g}, {tokens / 1e6:g}e6" for place, l0, tokens in cells)]
-    lines = []
+    headings = ["configuration", *(f"{place} {l0:g}, {tokens / 1e6:g}e6" for place, l0, tokens in cells)]
+    headings[1:1] = [f"score, {place}" for place in rules["places"]]
+    words, lines = labels(rules), []
     for (architecture, series), members in rows.items():
         found = {cell: results[one.key] for cell, one in members.items() if one.key in results}
-        mean = sum(map(score, found.values())) / len(found) if len(found) == len(members) else None
-        one = next(iter(members.values()))
-        changes = {**json.loads(one.options), **json.loads(one.recipe)}
-        name = f"{architecture} {series}: " + ", ".join(
-            f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in changes.items()
-        )
-        lines.append([name, "–" if mean is None else f"{mean:.3f}", *(shown(found.get(cell)) for cell in cells)])
+        scores = [mean([score(found[cell]) for cell in found if cell[0] == place]) for place in rules["places"]]
+        shown_cells = [shown(found.get(cell)) for cell in cells]
+        lines.append([f"{architecture} {series}: {words[architecture, series]}", *scores, *shown_cells])
     return render(headings, lines)
 
 
-def page(runs: list[Wanted], results: dict[str, dict[str, Any]]) -> str:
+def mean(scores: list[float]) -> str:
+    return f"{sum(scores) / len(scores):.3f}" if scores else "–"
+
+
+def page(rules: dict[str, Any], results: dict[str, dict[str, Any]]) -> str:
     """The table as Markdown, with what it means."""
-    return f"# Tuning\n\n{LEGEND.strip()}\n\n{table(runs, results)}\n"
+    return f"# Tuning\n\n{LEGEND.strip()}\n\n{table(rules, results)}\n"
 
 
 LEGEND = """

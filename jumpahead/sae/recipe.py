@@ -148,9 +148,9 @@ def recipe(config: TrainConfig) -> Recipe:
 def short_rate(rate: float, shape: Shape, tokens: int) -> float:
     """The peak learning rate of the `short` recipe: rate/√d·(16/L0)^¼·(tokens/2e6)^−¼.
 
-    Adam with β₁ = 0 moves every coordinate by about lr, a row by lr·√d: 1/√d was best at d = 64 and at 256. Between L0 8
-    and 32 the best rate hardly differs, but a large L0 diverges sooner. The budget's power leads from what is best at
-    2e6 tokens to the paper's 7e-5 at 8e9. All three: docs/LOG.md, 2026-11-24.
+    Adam with β₁ = 0 moves every coordinate by about lr, a row by lr·√d: 1/√d was best at d = 64 and at 256. Between
+    L0 8 and 32 the best rate hardly differs, but a large L0 diverges sooner. The budget's power leads from what is best
+    at 2e6 tokens to the paper's 7e-5 at 8e9. All three: docs/LOG.md, 2026-11-24.
     """
     kind, value = shape.setting
     l0 = shape.d / 4 if kind == "lambda" else max(value, 1.0)
