@@ -246,7 +246,7 @@ def test_toml_errors_name_the_line(tmp_path: Path, text: str, message: str):
         (
             'architecture = "topk"',
             "name = 'x'",
-            "'series.x.architecture' is missing (A file of jumpahead/sae/: jumprelu, gated, topk, …).",
+            "'series.x.architecture' is missing (A file of jumpahead/sae/: jumprelu, gated, topk, batchtopk, relu, …).",
         ),
         ("k = [8, 16]", "", "series 'topk' has no sparsity setting: give it l0 = […] or k = […]."),
         ("k = [8, 16]", "k = []", "series 'topk' has no sparsity setting: give it l0 = […] or k = […]."),

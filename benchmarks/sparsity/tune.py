@@ -33,7 +33,7 @@ def wanted(rules: dict[str, Any]) -> list[Wanted]:
                 for place in one.get("places", rules["places"]):
                     for l0 in one.get("l0", rules["l0"]):
                         tokens = one.get("tokens", rules["tokens"])
-                        changes = with_rate(config, architecture, place, float(l0), tokens)
+                        changes = rules["base"] | with_rate(config, place, float(l0), tokens)
                         found.append(Wanted(
                             place, "development", tokens, rules["held_out"], series,
                             architecture, ("l0", float(l0)), 0,
@@ -42,7 +42,7 @@ def wanted(rules: dict[str, Any]) -> list[Wanted]:
     return found
 
 
-def with_rate(config: dict[str, Any], architecture: str, place: str, l0: float, tokens: int) -> dict[str, Any]:
+def with_rate(config: dict[str, Any], place: str, l0: float, tokens: int) -> dict[str, Any]:
     """A configuration's changes of the recipe; `rate` becomes the learning rate that it stands for there."""
     changes = dict(config.get("recipe", {}))
     if "rate" in config:

@@ -29,9 +29,9 @@ that feature is in its support.
 
 Departures from the paper: none in the preset `paper`, whose target is the unshifted x. The preset `short` starts θ at
 the quantile of the first pre-activations that gives the requested L0, lets the bandwidth follow the thresholds,
-ε_j = min(share·median θ, 1.8·θ_j), starts b_dec at the mean activation, lowers the threshold of a dead feature a little
-every step of the first half until it fires again, and steers λ towards a requested L0 (control.py) where `target` does
-not say otherwise. The fixed-L0 loss is often implemented on the batch's mean instead of every token: both are here.
+ε_j = min(share·median θ, 1.8·θ_j), starts b_dec at the mean activation, starts dead features anew at a dozen steps of
+the first half (engine/resample.py), and steers λ towards a requested L0 (control.py) where `target` does not say
+otherwise. The fixed-L0 loss is often implemented on the batch's mean instead of every token: both are here.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ from jumpahead.sae.base import (
     common_parameters,
     quantile_for_l0,
 )
+from jumpahead.sae.recipe import Recipe, Shape, TrainConfig
 
 LEAST = 1e-3
 """The smallest θ that a feature starts with."""
@@ -98,6 +99,10 @@ class JumpReLU(Architecture):
     vectors = ("b_enc", "threshold")
     Options = Options
     options: Options
+
+    @classmethod
+    def tuned(cls, short: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
+        return short._replace(resample_every=max(1, config.steps // 24))
 
     @property
     def trained(self) -> dict[str, float]:

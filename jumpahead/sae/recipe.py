@@ -3,8 +3,19 @@
 All numbers are in the unit E‖x‖² = 1. Two recipes:
 
 `paper` — arXiv 2407.14435 appendix I and Gemma Scope (arXiv 2408.05147) section 3.2, unchanged: made for 8e9 tokens.
-`short` — the default, for 1e6 to 1e8 tokens, where the paper's log θ hardly moves (Adam moves log θ by at most the
-learning rate per step). docs/LOG.md has the experiments behind its numbers.
+`short` — the default, for any budget short of the paper's: there its log θ hardly moves (Adam moves log θ by at most
+the learning rate per step). By rule from tokens, batch, d and L0:
+
+    lr               rate/√d·(16/L0)^¼·(tokens/2e6)^−¼     short_rate; `rate` is the architecture's
+    its schedule     cosine warm-up over 1/20 of the steps, constant, linear to zero over the last third
+    Adam             β₁ = 0, β₂ = 0.98: a rare feature's step is at most 1/√(1 − β₂) = 7 times lr, with 0.999 it is 32
+    θ                log θ at 2·lr, from the quantile of the first pre-activations that gives the L0 to start from
+    ε                ε_i = min(median θ, 1.8·θ_i): wide, so that rare features have entries in their window
+    λ                moved by the controller (control.py), or warmed up over a tenth of the steps where it is fixed
+    dead             silent for a twentieth of the run; cared for in its first half, by the architecture's own means
+
+An architecture may differ (`Architecture.tuned`). How these were found: benchmarks/sparsity/protocol.toml and
+docs/LOG.md, 2026-11-24; measured at 2e6 and 2e7 tokens, d = 64 and 256, widths 1,024 and 2,048.
 """
 
 from __future__ import annotations
@@ -131,16 +142,16 @@ def recipe(config: TrainConfig) -> Recipe:
         lr_warmup=min(1_000, max(1, steps // 20)),
         lr_decay=steps // 3,
         sparsity_warmup=min(10_000, max(1, steps // 10)),
-        beta2=0.999,
+        beta2=0.98,
         adam_epsilon=1e-8,
         threshold_form="log",
-        threshold_rate=5.0,
+        threshold_rate=2.0,
         threshold_start=None,
         bandwidth=None,
-        bandwidth_share=0.25,
+        bandwidth_share=1.0,
         centre=True,
         dead_after=min(10_000_000, max(config.batch * 20, config.tokens // 20)),
-        revival=0.95,
+        revival=1.0,
         revive_until=steps // 2,
     )
 
