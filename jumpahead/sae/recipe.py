@@ -165,11 +165,13 @@ def short_rate(rate: float, shape: Shape, tokens: int) -> float:
     """
     kind, value = shape.setting
     l0 = shape.d / 4 if kind == "lambda" else max(value, 1.0)
-    return rate / math.sqrt(shape.d) * (L0_AT / l0) ** 0.25 * (max(tokens, 1) / TOKENS_AT) ** -0.25
+    return rate / math.sqrt(shape.d) * (L0_AT / l0) ** 0.25 * (max(tokens, LEAST_TOKENS) / TOKENS_AT) ** -0.25
 
 
 L0_AT, TOKENS_AT = 16, 2_000_000
 """Where an architecture's `rate` is tuned."""
+LEAST_TOKENS = 1_000_000
+"""Shorter runs get the learning rate of this budget."""
 _RECIPE = TypeAdapter(Recipe)
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
