@@ -26,49 +26,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jumpahead.sae.base import (
-    DEAD,
-    MAIN,
-    Above,
-    Affine,
-    Architecture,
-    Counts,
-    Entries,
-    Gradients,
-    Knobs,
-    LargestOfBatch,
-    Params,
-    Reconstruction,
-    common_parameters,
-    quantile_for_l0,
-)
-from jumpahead.sae.topk import Options, aux_weight, largest
+from jumpahead.sae.auxk import WithAuxK, largest
+from jumpahead.sae.base import Above, Knobs, LargestOfBatch, Params, common_parameters, quantile_for_l0
 
 RATE = 0.2
 """r at the peak learning rate."""
 
 
-class BatchTopK(Architecture):
+class BatchTopK(WithAuxK):
     """See the module's docstring."""
 
     name, title, order = "batchtopk", "BatchTopK", 4
     colour, dash, symbol = "#E69F00", "dashdot", "triangle-down"
-    settings = ("l0", "k")
     vectors = ("b_enc", "threshold")
-    Options = Options
-    reconstructions = (
-        Reconstruction("input", live=True, bias=True),
-        Reconstruction("residual", live=True, bias=False),
-    )
-    options: Options
 
     @property
     def trained(self) -> dict[str, float]:
         return {"b_enc": 1.0}
-
-    @property
-    def uses_dead(self) -> bool:
-        return self.options.aux > 0
 
     def initialise(self, d: int, width: int, generator: torch.Generator, sample: Tensor) -> Params:
         p, pre = common_parameters(d, width, generator, sample, self.recipe)
@@ -81,34 +55,7 @@ class BatchTopK(Architecture):
         chosen = LargestOfBatch(self.setting.value, guess=p["threshold"][0].item())
         if knobs.dead is None:
             return chosen
-        return chosen._replace(dead=knobs.dead, k_dead=self.options.k_aux or max(1, p["W_enc"].shape[1] // 2))
-
-    def values(self, entries: Entries, p: Params, v: Params) -> tuple[Tensor, ...]:
-        f = entries.pre.relu()
-        if entries.part is None:
-            return (f,)
-        return f * entries.within(MAIN), f * entries.within(DEAD)
-
-    def rule(
-        self, entries: Entries, values: tuple[Tensor, ...], p: Params, v: Params, knobs: Knobs, counts: Counts
-    ) -> Gradients:
-        d_pre = Affine(tuple((value > 0).to(value.dtype) for value in values))
-        return Gradients(d_pre, {"b_enc": d_pre}, None)
-
-    def weights(self, x: Tensor, errors: Tensor) -> tuple[float, ...]:
-        return 1.0, aux_weight(self.options.aux, x, errors)
-
-    def loss(self, p: Params, x: Tensor, knobs: Knobs) -> Tensor:
-        pre = (x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]
-        error = x - self.activate_batch(p, pre) @ p["W_dec"] - p["b_dec"]
-        loss = error.square().sum(1).mean()
-        selection = self.selection(p, {}, knobs, training=True)
-        assert isinstance(selection, LargestOfBatch)
-        if selection.dead is None:
-            return loss
-        e = error.detach()
-        dead = largest(pre.masked_fill(~selection.dead, -torch.inf), selection.k_dead)
-        return loss + self.weights(x, e)[1] * (e - dead @ p["W_dec"]).square().sum(1).mean()
+        return chosen._replace(dead=knobs.dead, k_dead=self.k_dead(p))
 
     def activate(self, p: Params, pre: Tensor) -> Tensor:
         return pre * (pre > p["threshold"])
