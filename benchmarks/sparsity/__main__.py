@@ -3,6 +3,7 @@
     tune         every run of protocol.toml that has no result yet, then the scores
     requested    every series at every requested L0 on the final text, at 2e6 and 2e7 tokens; then the curve of fixed λ
     tables       what there are results for
+    page         the frontier and the page of SAEs that were made here: --places, --tokens and --series say which
 
 Results are lines of benchmarks/RESULTS/sparsity/*.jsonl, one per SAE: what is there is not trained again, here or on
 another machine. Ctrl-C is safe at any time.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.sparsity import final, runs, tune
+from benchmarks.sparsity import final, places, runs, tune
 from benchmarks.sparsity.runs import Wanted
 from jumpahead import store
 from jumpahead.train import use_threads
@@ -38,6 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
             make(final.requested([tokens], options.series), tested)
             if not options.series:
                 make(final.fixed(runs.load(tested), [tokens]), tested)
+    if options.command == "page":
+        for tokens in options.tokens:
+            for place in options.places or list(places.PLACES):
+                asked = [one for one in final.requested([tokens], options.series) if one.place == place]
+                print(runs.page(asked, options.folder))
     if options.command in ("tune", "tables") and tuning.exists():
         store.write_atomic(tuning.with_suffix(".md"), tune.page(rules, runs.load(tuning)))
         print(tune.table(rules, runs.load(tuning)))
@@ -54,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("command", choices=("tune", "requested", "tables"))
+    made.add_argument("command", choices=("tune", "requested", "tables", "page"))
     made.add_argument("--places", nargs="+", help="only these")
     made.add_argument("--series", nargs="+", help="only these")
     made.add_argument(

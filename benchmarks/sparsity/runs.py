@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.sparsity import places
 from benchmarks.sparsity.places import Part
-from jumpahead import log, store, sweep
+from jumpahead import frontier, log, report, store, sweep
 from jumpahead import study as studies
 from jumpahead.sae import architecture
 from jumpahead.sae.recipe import Recipe, Setting, Shape, TrainConfig
@@ -143,3 +143,34 @@ def replicates(one: Wanted, evaluation: dict[str, Any]) -> dict[str, Any]:
 def number(value: float) -> float:
     """Five significant digits."""
     return float(f"{value:.5g}")
+
+
+def page(wanted: list[Wanted], folder: Path) -> Path:
+    """The frontier and the page of SAEs of one place, part and budget that were made here, by their series' names."""
+    one = wanted[0]
+    place, run = places.PLACES[one.place], store.Run(folder / f"{one.place}-{one.part}-{one.tokens}")
+    evaluations, legends = [], {}
+    for each in wanted:
+        key = store.sae_key(place.site, place.width, folder_name(each), Setting(*each.setting), each.seed, 0)
+        evaluation = store.read_json(run.at(key).evaluation)
+        evaluation["sae"]["series"] = each.series
+        evaluations.append({**evaluation, "path": key})
+        kind = architecture(each.architecture)
+        legends[each.series] = {
+            "name": each.series, "title": kind.title if each.series == kind.name else each.series,
+            "architecture": kind.name, "order": kind.order, "colour": kind.colour, "dash": kind.dash,
+            "symbol": kind.symbol,
+        }  # fmt: skip
+    study = studies.to_toml(
+        studies.parse(places.study(place, one.part, one.tokens, series(wanted), folder, one.held_out))
+    )
+    target = store.Run.create(folder / f"{one.place}-{one.part}-{one.tokens}-page", study)
+    text = {"source": place.texts[one.part], "train_tokens": one.tokens, "held_out_tokens": one.held_out}
+    built = frontier.build(
+        evaluations, name=f"{one.place}, {one.tokens / 1e6:g}e6 tokens", study_text=study,
+        manifest=target.read_manifest(), series=list(legends.values()), text=text,
+        lm={"name": one.place, "dtype": "float32"},
+    )  # fmt: skip
+    store.write_json(target.frontier, built, indent=None)
+    report.write(target.folder)
+    return target.report

@@ -46,22 +46,42 @@ class Look(NamedTuple):
 
 
 def looks(series: Iterable[Mapping[str, Any]]) -> list[Look]:
-    """One per series, in the order in which legends and tables name them."""
-    found = []
-    for i, one in enumerate(sorted(series, key=lambda one: one.get("order") or 0)):
-        colour = checked(one.get("colour")) or FALLBACK[i % len(FALLBACK)]
-        dash, symbol = str(one.get("dash", "")), str(one.get("symbol", ""))
-        found.append(
-            Look(
-                name=str(one["name"]),
-                title=str(one.get("title") or one["name"]),
-                paper=visible(colour, PAPER),
-                screen=visible(colour, SCREEN),
-                dash=dash if dash in DASHES else list(DASHES)[i % len(DASHES)],
-                symbol=symbol if symbol in SYMBOLS else list(SYMBOLS)[i % len(SYMBOLS)],
-            )
+    """One per series, in the order in which legends and tables name them.
+
+    The first series of an architecture looks as the architecture does; further ones (other options) take a colour, a
+    dash and a symbol that no series has, as long as there are any.
+    """
+    ordered = sorted(series, key=lambda one: one.get("order") or 0)
+    colours = [checked(one.get("colour")) or FALLBACK[i % len(FALLBACK)] for i, one in enumerate(ordered)]
+    dashes = _known([str(one.get("dash", "")) for one in ordered], list(DASHES))
+    symbols = _known([str(one.get("symbol", "")) for one in ordered], list(SYMBOLS))
+    again = [colour in colours[:i] for i, colour in enumerate(colours)]
+    colours, dashes, symbols = (
+        _apart(values, again, known)
+        for values, known in ((colours, FALLBACK), (dashes, tuple(DASHES)), (symbols, tuple(SYMBOLS)))
+    )
+    return [
+        Look(
+            name=str(one["name"]),
+            title=str(one.get("title") or one["name"]),
+            paper=visible(colour, PAPER),
+            screen=visible(colour, SCREEN),
+            dash=dash,
+            symbol=symbol,
         )
-    return found
+        for one, colour, dash, symbol in zip(ordered, colours, dashes, symbols, strict=True)
+    ]
+
+
+def _known(values: list[str], known: list[str]) -> list[str]:
+    """The values, and the i-th known one in the place of an unknown i-th."""
+    return [value if value in known else known[i % len(known)] for i, value in enumerate(values)]
+
+
+def _apart(values: list[str], again: list[bool], known: Iterable[str]) -> list[str]:
+    """The values, and known ones that nobody has in the place of those that come `again`."""
+    free = [one for one in known if one not in values]
+    return [free.pop(0) if is_again and free else value for value, is_again in zip(values, again, strict=True)]
 
 
 def checked(colour: Any) -> str | None:

@@ -115,6 +115,19 @@ def test_looks_keep_the_order_and_take_no_unchecked_word() -> None:
     assert (first.paper, first.dash, first.symbol) == ("#0072b2", "solid", "circle")
 
 
+def test_series_of_one_architecture_are_told_apart() -> None:
+    jumprelu = {"colour": "#0072B2", "dash": "solid", "symbol": "circle", "order": 0}
+    gated = {"colour": "#D55E00", "dash": "dash", "symbol": "square", "order": 1}
+    series = [{"name": f"j{i}", **jumprelu} for i in range(9)] + [{"name": "g", **gated}]
+    found = {one.name: one for one in looks(series)}
+    assert (found["j0"].paper, found["j0"].dash, found["j0"].symbol) == ("#0072b2", "solid", "circle")
+    assert (found["g"].paper, found["g"].dash, found["g"].symbol) == ("#d55e00", "dash", "square")
+    few = [found[name] for name in ("j0", "j1", "j2", "j3", "g")]
+    for part in ("paper", "dash", "symbol"):
+        assert len({getattr(one, part) for one in few}) == 5, part
+    assert found["j8"].paper == "#0072b2", "with no colour left, the architecture's own"
+
+
 # ---------------------------------------------------------------------------------------------- findings
 
 
