@@ -330,7 +330,7 @@ class Work:
                 "held_out_tokens": self.held_out.tokens}  # fmt: skip
         built = frontier.build(
             evaluations, name=self.study.name, study_text=to_toml(self.study), manifest=self.target.read_manifest(),
-            series=[legend(unit) for unit in {unit.series.name: unit for unit in self.units}.values()],
+            series=[legend(one.name, one.architecture) for one in self.study.series],
             lm={"name": self.study.lm.model, "dtype": self.lm_config.dtype}, text=text,
         )  # fmt: skip
         store.write_json(self.target.frontier, {**built, "inputs": inputs}, indent=None)
@@ -346,10 +346,9 @@ def describe(unit: Unit, sae: SAE) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def legend(unit: Unit) -> dict[str, Any]:
-    """How a series is drawn."""
-    kind = architecture(unit.series.architecture)
-    name = unit.series.name
+def legend(name: str, kind_name: str) -> dict[str, Any]:
+    """How a series of that name and architecture is drawn."""
+    kind = architecture(kind_name)
     return {
         "name": name, "title": kind.title if name == kind.name else name, "architecture": kind.name,
         "order": kind.order, "colour": kind.colour, "dash": kind.dash, "symbol": kind.symbol,

@@ -89,7 +89,7 @@ def make(wanted: Iterable[Wanted], path: Path, folder: Path, threads: int | None
         study = studies.parse(tables)
         print(f"{name}, {part} text, {tokens:,} tokens: {len(members)} SAEs", flush=True)
         sweep.run(study, run, until="evaluate", progress=log.progress())
-        save(path, {one.key: result(one, study, run) for one in members})
+        save(path, {one.key: result(one, run) for one in members})
 
 
 def series(members: list[Wanted]) -> list[dict[str, Any]]:
@@ -114,7 +114,7 @@ def folder_name(one: Wanted) -> str:
     return one.architecture if one.options == one.recipe == "{}" else f"{one.architecture}-{digest}"
 
 
-def result(one: Wanted, study: studies.Study, run: store.Run) -> dict[str, Any]:
+def result(one: Wanted, run: store.Run) -> dict[str, Any]:
     """What is kept of an SAE."""
     place = places.PLACES[one.place]
     key = store.sae_key(place.site, place.width, folder_name(one), studies.Setting(*one.setting), one.seed, 0)
@@ -155,12 +155,7 @@ def page(wanted: list[Wanted], folder: Path) -> Path:
         evaluation = store.read_json(run.at(key).evaluation)
         evaluation["sae"]["series"] = each.series
         evaluations.append({**evaluation, "path": key})
-        kind = architecture(each.architecture)
-        legends[each.series] = {
-            "name": each.series, "title": kind.title if each.series == kind.name else each.series,
-            "architecture": kind.name, "order": kind.order, "colour": kind.colour, "dash": kind.dash,
-            "symbol": kind.symbol,
-        }  # fmt: skip
+        legends[each.series] = sweep.legend(each.series, each.architecture)
     study = studies.to_toml(
         studies.parse(places.study(place, one.part, one.tokens, series(wanted), folder, one.held_out))
     )

@@ -6,6 +6,7 @@ import json
 import math
 import tomllib
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,24 @@ def protocol() -> dict[str, Any]:
     return tomllib.loads(PROTOCOL.read_text(encoding="utf-8"))
 
 
-def wanted(rules: dict[str, Any]) -> list[Wanted]:
-    """Every run of every round."""
-    found = []
+def configurations(rules: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str, dict[str, Any]]]:
+    """Every round, architecture, name and configuration, in the order of the protocol."""
     for one in rules["round"]:
         for architecture in rules["architectures"]:
             for number, config in enumerate(one.get("all", []) + one.get(architecture, []), start=1):
-                series = f"{one['name']}{number}"
-                for place in one.get("places", rules["places"]):
-                    for l0 in one.get("l0", rules["l0"]):
-                        tokens = one.get("tokens", rules["tokens"])
-                        changes = rules["base"] | with_rate(config, place, float(l0), tokens)
-                        found.append(Wanted(
-                            place, "development", tokens, rules["held_out"], series,
-                            architecture, ("l0", float(l0)), 0,
-                            json.dumps(config.get("options", {})), json.dumps(changes),
-                        ))  # fmt: skip
+                yield one, architecture, f"{one['name']}{number}", config
+
+
+def wanted(rules: dict[str, Any]) -> list[Wanted]:
+    """Every run of every round."""
+    found = []
+    for one, architecture, series, config in configurations(rules):
+        tokens, options = one.get("tokens", rules["tokens"]), json.dumps(config.get("options", {}))
+        for place in one.get("places", rules["places"]):
+            for l0 in map(float, one.get("l0", rules["l0"])):
+                changes = json.dumps(rules["base"] | with_rate(config, place, l0, tokens))
+                found.append(Wanted(place, "development", tokens, rules["held_out"], series, architecture,
+                                    ("l0", l0), 0, options, changes))  # fmt: skip
     return found
 
 
@@ -61,12 +64,10 @@ def score(line: dict[str, Any]) -> float:
 def labels(rules: dict[str, Any]) -> dict[tuple[str, str], str]:
     """What a configuration changes, in words, by architecture and name."""
     found = {}
-    for one in rules["round"]:
-        for architecture in rules["architectures"]:
-            for number, config in enumerate(one.get("all", []) + one.get(architecture, []), start=1):
-                changes = {**({"rate": config["rate"]} if "rate" in config else {}), **config.get("options", {})}
-                words = [f"{key} {value}" for key, value in {**changes, **config.get("recipe", {})}.items()]
-                found[architecture, f"{one['name']}{number}"] = ", ".join(words)
+    for _, architecture, series, config in configurations(rules):
+        rate = {"rate": config["rate"]} if "rate" in config else {}
+        changes = rate | config.get("options", {}) | config.get("recipe", {})
+        found[architecture, series] = ", ".join(f"{key} {value}" for key, value in changes.items())
     return found
 
 
