@@ -103,13 +103,15 @@ def _folder(out: Path | None, name: str) -> Path:
 @verb
 def init(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="tiny, a Hugging Face folder, or a name on the hub.")],
-    layer: Annotated[int, typer.Option("--layer", min=0, help="The block (from 0) whose output is decomposed.")],
-    kind: Annotated[str, typer.Option("--site", help="residual, mlp or attention.")] = "residual",
+    layer: Annotated[int | None, typer.Option("--layer", min=0, help="The block, from 0; the middle one.")] = None,
+    kind: Annotated[
+        str, typer.Option("--site", help="residual, mlp or attention; or a site's whole name, such as PATH.output.")
+    ] = "residual",
     text: Annotated[str, typer.Option("--text", help="stdlib, a UTF-8 text file or a folder of them.")] = "stdlib",
     width: Annotated[int | None, typer.Option("--width", min=2, help="Features; 16 × the site's width.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The study file; NAME.toml.")] = None,
 ) -> None:
-    """Writes a commented study for a model and a layer."""
+    """Writes a commented study for a model."""
     from jumpahead import starter, store
 
     name, content = starter.write(model, layer, kind, text, width)

@@ -224,7 +224,9 @@ def _decided(config: LMConfig, run: store.Run) -> str | None:
 
 
 def _widths(study: Study, shape: Outline | None) -> list[int]:
-    return [shape.width_at(parse_site(site)) for site in study.activations.sites] if shape else []
+    """Of the sites whose width the model's config tells."""
+    found = [shape.width_at(parse_site(site)) for site in study.activations.sites] if shape else []
+    return [width for width in found if width is not None]
 
 
 def _workspace(study: Study, shape: Outline | None) -> int:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from jumpahead.errors import StudyError, nearest
 from jumpahead.lm.config import LMConfig
-from jumpahead.lm.outline import Outline, outline
-from jumpahead.lm.sites import KINDS, Site
+from jumpahead.lm.outline import Outline, model_folder, outline
+from jumpahead.lm.sites import KINDS, Site, parse_site
 
 FEATURES_PER_DIMENSION = 16
 """Below this, features are not rare and the frontier does not look like a large model's (DESIGN.md section 9)."""
@@ -17,7 +17,7 @@ RAREST = 128
 """The largest L0 is at most width / RAREST, for the same reason."""
 
 STUDY = """\
-# A study for {model}: which sparse autoencoder to train on block {layer}, and what it costs.
+# A study for {model}: which sparse autoencoder to train on {place}, and what it costs.
 #
 #     jumpahead plan {name}.toml                       what it will do, before it does anything
 #     jumpahead run {name}.toml                        interrupt it as you like: it continues where it was
@@ -71,25 +71,27 @@ l0 = {l0}
 
 
 def write(
-    model: str, layer: int, kind: str = "residual", text: str = "stdlib", width: int | None = None
+    model: str, layer: int | None = None, kind: str = "residual", text: str = "stdlib", width: int | None = None
 ) -> tuple[str, str]:
-    """The name and the content of a study of block `layer`; StudyError or SiteError where it cannot be."""
-    if kind not in KINDS:
-        raise StudyError(f"--site {kind}: there is no such site.{nearest(kind, KINDS)}")
+    """The name and the content of a study of one site; StudyError or SiteError where it cannot be.
+
+    `kind` is residual, mlp or attention of block `layer`, by default the middle one; or it names a site by itself.
+    Of a model on the hub only the config is brought here; with a layer one can do without.
+    """
     if text != "stdlib" and not Path(text).expanduser().exists():
         raise StudyError(f"--text {text} does not exist: give a text file, a folder of them, or stdlib.")
-    site = Site(layer, kind)
-    shape = outline(LMConfig(model=model))
+    shape = _shape(LMConfig(model=model), is_needed=layer is None and kind in KINDS)
+    site = _site(layer, kind, shape)
     d = shape.width_at(site) if shape else None
     width = width or (FEATURES_PER_DIMENSION * d if d else 16_384)
-    name = _name(model, layer, kind)
+    name = _name(model, site)
     content = STUDY.format(
         name=name,
         name_toml=json.dumps(name),
         model=model,
         model_toml=json.dumps(model, ensure_ascii=False),
         text_toml=json.dumps(text, ensure_ascii=False),
-        layer=layer,
+        place=_place(site),
         context=min(1024, shape.context) if shape else 1024,
         site_toml=json.dumps(site.key),
         about=_about(site, shape, d),
@@ -98,6 +100,30 @@ def write(
         l0=_l0(width),
     )
     return name, "\n".join(map(_aligned, content.split("\n")))
+
+
+def _shape(config: LMConfig, is_needed: bool) -> Outline | None:
+    """The model's shape; None where it cannot be had and is not needed."""
+    try:
+        return outline(config, fetch=True)
+    except StudyError:
+        if is_needed or model_folder(config) is not None:
+            raise
+        return None
+
+
+def _site(layer: int | None, kind: str, shape: Outline | None) -> Site:
+    """The site that was asked for."""
+    if "." in kind:
+        if layer is not None:
+            raise StudyError(f"--site {kind} names the whole site: leave --layer out.")
+        return parse_site(kind)
+    if kind not in KINDS:
+        raise StudyError(f"--site {kind}: there is no such site.{nearest(kind, KINDS)}")
+    if layer is None:
+        assert shape is not None
+        layer = (shape.blocks - 1) // 2
+    return Site(layer, kind)
 
 
 def _aligned(line: str) -> str:
@@ -109,10 +135,16 @@ def _aligned(line: str) -> str:
     return beside if len(code) < 34 and len(beside) <= 120 else f"# {comment}\n{code}"
 
 
-def _name(model: str, layer: int, kind: str) -> str:
-    """`stories260K-4`, `gemma-2-2b-12-mlp`: a folder's name."""
+def _name(model: str, site: Site) -> str:
+    """`stories260K-4`, `gemma-2-2b-12-mlp`, `gpt2-transformer.h.3.mlp.c_fc.output`: a folder's name."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name).strip(".-") or "study"
-    return f"{stem}-{layer}" + ("" if kind == "residual" else f"-{kind}")
+    if site.layer is None:
+        return f"{stem}-{site.key}"
+    return f"{stem}-{site.layer}" + ("" if site.kind == "residual" else f"-{site.kind}")
+
+
+def _place(site: Site) -> str:
+    return site.key if site.layer is None else f"block {site.layer}"
 
 
 def _about(site: Site, shape: Outline | None, d: int | None) -> str:
@@ -120,8 +152,11 @@ def _about(site: Site, shape: Outline | None, d: int | None) -> str:
         "residual": f"what block {site.layer} passes on",
         "mlp": f"what the MLP of block {site.layer} adds",
         "attention": f"what enters the output projection of block {site.layer}'s attention",
+        "input": f"what enters {site.path}",
+        "output": f"what leaves {site.path}",
     }[site.kind]
-    return f"{what}, {d} dimensions (the model has {shape.blocks} blocks)" if shape else what
+    blocks = f" (the model has {shape.blocks} blocks)" if shape else ""
+    return what + (f", {d} dimensions" if d else "") + blocks
 
 
 def _l0(width: int) -> list[int]:

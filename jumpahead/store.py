@@ -4,6 +4,7 @@
       manifest.json                 versions, hardware, digests of inputs; its presence makes the folder a run
       study.toml                    the resolved study
       precision.json                what `lm.dtype = "fast"` was decided to be, and why
+      checks.json                   what the language model was checked for before it was used
       tokens/  activations/         shards
       saes/<site>/<width>/<series>/<setting>_seed-<s>[_stream-<t>]/        SAEFolder
         weights.safetensors  config.json  train.jsonl  evaluation.json  checkpoint/
@@ -425,7 +426,7 @@ class Run:
 
     def discard_if_nothing_was_made(self) -> None:
         """Under `lock`: removes a run in which nothing but its study has been written, after a failed start."""
-        ours = {self.manifest.name, self.study.name, self.precision.name, ".lock"}
+        ours = {self.manifest.name, self.study.name, self.precision.name, self.checks.name, ".lock"}
         if self.folder.is_dir() and {path.name for path in self.folder.iterdir()} <= ours:
             shutil.rmtree(self.folder)
 
@@ -449,6 +450,10 @@ class Run:
     @property
     def precision(self) -> Path:
         return self.folder / "precision.json"
+
+    @property
+    def checks(self) -> Path:
+        return self.folder / "checks.json"
 
     @property
     def tokens(self) -> Path:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jumpahead import health, log, store
 from jumpahead.errors import DataError
 from jumpahead.lm import fingerprint
+from jumpahead.lm.sites import parse_site
 from jumpahead.sae import architecture
 from jumpahead.sae.recipe import Recipe, Shape
 from jumpahead.study import Study, Unit, to_toml, units
@@ -77,12 +78,21 @@ class Work:
 
     @cached_property
     def lm(self) -> LM:
-        """As far as activations are read from it."""
+        """As far as activations are read from it; checked when this run first loads it."""
+        from jumpahead.lm import check
         from jumpahead.lm.model import LM
         from jumpahead.train import use_threads
 
         use_threads(self.study.train.threads)
-        return LM.load(self.lm_config, only=self.study.activations.sites)
+        config, sites = self.lm_config, self.study.activations.sites
+        inputs = fingerprint.of_use(config, sites)
+        if store.has_inputs(self.target.checks, inputs):
+            return LM.load(config, only=sites)
+        lm = LM.load(config)
+        checked = check.examine(lm, sites)
+        store.write_json(self.target.checks, {"inputs": inputs, "class": type(lm.model).__name__, "checked": checked})
+        self.progress.say(f"LM: {lm.name} ({type(lm.model).__name__}), {len(checked)} checks passed")
+        return lm
 
     @cached_property
     def whole_lm(self) -> LM:
@@ -97,8 +107,8 @@ class Work:
     def source(self) -> str:
         """Digest of the LM and the text, known without loading either."""
         lm, text = self.lm_config, self.study.text
-        known = [fingerprint.of_model(lm), lm.model_dump(), fingerprint.of_text(text), text.model_dump()]
-        return store.digest_json(known)
+        said = [config.model_dump(exclude_defaults=True) for config in (lm, text)]
+        return store.digest_json([fingerprint.of_model(lm), fingerprint.of_text(text), *said])
 
     def inputs(self, unit: Unit) -> str:
         """Digest of everything the trained SAE depends on."""
@@ -215,8 +225,16 @@ class Work:
             tokens = config.steps * config.batch
             training = {"tokens": tokens, "distinct_tokens": distinct, "epochs": tokens / self.activations.total}
             job.finished({"site": unit.site, "series": unit.series.name, "sae_seed": unit.sae_seed,
-                          "stream_seed": unit.stream_seed, "training": training,
+                          "stream_seed": unit.stream_seed, "training": training, **self._of_lm(unit),
                           "mean": self.scales[unit.site].mean.tolist()})  # fmt: skip
+
+    def _of_lm(self, unit: Unit) -> dict[str, Any]:
+        """What an SAE's config says about where its activations come from."""
+        if not self.needs_lm:
+            return {}
+        lm = {"digest": fingerprint.of_model(self.lm_config), **self.lm_config.model_dump(include={"model"}),
+              **self.lm_config.model_dump(exclude_defaults=True)}  # fmt: skip
+        return {"lm": lm, "site_names": parse_site(unit.site).names}
 
     def _say_plan(self, members: list[Unit]) -> None:
         config, total = self.study.train, self.activations.total

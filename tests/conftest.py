@@ -21,6 +21,7 @@ def _configs():
     ids = {"bos_token_id": 0, "eos_token_id": 1}
     common = {"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "hidden_size": 24, **ids}
     llama = {**common, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 8}
+    pictures = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
     return {
         "gpt2": transformers.GPT2Config(
             vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=24, n_layer=3, n_head=3, **ids
@@ -32,7 +33,23 @@ def _configs():
             **common, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3, use_parallel_residual=False
         ),
         "llama": transformers.LlamaConfig(**llama, num_key_value_heads=2),
+        "mistral": transformers.MistralConfig(**llama, num_key_value_heads=2, sliding_window=8),
+        "qwen3": transformers.Qwen3Config(**llama, num_key_value_heads=2),
         "gemma2": transformers.Gemma2Config(**llama, num_key_value_heads=2, sliding_window=8),
+        "gemma3": transformers.Gemma3TextConfig(**llama, num_key_value_heads=2, sliding_window=8),
+        "gemma3-multimodal": transformers.Gemma3Config(
+            text_config={**llama, "num_key_value_heads": 2, "sliding_window": 8},
+            vision_config={**pictures, "image_size": 28, "patch_size": 14},
+            **ids,
+        ),
+        # Attention and MLP beside each other, on one norm.
+        "phi": transformers.PhiConfig(
+            **common, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3, partial_rotary_factor=0.5
+        ),
+        # Its blocks flatten contexts before the MLP, which is no module of its own.
+        "opt": transformers.OPTConfig(
+            **common, ffn_dim=40, num_hidden_layers=3, num_attention_heads=3, word_embed_proj_dim=24, pad_token_id=1
+        ),
         # Its blocks return tuples, its attention's projection is called `out_proj`.
         "gptj": transformers.GPTJConfig(
             vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=24, n_layer=3, n_head=3, rotary_dim=4, **ids

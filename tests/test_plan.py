@@ -215,7 +215,38 @@ def test_a_first_study_loads(model: Path, text: Path, tmp_path: Path):
     assert max(map(len, content.replace(str(text), "").replace(str(model), "").splitlines())) <= 120
 
 
-def test_a_first_study_of_a_model_that_is_elsewhere(tmp_path: Path):
+def test_a_first_study_of_the_middle_block_or_of_any_module(model: Path):
+    assert 'sites = ["layers.1.residual"]' in starter.write(str(model))[1]  # of blocks 0, 1, 2
+    name, content = starter.write(str(model), kind="model.layers.2.mlp.up_proj.output")
+    assert name == "model-model.layers.2.mlp.up_proj.output"
+    assert "# what leaves model.layers.2.mlp.up_proj (the model has 3 blocks); one panel per site" in content
+    assert 'sites = ["layers.0.mlp"]' in starter.write(str(model), kind="blocks.0.hook_mlp_out")[1]
+    with pytest.raises(StudyError, match=r"--site layers\.0\.mlp names the whole site: leave --layer out"):
+        starter.write(str(model), 2, "layers.0.mlp")
+
+
+def test_a_first_study_fetches_the_config_alone(model: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def download(name: str, file: str, **options: object) -> str:
+        asked.append((name, file, options["revision"]))
+        return str(model / "config.json")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    name, content = starter.write("some-org/some.model-2b")
+    assert (name, asked) == ("some.model-2b-1", [("some-org/some.model-2b", "config.json", None)])
+    assert "width = [384]" in content  # 16 × 24
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
+    with pytest.raises(StudyError, match=r"'some-org/some\.model-2b' cannot be fetched: no network\. Give"):
+        starter.write("some-org/some.model-2b")
+
+
+def unreachable(*_: object, **__: object) -> str:
+    raise OSError("no network.")
+
+
+def test_a_first_study_of_a_model_that_is_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
     name, content = starter.write("some-org/some.model-2b", 12)
     study = load(store.write_atomic(tmp_path / "first.toml", content))
     assert name == "some.model-2b-12"

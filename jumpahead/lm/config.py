@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,6 +25,15 @@ class LMConfig(BaseModel):
     """Contexts per forward pass (one group); part of the stream's identity, since it may change the last bit."""
     bos: Literal["auto", "none"] = "auto"
     """`auto`: every context begins with the tokenizer's BOS where it has one. `none`: contexts begin with text."""
+    device: str = "auto"
+    """`auto` (the GPU where there is one, else the CPU), `cpu`, `cuda`, `cuda:1` or `mps`."""
+    device_map: str | None = None
+    """How transformers spreads a model that one device cannot hold: `auto`, `balanced`, … Needs `accelerate`."""
+    attn_implementation: str | None = None
+    """Which attention transformers runs: `eager`, `sdpa`, `flash_attention_2`, …; by default its own choice."""
+    quantization: dict[str, Any] = {}
+    """Loads quantised, as transformers has it: `{quant_method = "bitsandbytes", load_in_8bit = true}`. A model whose
+    weights are stored quantised needs nothing here."""
     trust_remote_code: bool = False
     """Run Python that comes with the model. Only for models whose code you have read."""
 

@@ -6,6 +6,7 @@ No torch here.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from jumpahead.errors import StudyError
@@ -26,23 +27,28 @@ def model_folder(model: str) -> Path | None:
     return None
 
 
-def folder_digest(folder: Path) -> str:
-    """SHA-256 over the files that decide what a model and its tokenizer compute."""
+def folder_digest(folder: Path, with_code: bool = False) -> str:
+    """SHA-256 over the files that decide what a model and its tokenizer compute; with its Python where that is run."""
     names = ["config.json", "tokenizer.json", "tokenizer_config.json"]
     files = [folder / name for name in names if (folder / name).is_file()]
-    files += sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    files += sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *(folder.glob("*.py") if with_code else [])])
     return digest_json({path.name: digest_file(path) for path in files})
 
 
 def of_model(config: LMConfig) -> str:
     """Of a folder: its files. Of a name on the hub: the name and the revision."""
     folder = model_folder(config.model)
-    return folder_digest(folder) if folder else f"{config.model}@{config.revision}"
+    return folder_digest(folder, config.trust_remote_code) if folder else f"{config.model}@{config.revision}"
 
 
 def of_precision(config: LMConfig) -> str:
     """What `lm.dtype = "fast"` was decided for: a model, and how a study uses it."""
-    return digest_json([of_model(config), config.model_dump()])
+    return digest_json([of_model(config), config.model_dump(exclude_defaults=True)])
+
+
+def of_use(config: LMConfig, sites: Sequence[str]) -> str:
+    """What a model was checked for: itself, and the sites that a study takes."""
+    return digest_json([of_precision(config), list(sites)])
 
 
 def of_text(config: TextConfig) -> str:

@@ -8,10 +8,8 @@
     finish(resume, x)          … so that each splice costs only the part after it
 
 `LM.load(config, only=sites)` leaves the blocks after the last of the sites out: such a model can `read`, nothing else.
-
-A site is the output of a module (a block; an MLP) or the input of one (the attention's output projection): a hook there
-sees it. Nothing here depends on how a model family calls its parts beyond the names listed below. Nothing draws random
-numbers. Tensors that leave are ordinary ones, with which gradients can be taken.
+Which module a site is, `places.py` knows. Nothing draws random numbers. Tensors that leave are ordinary ones, with
+which gradients can be taken.
 """
 
 from __future__ import annotations
@@ -27,15 +25,10 @@ from torch import Tensor, nn
 from jumpahead.errors import DataError, SiteError, StudyError
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.fingerprint import folder_digest, model_folder
-from jumpahead.lm.sites import KINDS, Site, parse_site
+from jumpahead.lm.places import Place, blocks_of, entered, locate, main_input, removed, replaced, seen, spliced
+from jumpahead.lm.sites import Site, parse_site
 
 LONGEST_CONTEXT = 1024  # tokens, unless a study asks for more: attention's cost grows with it, an SAE learns nothing
-
-# What families call their parts, in the order of preference.
-# Gemma 2, Gemma 3, OLMo 2 and GLM 4 add the MLP's output to the stream through one more norm: the site is after it.
-_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm", "mlp", "feed_forward", "block_sparse_moe", "ffn", "fc2")
-_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
-_PROJECTION = ("o_proj", "out_proj", "c_proj", "dense", "wo")
 
 Ids = Tensor | np.ndarray | Sequence[Sequence[int]]
 Splice = Tensor | Callable[[Tensor], Tensor]
@@ -61,10 +54,14 @@ class Resume(NamedTuple):
     activation: Tensor
     """[b, t, d]: the site's own activations."""
     hidden: Tensor | None
-    """[b, t, width]: what enters the site's block; None for a residual site, which needs nothing before it."""
+    """[b, t, width]: what enters the site's block, or for a site after all blocks what leaves the last; None for a
+    residual site and for one before all blocks, which need nothing of the kind."""
     tails: tuple[tuple[Any, ...] | None, ...]
-    """What each block before the site's returns beside its activations, and last the site's own module (block or MLP);
-    None for one that returns a bare tensor."""
+    """What each block before the site's returns beside its activations; None for one that returns a bare tensor."""
+    own: tuple[Any, ...] | None
+    """The same of the site's own module, where that is not run again (block or MLP)."""
+    is_flat: bool
+    """Whether that module returns [b·t, d]."""
 
 
 class LM:
@@ -89,33 +86,36 @@ class LM:
         """Tokens per context, BOS included."""
         self.bos_id: int | None = tokenizer.bos_token_id if config.bos == "auto" else None
         """What every context begins with, if anything."""
-        self.blocks: list[nn.Module] = list(_blocks(model, name))
+        self.blocks: list[nn.Module] = list(blocks_of(model, name))
         """In order; with `only`, those after the last site are stand-ins."""
-        self.dtype: torch.dtype = next(model.parameters()).dtype
-        self.device: torch.device = next(model.parameters()).device
+        self.dtype: torch.dtype = model.dtype
+        self.device: torch.device = model.get_input_embeddings().weight.device
+        """Where token ids go; with lm.device_map, blocks may be elsewhere."""
         self.special = self._special()
         """bool [V]: BOS, EOS, pad and every other special id; never trained on and never spliced."""
         self._widths: dict[Site, int] = {}
+        self._places: dict[Site, Place] = {}
+        self._outside: dict[Site, int] = {}
 
     @classmethod
     def load(cls, config: LMConfig | str, only: Sequence[str | Site] = ()) -> LM:
-        """Loads `tiny`, a folder or a name from the hub, onto the GPU where there is one.
+        """Loads `tiny`, a folder or a name from the hub, onto the device that the study names.
 
         With `only`, what comes after the last of these sites takes no memory, and the model can only `read` them.
         `lm.dtype = "fast"` is decided by a run (`precision.py`); here it is float32.
         Raises StudyError naming the model and what is wrong with it.
         """
         config = LMConfig(model=config) if isinstance(config, str) else config
-        dtype = "float32" if config.dtype == "fast" else config.dtype
         path = model_folder(config.model)
         where = path or config.model
+        device = _device(config)
         with _translated(config.model), _quiet():
             import transformers
 
             options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
             tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
             loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                where, dtype=dtype, output_loading_info=True, **options
+                where, output_loading_info=True, **options, **_loading(config)
             )
             model, info = loaded
             if info["missing_keys"]:  # transformers would go on with random numbers there
@@ -123,14 +123,20 @@ class LM:
             if model.config.is_encoder_decoder:
                 raise ValueError("it has an encoder; only causal, decoder-only models will do")
             if only:
-                _leave_out(model, max(parse_site(site).layer for site in only) + 1, config.model)
-            model.to("cuda" if torch.cuda.is_available() else "cpu")
+                _leave_out(model, [parse_site(site) for site in only], config.model)
+            if device is not None:
+                model.to(device)
         if path is None:
             commit = getattr(model.config, "_commit_hash", None) or config.revision
             digest = f"{config.model}@{commit}"
         else:
-            digest = folder_digest(path)
+            digest = folder_digest(path, with_code=config.trust_remote_code)
         return cls(model, tokenizer, name=config.model, digest=digest, config=config)
+
+    def keep_only(self, sites: Sequence[str | Site]) -> None:
+        """Leaves out what comes after the last of these sites, as `load` does with `only`."""
+        _leave_out(self.model, [parse_site(site) for site in sites], self.name)
+        self.blocks = list(blocks_of(self.model, self.name))
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """The token ids of each text, without BOS or EOS; a special token written in a text becomes its id."""
@@ -168,14 +174,14 @@ class LM:
         """How wide the site is (d); SiteError where the model has no such site."""
         site = parse_site(site)
         if site not in self._widths:
-            self._widths[site] = self.read([[0, 0]], [site])[site.key].shape[-1]
+            self._widths[site] = self.read([[0, 0]] * 3, [site])[site.key].shape[-1]
         return self._widths[site]
 
     # ------------------------------------------------------------------------------------------ reading
 
     def read(self, ids: Ids, sites: Sequence[str | Site]) -> dict[str, Tensor]:
         """The activations [b, t, d] at each site, under its key; what comes after the last site is not run."""
-        found: dict[str, Tensor] = {}
+        ids, found = self._ids(ids), dict[str, Tensor]()
         wanted = dict.fromkeys(parse_site(site) for site in sites)
 
         def keep(site: Site) -> Callable[[Tensor], None]:
@@ -188,25 +194,30 @@ class LM:
 
         with contextlib.ExitStack() as stack:
             for site in wanted:
-                stack.enter_context(self._seen(site, keep(site)))
-            self._run_until_stopped(self._ids(ids))
+                stack.enter_context(seen(self._place(site), ids.shape, keep(site)))
+            self._run_until_stopped(ids)
         return {site.key: found[site.key] for site in wanted}
 
     def resume_point(self, ids: Ids, site: str | Site) -> Resume:
         """Runs the model up to the site, once; `finish` continues from there as often as wanted."""
         site, ids = parse_site(site), self._ids(ids)
-        self._check(site)
-        block = self.blocks[site.layer]
+        place, depth, blocks = self._place(site), self._depth(site), self.blocks
+        passed = blocks[: max(depth, 0)]
         hidden: list[Tensor] = []
         tails: dict[int, tuple[Any, ...] | None] = {}
         activation: list[Tensor] = []
+        flat: list[bool] = [False]
 
         def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden.append(_ordinary(args[0] if args else kwargs["hidden_states"]))
+            hidden.append(_ordinary(main_input(args, kwargs)))
 
         def note(index: int) -> Callable[..., None]:
             def leave(_module: nn.Module, _args: Any, output: Any) -> None:
                 tails[index] = output[1:] if isinstance(output, tuple) else None
+                value = output[0] if isinstance(output, tuple) else output
+                if index == len(blocks) - 1 == depth - 1:  # a site after all blocks
+                    hidden.append(_ordinary(value))
+                flat[0] = isinstance(value, Tensor) and value.ndim == 2
 
             return leave
 
@@ -215,13 +226,15 @@ class LM:
             raise _StopForward
 
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_removed(block.register_forward_pre_hook(enter, with_kwargs=True)))
-            for index, module in enumerate([*self.blocks[: site.layer], self._module(site)]):
-                stack.enter_context(_removed(module.register_forward_hook(note(index))))
-            stack.enter_context(self._seen(site, see))
+            if 0 <= depth < len(blocks) and site.kind != "residual":
+                stack.enter_context(removed(blocks[depth].register_forward_pre_hook(enter, with_kwargs=True)))
+            for index, module in enumerate([*passed, place.module] if place.stands_alone else passed):
+                stack.enter_context(removed(module.register_forward_hook(note(index))))
+            stack.enter_context(seen(place, ids.shape, see))
             self._run_until_stopped(ids)
-        kept = None if site.kind == "residual" else hidden[0]
-        return Resume(site, ids, activation[0], kept, tuple(tails.get(i) for i in range(site.layer + 1)))
+        before = tuple(tails.get(i) for i in range(len(passed)))
+        own = tails.get(len(passed))
+        return Resume(site, ids, activation[0], hidden[0] if hidden else None, before, own, flat[0])
 
     # ------------------------------------------------------------------------------------------ splicing
 
@@ -232,19 +245,27 @@ class LM:
         not run either. The same activation gives the same bits as no activation. With `where` (bool [b, t]) logits are
         computed at its n positions alone: [n, V].
         """
-        site, ids, clean, hidden, tails = resume
-        value = clean if activation is None else _fitting(activation, clean, site)
-        passed = self.blocks[: site.layer]
+        site, ids = resume.site, resume.ids
+        place, depth = self._place(site), self._depth(site)
+        value = resume.activation if activation is None else _fitting(activation, resume.activation, site)
         with contextlib.ExitStack() as stack:
-            for block, tail in zip(passed, tails, strict=False):
-                stack.enter_context(_replaced(block, tail, None))
-            if hidden is not None:
-                stack.enter_context(_entered(self.blocks[site.layer], hidden))
-            if site.kind == "attention":
-                stack.enter_context(self._spliced(site, lambda _: value))
+            for block, tail in zip(self.blocks[: max(depth, 0)], resume.tails, strict=True):
+                stack.enter_context(replaced(block, tail, None))
+            if resume.hidden is not None and depth < len(self.blocks):
+                stack.enter_context(entered(self.blocks[depth], resume.hidden))
+            elif resume.hidden is not None:
+                stack.enter_context(replaced(self.blocks[-1], resume.tails[-1], resume.hidden))
+            if place.stands_alone:
+                stack.enter_context(
+                    replaced(place.module, resume.own, value.flatten(0, 1) if resume.is_flat else value)
+                )
             else:
-                stack.enter_context(_replaced(self._module(site), tails[site.layer], value))
-            return self._logits(ids) if where is None else self._logits_at(ids, where.to(ids.device))
+                stack.enter_context(spliced(place, ids.shape, lambda _: value))
+            if where is None:
+                return self._logits(ids)
+            if place.module is self.model.get_output_embeddings():
+                return self._logits(ids)[where.to(value.device)]
+            return self._logits_at(ids, where)
 
     def splice(self, ids: Ids, site: str | Site, replacement: Splice, where: Tensor | None = None) -> Tensor:
         """Logits [b, t, V] of one whole forward pass with other activations at the site.
@@ -253,13 +274,13 @@ class LM:
         (bool [b, t]; by default `spliceable(ids)`) take it, the others keep their own.
         """
         site, ids = parse_site(site), self._ids(ids)
-        mask = (self.spliceable(ids) if where is None else where.to(ids.device)).unsqueeze(-1)
+        mask = (self.spliceable(ids) if where is None else where).unsqueeze(-1)
 
         def replace(value: Tensor) -> Tensor:
             new = replacement(_ordinary(value)) if callable(replacement) else replacement
-            return torch.where(mask, _fitting(new, value, site), value)
+            return torch.where(mask.to(value.device), _fitting(new, value, site), value)
 
-        with self._spliced(site, replace):
+        with spliced(self._place(site), ids.shape, replace):
             return self._logits(ids)
 
     def logits(self, ids: Ids) -> Tensor:
@@ -279,12 +300,13 @@ class LM:
         """[n, V]: the output embedding is shown the positions in `where` only; what follows it is elementwise."""
 
         def pick(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (args[0][where][None], *args[1:])
+            return (args[0][where.to(args[0].device)][None], *args[1:])
 
         head = self.model.get_output_embeddings()
         if head is None:
-            return self._logits(ids)[where]
-        with _removed(head.register_forward_pre_hook(pick)):
+            logits = self._logits(ids)
+            return logits[where.to(logits.device)]
+        with removed(head.register_forward_pre_hook(pick)):
             return self._logits(ids)[0]
 
     def _run_until_stopped(self, ids: Tensor) -> None:
@@ -292,60 +314,31 @@ class LM:
             self.model(input_ids=ids, use_cache=False)
             raise AssertionError("the forward pass ended without passing every site")
 
-    def _check(self, site: Site) -> None:
-        if site.layer >= len(self.blocks):
-            last = len(self.blocks) - 1
-            near = Site(last, site.kind).key
-            raise SiteError(f"'{self.name}' has blocks 0 to {last}, there is no {site.key}: the closest is {near}.")
+    def _place(self, site: Site) -> Place:
+        if site not in self._places:
+            self._places[site] = locate(self.model, self.blocks, site, self.name)
+        return self._places[site]
 
-    def _module(self, site: Site) -> nn.Module:
-        """The module whose output (residual, mlp) or input (attention) the site is."""
-        self._check(site)
-        block = self.blocks[site.layer]
-        if site.kind == "residual":
-            return block
-        if site.kind == "mlp":
-            found = [getattr(block, name) for name in _MLP if hasattr(block, name)]
-        else:
-            attention = [getattr(block, name) for name in _ATTENTION if hasattr(block, name)]
-            inner = {path.rpartition(".")[2]: module for part in attention for path, module in part.named_modules()}
-            found = [inner[name] for name in _PROJECTION if name in inner]
-        if not found:
-            others = ", ".join(Site(site.layer, kind).key for kind in KINDS if kind != site.kind)
-            raise SiteError(
-                f"'{self.name}' has no {site.key}: nothing in its {type(block).__name__} is called like that; "
-                f"try {others}."
-            )
-        return found[0]
+    def _depth(self, site: Site) -> int:
+        """How many blocks have been run when the site is reached; −1 for a module before all blocks."""
+        place = self._place(site)
+        if place.block is not None:
+            return place.block
+        if site not in self._outside:
+            self._outside[site] = self._order(place)
+        return self._outside[site]
 
-    @contextlib.contextmanager
-    def _seen(self, site: Site, see: Callable[[Tensor], None]) -> Iterator[None]:
-        """Calls `see` with the site's activations."""
-
-        def look(value: Tensor) -> Tensor:
-            see(value)
-            return value
-
-        with self._spliced(site, look):
-            yield
-
-    @contextlib.contextmanager
-    def _spliced(self, site: Site, replace: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Puts `replace(x)` where the site's x is."""
-        module = self._module(site)
-
-        def at_input(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (replace(args[0]), *args[1:])
-
-        def at_output(_module: nn.Module, _args: Any, output: Any) -> Any:
-            return (replace(output[0]), *output[1:]) if isinstance(output, tuple) else replace(output)
-
-        if site.kind == "attention":
-            handle = module.register_forward_pre_hook(at_input)
-        else:
-            handle = module.register_forward_hook(at_output)
-        with _removed(handle):
-            yield
+    def _order(self, place: Place) -> int:
+        """The depth of a module outside the blocks, from one short forward pass."""
+        ran: list[nn.Module] = []
+        with contextlib.ExitStack() as stack:
+            for module in (self.blocks[0], place.module):
+                stack.enter_context(removed(module.register_forward_pre_hook(lambda module, _: ran.append(module))))
+            self.logits([[0, 0]])
+        if ran.count(place.module) != 1:
+            times = "not run" if place.module not in ran else f"run {ran.count(place.module)} times"
+            raise SiteError(f"{place.site.key} cannot be a site of '{self.name}': it is {times} in a forward pass.")
+        return -1 if ran[0] is place.module else len(self.blocks)
 
 
 def nats(logits: Tensor, ids: Tensor) -> Tensor:
@@ -370,64 +363,46 @@ def _fitting(new: Tensor, old: Tensor, site: Site) -> Tensor:
     return new.to(device=old.device, dtype=old.dtype)
 
 
-@contextlib.contextmanager
-def _removed(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    """Removes a hook at the end."""
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextlib.contextmanager
-def _replaced(module: nn.Module, tail: tuple[Any, ...] | None, value: Tensor | None) -> Iterator[None]:
-    """Lets a block or an MLP return `value`, or its input where that is None, without being run.
-
-    Only its `forward` is covered: the module stays where it is, with its index, its attributes and its hooks.
-    """
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        output = (args[0] if args else kwargs["hidden_states"]) if value is None else value
-        return output if tail is None else (output, *tail)
-
-    before = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before
-
-
-@contextlib.contextmanager
-def _entered(block: nn.Module, hidden: Tensor) -> Iterator[None]:
-    """Lets `hidden` enter a block, whatever it is called with."""
-
-    def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
-
-    with _removed(block.register_forward_pre_hook(enter, with_kwargs=True)):
-        yield
-
-
-def _blocks(model: Any, name: str) -> nn.ModuleList:
-    """The model's decoder blocks in order, whatever their list is called."""
-    decoder, count = model.get_decoder(), model.config.get_text_config().num_hidden_layers
-    for module in decoder.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise SiteError(f"'{name}' is a {type(model).__name__}, in which no list of {count} decoder blocks was found.")
-
-
-def _leave_out(model: Any, first: int, name: str) -> None:
-    """Frees the weights of the blocks from `first` on, and of the output embedding where it is not the input's."""
-    blocks = _blocks(model, name)
-    for index in range(first, len(blocks)):
+def _leave_out(model: Any, sites: Sequence[Site], name: str) -> None:
+    """Frees the weights of what comes after the last of the sites: blocks, and the output embedding where it is not
+    the input's. A site outside of all blocks needs everything."""
+    blocks = blocks_of(model, name)
+    needed = [locate(model, list(blocks), site, name).block for site in sites]
+    if None in needed:
+        return
+    for index in range(max(block for block in needed if block is not None) + 1, len(blocks)):
         blocks[index] = _LeftOut()
     if model.get_output_embeddings() is not None:
         model.set_output_embeddings(_LeftOut())
+
+
+def _device(config: LMConfig) -> torch.device | None:
+    """Where the whole model goes; None where lm.device_map or a quantised loader has placed it."""
+    if config.device_map or config.quantization:
+        return None
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(config.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as exc:
+        raise StudyError(
+            f"lm.device = '{config.device}' is not to be had on this machine: give auto, cpu, or a device that torch "
+            "has here."
+        ) from exc
+    return device
+
+
+def _loading(config: LMConfig) -> dict[str, Any]:
+    """What transformers is told beside the name."""
+    options: dict[str, Any] = {"dtype": "float32" if config.dtype == "fast" else config.dtype}
+    if config.device_map:
+        options["device_map"] = config.device_map
+    if config.attn_implementation:
+        options["attn_implementation"] = config.attn_implementation
+    if config.quantization:
+        options["quantization_config"] = dict(config.quantization)
+    return options
 
 
 @contextlib.contextmanager

@@ -30,8 +30,10 @@ class Outline(NamedTuple):
     weights_bytes: int | None
     """Size of the weight files; None where they are not on this machine."""
 
-    def width_at(self, site: Site) -> int:
-        """Size of an activation vector at `site`; SiteError where the model has no such block."""
+    def width_at(self, site: Site) -> int | None:
+        """Size of an activation vector at `site`, None for a module's path; SiteError where there is no such block."""
+        if site.layer is None:
+            return None
         if site.layer >= self.blocks:
             last = Site(self.blocks - 1, site.kind).key
             raise SiteError(f"the model has {self.blocks} blocks, so {site.key} does not exist: the last is {last}.")
@@ -48,9 +50,12 @@ _KEYS = (
 )
 
 
-def outline(config: LMConfig) -> Outline | None:
-    """The model's shape; None for a name on the hub of which this machine has no copy."""
-    folder = model_folder(config)
+def outline(config: LMConfig, fetch: bool = False) -> Outline | None:
+    """The model's shape; None for a name on the hub of which this machine has no copy.
+
+    With `fetch`, its config.json alone is brought here; StudyError where that cannot be.
+    """
+    folder = model_folder(config) or (_fetched(config) if fetch else None)
     if folder is None:
         return None
     file = folder / "config.json"
@@ -83,6 +88,20 @@ def model_folder(config: LMConfig) -> Path | None:
     except HFValidationError:
         return None
     return Path(cached).parent if isinstance(cached, str) else None
+
+
+def _fetched(config: LMConfig) -> Path:
+    """The folder of the hub's cache with the model's config.json in it."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(config.model, "config.json", revision=config.revision, etag_timeout=5)).parent
+    except (OSError, ValueError) as exc:  # of the network, of the hub, of a name that cannot be one
+        reason = next((line.strip() for line in str(exc).splitlines() if line.strip()), type(exc).__name__)
+        raise StudyError(
+            f"the config.json of lm.model = '{config.model}' cannot be fetched: {reason.rstrip('.')}. "
+            "Give a folder, the right name, or what it would have told: --layer and --width."
+        ) from exc
 
 
 def _first(raw: dict[str, Any], keys: tuple[str, ...]) -> int | None:

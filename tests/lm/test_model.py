@@ -11,7 +11,10 @@ from jumpahead.lm.config import LMConfig
 from jumpahead.lm.model import LM, nats
 from jumpahead.lm.sites import KINDS, Site
 
-FAMILIES = ("gpt2", "neox", "neox-serial", "llama", "gemma2", "gptj")
+FAMILIES = (
+    "gpt2", "neox", "neox-serial", "llama", "mistral", "qwen3", "gemma2", "gemma3", "gemma3-multimodal", "phi", "opt",
+    "gptj",
+)  # fmt: skip
 SITES = [Site(layer, kind) for layer in (0, 1, 2) for kind in KINDS]
 
 
@@ -35,40 +38,54 @@ def raw(lm, ids, **options):
         return lm.model(input_ids=ids, use_cache=False, **options)
 
 
+# Where things are, spelled out once more per class: the list of blocks, the MLP's last module, the projection.
+PARTS = {
+    "GPT2LMHeadModel": ("transformer.h", "mlp", "attn.c_proj"),
+    "GPTJForCausalLM": ("transformer.h", "mlp", "attn.out_proj"),
+    "GPTNeoXForCausalLM": ("gpt_neox.layers", "mlp", "attention.dense"),
+    "Gemma2ForCausalLM": ("model.layers", "post_feedforward_layernorm", "self_attn.o_proj"),
+    "Gemma3ForCausalLM": ("model.layers", "post_feedforward_layernorm", "self_attn.o_proj"),
+    "Gemma3ForConditionalGeneration": (
+        "model.language_model.layers", "post_feedforward_layernorm", "self_attn.o_proj",
+    ),
+    "PhiForCausalLM": ("model.layers", "mlp", "self_attn.dense"),
+    "OPTForCausalLM": ("model.decoder.layers", "fc2", "self_attn.out_proj"),
+}  # fmt: skip
+
+
+def parts_of(lm):
+    return PARTS.get(type(lm.model).__name__, ("model.layers", "mlp", "self_attn.o_proj"))
+
+
 def module_of(lm, site):
-    """Where the site is, spelled out once more per family."""
-    block = lm.model.get_submodule(
-        {
-            "GPT2LMHeadModel": "transformer.h",
-            "GPTJForCausalLM": "transformer.h",
-            "GPTNeoXForCausalLM": "gpt_neox.layers",
-        }.get(type(lm.model).__name__, "model.layers")
-    )[site.layer]
-    if site.kind == "residual":
-        return block
-    if site.kind == "mlp":
-        return block.post_feedforward_layernorm if type(lm.model).__name__.startswith("Gemma2") else block.mlp
-    names = {
-        "GPT2LMHeadModel": "attn.c_proj",
-        "GPTJForCausalLM": "attn.out_proj",
-        "GPTNeoXForCausalLM": "attention.dense",
-    }
-    return block.get_submodule(names.get(type(lm.model).__name__, "self_attn.o_proj"))
+    if site.layer is None:
+        return lm.model.get_submodule(site.path)
+    blocks, mlp, projection = parts_of(lm)
+    block = lm.model.get_submodule(blocks)[site.layer]
+    return block if site.kind == "residual" else block.get_submodule(mlp if site.kind == "mlp" else projection)
 
 
 def with_hook(lm, ids, site, change):
     """Logits with `change` applied at the site by a hook of the test's own."""
     module = module_of(lm, site)
 
-    def before(_module, args):
-        return (change(args[0]),)
+    def at(value):  # OPT's MLP sees contexts one after the other
+        return change(value.view(*ids.shape, -1)).reshape(value.shape)
+
+    def before(_module, args, kwargs):
+        return (
+            ((at(args[0]), *args[1:]), kwargs)
+            if args
+            else ((), {k: at(x) if k == "hidden_states" else x for k, x in kwargs.items()})
+        )
 
     def after(_module, _args, output):
-        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+        return (at(output[0]), *output[1:]) if isinstance(output, tuple) else at(output)
 
-    handle = (
-        module.register_forward_pre_hook(before) if site.kind == "attention" else module.register_forward_hook(after)
-    )
+    if site.kind in ("attention", "input"):
+        handle = module.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        handle = module.register_forward_hook(after)
     try:
         return raw(lm, ids).logits
     finally:
@@ -99,7 +116,97 @@ def test_every_site_reads_what_a_hook_sees(lm, ids, site):
     found = lm.read(ids, [site])[site.key]
     assert torch.equal(found, seen[0])
     assert found.shape == (*ids.shape, lm.width_at(site))
-    assert lm.width_at(site) == (32 if site.kind == "attention" and hasattr(lm.model, "model") else 24)
+    assert lm.width_at(site) == (32 if site.kind == "attention" and "o_proj" in parts_of(lm)[2] else 24)
+
+
+def modules_of(lm):
+    """Sites at modules of all kinds, in front of, inside and behind the blocks."""
+    name_of = {module: path for path, module in lm.model.named_modules()}
+    block = lm.blocks[1]
+    leaves = [m for m in block.modules() if not [*m.children()] and m is not module_of(lm, Site(1, "attention"))]
+    products = [m for m in leaves if m.__class__.__name__ in ("Linear", "Conv1D")]
+    attention = next(m for path, m in block.named_children() if "att" in path and [*m.children()])
+    norm = [m for m in lm.model.get_decoder().children() if "norm" in m.__class__.__name__.lower()][-1:]
+    pairs = [(products[0], "input"), (products[-1], "output"), (products[-1], "input"), (attention, "input")]
+    pairs += [(attention, "output"), (lm.model.get_input_embeddings(), "output"), (lm.blocks[0], "input")]
+    pairs += [(lm.model.get_output_embeddings(), "input"), *((m, side) for m in norm for side in ("input", "output"))]
+    return [Site(None, side, name_of[module]) for module, side in pairs]
+
+
+def test_any_module_is_a_site(lm, ids):
+    clean = raw(lm, ids).logits
+    where = torch.zeros(ids.shape, dtype=torch.bool)
+    where[0, 3:7] = where[2, 20] = True
+    generator = torch.Generator().manual_seed(7)
+    for site in modules_of(lm):
+        seen = []
+        with_hook(lm, ids, site, lambda x, seen=seen: seen.append(x.clone()) or x)
+        assert torch.equal(lm.read(ids, [site])[site.key], seen[0]), site
+        assert torch.equal(lm.read(ids, [site.key, "layers.1.mlp"])[site.key], seen[0]), site
+        resume = lm.resume_point(ids, site)
+        assert torch.equal(lm.finish(resume), clean), site
+        assert torch.equal(lm.splice(ids, site, lambda x: x), clean), site
+        noise = 0.3 * torch.randn(resume.activation.shape, generator=generator)
+        changed = with_hook(lm, ids, site, lambda x, noise=noise: x + noise)
+        assert not torch.allclose(changed, clean, atol=1e-3), site
+        assert torch.equal(lm.finish(resume, resume.activation + noise), changed), site
+        some = lm.finish(resume, resume.activation + noise, where)
+        torch.testing.assert_close(some, changed[where], rtol=1e-5, atol=1e-5)
+    assert is_untouched(lm)
+
+
+def test_a_site_behind_all_blocks_runs_none_of_them(lm, ids):
+    ran = []
+    resume = lm.resume_point(ids, Site(None, "input", name_of_head(lm)))
+    inner = [part for block in lm.blocks for part in block.modules() if not [*part.children()]]
+    handles = [part.register_forward_pre_hook(lambda *_: ran.append(1)) for part in inner]
+    try:
+        lm.finish(resume)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert not ran
+
+
+def name_of_head(lm):
+    head = lm.model.get_output_embeddings()
+    return next(path for path, module in lm.model.named_modules() if module is head)
+
+
+def test_the_logits_themselves_can_be_spliced(lm, ids):
+    where = torch.zeros(ids.shape, dtype=torch.bool)
+    where[1, 4:8] = True
+    resume = lm.resume_point(ids, f"{name_of_head(lm)}.output")
+    new = torch.randn(resume.activation.shape, generator=torch.Generator().manual_seed(2))
+    spliced = lm.finish(resume, new)
+    assert torch.equal(lm.finish(resume, new, where), spliced[where])
+    assert torch.equal(resume.activation.argmax(-1), raw(lm, ids).logits.argmax(-1))
+
+
+def test_modules_that_cannot_be_sites(lm_of, ids):
+    lm = lm_of("llama")
+    with pytest.raises(
+        SiteError,
+        match=r"no module 'model\.layers\.1\.mlp\.up_prj'\. Did you mean 'model\.layers\.1\.mlp\.up_proj\.output'",
+    ):
+        lm.read(ids, ["model.layers.1.mlp.up_prj.output"])
+    with pytest.raises(SiteError, match=r"no module 'zzz'\. Modules of the model are, for instance, model\."):
+        lm.read(ids, ["zzz.output"])
+    with pytest.raises(
+        SiteError, match=r"no module 'up_proj'\. 3 modules end like that, for instance model\.layers\.0"
+    ):
+        lm.read(ids, ["up_proj.output"])
+    with pytest.raises(SiteError, match=r"what passes there is \[1, 21, 8\] of torch\.float32, not one"):
+        lm.read(ids, ["model.rotary_emb.output"])
+    with pytest.raises(SiteError, match=r"what passes there is \[3, 21\] of torch\.int64"):
+        lm.read(ids, ["model.embed_tokens.input"])
+    with pytest.raises(
+        SiteError, match=r"model\.layers\.output cannot be a site of .*: it is not run in a forward pass"
+    ):
+        lm.resume_point(ids, "model.layers.output")
+    whole, end = "model.layers.1.mlp.up_proj.output", "layers.1.mlp.up_proj.output"
+    assert torch.equal(lm.read(ids, [end])[end], lm.read(ids, [whole])[whole])
+    assert is_untouched(lm)
 
 
 def test_several_sites_in_one_pass_in_any_order(lm, ids):
@@ -197,7 +304,7 @@ def test_finishing_runs_nothing_before_the_site(lm, ids, kind):
     assert any(name.startswith("2.") for name in ran)
     assert not any(name.startswith("0.") for name in ran)
     assert kind != "residual" or not any(name.startswith("1.") for name in ran)
-    if kind == "mlp" and not type(lm.model).__name__.startswith("Gemma2"):  # there the site is the norm after the MLP
+    if kind == "mlp" and parts_of(lm)[1] == "mlp":  # Gemma's site is the norm after the MLP, OPT's the last product
         assert not any(name.startswith("1.mlp") for name in ran)
     assert kind == "residual" or any(name.startswith("1.") for name in ran)
 
