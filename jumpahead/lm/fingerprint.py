@@ -31,7 +31,8 @@ def folder_digest(folder: Path, with_code: bool = False) -> str:
     """SHA-256 over the files that decide what a model and its tokenizer compute; with its Python where that is run."""
     names = ["config.json", "tokenizer.json", "tokenizer_config.json"]
     files = [folder / name for name in names if (folder / name).is_file()]
-    files += sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), *(folder.glob("*.py") if with_code else [])])
+    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    files += sorted(weights + (list(folder.glob("*.py")) if with_code else []))
     return digest_json({path.name: digest_file(path) for path in files})
 
 

@@ -90,7 +90,5 @@ def parse_site(name: str | Site) -> Site:
         return Site(None, "input" if match[2] == "input" else "output", match[1])
     number = re.search(r"\d+", text)
     layer = int(number[0]) if number else 0
-    ways = [Site(layer, kind).key for kind in KINDS]
-    raise SiteError(
-        f"there is no site {name!r}.{nearest(text, ways)} Any module will do too: PATH.input or PATH.output."
-    )
+    ways = [*(Site(layer, kind).key for kind in KINDS), "PATH.input", "PATH.output"]
+    raise SiteError(f"there is no site {name!r}.{nearest(text, ways)}")
