@@ -128,6 +128,9 @@ def plan(
     overrides: Overrides = [],  # noqa: B006 - typer reads it, nobody writes it
     out: Out = None,
     measure: Annotated[bool, typer.Option("--measure", help="Times a few steps here, for about a minute.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Goes from text to page once, two steps per SAE, and keeps nothing.")
+    ] = False,
     as_json: AsJSON = False,
 ) -> None:
     """SAEs, tokens, memory, disk and time, before any work."""
@@ -140,6 +143,11 @@ def plan(
         _print_json(made.to_json())
     else:
         print(made.text(shutil.get_terminal_size().columns))
+    if dry_run:
+        from jumpahead.rehearsal import rehearse
+
+        with _terminable():
+            print(f"\n{rehearse(loaded)}", file=sys.stderr if as_json else sys.stdout)
 
 
 @verb

@@ -50,6 +50,11 @@ def _configs():
         "opt": transformers.OPTConfig(
             **common, ffn_dim=40, num_hidden_layers=3, num_attention_heads=3, word_embed_proj_dim=24, pad_token_id=1
         ),
+        # The classes and the depths that studies/ are written for.
+        "pythia-70m": transformers.GPTNeoXConfig(
+            **common, intermediate_size=40, num_hidden_layers=6, num_attention_heads=3
+        ),
+        "gemma-2-2b": transformers.Gemma2Config(**{**llama, "num_hidden_layers": 26}, num_key_value_heads=2),
         # Its blocks return tuples, its attention's projection is called `out_proj`.
         "gptj": transformers.GPTJConfig(
             vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=24, n_layer=3, n_head=3, rotary_dim=4, **ids
