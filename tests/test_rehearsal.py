@@ -13,7 +13,7 @@ from jumpahead.errors import SiteError, StudyError
 STUDIES = Path(__file__).parent.parent / "studies"
 CLASSES = {"pythia-70m": "pythia-70m", "gemma-2-2b": "gemma-2-2b", "gemma-scope": "gemma-2-2b"}
 """The random model that stands for a study's own; the others use the bundled one."""
-SMALL = ["train.batch=256", "activations.block=16", "lm.batch=4", "text.source=stdlib"]
+SMALL = ["lm.dtype=float32", "train.batch=256", "activations.block=16", "lm.batch=4", "text.source=stdlib"]
 
 
 def loaded(name: str, lm_folder, *more: str) -> study.Study:

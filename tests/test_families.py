@@ -1,0 +1,56 @@
+"""Every family of models, from text to frontier, at every kind of site in one pass."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jumpahead import log, store, study, sweep
+from jumpahead.frontier import Frontier
+
+MODULES = {
+    "gpt2": "transformer.h.1.mlp.c_fc.output",
+    "neox": "gpt_neox.layers.1.mlp.dense_h_to_4h.output",
+    "gptj": "transformer.h.1.mlp.fc_in.output",
+    "gemma3-multimodal": "model.language_model.layers.1.mlp.up_proj.output",
+    "phi": "model.layers.1.mlp.fc1.output",
+    "opt": "model.decoder.layers.1.fc1.output",
+}
+"""The MLP's first product: 40 wide, or 4 × 24."""
+FAMILIES = ("gpt2", "neox", "llama", "mistral", "qwen3", "gemma2", "gemma3", "gemma3-multimodal", "phi", "opt", "gptj")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_study_of_it_runs(family: str, lm_folder, tmp_path: Path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(24):
+        texts.joinpath(f"{number}.txt").write_text(" ".join(str((number * i * i) % 997) for i in range(90)))
+    module = MODULES.get(family, "model.layers.1.mlp.up_proj.output")
+    sites = ["layers.0.residual", "layers.1.mlp", "layers.1.attention", module]
+    one = study.parse({
+        "name": "family",
+        "lm": {"model": str(lm_folder(family)), "context": 32, "batch": 4},
+        "text": {"source": str(texts), "held_out": 0.3},
+        "activations": {"sites": sites, "block": 32, "scale_rows": 300},
+        "sae": {"width": 64},
+        "train": {"tokens": 1_500, "batch": 128},
+        "evaluate": {"tokens": 400, "replicates": 20},
+        "series": [{"architecture": "topk", "k": [6]}],
+    })  # fmt: skip
+    run = store.Run.create(tmp_path / "run", study.to_toml(one))
+    sweep.run(one, run, progress=log.Silent())
+    assert len(store.read_json(run.checks)["checked"]) == 4 + 1 + 2  # identity; hidden state; causal, truncated
+    assert {panel.rpartition("/")[0] for panel in Frontier.load(run.folder).panels} == set(sites)
+    for unit in study.units(one):
+        found = store.read_json(run.at(unit.key).evaluation)["metrics"]
+        assert found["l0"] == pytest.approx(6, rel=0.05)
+        assert 0 < found["fvu"] < 1.5
+        assert found["delta_lm_loss"] != 0
+        about = json.loads((run.at(unit.key).path / "config.json").read_text())
+        assert about["lm"]["model"] == str(lm_folder(family))
+        names = about["site_names"]
+        assert names["gemma_scope"] == (module if unit.site == module else names["gemma_scope"])
+        assert ("transformer_lens" in names) == (unit.site != module)
