@@ -46,7 +46,7 @@ def test_a_study_of_it_runs(family: str, lm_folder, tmp_path: Path):
     assert {panel.rpartition("/")[0] for panel in Frontier.load(run.folder).panels} == set(sites)
     for unit in study.units(one):
         found = store.read_json(run.at(unit.key).evaluation)["metrics"]
-        assert found["l0"] == pytest.approx(6, rel=0.05)
+        assert 2 < found["l0"] <= 6
         assert 0 < found["fvu"] < 1.5
         assert found["delta_lm_loss"] != 0
         about = json.loads((run.at(unit.key).path / "config.json").read_text())

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from jumpahead.errors import DataError, SiteError, StudyError
 from jumpahead.lm.config import LMConfig
+from jumpahead.lm.fingerprint import folder_digest
 from jumpahead.lm.model import LM, nats
 from jumpahead.lm.sites import KINDS, Site
 
@@ -457,3 +458,49 @@ def test_the_type_is_the_studys(lm_folder, dtype):
     assert x.dtype == getattr(torch, dtype)
     resume = lm.resume_point([[0, 5, 6]], "layers.0.residual")
     assert torch.equal(lm.finish(resume, resume.activation.float()), lm.logits([[0, 5, 6]]))
+
+
+def test_where_and_how_it_is_loaded_goes_through_to_transformers(lm_folder, monkeypatch):
+    import transformers
+
+    asked = {}
+    load = transformers.AutoModelForCausalLM.from_pretrained
+
+    def watched(where, **options):
+        asked.update(options)
+        options.pop("quantization_config", None)
+        options.pop("device_map", None)
+        return load(where, **options)
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", watched)
+    eight = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    folder = str(lm_folder("llama"))
+    LM.load(LMConfig(model=folder, quantization=eight, device_map="auto", attn_implementation="eager"))
+    assert asked["quantization_config"] == eight
+    assert (asked["device_map"], asked["attn_implementation"], asked["dtype"]) == ("auto", "eager", "float32")
+    asked.clear()
+    assert LM.load(LMConfig(model=folder, device="cpu")).device == torch.device("cpu")
+    assert not {"quantization_config", "device_map", "attn_implementation"} & set(asked)
+    assert asked["trust_remote_code"] is False
+
+
+@pytest.mark.parametrize("device", ["xpu:7", "nonsense"])
+def test_a_device_that_is_not_there(lm_folder, device):
+    with pytest.raises(StudyError, match=rf"lm\.device = '{device}' is not to be had on this machine"):
+        LM.load(LMConfig(model=str(lm_folder("llama")), device=device))
+
+
+def test_attention_implementations_agree(lm_folder, ids):
+    eager, own = (
+        LM.load(LMConfig(model=str(lm_folder("llama")), attn_implementation=kind)).logits(ids)
+        for kind in ("eager", None)
+    )
+    torch.testing.assert_close(eager, own, rtol=1e-4, atol=1e-4)
+
+
+def test_code_that_comes_with_a_model_counts_where_it_is_run(lm_folder, tmp_path):
+    folder = shutil.copytree(lm_folder("llama"), tmp_path / "llama")
+    before = [folder_digest(folder, with_code) for with_code in (False, True)]
+    (folder / "modeling.py").write_text("answer = 42\n")
+    after = [folder_digest(folder, with_code) for with_code in (False, True)]
+    assert before[0] == before[1] == after[0] != after[1]
