@@ -123,7 +123,7 @@ class Work:
         if not self.needs_lm:
             from jumpahead.activations import origin
 
-            return origin(self.study.activations.origin).source(self.study.activations)
+            return origin(self.study.activations.origin).source(self.study.activations, self.target.activations)
         if self.remembered:
             return self.remembered["inputs"]
         lm, text = self.lm_config, self.study.text
@@ -159,8 +159,8 @@ class Work:
         """Digest of everything the trained SAE depends on."""
         study = self.study
         activations = study.activations.model_dump(exclude={"sites", "origin"})
-        if self.needs_lm:
-            activations["options"] = {}  # how they are kept changes no byte of them
+        options = activations["options"]  # how and where they are kept changes no byte of them
+        activations["options"] = {} if self.needs_lm else {key: options[key] for key in options if key != "source"}
         origin = "lm" if self.needs_lm else study.activations.origin
         kind = architecture(unit.series.architecture)
         return store.digest_json({

@@ -88,7 +88,7 @@ class Activations(ABC):
         return block
 
     @classmethod
-    def source(cls, config: ActivationsConfig) -> str:
+    def source(cls, config: ActivationsConfig, folder: Path | None = None) -> str:
         """Digest of what an origin without a language model reads; empty where its options say everything."""
         return ""
 

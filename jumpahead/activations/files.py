@@ -2,7 +2,8 @@
 
     8 bytes     the header's length, little-endian
     header      JSON: dtype, shape and data_offsets of each tensor, and in `__metadata__` under `jumpahead` what we
-                know: `info`, and `crc32`, per tensor a checksum of each group's rows. Padded with spaces.
+                know: `info`, `rows` of each group, and `crc32`, per tensor a checksum of each group's rows. Padded
+                with spaces.
     data        one tensor after another, each [rows, …], row-major
 
 Any safetensors library reads these files, and `Reader` reads those of any library; only the checksums are ours. A
@@ -89,8 +90,8 @@ def _header(
     length: int = 0,
 ) -> bytes:
     """The file up to its data: at least `length` bytes, and a multiple of `_ALIGN`."""
-    total, place = sum(rows), 0
-    header: dict[str, Any] = {"__metadata__": {"jumpahead": json.dumps({"crc32": sums, "info": dict(info)})}}
+    total, place, known = sum(rows), 0, {"crc32": sums, "info": dict(info), "rows": list(rows)}
+    header: dict[str, Any] = {"__metadata__": {"jumpahead": json.dumps(known)}}
     for key, column in columns.items():
         end = place + total * column.bytes
         header[key] = {
@@ -108,12 +109,10 @@ class Reader:
     ArtefactError where it is missing, torn, damaged or no safetensors file; `way_out` ends that sentence.
     """
 
-    def __init__(self, path: Path, groups: Sequence[int] = (), way_out: str = "remove it") -> None:
-        """groups: rows of each group, where the file's checksums are to be looked at."""
+    def __init__(self, path: Path, way_out: str = "remove it") -> None:
         self.path, self.way_out = path, way_out
-        self._ends = [0, *itertools.accumulate(groups)]
         self._lock = threading.Lock()
-        self._checked: set[tuple[str, int]] = set()
+        self._checked: set[tuple[str, int | None]] = set()
         try:
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - open for as long as the reader is
         except FileNotFoundError as exc:
@@ -133,7 +132,10 @@ class Reader:
             raise self._damaged() from exc
         self.info: dict[str, Any] = known.get("info", {})
         """What was written with it; {} for a file that is not ours."""
-        self._sums: dict[str, list[int]] = known.get("crc32", {})
+        self.sums: dict[str, list[int]] = known.get("crc32", {})
+        """Checksums of each tensor's groups; {} for a file that is not ours."""
+        self._ends = [0, *itertools.accumulate(known.get("rows", ()))]
+        self._groups = {place: number for number, place in enumerate(itertools.pairwise(self._ends))}
 
     def __enter__(self) -> Reader:
         return self
@@ -145,16 +147,14 @@ class Reader:
         self._file.close()
 
     def group(self, number: int, key: str, out: Tensor | None = None) -> Tensor:
-        """The rows [n, …] of a group, into `out` where that is given; checked when they are read first."""
-        found = self.between(self._ends[number], self._ends[number + 1], key, out)
-        if (key, number) not in self._checked and key in self._sums:
-            if zlib.crc32(_bytes(found)) != self._sums[key][number]:
-                raise self._damaged()
-            self._checked.add((key, number))
-        return found
+        """The rows [n, …] of a group, as `between`."""
+        return self.between(self._ends[number], self._ends[number + 1], key, out)
 
     def between(self, start: int, stop: int, key: str, out: Tensor | None = None) -> Tensor:
-        """Rows start … stop − 1 of a tensor, into `out` (contiguous, same dtype) where that is given."""
+        """Rows start … stop − 1 of a tensor, into `out` (contiguous, same dtype) where that is given.
+
+        Where they are a group, and read for the first time, they are checked.
+        """
         column = self.columns[key]
         found = torch.empty(stop - start, *column.shape, dtype=column.dtype) if out is None else out
         assert found.shape == (stop - start, *column.shape)
@@ -167,6 +167,11 @@ class Reader:
                 if not count:
                     raise self._damaged()
                 done += count
+        group = key, self._groups.get((start, stop))
+        if key in self.sums and group[1] is not None and group not in self._checked:
+            if zlib.crc32(data) != self.sums[key][group[1]]:
+                raise self._damaged()
+            self._checked.add(group)
         return found
 
     def _damaged(self) -> ArtefactError:

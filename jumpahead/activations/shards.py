@@ -153,8 +153,7 @@ class Shards(Activations):
         if number not in self._files:
             while len(self._files) >= _OPEN:
                 self._files.pop(next(iter(self._files))).close()
-            rows = self.rows_per_group[first : self._last[number]].tolist()
-            self._files[number] = Reader(self.folder / _name(number), rows, WAY_OUT)
+            self._files[number] = Reader(self.folder / _name(number), WAY_OUT)
         return self._files[number], group - first
 
 
