@@ -115,6 +115,12 @@ def _missing(path: Path, verb: str) -> ArtefactError:
     return ArtefactError(f"{path} does not exist: `{verb}` makes it.")
 
 
+def free_bytes(folder: str | os.PathLike[str]) -> int:
+    """Of the disk that the folder is on, or will be on."""
+    resolved = Path(folder).resolve()
+    return shutil.disk_usage(next(path for path in (resolved, *resolved.parents) if path.exists())).free
+
+
 # ---------------------------------------------------------------------------------------------- JSON
 
 

@@ -73,6 +73,14 @@ def row_bytes(widths: Iterable[int], itemsize: int) -> int:
     return sum(widths) * itemsize + LABEL_BYTES
 
 
+def ways_to_fit(sites: int, dtype: str) -> str:
+    """What to change in a study whose activations do not fit on the disk."""
+    ways = ["fewer tokens (text.max_tokens)"]
+    ways += ["activations.dtype = 'bfloat16'"] if dtype == "float32" else []
+    ways += ["one site at a time"] if sites > 1 else []
+    return f"give it {', '.join(ways)}, another --out, or activations.origin = 'live', which keeps nothing"
+
+
 def names() -> list[str]:
     """Every origin: the files of this folder."""
     found = [module.name for module in pkgutil.iter_modules(__path__)]

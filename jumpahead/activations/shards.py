@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -29,7 +28,7 @@ from pydantic import Field
 from torch import Tensor
 
 from jumpahead import log, store
-from jumpahead.activations import ActivationsConfig, row_bytes
+from jumpahead.activations import ActivationsConfig, row_bytes, ways_to_fit
 from jumpahead.activations.base import DTYPES, Activations, Options, read_options
 from jumpahead.activations.files import Column, Reader, write
 from jumpahead.activations.live import Live
@@ -302,23 +301,14 @@ def _is_whole(layout: _Layout, folder: Path, number: int) -> bool:
 
 def _check_room(folder: Path, needed: int, live: Live) -> None:
     """StudyError in one sentence unless the disk has room for what is missing."""
-    free = free_bytes(folder)
+    free = store.free_bytes(folder)
     if needed > free:
-        rows, dtype = int(live.rows_per_group.sum()), str(live.dtype).removeprefix("torch.")
-        ways = ["fewer tokens (text.max_tokens)"]
-        ways += ["activations.dtype = 'bfloat16'"] if live.dtype == torch.float32 else []
-        ways += ["one site at a time"] if len(live.widths) > 1 else []
+        dtype = str(live.dtype).removeprefix("torch.")
         raise StudyError(
             f"{folder} has {log.size(free)} of free disk, and the missing activations need {log.size(needed)} "
-            f"({rows:,} tokens at {', '.join(live.widths)} in {dtype}): give it {', '.join(ways)}, another --out, or "
-            "activations.origin = 'live', which keeps nothing."
+            f"({int(live.rows_per_group.sum()):,} tokens at {', '.join(live.widths)} in {dtype}): "
+            f"{ways_to_fit(len(live.widths), dtype)}."
         )
-
-
-def free_bytes(folder: Path) -> int:
-    """Of the disk that the folder is on, or will be on."""
-    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    return shutil.disk_usage(there).free
 
 
 def _write(layout: _Layout, folder: Path, number: int, phase: log.Phase) -> None:

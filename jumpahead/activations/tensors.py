@@ -27,7 +27,6 @@ from jumpahead import log, store
 from jumpahead.activations import ActivationsConfig
 from jumpahead.activations.base import DTYPES, Activations, Options, not_finite, read_options
 from jumpahead.activations.files import Column, Reader, write
-from jumpahead.activations.shards import free_bytes
 from jumpahead.errors import ArtefactError, DataError, StudyError
 from jumpahead.lm.contexts import Contexts
 from jumpahead.lm.model import LM
@@ -269,7 +268,7 @@ def spool(
         progress.say(f"The {rows:,} activations in {folder} are used again.")
         return
     d, row = first.shape[1], first.shape[1] * dtype.itemsize
-    if rows * row > (free := free_bytes(folder)):
+    if rows * row > (free := store.free_bytes(folder)):
         raise StudyError(
             f"{folder} has {log.size(free)} of free disk, and {rows:,} rows of width {d:,} need {log.size(rows * row)}:"
             " give fewer rows, activations={'dtype': 'bfloat16'}, or another `out`."
