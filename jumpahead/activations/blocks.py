@@ -51,6 +51,13 @@ class _Visit(NamedTuple):
     """Numbers within the block."""
 
 
+class _Block(NamedTuple):
+    rows: dict[str, Tensor]
+    """[rows, d] at every site."""
+    order: Tensor
+    """int64 [rows]: which row comes where."""
+
+
 class Stream:
     """Batches of one study's activations in the order of one seed."""
 
@@ -117,17 +124,19 @@ class Stream:
                 batch = 0
             epoch, block = epoch + 1, 0
 
-    def _blocks(self, start: int) -> Generator[dict[str, Tensor]]:
-        """The rows of these blocks, in turn."""
-        groups = (visit.groups for visit in self._visits(start))
+    def _blocks(self, start: int) -> Generator[_Block]:
+        """These blocks, in turn."""
         if self.activations.is_read_ahead:
-            return ahead(self.activations.gather, groups, 1)
-        return (self.activations.gather(each) for each in groups)
+            return ahead(self._read, self._visits(start), 1)
+        return (self._read(visit) for visit in self._visits(start))
 
-    def _cut(self, visit: _Visit, rows: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        """The batches of a block, whose rows are held in memory meanwhile."""
+    def _read(self, visit: _Visit) -> _Block:
         total = int(self.activations.rows_per_group[visit.groups].sum())
         order = torch.from_numpy(shuffled(total, self.seed, visit.epoch, visit.block))
+        return _Block(self.activations.gather(visit.groups), order)
+
+    def _cut(self, visit: _Visit, block: _Block) -> Iterator[dict[str, Tensor]]:
+        """The batches of a block, whose rows are held in memory meanwhile."""
         for j in visit.batches:
-            index = order[j * self.batch : (j + 1) * self.batch]
-            yield {site: x.index_select(0, index.to(x.device)).float() for site, x in rows.items()}
+            index = block.order[j * self.batch : (j + 1) * self.batch]
+            yield {site: x.index_select(0, index.to(x.device)).float() for site, x in block.rows.items()}

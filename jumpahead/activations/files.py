@@ -8,7 +8,7 @@
 
 Any safetensors library reads these files, and `Reader` reads those of any library; only the checksums are ours. A
 group is checked whenever it is read first: nothing is read that was not asked for. The data are read and written in
-place, without a copy of a whole file in memory.
+place, without a copy of a whole file in memory, and flushed to the disk in another thread while more of them are made.
 
     n   rows of a group
 """
@@ -18,9 +18,11 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import threading
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +38,7 @@ NAMES = {
 """What safetensors calls the dtypes that we read and write."""
 _KINDS = {name: dtype for dtype, name in NAMES.items()}
 _ALIGN = 64  # bytes: where the data begin
+_FLUSHED = 2**25  # bytes after which the disk is given what there is
 _LONGEST = 2**28  # bytes of a header: more is no safetensors file
 
 
@@ -64,8 +67,8 @@ def write(
     def content(temporary: Path) -> None:
         sums: dict[str, list[int]] = {key: [] for key in columns}
         start = _header(columns, rows, {key: [2**32 - 1] * len(rows) for key in columns}, info)
-        with open(temporary, "wb", buffering=0) as file:
-            first = 0
+        with open(temporary, "wb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
+            first, waiting, flushed = 0, 0, None
             for n, tensors in zip(rows, groups, strict=True):
                 place = len(start)
                 for key, column in columns.items():
@@ -75,7 +78,10 @@ def write(
                     file.seek(place + first * column.bytes)
                     _write_all(file, data)
                     place += sum(rows) * column.bytes
+                    waiting += len(data)
                 first += n
+                if waiting >= _FLUSHED and (flushed is None or flushed.done()):
+                    waiting, flushed = 0, pool.submit(os.fsync, file.fileno())
             file.seek(0)
             _write_all(file, memoryview(_header(columns, rows, sums, info, len(start))))
 
