@@ -200,8 +200,9 @@ def make(study: Study, folder: str | Path, *, measure: bool = False) -> Plan:
     ]
     tokens = _tokens(study, run)
     dtype = _decided(study.lm, run)
-    seconds = measured(study, found, dtype) if measure else None
     kept = _kept(study, run, shape, tokens)
+    from_disk = kept and kept.bytes // row_bytes(_widths(study, shape), DTYPE_BYTES[study.activations.dtype])
+    seconds = measured(study, found, dtype, from_disk) if measure else None
     beside = _token_bytes(study, shape, tokens) + (kept.bytes if kept else 0)
     return _assembled(
         study, run, panels, tokens, _model(study.lm, shape, dtype), beside, _workspace(study, shape), kept, seconds
@@ -428,10 +429,11 @@ def _bytes_per_token(config: LMConfig, sample: str) -> float:
 # ---------------------------------------------------------------------------------------------- time
 
 
-def measured(study: Study, found: list[Unit], dtype: str | None = None) -> Seconds:
+def measured(study: Study, found: list[Unit], dtype: str | None = None, rows: int | None = None) -> Seconds:
     """Times the LM on a few groups, and on each panel a few steps and an evaluation of each series' extreme settings.
 
-    On this machine, now. `dtype` is what `lm.dtype = "fast"` was decided to be; None decides it here.
+    On this machine, now. `dtype` is what `lm.dtype = "fast"` was decided to be; None decides it here. `rows`: how many
+    activations the LM makes, where each is made once and kept.
     """
     import torch
 
@@ -453,14 +455,13 @@ def measured(study: Study, found: list[Unit], dtype: str | None = None) -> Secon
     per_row = _timed(lambda: [reader.read(one, sites) for one in ids]) / int(
         contexts.rows_per_group[: len(groups)].sum()
     )
-    rows = _rows_read(study)
     seen = {}
     for site in sites:
         values = [reader.read(one, [site])[site][where] for one, where in zip(ids, trained, strict=True)]
         seen[site] = _in_unit(torch.cat(values).float())
     steps, tried = _steps(study, found, seen)
     return Seconds(
-        stream=per_row * rows,
+        stream=per_row * (rows or _rows_read(study)),
         saes=steps * study.train.steps,
         evaluation=sum(_evaluation(study, found, lm, site, tried) for site in sites),
     )
