@@ -127,8 +127,13 @@ class Work:
         if self.remembered:
             return self.remembered["inputs"]
         lm, text = self.lm_config, self.study.text
-        known = [fingerprint.of_model(lm), lm.model_dump(), fingerprint.of_text(text), text.model_dump()]
+        known = [self.model, lm.model_dump(), fingerprint.of_text(text), text.model_dump()]
         return store.digest_json(known)
+
+    @cached_property
+    def model(self) -> str:
+        """Digest of the LM's files."""
+        return fingerprint.of_model(self.study.lm)
 
     @cached_property
     def remembered(self) -> dict[str, Any] | None:
@@ -142,6 +147,7 @@ class Work:
         is_ours = [known.get("lm"), known.get("text")] == [lm.model_dump(), text.model_dump()]
         try:
             is_folder = fingerprint.model_folder(lm.model) is not None
+            is_ours = is_ours and (not is_folder or self.model == known["model"])
             fingerprint.of_text(text)
         except (StudyError, DataError):
             if is_ours:
@@ -216,7 +222,7 @@ class Work:
         contexts = tokenize(documents(text), self.lm, split=split, held_out=text.held_out, max_tokens=text.max_tokens)
         contexts.save(folder)
         lm, is_folder = self.study.lm, fingerprint.model_folder(self.study.lm.model) is not None
-        known = {"lm": lm.model_dump(), "dtype": self.lm_config.dtype, "is_folder": is_folder}
+        known = {"lm": lm.model_dump(), "model": self.model, "dtype": self.lm_config.dtype, "is_folder": is_folder}
         store.write_json(folder / "source.json", {"inputs": self.source, "text": text.model_dump(), **known})
         return contexts
 

@@ -18,7 +18,7 @@ from jumpahead import health, log, store, sweep
 from jumpahead import study as studies
 from jumpahead.activations.live import Live
 from jumpahead.cli import app
-from jumpahead.errors import ArtefactError, StudyError
+from jumpahead.errors import ArtefactError, DataError, StudyError
 from jumpahead.frontier import Frontier
 from jumpahead.lm import precision
 from jumpahead.lm.model import LM
@@ -304,7 +304,7 @@ import os, signal, sys
 from jumpahead import train
 from jumpahead.activations.live import Live
 from jumpahead.cli import app
-from jumpahead.errors import ArtefactError, StudyError
+from jumpahead.errors import ArtefactError, DataError, StudyError
 
 written, left = train.Job.checkpoint, int(sys.argv[1])
 
@@ -518,6 +518,10 @@ def test_a_model_and_a_text_that_are_gone_stop_nothing_but_the_loss(study_file, 
         run(study_file, folder, *moved, "evaluate.tokens=40_000")
     said = run(study_file, folder, *moved, "series.topk.k=[3, 5, 7]")  # trained from disk
     assert "training 1 SAEs" in said
+    shutil.copytree(lm_folder("neox-serial"), model)  # another model in its place is not taken for it
+    with pytest.raises(DataError, match=r"text\.source = .* does not exist"):
+        run(study_file, folder, *moved)
+    shutil.rmtree(model)
 
     shutil.move(tmp_path / "away", model)
     shutil.move(tmp_path / "text-away", text)

@@ -81,7 +81,9 @@ def write(
                     waiting += len(data)
                 first += n
                 if waiting >= _FLUSHED and (flushed is None or flushed.done()):
+                    _ = flushed and flushed.result()  # raises what the disk said
                     waiting, flushed = 0, pool.submit(os.fsync, file.fileno())
+            _ = flushed and flushed.result()
             file.seek(0)
             _write_all(file, memoryview(_header(columns, rows, sums, info, len(start))))
 
