@@ -1,4 +1,4 @@
-.PHONY: help setup demo test lint types unit bench-peers bench-sparsity clean
+.PHONY: help setup demo test lint types unit bench-peers bench-disk bench-sparsity clean
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
@@ -37,6 +37,9 @@ unit: setup
 
 bench-peers: .venv-peers/.done  ## the same work in other SAE libraries; ARGS="--whole-runs", ARGS=--quick, ARGS=--help
 	$(PEERS)/python -m benchmarks.peers $(ARGS)
+
+bench-disk: setup  ## activations on disk against plain copying; ARGS=--quick, ARGS=--help
+	$(BIN)/python -m benchmarks.disk $(ARGS)
 
 bench-sparsity: setup  ## tuning runs, and the table of requested L0; ARGS=tune, ARGS=requested, ARGS=--help
 	$(BIN)/python -m benchmarks.sparsity $(or $(ARGS),tables)

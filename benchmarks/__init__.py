@@ -5,6 +5,7 @@
     rounds.py       timing by turns
     memory.py       peak memory of one library's step, in a process of its own
     whole_runs.py   from text to nine trained SAEs; peer_runs.py: the other libraries' part of it
+    disk.py         activations on disk against plain copying of the same bytes: the program, its tables and results
     synthetic.py    activations from a known sparse dictionary
     machine.py      what the machine is
     table.py        tables for the terminal and for RESULTS/

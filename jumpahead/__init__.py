@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jumpahead.lm.model import LM as LM
     from jumpahead.sae.base import SAE as SAE
     from jumpahead.train import train as train
+    from jumpahead.train_on import train_on as train_on
 
     splice = LM.splice
 
@@ -38,11 +39,12 @@ _HOMES = {
     "splice": "jumpahead.lm.model",  # LM.splice, as a function: splice(lm, ids, site, replacement)
     "train": "jumpahead.train",
     "evaluate": "jumpahead.evaluate",
+    "train_on": "jumpahead.train_on",
     "Frontier": "jumpahead.frontier",
 }
-_VERBS = frozenset({"train", "evaluate"})
+_VERBS = frozenset({"train", "train_on", "evaluate"})
 
-__all__ = ["LM", "SAE", "Frontier", "evaluate", "splice", "train"]
+__all__ = ["LM", "SAE", "Frontier", "evaluate", "splice", "train", "train_on"]
 
 
 class _Verb(types.ModuleType):

@@ -179,6 +179,28 @@ def run(
         print(f"ask:    jumpahead ask {target.folder} --delta-loss 0.2")
 
 
+@verb
+def harvest(
+    study: StudyFile,
+    overrides: Overrides = [],  # noqa: B006
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="I/N", help="Part I of N, for N processes side by side.")
+    ] = None,
+    out: Out = None,
+) -> None:
+    """Writes the activations of a study to disk, and nothing else."""
+    from jumpahead import store, sweep
+    from jumpahead import study as studies
+    from jumpahead.activations.shards import Part
+
+    part = Part.parse(shard) if shard is not None else Part()
+    loaded = studies.load(study, overrides)
+    target = store.Run(_folder(out, loaded.name))
+    with _terminable():
+        is_done = sweep.harvest(loaded, target, part)
+    print(f"activations: {target.activations}" + ("" if is_done else f" (part {part} is there, others are missing)"))
+
+
 # ---------------------------------------------------------------------------------------------- verbs that take a run
 
 

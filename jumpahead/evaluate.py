@@ -5,7 +5,8 @@
     zero      … by 0            mean      … by the mean activation of the training text
 
 All SAEs of one site are measured together: the LM runs up to the site once per group of contexts, and per SAE only what
-comes after it. Sums per document; `metrics.py` turns them into numbers. Documents are bundled where there are more than
+comes after it. Where there is no LM (`reconstruct`), what it would say is nan; L0, FVU and frequencies are measured.
+Sums per document; `metrics.py` turns them into numbers. Documents are bundled where there are more than
 `MOST_CLUSTERS`, which only makes intervals wider.
 """
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from jumpahead import log, metrics
+from jumpahead.activations.base import Activations
 from jumpahead.engine import Coder, Features, Kernels, kernels
 from jumpahead.errors import DataError
 from jumpahead.lm.contexts import Contexts
@@ -58,6 +60,47 @@ class HeldOut(NamedTuple):
         """Scored tokens."""
         return int(self.contexts.scored_per_group[: self.groups].sum())
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the documents."""
+        return self.contexts.names
+
+    @property
+    def digest(self) -> str:
+        return self.contexts.digest
+
+
+class HeldOutRows(NamedTuple):
+    """Activations that no SAE was trained on, to be measured without a language model."""
+
+    activations: Activations
+    groups: int
+    """The first groups, which hold the rows asked for."""
+    cluster: np.ndarray
+    """int64 [documents]: the cluster of each document."""
+    names: tuple[str, ...]
+    """Of the documents."""
+    digest: str
+    tokens: int
+    """What the panel says was measured on."""
+
+    @classmethod
+    def of(cls, activations: Activations, tokens: int) -> HeldOutRows:
+        """Whole groups until there are `tokens` rows, or all there are; a group is a document."""
+        rows = np.cumsum(activations.rows_per_group)
+        groups = min(int(np.searchsorted(rows, tokens)) + 1, len(rows))
+        names, cluster = tuple(f"group {group}" for group in range(groups)), np.arange(groups) % MOST_CLUSTERS
+        return cls(activations, groups, cluster, names, activations.digest, int(rows[groups - 1]))
+
+    @classmethod
+    def of_text(cls, activations: Activations, text: HeldOut) -> HeldOutRows:
+        """The activations of a text, so that results stand beside those that were measured with the LM."""
+        return cls(activations, text.groups, text.cluster, text.names, text.digest, text.tokens)
+
+    @property
+    def clusters(self) -> int:
+        return int(self.cluster.max()) + 1
+
 
 class Measured(NamedTuple):
     """One SAE's sums over the held-out text."""
@@ -65,6 +108,12 @@ class Measured(NamedTuple):
     sums: metrics.Sums
     documents: dict[str, np.ndarray]
     """[documents] each: `tokens`, `clean`, `spliced` (nats)."""
+
+    @classmethod
+    def nothing(cls, sae: SAE, text: HeldOut | HeldOutRows) -> Measured:
+        """Before anything is added."""
+        documents = {key: np.zeros(len(text.cluster)) for key in ("tokens", "clean", "spliced")}
+        return cls(metrics.Sums.zeros(text.clusters, sae.d, sae.width), documents)
 
 
 def evaluate(
@@ -82,14 +131,7 @@ def evaluate(
             raise DataError(f"{name} takes activations of width {sae.d}; {site} has {lm.width_at(site)}.")
     layer = layer or kernels()
     coders = {name: Coder(sae, layer) for name, sae in saes.items()}
-    documents = len(text.cluster)
-    found = {
-        name: Measured(
-            metrics.Sums.zeros(text.clusters, sae.d, sae.width),
-            {key: np.zeros(documents) for key in ("tokens", "clean", "spliced")},
-        )
-        for name, sae in saes.items()
-    }
+    found = {name: Measured.nothing(sae, text) for name, sae in saes.items()}
     progress = progress or log.Silent()
     with progress.phase("evaluating", text.tokens * max(1, len(saes)), "tokens") as phase:
         for group in range(text.groups):
@@ -99,6 +141,67 @@ def evaluate(
                 view.add(found[name], coder)
                 phase.advance(scored)
     return found
+
+
+def reconstruct(
+    saes: Mapping[str, SAE],
+    text: HeldOutRows,
+    site: str,
+    progress: log.Progress | None = None,
+    layer: Kernels | None = None,
+) -> dict[str, Measured]:
+    """Sums of every SAE at `site` without a language model: what is in nats is nan, a row counts as a token."""
+    width = text.activations.widths[site]
+    for name, sae in saes.items():
+        if sae.d != width:
+            raise DataError(f"{name} takes activations of width {sae.d}; {site} has {width}.")
+    layer = layer or kernels()
+    coders = {name: Coder(sae, layer) for name, sae in saes.items()}
+    found = {name: Measured.nothing(sae, text) for name, sae in saes.items()}
+    rows, progress = int(text.activations.rows_per_group[: text.groups].sum()), progress or log.Silent()
+    with progress.phase("evaluating", rows * max(1, len(saes)), "tokens") as phase:
+        for group in range(text.groups):
+            x = text.activations.rows(group)[site].float().cpu()
+            document, place = np.unique(text.activations.documents(group), return_inverse=True)
+            for name, coder in coders.items():
+                _add_rows(found[name], coder, x, document, torch.from_numpy(place), text.cluster[document])
+                phase.advance(len(x))
+    for measured in found.values():
+        for key in ("clean", "spliced", "zero", "mean", "kl"):
+            getattr(measured.sums, key).fill(np.nan)
+        for key in ("clean", "spliced"):
+            measured.documents[key].fill(np.nan)
+    return found
+
+
+def _add_rows(
+    found: Measured, coder: Coder, x: Tensor, document: np.ndarray, place: Tensor, cluster: np.ndarray
+) -> None:
+    """Add the rows x [n, d] to the sums of one SAE; place [n]: which of `document` each row is a part of."""
+    features = coder.encode(x)
+    exact, count = x.double(), len(document)
+    of_row = _reconstruction(exact, coder.decode(features), features)
+    of_row |= {"x_sq": exact.square().sum(1), "x_sum": exact, "rows": torch.ones(len(x), dtype=torch.int64)}
+    sums = {
+        name: torch.zeros(count, *value.shape[1:], dtype=value.dtype).index_add_(0, place, value).numpy()
+        for name, value in of_row.items()
+    }
+    entry = place.repeat_interleave(features.indptr.diff()) * coder.sae.width + features.feature
+    sums["firing"] = torch.bincount(entry, minlength=count * coder.sae.width).view(count, -1).numpy()
+    sums["tokens"] = sums["rows"]
+    for name, value in sums.items():
+        np.add.at(getattr(found.sums, name), cluster, value)
+    np.add.at(found.documents["tokens"], document, sums["tokens"])
+
+
+def _reconstruction(exact: Tensor, x_hat: Tensor, features: Features) -> dict[str, Tensor]:
+    """[n] each: what is summed over rows of x [n, d] (float64), its reconstruction and its features alone."""
+    guess = x_hat.double()
+    dot, square = (exact * guess).sum(1), guess.square().sum(1)
+    return {
+        "l0": features.indptr.diff(), "error": (exact - guess).square().sum(1), "xhat_sq": square, "x_dot_xhat": dot,
+        "cosine": dot / (exact.square().sum(1) * square).sqrt().clamp_min(1e-30),
+    }  # fmt: skip
 
 
 class _Group(NamedTuple):
@@ -160,13 +263,8 @@ class _Group(NamedTuple):
         nats, cross = scores(
             spliced_logits(self.lm, self.resume, self.spliced, self.scored, x_hat), self.target, self.p
         )
-        exact, guess = self.exact, x_hat.double()
-        dot, square = (exact * guess).sum(1), guess.square().sum(1)
-        cosine = dot / (exact.square().sum(1) * square).sqrt().clamp_min(1e-30)
-        counts = features.indptr.diff()
         of_scored = {"spliced": nats, "kl": self.negentropy - cross}
-        of_spliced = {"l0": counts, "error": (exact - guess).square().sum(1), "xhat_sq": square, "x_dot_xhat": dot,
-                      "cosine": cosine}  # fmt: skip
+        of_spliced = _reconstruction(self.exact, x_hat, features)
         sums = dict(self.shared)
         sums |= {name: per_context(value, self.scored) for name, value in of_scored.items()}
         sums |= {name: per_context(value, self.spliced) for name, value in of_spliced.items()}
@@ -225,7 +323,7 @@ def per_context(values: Tensor, where: Tensor) -> np.ndarray:
 
 
 def document_evaluation(
-    measured: Measured, text: HeldOut, weights: np.ndarray, notes: Sequence[str] = ()
+    measured: Measured, text: HeldOut | HeldOutRows, weights: np.ndarray, notes: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The measured part of evaluation.json. weights [R, clusters]: bootstrap replicates, shared by a study's SAEs."""
     sums, documents = measured.sums, measured.documents
@@ -235,7 +333,7 @@ def document_evaluation(
     errors = metrics.standard_errors(sums) | {"delta_lm_loss": error}
     delta = found["delta_lm_loss"]
     said = list(notes)
-    if not error <= 0.05 * abs(delta):
+    if not np.isnan(delta) and not error <= 0.05 * abs(delta):
         said.append(
             f"The standard error of delta LM loss is {error:.2g} nats, more than 5 % of it: "
             "raise evaluate.tokens, or hold out more text, for a sharper number."
@@ -246,7 +344,7 @@ def document_evaluation(
         "standard_errors": errors,
         "bootstrap": {key: values.tolist() for key, values in metrics.bootstrap(sums, weights).items()},
         "documents": {
-            "identity": [text.contexts.names[i] for i in seen],
+            "identity": [text.names[i] for i in seen],
             **{key: documents[key][seen].tolist() for key in ("tokens", "clean", "spliced")},
         },
         "histogram": metrics.frequency_histogram(sums.firing.sum(0), int(sums.rows.sum())),
@@ -254,7 +352,7 @@ def document_evaluation(
             "tokens": text.tokens,
             "documents": len(seen),
             "clusters": text.clusters,
-            "digest": text.contexts.digest,
+            "digest": text.digest,
         },
         "notes": said,
     }

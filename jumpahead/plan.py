@@ -6,8 +6,11 @@ P = 2·M·d + M·(vectors) + d  parameters of one SAE
               + two blocks of activations (the one in use, and the next where it is read ahead)
               + one step's working memory (`step_workspace`) + the LM
     disk      4 bytes per parameter and SAE, 8 more while it trains (a checkpoint), the token ids, activations if kept
-    time      stream: tokens at the LM's rate, once per stream seed; SAEs: steps × a step's time, measured at the
-              smallest and the largest setting of each series; evaluation: the LM's rate again, once per SAE
+              (rows · (Σ_sites d · itemsize + 12), of the text that is trained on and of what is scored)
+    time      stream: activations at the LM's rate, what the scale and the start are measured on, and then every one of
+              a training, once per stream seed (once in all where they are kept); SAEs: steps × a step's time, measured
+              at the smallest and the largest setting of each series; evaluation: the LM up to the site, clean, zeroed
+              and with the mean, once per site, and per SAE the layers after the site, its encoder and its decoder
 
 Nothing heavy is imported unless time is measured.
 """
@@ -24,6 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jumpahead import store
+from jumpahead.activations import WITHOUT_LM, origin, row_bytes, ways_to_fit
+from jumpahead.errors import ArtefactError
 from jumpahead.lm.config import LMConfig, TextConfig
 from jumpahead.lm.fingerprint import of_precision
 from jumpahead.lm.outline import Outline, model_folder, outline
@@ -33,6 +38,11 @@ from jumpahead.study import Series, Study, Unit, units
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from jumpahead.activations.base import Activations
+    from jumpahead.lm.contexts import Contexts
+    from jumpahead.lm.model import LM
+    from jumpahead.sae.base import SAE
 
 BYTES_PER_TOKEN = 4.0
 """Of English or code in a vocabulary of tens of thousands; used where the tokenizer is not on this machine."""
@@ -64,6 +74,17 @@ class Panel(NamedTuple):
     saes: int
     parameters: int | None
     """Of one SAE."""
+
+
+class Kept(NamedTuple):
+    """Activations on disk."""
+
+    bytes: int
+    """All of them."""
+    there: int
+    """What is there already."""
+    free: int
+    """On that disk."""
 
 
 class Seconds(NamedTuple):
@@ -103,6 +124,8 @@ class Plan:
     disk_bytes_training: int | None
     """At most, while training."""
     memory_bytes: int | None
+    kept: Kept | None = None
+    """The activations, where the study keeps them on disk; part of `disk_bytes`."""
     seconds: Seconds | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -111,6 +134,7 @@ class Plan:
         plain = asdict(self)
         plain["tokens"] = self.tokens._asdict()
         plain["panels"] = [panel._asdict() for panel in self.panels]
+        plain["kept"] = self.kept and self.kept._asdict()
         plain["seconds"] = self.seconds and {**self.seconds._asdict(), "total": self.seconds.total}
         return plain
 
@@ -133,6 +157,9 @@ class Plan:
             rows.append(("memory", f"about {size(self.memory_bytes)}"))
         if self.disk_bytes is not None and self.disk_bytes_training is not None:
             rows.append(("disk", f"about {size(self.disk_bytes)}; {size(self.disk_bytes_training)} while training"))
+        if self.kept is not None:
+            there = f", {size(self.kept.there)} are there" if self.kept.there else ""
+            rows.append(("activations", f"{size(self.kept.bytes)} of that{there}; {size(self.kept.free)} are free"))
         if self.seconds is not None:
             parts = f"LM {duration(self.seconds.stream)}, SAEs {duration(self.seconds.saes)}"
             parts += f", evaluation {duration(self.seconds.evaluation)}"
@@ -163,21 +190,39 @@ class Plan:
 def make(study: Study, folder: str | Path, *, measure: bool = False) -> Plan:
     """The plan of a study whose run lies, or will lie, in `folder`."""
     run, found = store.Run(folder), units(study)
+    if study.activations.origin in WITHOUT_LM:
+        return _without_lm(study, run, measure=measure)
     shape = outline(study.lm)
-    panels = [_panel(site, width, found, shape) for site in study.activations.sites for width in study.sae.width]
+    panels = [
+        _panel(site, width, found, shape and shape.width_at(parse_site(site)))
+        for site in study.activations.sites
+        for width in study.sae.width
+    ]
     tokens = _tokens(study, run)
     dtype = _decided(study.lm, run)
-    seconds = measured(study, found, dtype) if measure else None
+    kept = _kept(study, run, shape, tokens)
+    from_disk = kept and kept.bytes // row_bytes(_widths(study, shape), DTYPE_BYTES[study.activations.dtype])
+    seconds = measured(study, found, dtype, from_disk) if measure else None
+    beside = _token_bytes(study, shape, tokens) + (kept.bytes if kept else 0)
+    return _assembled(
+        study, run, panels, tokens, _model(study.lm, shape, dtype), beside, _workspace(study, shape), kept, seconds
+    )
+
+
+def _assembled(
+    study: Study, run: store.Run, panels: list[Panel], tokens: Tokens, model: str, beside: int, workspace: int,
+    kept: Kept | None, seconds: Seconds | None,
+) -> Plan:  # fmt: skip
+    """beside, workspace: bytes on disk and in memory that are no SAE's."""
+    found = units(study)
     known = [panel for panel in panels if panel.parameters is not None]
     parameters = sum(panel.saes * (panel.parameters or 0) for panel in panels) if len(known) == len(panels) else None
     at_once = None if parameters is None else parameters // len(study.stream.seed)  # streams are run one by one
-    disk = None if parameters is None else 4 * parameters + 300_000 * len(found) + _token_bytes(study, shape, tokens)
-    if disk is not None and study.activations.origin == "shards":
-        disk += tokens.train * sum(_widths(study, shape)) * DTYPE_BYTES[study.activations.dtype]
+    disk = None if parameters is None else 4 * parameters + 300_000 * len(found) + beside
     plan = Plan(
         name=study.name,
-        folder=str(folder),
-        model=_model(study.lm, shape, dtype),
+        folder=str(run.folder),
+        model=model,
         panels=panels,
         series={one.name: _settings(one) for one in study.series},
         saes=len(found),
@@ -188,7 +233,8 @@ def make(study: Study, folder: str | Path, *, measure: bool = False) -> Plan:
         scored_tokens=min(study.evaluate.tokens, tokens.held_out),
         disk_bytes=disk,
         disk_bytes_training=None if disk is None or at_once is None else disk + 8 * at_once,
-        memory_bytes=None if at_once is None else 10 * at_once + _workspace(study, shape),
+        memory_bytes=None if at_once is None else 10 * at_once + workspace,
+        kept=kept,
         seconds=seconds,
     )
     plan.notes.extend(_notes(study, plan))
@@ -200,8 +246,51 @@ def _settings(one: Series) -> str:
     return f"{kind} = {', '.join(f'{value:g}' for value in values)}"
 
 
-def _panel(site: str, width: int, found: list[Unit], shape: Outline | None) -> Panel:
-    d = shape.width_at(parse_site(site)) if shape else None
+def _without_lm(study: Study, run: store.Run, *, measure: bool) -> Plan:
+    """Of activations that no language model makes: all of their counts are exact."""
+    data = origin(study.activations.origin).open(study.activations, folder=run.activations)
+    found, held_out = units(study), data.held_out
+    assert held_out is not None
+    panels = [_panel(site, width, found, d) for site, d in data.widths.items() for width in study.sae.width]
+    tokens = Tokens(data.total, held_out.total, is_counted=True)
+    block = (
+        int(sorted(data.rows_per_group)[-1])
+        * data.groups_per_block
+        * sum(data.widths.values())
+        * DTYPE_BYTES[study.activations.dtype]
+    )
+    memory = 2 * block + step_workspace(study.train.batch, max(data.widths.values()))
+    seconds = _measured_without_lm(study, found, data, held_out) if measure else None
+    return _assembled(study, run, panels, tokens, "none: activations from elsewhere", 0, memory, None, seconds)
+
+
+def _kept(study: Study, run: store.Run, shape: Outline | None, tokens: Tokens) -> Kept | None:
+    """The activations on disk; None where the study keeps none, or the model's shape is not known."""
+    if study.activations.origin != "shards" or shape is None:
+        return None
+    rows = tokens.train + min(tokens.held_out, study.evaluate.tokens)
+    if tokens.is_counted:
+        rows = _exact_rows(study, run) or rows
+    there = sum(path.stat().st_size for path in run.activations.rglob("shard-*.safetensors"))
+    row = row_bytes(_widths(study, shape), DTYPE_BYTES[study.activations.dtype])
+    return Kept(rows * row, there, store.free_bytes(run.folder))
+
+
+def _exact_rows(study: Study, run: store.Run) -> int | None:
+    """Activations of the training text, and of the groups that are evaluated on; None without tokens."""
+    import numpy as np
+
+    from jumpahead.lm.contexts import Contexts
+
+    try:
+        train, held_out = (Contexts.load(run.tokens / split) for split in ("train", "held_out"))
+    except ArtefactError:
+        return None
+    groups = int(np.searchsorted(np.cumsum(held_out.scored_per_group), study.evaluate.tokens)) + 1
+    return train.rows + int(held_out.rows_per_group[:groups].sum())
+
+
+def _panel(site: str, width: int, found: list[Unit], d: int | None) -> Panel:
     count = sum(unit.site == site and unit.width == width for unit in found)
     return Panel(site, width, d, count, None if d is None else 2 * width * d + VECTORS * width + d)
 
@@ -273,6 +362,9 @@ def _notes(study: Study, plan: Plan) -> list[str]:
         notes.append(
             f"evaluate.tokens asks for {study.evaluate.tokens:,}, the held-out text has fewer: all of it is scored"
         )
+    if plan.kept is not None and plan.kept.bytes - plan.kept.there > plan.kept.free:
+        ways = ways_to_fit(len(study.activations.sites), study.activations.dtype)
+        notes.append(f"the activations do not fit on the disk: {ways}")
     if plan.memory_bytes is not None:
         with_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
         if with_memory and plan.memory_bytes > with_memory:
@@ -339,49 +431,82 @@ def _bytes_per_token(config: LMConfig, sample: str) -> float:
 # ---------------------------------------------------------------------------------------------- time
 
 
-def measured(study: Study, found: list[Unit], dtype: str | None = None) -> Seconds:
-    """Times the LM on a few groups and a few steps of each series' extreme settings, on this machine, now.
+def measured(study: Study, found: list[Unit], dtype: str | None = None, rows: int | None = None) -> Seconds:
+    """Times the LM on a few groups, and on each panel a few steps and an evaluation of each series' extreme settings.
 
-    `dtype` is what `lm.dtype = "fast"` was decided to be; None decides it here.
+    On this machine, now. `dtype` is what `lm.dtype = "fast"` was decided to be; None decides it here. `rows`: how many
+    activations the LM makes, where each is made once and kept.
     """
     import torch
 
     from jumpahead.lm import precision
-    from jumpahead.lm.contexts import tokenize
     from jumpahead.lm.model import LM
-    from jumpahead.lm.text import documents
+    from jumpahead.train import use_threads
 
-    if study.train.threads:
-        torch.set_num_threads(study.train.threads)
+    use_threads(study.train.threads)
     sites = list(study.activations.sites)
     if study.lm.dtype == "fast" and dtype is None:
         dtype = precision.decide(study.lm, study.text, sites).dtype
     lm = LM.load(study.lm)
-    reader = LM.load(study.lm.model_copy(update={"dtype": dtype}), only=sites) if dtype else lm
-    needed = 6 * study.lm.batch * lm.context
-    some = itertools.islice(documents(study.text), 2_000)
-    contexts = tokenize(some, lm, split="train", held_out=study.text.held_out, max_tokens=needed)
+    reader = LM.load(study.lm.model_copy(update={"dtype": dtype}) if dtype else study.lm, only=sites)
+    contexts = _some(study, lm, "train")
     groups = range(min(contexts.groups, 4))
-    rows = int(contexts.rows_per_group[: len(groups)].sum())
-    ids = [torch.from_numpy(contexts.ids(group)) for group in groups]
-    per_row = _timed(lambda: [reader.read(one, sites) for one in ids]) / rows
-    whole = _timed(lambda: [lm.logits(one) for one in ids]) / rows
-    total = study.train.steps * study.train.batch
+    ids, trained = zip(
+        *[(torch.from_numpy(array(g)) for array in (contexts.ids, contexts.trained)) for g in groups], strict=True
+    )
+    per_row = _timed(lambda: [reader.read(one, sites) for one in ids]) / int(
+        contexts.rows_per_group[: len(groups)].sum()
+    )
     seen = {}
     for site in sites:
-        values = torch.cat(
-            [
-                reader.read(one, [site])[site].flatten(0, 1)[torch.from_numpy(contexts.trained(g).ravel())]
-                for g, one in enumerate(ids)
-            ]
-        )
-        seen[site] = values.float() / values.float().square().sum(1).mean().sqrt()
-    steps = sum(_step_seconds(study, found, site, width, seen[site]) for site in sites for width in study.sae.width)
+        values = [reader.read(one, [site])[site][where] for one, where in zip(ids, trained, strict=True)]
+        seen[site] = _in_unit(torch.cat(values).float())
+    steps, tried = _steps(study, found, seen)
     return Seconds(
-        stream=per_row * total * len(study.stream.seed),
+        stream=per_row * (rows or _rows_read(study)),
         saes=steps * study.train.steps,
-        evaluation=whole * study.evaluate.tokens * (1 + len(found)),
+        evaluation=sum(_evaluation(study, found, lm, site, tried) for site in sites),
     )
+
+
+def _measured_without_lm(study: Study, found: list[Unit], data: Activations, held_out: Activations) -> Seconds:
+    """The same of activations that are read: a block of them, the steps, and encoding what is held out."""
+    from jumpahead.evaluate import HeldOutRows, reconstruct
+    from jumpahead.train import use_threads
+
+    use_threads(study.train.threads)
+    groups = list(range(min(len(data.rows_per_group), 4)))
+    per_row = _timed(lambda: data.gather(groups)) / int(data.rows_per_group[groups].sum())
+    seen = {site: _in_unit(x.float()) for site, x in data.gather(groups).items()}
+    steps, tried = _steps(study, found, seen)
+    some = HeldOutRows.of(held_out, 2 * study.train.batch)
+    seconds = 0.0
+    for (site, *_), (sae, count) in tried.items():
+        seconds += count * _timed(lambda sae=sae, site=site: reconstruct({"": sae}, some, site)) / some.tokens
+    scored = min(study.evaluate.tokens, held_out.total)
+    return Seconds(per_row * _rows_read(study), steps * study.train.steps, seconds * scored)
+
+
+def _rows_read(study: Study) -> int:
+    """Activations that are asked of the LM (or read) in all: for scale and start, and for every training."""
+    from jumpahead.sweep import SAMPLE
+
+    total = study.train.steps * study.train.batch
+    first = min(study.activations.scale_rows, total) + min(SAMPLE, total)
+    return first + total * len(study.stream.seed)
+
+
+def _some(study: Study, lm: LM, split: Any) -> Contexts:
+    """A few groups of the study's text."""
+    from jumpahead.lm.contexts import tokenize
+    from jumpahead.lm.text import documents
+
+    some, needed = itertools.islice(documents(study.text), 2_000), 6 * study.lm.batch * lm.context
+    return tokenize(some, lm, split=split, held_out=study.text.held_out, max_tokens=needed)
+
+
+def _in_unit(x: Tensor) -> Tensor:
+    return x / x.square().sum(1).mean().sqrt()
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -392,31 +517,58 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _step_seconds(study: Study, found: list[Unit], site: str, width: int, x: Tensor) -> float:
-    """Seconds that one step of all SAEs of a panel takes: the mean of each series' extremes × its SAEs."""
-    total = 0.0
-    batch = (
-        x[: study.train.batch]
-        if len(x) >= study.train.batch
-        else x.repeat(-(-study.train.batch // len(x)), 1)[: study.train.batch]
-    )
-    for one in study.series:
-        extremes = sorted(one.settings, key=lambda setting: setting.value)
-        times = [_one_step(study, one, setting, width, batch) for setting in {extremes[0], extremes[-1]}]
-        count = sum(unit.site == site and unit.width == width and unit.series.name == one.name for unit in found)
-        total += count * sum(times) / len(times)
-    return total
+Tried = dict[tuple[str, int, str, Any], "tuple[SAE, float]"]
+"""(site, width, series, setting) → a fresh SAE, and how many of the study's it stands for."""
 
 
-def _one_step(study: Study, one: Series, setting: Any, width: int, x: Tensor) -> float:
+def _steps(study: Study, found: list[Unit], seen: dict[str, Tensor]) -> tuple[float, Tried]:
+    """Seconds of one step of all SAEs: of each series the extreme settings are timed, and stand for those between."""
+    total, tried = 0.0, {}
+    for site, width, one in itertools.product(seen, study.sae.width, study.series):
+        settings = sorted(one.settings, key=lambda setting: setting.value)
+        extremes = list(dict.fromkeys((settings[0], settings[-1])))
+        stands_for = sum((u.site, u.width, u.series.name) == (site, width, one.name) for u in found) / len(extremes)
+        for setting in extremes:
+            seconds, sae = _one_step(study, one, setting, width, seen[site])
+            total += stands_for * seconds
+            tried[site, width, one.name, setting] = sae, stands_for
+    return total, tried
+
+
+def _one_step(study: Study, one: Series, setting: Any, width: int, x: Tensor) -> tuple[float, SAE]:
+    """Seconds of a step on x [n, d], and the SAE."""
     from jumpahead import sae
     from jumpahead.engine import fresh_state, kernels, step
+    from jumpahead.sae.base import SAE
     from jumpahead.sae.recipe import Shape
 
     kind, layer = sae.architecture(one.architecture), kernels()
     rules = kind.recipe_for(study.train, Shape(x.shape[1], width, setting), one.recipe)
     arch = kind(kind.Options(**one.options), setting, rules)
     state = fresh_state(arch, x.shape[1], width, 0, x)
+    batch = x.repeat(-(-study.train.batch // len(x)), 1)[: study.train.batch]
     rate = rules.lr * 1e-3  # hardly moves: what is timed is the start
+    seconds = _timed(lambda: [step(state, batch, rate, 1.0, layer) for _ in range(3)]) / 3
+    return seconds, SAE(arch, arch.fold(state.p, 1.0), {})
 
-    return _timed(lambda: [step(state, x, rate, 1.0, layer) for _ in range(2)]) / 2
+
+def _evaluation(study: Study, found: list[Unit], lm: LM, site: str, tried: Tried) -> float:
+    """Seconds of evaluating all SAEs of a site: what they share, and what each of them takes."""
+    import torch
+
+    from jumpahead.errors import DataError
+    from jumpahead.evaluate import HeldOut, evaluate
+
+    try:
+        contexts = _some(study, lm, "held_out")
+    except DataError:  # too little of the text is held out: any other will do
+        contexts = _some(study, lm, "train")
+    text = HeldOut.of(contexts, 2 * lm.batch * lm.context)
+    mean = torch.zeros(lm.width_at(site))
+    shared = _timed(lambda: evaluate({}, lm, text, site, mean))
+    seconds = shared
+    for (place, *_), (sae, count) in tried.items():
+        if place == site:
+            with_it = _timed(lambda sae=sae: evaluate({"": sae}, lm, text, site, mean))
+            seconds += count * max(0.0, with_it - shared)
+    return seconds / text.tokens * study.evaluate.tokens

@@ -88,12 +88,19 @@ def _fsync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def remove_temporaries(folder: str | os.PathLike[str]) -> int:
-    """Removes what killed writers left anywhere below `folder`; returns how many files."""
+def remove_temporaries(folder: str | os.PathLike[str], but: Path | None = None) -> int:
+    """Removes what killed writers left anywhere below `folder`, `but` not below that; returns how many files."""
     found = [path for path in Path(folder).rglob(f".*{_TEMPORARY}*") if path.is_file()]
+    found = [path for path in found if but is None or but not in path.parents]
     for path in found:
         path.unlink(missing_ok=True)
     return len(found)
+
+
+def remove_temporaries_of(path: Path) -> None:
+    """Removes what killed writers of one file left. Only for who alone writes that file."""
+    for left in path.parent.glob(f".{path.name}{_TEMPORARY}*"):
+        left.unlink(missing_ok=True)
 
 
 def remove(path: str | os.PathLike[str]) -> None:
@@ -107,6 +114,12 @@ def remove(path: str | os.PathLike[str]) -> None:
 
 def _missing(path: Path, verb: str) -> ArtefactError:
     return ArtefactError(f"{path} does not exist: `{verb}` makes it.")
+
+
+def free_bytes(folder: str | os.PathLike[str]) -> int:
+    """Of the disk that the folder is on, or will be on."""
+    resolved = Path(folder).resolve()
+    return shutil.disk_usage(next(path for path in (resolved, *resolved.parents) if path.exists())).free
 
 
 # ---------------------------------------------------------------------------------------------- JSON
@@ -526,8 +539,10 @@ class Run:
         return known
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[Run]:
+    def lock(self, patience: float = 0, waiting: Callable[[], None] = lambda: None) -> Iterator[Run]:
         """Held while a process writes the run; a second process gets an ArtefactError. May be nested on one object.
+
+        With `patience` the second waits for the first, so many seconds at most, and calls `waiting` when it begins to.
 
         The operating system releases the lock of a killed process; temporaries it left are removed here.
         """
@@ -535,17 +550,41 @@ class Run:
             if not self.manifest.exists() and self._has_foreign_files():
                 raise ArtefactError(f"{self.folder} is not empty and is not a run: name another folder with --out.")
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _acquire(self.folder / ".lock", self.folder)
-            remove_temporaries(self.folder)
+            self._lock = _acquire_patiently(self.folder / ".lock", self.folder, patience, waiting)
+            remove_temporaries(self.folder, but=self.activations)  # other processes may be writing there
         self._depth += 1
         try:
             yield self
         finally:
             self._depth -= 1
             if self._depth == 0 and self._lock is not None:
-                os.ftruncate(self._lock, 0)
-                os.close(self._lock)
+                _release(self._lock)
                 self._lock = None
+
+
+@contextlib.contextmanager
+def locked(path: Path, folder: Path) -> Iterator[None]:
+    """Holds the lock file `path`, which stands for a part of `folder`; ArtefactError while another process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = _acquire(path, folder)
+    try:
+        yield
+    finally:
+        _release(handle)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process, or another `locked` of this one, holds it."""
+    try:
+        _release(_acquire(path, path))
+    except ArtefactError:
+        return True
+    return False
+
+
+def _release(handle: int) -> None:
+    os.ftruncate(handle, 0)
+    os.close(handle)
 
 
 def _acquire(path: Path, folder: Path) -> int:
@@ -568,6 +607,21 @@ def _acquire(path: Path, folder: Path) -> int:
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"{os.getpid()} {socket.gethostname()}".encode(), 0)
     return handle
+
+
+def _acquire_patiently(path: Path, folder: Path, patience: float, waiting: Callable[[], None]) -> int:
+    """`_acquire`, again and again for `patience` seconds."""
+    until, is_first = time.monotonic() + patience, True
+    while True:
+        try:
+            return _acquire(path, folder)
+        except ArtefactError:
+            if time.monotonic() >= until:
+                raise
+        if is_first:
+            waiting()
+        is_first = False
+        time.sleep(0.2)
 
 
 def _is_alive(pid: str) -> bool:

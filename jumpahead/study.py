@@ -387,10 +387,13 @@ def _check_names(study: Study) -> None:
 def _check_sites(raw: Mapping[str, Any]) -> None:
     """Sites that are unknown, or the same place under two names."""
     activations = raw.get("activations")
-    sites = activations.get("sites", ()) if isinstance(activations, Mapping) else ()
+    if not isinstance(activations, Mapping):
+        return
+    is_free = activations.get("origin") in origins.WITHOUT_LM
     try:
-        keys = [parse_site(site).key for site in sites if isinstance(site, str)]
-    except SiteError as exc:
+        sites = [site for site in activations.get("sites", ()) if isinstance(site, str)]
+        keys = [origins.site_key(site, is_free) for site in sites]
+    except (SiteError, ArtefactError) as exc:
         raise StudyError(f"'activations.sites': {exc}") from exc
     _once(keys, "activations.sites")
 
@@ -471,7 +474,12 @@ def _resolve(one: Series) -> Series:
 
 
 def _check_files(study: Study, where: str) -> None:
-    """What the study names must be there. A model that is not a path is a name on the hub and is not looked for."""
+    """What the study names must be there. A model that is not a path is a name on the hub and is not looked for.
+
+    Nothing of it is needed without an LM, or where a run's activations lie on disk: `sweep` knows whether they do.
+    """
+    if study.activations.origin in {*origins.WITHOUT_LM, "shards"}:
+        return
     source = study.text.source
     if source != "stdlib" and not Path(source).expanduser().exists():
         raise StudyError(f"{where}: 'text.source' names {source}, which does not exist (seen from the current folder).")
@@ -483,8 +491,7 @@ def _check_files(study: Study, where: str) -> None:
         raise StudyError(
             f"{where}: 'lm.model' names {study.lm.model}, which does not exist (seen from the current folder)."
         )
-    if study.activations.origin != "synthetic":
-        _check_blocks(study, where)
+    _check_blocks(study, where)
 
 
 def _check_blocks(study: Study, where: str) -> None:

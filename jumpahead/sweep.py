@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from jumpahead import health, log, store
-from jumpahead.errors import DataError
+from jumpahead.activations import WITHOUT_LM
+from jumpahead.errors import ArtefactError, DataError, JumpaheadError, StudyError
 from jumpahead.lm import fingerprint
 from jumpahead.lm.sites import parse_site
 from jumpahead.sae import architecture
@@ -21,7 +22,8 @@ from jumpahead.study import Study, Unit, to_toml, units
 
 if TYPE_CHECKING:
     from jumpahead.activations.base import Activations, Scale
-    from jumpahead.evaluate import HeldOut
+    from jumpahead.activations.shards import Part
+    from jumpahead.evaluate import HeldOut, HeldOutRows, Measured
     from jumpahead.lm.config import LMConfig
     from jumpahead.lm.contexts import Contexts
     from jumpahead.lm.model import LM
@@ -34,6 +36,8 @@ REFERENCE = 256
 """The d at which recipes are compared: an SAE's own follows from its site."""
 SAMPLE = 8192
 """Activations that initialisation looks at."""
+PATIENCE = 3600.0
+"""Seconds that a part of a harvest waits for the process that tokenises."""
 
 
 def run(study: Study, target: store.Run, until: str | None = None, progress: log.Progress | None = None) -> None:
@@ -48,6 +52,24 @@ def run(study: Study, target: store.Run, until: str | None = None, progress: log
         if name == until:
             return
     work.report()
+
+
+def harvest(study: Study, target: store.Run, part: Part, progress: log.Progress | None = None) -> bool:
+    """Write this process's part of the study's activations to disk; True where all of them are there then.
+
+    Any number of processes may do so at once, on any machine that shares the run's folder: who comes first tokenises.
+    """
+    progress = progress or log.progress()
+    if study.activations.origin != "shards":
+        raise StudyError(
+            f"activations.origin = '{study.activations.origin}' keeps nothing on disk: say "
+            "--set activations.origin=shards, here and when the study is run."
+        )
+    work = Work(study, target, progress)
+    with target.lock(PATIENCE, lambda: progress.say(f"waiting for the process that writes {target.folder} …")):
+        target.begin(to_toml(study))
+        work.tokenize()
+    return work.keep(part)
 
 
 class Work:
@@ -65,6 +87,8 @@ class Work:
         config = self.study.lm
         if config.dtype != "fast" or not self.needs_lm:
             return config
+        if self.remembered:
+            return config.model_copy(update={"dtype": self.remembered["dtype"]})
         inputs = fingerprint.of_precision(config)
         if not store.has_inputs(self.target.precision, inputs):
             from jumpahead.lm import precision
@@ -105,16 +129,55 @@ class Work:
 
     @cached_property
     def source(self) -> str:
-        """Digest of the LM and the text, known without loading either."""
+        """Digest of the LM and the text, known without loading either; of what stands for them where there is no LM."""
+        if not self.needs_lm:
+            from jumpahead.activations import origin
+
+            return origin(self.study.activations.origin).source(self.study.activations, self.target.activations)
+        if self.remembered:
+            return self.remembered["inputs"]
         lm, text = self.lm_config, self.study.text
         said = [config.model_dump(exclude_defaults=True) for config in (lm, text)]
-        return store.digest_json([fingerprint.of_model(lm), fingerprint.of_text(text), *said])
+        return store.digest_json([self.model, fingerprint.of_text(text), *said])
+
+    @cached_property
+    def model(self) -> str:
+        """Digest of the LM's files."""
+        return fingerprint.of_model(self.study.lm)
+
+    @cached_property
+    def remembered(self) -> dict[str, Any] | None:
+        """What the tokens on disk say that they are of, where the model or the text is not on this machine any more.
+
+        None where both are here. StudyError or DataError where one is not, and there are no tokens of it either.
+        """
+        lm, text = self.study.lm, self.study.text
+        path = self.target.tokens / "train" / "source.json"
+        known = store.read_json(path) if path.exists() else {}
+        is_ours = [known.get("lm"), known.get("text")] == [config.model_dump(exclude_defaults=True) for config in (lm, text)]
+        try:
+            is_folder = fingerprint.model_folder(lm.model) is not None
+            is_ours = is_ours and (not is_folder or self.model == known["model"])
+            fingerprint.of_text(text)
+        except (StudyError, DataError):
+            if is_ours:
+                return known
+            raise
+        return known if is_ours and known["is_folder"] and not is_folder else None
+
+    @cached_property
+    def kept(self) -> str:
+        """Digest of what the activations on disk are activations of."""
+        activations = self.study.activations
+        return store.digest_json([self.source, sorted(activations.sites), activations.dtype])
 
     def inputs(self, unit: Unit) -> str:
         """Digest of everything the trained SAE depends on."""
         study = self.study
         activations = study.activations.model_dump(exclude={"sites", "origin"})
-        origin = study.activations.origin if study.activations.origin == "synthetic" else "lm"
+        options = activations["options"]  # how and where they are kept changes no byte of them
+        activations["options"] = {} if self.needs_lm else {key: options[key] for key in options if key != "source"}
+        origin = "lm" if self.needs_lm else study.activations.origin
         kind = architecture(unit.series.architecture)
         return store.digest_json({
             "version": VERSION, "source": self.source, "activations": activations, "origin": origin,
@@ -132,7 +195,9 @@ class Work:
     def evaluation_inputs(self, unit: Unit) -> str:
         """Digest of everything its evaluation depends on."""
         known = [VERSION, self.inputs(unit), self.study.evaluate.model_dump()]
-        if self.lm_config.dtype not in (self.study.lm.dtype, "float32"):
+        if self.why_no_loss:
+            known.append("measured without the LM")
+        elif self.lm_config.dtype not in (self.study.lm.dtype, "float32"):
             known.append("measured in float32")
         return store.digest_json(known)
 
@@ -140,7 +205,7 @@ class Work:
 
     @property
     def needs_lm(self) -> bool:
-        return self.study.activations.origin != "synthetic"
+        return self.study.activations.origin not in WITHOUT_LM
 
     def tokenize(self) -> None:
         """Tokens of both splits on disk."""
@@ -166,7 +231,9 @@ class Work:
         store.remove(folder / "source.json")
         contexts = tokenize(documents(text), self.lm, split=split, held_out=text.held_out, max_tokens=text.max_tokens)
         contexts.save(folder)
-        store.write_json(folder / "source.json", {"inputs": self.source})
+        lm, is_folder = self.study.lm, fingerprint.model_folder(self.study.lm.model) is not None
+        known = {"lm": lm.model_dump(exclude_defaults=True), "model": self.model, "dtype": self.lm_config.dtype, "is_folder": is_folder}
+        store.write_json(folder / "source.json", {"inputs": self.source, "text": text.model_dump(exclude_defaults=True), **known})
         return contexts
 
     @cached_property
@@ -176,9 +243,15 @@ class Work:
     @cached_property
     def activations(self) -> Activations:
         from jumpahead.activations import origin
+        from jumpahead.activations.shards import is_complete
 
         kind = origin(self.study.activations.origin)
-        lm, contexts = (self.lm, self.contexts) if kind.needs_lm else (None, None)
+        lm, contexts = None, None
+        if self.study.activations.origin == "shards":
+            if not is_complete(self.target.activations, self.kept):
+                self.keep()
+        elif self.needs_lm:
+            lm, contexts = self.lm, self.contexts
         return kind.open(self.study.activations, lm=lm, contexts=contexts, folder=self.target.activations)
 
     @cached_property
@@ -194,7 +267,28 @@ class Work:
     def harvest(self) -> None:
         """Activations on disk, where the study keeps them there."""
         if self.study.activations.origin == "shards" and self.pending():
-            _ = self.activations
+            self.keep()
+
+    def keep(self, part: Part | None = None) -> bool:
+        """Write what is missing of the activations on disk, this process's part of it; True where all are there then.
+
+        Those of the held-out text too, as many as are evaluated on. Nothing is loaded where nothing is missing.
+        """
+        from jumpahead.activations.shards import HELD_OUT, Part, is_complete, live_of, shard_mib, write_shards
+
+        config, is_done = self.study.activations, True
+        train = self.target.activations
+        measured = store.digest_json([self.kept, self.study.evaluate.tokens])
+        for split, folder, inputs in [("held_out", train / HELD_OUT, measured), ("train", train, self.kept)]:
+            if is_complete(folder, inputs):
+                continue
+            live = live_of(config, self.lm, self._tokenized(split))
+            if split == "held_out":
+                live.rows_per_group = live.rows_per_group[: self.held_out.groups]
+            is_done &= write_shards(
+                live, folder, shard_mib=shard_mib(config), part=part or Part(), inputs=inputs, progress=self.progress
+            )
+        return is_done
 
     def train(self) -> None:
         """Train what is not trained, all on one stream per stream.seed."""
@@ -232,7 +326,7 @@ class Work:
         """What an SAE's config says about where its activations come from."""
         if not self.needs_lm:
             return {}
-        lm = {"digest": fingerprint.of_model(self.lm_config), **self.lm_config.model_dump(include={"model"}),
+        lm = {"digest": self.model, **self.lm_config.model_dump(include={"model"}),
               **self.lm_config.model_dump(exclude_defaults=True)}  # fmt: skip
         return {"lm": lm, "site_names": parse_site(unit.site).names}
 
@@ -282,14 +376,24 @@ class Work:
 
     def evaluate(self) -> None:
         """Measure what is not measured, site by site, all SAEs of a site together."""
-        if not self.needs_lm:
-            return
         waiting: dict[str, list[Unit]] = defaultdict(list)
         for unit in self.units:
             if not self.target.at(unit.key).is_evaluated(self.evaluation_inputs(unit)):
                 waiting[unit.site].append(unit)
+        if waiting and self.why_no_loss:
+            self.progress.say(f"Delta LM loss cannot be measured, all that needs no LM is: {self.why_no_loss}")
         for site, members in waiting.items():
             self._evaluate_at(site, members)
+
+    @cached_property
+    def why_no_loss(self) -> str:
+        """Why delta LM loss cannot be measured, where activations are on disk and the LM is gone; else empty."""
+        if self.study.activations.origin == "shards" and self.remembered:
+            try:
+                _ = self.whole_lm
+            except JumpaheadError as exc:
+                return str(exc)
+        return ""
 
     @cached_property
     def held_out(self) -> HeldOut:
@@ -297,22 +401,48 @@ class Work:
 
         return HeldOut.of(self._tokenized("held_out"), self.study.evaluate.tokens)
 
-    def _evaluate_at(self, site: str, members: list[Unit]) -> None:
+    @cached_property
+    def measured_on(self) -> HeldOut | HeldOutRows:
+        """What SAEs are evaluated on: text, or activations where there is no LM."""
+        from jumpahead.evaluate import HeldOutRows
+
+        if self.needs_lm and not self.why_no_loss:
+            return self.held_out
+        held_out = self.activations.held_out
+        assert held_out is not None, f"{type(self.activations).__name__} holds nothing out"
+        if self.needs_lm and len(held_out.rows_per_group) < self.held_out.groups:
+            raise ArtefactError(
+                f"{self.target.activations} holds fewer held-out activations than evaluate.tokens = "
+                f"{self.study.evaluate.tokens:,} asks for, and the LM is gone: give back the LM, or fewer tokens."
+            )
+        if self.needs_lm:
+            return HeldOutRows.of_text(held_out, self.held_out)
+        return HeldOutRows.of(held_out, self.study.evaluate.tokens)
+
+    def _measure(self, saes: dict[str, SAE], site: str) -> dict[str, Measured]:
         import torch
 
+        from jumpahead.evaluate import HeldOut, evaluate, reconstruct
+
+        text = self.measured_on
+        if not isinstance(text, HeldOut):
+            return reconstruct(saes, text, site, self.progress)
+        mean = torch.tensor(next(iter(saes.values())).about["mean"])
+        return evaluate(saes, self.whole_lm, text, site, mean, self.progress)
+
+    def _evaluate_at(self, site: str, members: list[Unit]) -> None:
         from jumpahead import metrics
-        from jumpahead.evaluate import document_evaluation, evaluate
+        from jumpahead.evaluate import document_evaluation
         from jumpahead.sae.base import SAE
 
         saes = {unit.key: SAE.load(self.target.at(unit.key).path) for unit in members}
-        mean = torch.tensor(next(iter(saes.values())).about["mean"])
-        measured = evaluate(saes, self.whole_lm, self.held_out, site, mean, self.progress)
-        weights = metrics.replicate_weights(self.held_out.clusters, self.study.evaluate.replicates)
+        measured, text = self._measure(saes, site), self.measured_on
+        weights = metrics.replicate_weights(text.clusters, self.study.evaluate.replicates)
         for unit in members:
             sae, lines = saes[unit.key], store.read_lines(self.target.at(unit.key).log)
             where = health.settled(lines, health.asked_l0(unit.setting._asdict()))
             verdicts = health.verdicts(lines, unit.setting._asdict(), unit.width)
-            found = document_evaluation(measured[unit.key], self.held_out, weights, [*verdicts, *self._notes(sae)])
+            found = document_evaluation(measured[unit.key], text, weights, [*verdicts, *self._notes(sae)])
             store.write_json(
                 self.target.at(unit.key).evaluation,
                 {"inputs": self.evaluation_inputs(unit), "sae": describe(unit, sae), **found,
@@ -323,8 +453,13 @@ class Work:
 
     def _notes(self, sae: SAE) -> list[str]:
         """Sentences about the training's data that a reader of the point should know."""
-        epochs = sae.about["training"]["epochs"]
-        return [f"Trained on repeated text: {epochs:.1f} epochs."] if epochs > 1 else []
+        epochs, notes = sae.about["training"]["epochs"], []
+        if epochs > 1:
+            what = "text" if self.needs_lm else "activations"
+            notes.append(f"Trained on repeated {what}: {epochs:.1f} epochs.")
+        if self.why_no_loss:
+            notes.append(f"Delta LM loss was not measured: {self.why_no_loss}")
+        return notes
 
     # ------------------------------------------------------------------------------------------ the product
 
@@ -337,19 +472,22 @@ class Work:
             path = self.target.at(unit.key).evaluation
             if path.exists():
                 evaluations.append({**store.read_json(path), "path": unit.key})
-        if not evaluations:
-            self.progress.say("There is no LM in this study, so there is no frontier: the SAEs are trained and saved.")
-            return
+        assert evaluations, "a study has at least one SAE, and evaluating comes before reporting"
         inputs = store.digest_json([VERSION, [one["inputs"] for one in evaluations], to_toml(self.study)])
         if store.has_inputs(self.target.frontier, inputs) and self.target.report.exists():
             self.progress.say("Nothing to do: every SAE is trained, evaluated and on the page.")
             return
-        text = {"source": self.study.text.source, "train_tokens": self.contexts.rows,
-                "held_out_tokens": self.held_out.tokens}  # fmt: skip
+        if self.needs_lm:
+            lm = {"name": self.study.lm.model, "dtype": self.lm_config.dtype}
+            source, train_tokens = self.study.text.source, self.contexts.rows
+        else:
+            lm, source = {"name": None}, f"{self.study.activations.origin} activations"
+            train_tokens = self.activations.total
+        text = {"source": source, "train_tokens": train_tokens, "held_out_tokens": self.measured_on.tokens}
         built = frontier.build(
             evaluations, name=self.study.name, study_text=to_toml(self.study), manifest=self.target.read_manifest(),
             series=[legend(one.name, one.architecture) for one in self.study.series],
-            lm={"name": self.study.lm.model, "dtype": self.lm_config.dtype}, text=text,
+            lm=lm, text=text,
         )  # fmt: skip
         store.write_json(self.target.frontier, {**built, "inputs": inputs}, indent=None)
         report.write(self.target.folder)

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from jumpahead.frontier import Answer, Crossing, Estimate, Frontier, PanelAnswer, SeriesAnswer
-from jumpahead.frontier.words import amount, bare, between, digits, number, percent, setting_label
+from jumpahead.frontier.frontier import fidelity
+from jumpahead.frontier.words import FIDELITY, a_fidelity, amount, bare, between, digits, number, percent, setting_label
 
 COLUMNS = {
     "delta_lm_loss": "delta loss",
@@ -36,7 +37,7 @@ def answer(found: Answer, console: Console | None = None) -> None:
     """Prints the answer to a question: per panel a table, the nearest trained SAEs, and what to train."""
     console = console or Console()
     _line(console, found.question, "bold")
-    _line(console, f"Run {found.run}, LM {found.lm}. {_covers(found)}")
+    _line(console, f"Run {found.run}, {_lm(found.lm)}. {_covers(found)}")
     for panel in found.panels:
         console.print()
         _panel(console, found, panel)
@@ -51,13 +52,13 @@ def _panel(console: Console, found: Answer, panel: PanelAnswer) -> None:
         _heading(console, "Nearest trained SAE")
         for series, crossing in inside:
             near = crossing.nearest
-            where = f"L0 {number(near['l0'])}, delta LM loss {number(near['delta_lm_loss'])}"
+            where = f"L0 {number(near['l0'])}, {amount(panel.fidelity, near[panel.fidelity])}"
             _item(console, f"{series.title}, {near['label']}: {where}", near["path"])
     outside = [series for series in panel.series if not series.crossings]
     if outside:
         _heading(console, "Out of range")
         for series in outside:
-            _item(console, _outside(found, series), series.end.nearest["path"] if series.end else None)
+            _item(console, _outside(found, series, panel.fidelity), series.end.nearest["path"] if series.end else None)
     notes = _notes(panel)
     if notes:
         _heading(console, "Note")
@@ -71,7 +72,8 @@ def _panel(console: Console, found: Answer, panel: PanelAnswer) -> None:
 
 def _answers(found: Answer, panel: PanelAnswer, rows: list[tuple[SeriesAnswer, Crossing]]) -> Table:
     """One row per crossing; below each number its interval, and for counts their share."""
-    shown = [key for key in COLUMNS if key != found.target.removeprefix("share_")]
+    hidden = {found.target.removeprefix("share_")} | ({"delta_lm_loss"} if panel.fidelity == "fvu" else set())
+    shown = [key for key in COLUMNS if key not in hidden]
     table = _table("series", *(COLUMNS[key] for key in shown), last="train with")
     for series, crossing in rows:
         style = "bold" if series.series == panel.recommendation.series else ""
@@ -90,14 +92,14 @@ def _cell(metrics: Mapping[str, Estimate], key: str) -> Text:
     return cell
 
 
-def _outside(found: Answer, series: SeriesAnswer) -> str:
+def _outside(found: Answer, series: SeriesAnswer, compared: str) -> str:
     low, high = (bare(found.target, bound) for bound in series.measured)
     text = f"{series.title}: {amount(found.target, found.value)} is {series.reach} what was measured"
     text += f", {low}." if low == high else f", {low} to {high}."
     if series.end is None:
         return text
     metrics = series.end.metrics
-    facts = [f"delta LM loss {number(metrics['delta_lm_loss'].value)}", f"L0 {number(metrics['l0'].value)}"]
+    facts = [amount(compared, metrics[compared].value), f"L0 {number(metrics['l0'].value)}"]
     facts.append(f"{number(metrics['above_10pct'].value)} features above 10 %")
     return f"{text} Its nearest end, {series.end.nearest['label']}, has {', '.join(facts)}."
 
@@ -129,24 +131,32 @@ def show(frontier: Frontier, console: Console | None = None) -> None:
     series, titles = frontier.data["series"], {}
     for each in series:
         titles[each["name"]] = each.get("title") or each["name"]
-    _line(console, f"{frontier.name}: {len(frontier.points())} SAEs, LM {frontier.data['lm']['name']}", "bold")
+    _line(console, f"{frontier.name}: {len(frontier.points())} SAEs, {_lm(frontier.data['lm']['name'])}", "bold")
     _line(console, frontier.covers)
     for panel in frontier.data["panels"]:
         console.print()
         _line(console, f"{panel['site']}, width {panel['width']:,}", "bold")
         _line(console, _measured_on(panel))
         console.print(_points(panel, titles))
-        _line(console, "*: no SAE of this panel has an L0 and a delta LM loss that are both as small", "dim")
-        for key, heading in (("matched_l0", "Delta LM loss at matched L0"), ("matched_loss", "L0 at matched loss")):
-            if panel[key]:
+        compared = FIDELITY[fidelity(panel)]
+        both = f"an L0 and {a_fidelity(fidelity(panel))}"
+        _line(console, f"*: no SAE of this panel has {both} that are both as small", "dim")
+        headings = {"matched_l0": f"{compared[0].upper()}{compared[1:]} at matched L0"}
+        headings |= {"matched_loss": "L0 at matched loss", "matched_fvu": "L0 at matched FVU"}
+        for key, heading in headings.items():
+            if panel.get(key):
                 _heading(console, heading)
-                for table in _matched(panel[key], titles):
+                for table in _matched(panel[key], titles, fidelity(panel)):
                     console.print(table)
         verdicts = _verdicts(panel, titles)
         if verdicts:
             _heading(console, "What went wrong in training")
             for verdict in verdicts:
                 _item(console, verdict)
+
+
+def _lm(name: str | None) -> str:
+    return f"LM {name}" if name else "no LM"
 
 
 def _measured_on(panel: Mapping[str, Any]) -> str:
@@ -161,7 +171,9 @@ def _points(panel: Mapping[str, Any], titles: Mapping[str, str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("")
     table.add_column("setting", no_wrap=True)
-    for heading in ("asked", "L0", "delta loss", "SE", "FVU", ">10%", ">1%", "dead"):
+    has_loss = fidelity(panel) == "delta_lm_loss"
+    loss = ["delta loss", "SE"] if has_loss else []
+    for heading in ("asked", "L0", *loss, "FVU", ">10%", ">1%", "dead"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, title in titles.items():
         points = [point for point in panel["points"] if point["series"] == name]
@@ -169,7 +181,8 @@ def _points(panel: Mapping[str, Any], titles: Mapping[str, str]) -> Table:
             table.add_row("", Text(title, "bold"))
         for point in sorted(points, key=lambda each: each["metrics"].get("l0") or 0.0):
             metrics, error = point["metrics"], point["standard_errors"].get("delta_lm_loss")
-            values = [point.get("asked"), metrics.get("l0"), metrics.get("delta_lm_loss"), error]
+            values = [point.get("asked"), metrics.get("l0")]
+            values += [metrics.get("delta_lm_loss"), error] if has_loss else []
             values += [metrics.get(key) for key in ("fvu", "above_10pct", "above_1pct", "dead")]
             table.add_row("*" if point["pareto"] else "", Text(_label(point, panel)), *map(digits, values))
     return table
@@ -192,9 +205,11 @@ def _label(point: Mapping[str, Any], panel: Mapping[str, Any]) -> str:
     return ", ".join([point["label"], *varied])
 
 
-def _matched(tables: Sequence[Mapping[str, Any]], titles: Mapping[str, str], at_once: int = 3) -> Iterable[Table]:
+def _matched(
+    tables: Sequence[Mapping[str, Any]], titles: Mapping[str, str], compared: str, at_once: int = 3
+) -> Iterable[Table]:
     """Rows are the matched values, columns the series, three at once so that they fit."""
-    key, other = ("l0", "delta_lm_loss") if "l0" in tables[0] else ("delta_lm_loss", "l0")
+    key, other = ("l0", compared) if "l0" in tables[0] else (compared, "l0")
     names = [row["series"] for row in tables[0]["rows"]]
     for start in range(0, len(names), at_once):
         columns = names[start : start + at_once]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import machine, peer_steps, peers, rounds, synthetic, whole_runs
+from benchmarks import disk, machine, peer_steps, peers, rounds, synthetic, whole_runs
 from benchmarks.peer_steps import Contender, Handover, Look, Ours, Start
 from benchmarks.rounds import Case, Shape
 from benchmarks.table import digits, render
@@ -285,3 +285,20 @@ def test_a_later_call_keeps_the_tables_that_it_does_not_measure_again():
     assert found == {("Gated", 256): (3, "all"), ("TopK", 256): (11, "topk"), ("TopK", 24): (7, "all")}
     assert [one["shape"]["d"] for one in again["cases"]] == [24, 256, 256]
     assert peers.merged(first, {"rows": [13]}) == {"rows": [13]}
+
+
+# ---------------------------------------------------------------------------------------------- disk
+
+
+def test_the_disk_benchmark_reads_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    given = ["--quick", "--d", "24", "--folder", str(tmp_path), "--out", str(tmp_path / "cpu_202611_disk")]
+    assert disk.main(given) == 0
+    results = json.loads((tmp_path / "cpu_202611_disk.json").read_text())
+    assert [(one["d"], one["dtype"]) for one in results["cases"]] == [(24, "bfloat16"), (24, "float32")]
+    for one, row in zip(results["cases"], (24 * 2 + 12, 24 * 4 + 12), strict=True):
+        assert one["rows"] * row < one["bytes"] < 1.1 * one["rows"] * row
+        assert abs(one["bytes"] / 3 / 2**20 - 1) < 0.1
+        assert one["write_over_copy"] == pytest.approx(one["seconds"]["copy"][0] / one["seconds"]["write"][0])
+        assert min(one["mb_per_s"].values()) > 0
+    assert capsys.readouterr().out.count("| bfloat16, d = 24 |") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cpu_202611_disk.json", "cpu_202611_disk.md"]

@@ -27,7 +27,7 @@ FLOORS = [
     {"train"},
     {"study"},  # only assembles what lies below; sweep takes a study
     {"sweep"},
-    {"plan", "rehearsal", "starter", "terminal", "efficiency"},
+    {"plan", "rehearsal", "starter", "terminal", "efficiency", "train_on"},
     {"cli"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
@@ -141,7 +141,7 @@ def test_public_names_are_what_they_are_called():
     program = """
         import jumpahead
         assert jumpahead.__version__
-        assert sorted(jumpahead.__all__) == ["Frontier", "LM", "SAE", "evaluate", "splice", "train"]
+        assert sorted(jumpahead.__all__) == ["Frontier", "LM", "SAE", "evaluate", "splice", "train", "train_on"]
         for name in jumpahead.__all__:
             assert name in dir(jumpahead)
             assert callable(getattr(jumpahead, name)), name

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jumpahead import engine, plan, starter, store
+from jumpahead import engine, log, plan, starter, store, sweep
+from jumpahead.activations.files import Reader
+from jumpahead.activations.shards import Part
 from jumpahead.engine.plain import Plain
 from jumpahead.errors import SiteError, StudyError
 from jumpahead.lm.config import LMConfig
@@ -161,6 +163,59 @@ def test_measuring_times_every_part(lm_folder, text: Path, tmp_path: Path, monke
     assert seconds is not None
     assert min(seconds) > 0
     assert seconds.total == sum(seconds)
+
+
+def test_activations_on_disk_are_counted_and_compared_with_what_is_free(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    live = small(model, text)
+    study = live.model_copy(update={"activations": live.activations.model_copy(update={"origin": "shards"})})
+    without = plan.make(live, tmp_path / "run")
+    assert without.kept is None
+    monkeypatch.setattr(store, "free_bytes", lambda folder: 700_000)
+    made = plan.make(study, tmp_path / "run")
+    # all that is held out is evaluated on; float32 at 24 and 32 dimensions, and three int32 beside them
+    assert made.kept == ((made.tokens.train + made.tokens.held_out) * (56 * 4 + 12), 0, 700_000)
+    assert made.kept.bytes > 1_000_000
+    assert made.disk_bytes is not None
+    assert made.disk_bytes == (without.disk_bytes or 0) + made.kept.bytes
+    assert "the activations do not fit on the disk: give it fewer tokens" in " ".join(made.notes)
+    store.write_atomic(tmp_path / "run" / "activations" / "shard-00000.safetensors", bytes(made.kept.bytes - 600_000))
+    again = plan.make(study, tmp_path / "run")
+    assert "do not fit" not in " ".join(again.notes)
+    assert f"{log.size(again.kept.there)} are there; 700 kB are free" in dict(again.facts())["activations"]
+    assert json.loads(store.to_json(again.to_json()))["kept"]["free"] == 700_000
+
+
+def test_the_disk_planned_is_the_disk_used(lm_folder, text: Path, tmp_path: Path):
+    """To the byte, headers and indices apart, once the text is tokenised."""
+    study = small(lm_folder("neox"), text, activations={"sites": ["layers.1.mlp"], "origin": "shards"})
+    study = study.model_copy(update={"evaluate": study.evaluate.model_copy(update={"tokens": 1_000})})
+    run = store.Run(tmp_path / "run")
+    assert sweep.harvest(study, run, Part(), log.Silent())
+    kept = plan.make(study, run.folder).kept
+    assert kept is not None
+    data = 0
+    for path in run.activations.rglob("shard-*"):
+        with Reader(path) as file:
+            data += sum(rows * file.columns[key].bytes for key, rows in file.rows.items())
+    assert kept.bytes == data
+    assert kept.there == sum(path.stat().st_size for path in run.activations.rglob("shard-*"))
+
+
+def test_a_study_without_a_language_model_is_counted_exactly(text: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(engine, "kernels", Plain)
+    options = {"d": 10, "groups": 12, "rows": 200, "features": 30}
+    activations = {"origin": "synthetic", "options": options, "block": 32}
+    study = small(Path("./gone"), text, activations=activations, sae={"width": 48})
+    made = plan.make(study, tmp_path, measure=True)
+    assert made.tokens == (2_400, 2_400, True)
+    assert [(panel.d, panel.saes, panel.parameters) for panel in made.panels] == [(10, 3, 2 * 480 + 3 * 48 + 10)]
+    assert made.model == "none: activations from elsewhere"
+    assert made.memory_bytes == 10 * 3 * (960 + 154) + 2 * 2 * 200 * 10 * 4 + plan.step_workspace(64, 10)
+    assert made.disk_bytes == 4 * 3 * (960 + 154) + 3 * 300_000
+    assert made.seconds is not None
+    assert min(made.seconds) > 0
 
 
 # ---------------------------------------------------------------------------------------------- the model's shape

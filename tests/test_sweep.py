@@ -16,9 +16,12 @@ from typer.testing import CliRunner
 
 from jumpahead import health, log, store, sweep
 from jumpahead import study as studies
+from jumpahead.activations.live import Live
 from jumpahead.cli import app
+from jumpahead.errors import ArtefactError, DataError, StudyError
 from jumpahead.frontier import Frontier
 from jumpahead.lm import precision
+from jumpahead.lm.model import LM
 from jumpahead.lm.precision import Precision
 
 STUDY = """
@@ -299,7 +302,9 @@ def test_what_is_in_the_text_and_in_the_model_is_among_its_inputs(study_file, fi
 KILLED_AT_CHECKPOINT = """
 import os, signal, sys
 from jumpahead import train
+from jumpahead.activations.live import Live
 from jumpahead.cli import app
+from jumpahead.errors import ArtefactError, DataError, StudyError
 
 written, left = train.Job.checkpoint, int(sys.argv[1])
 
@@ -411,13 +416,141 @@ def test_fast_that_is_float32_is_the_float32_study(study_file, copied, monkeypat
     assert not said.phases
 
 
-def test_a_study_without_a_language_model_trains_and_says_that_there_is_no_frontier(study_file, tmp_path):
+def test_a_study_without_a_language_model_has_a_frontier_by_fvu(study_file, tmp_path):
+    """It needs neither a model nor a text."""
     options = "{d = 12, features = 30, l0 = 3, groups = 12, rows = 200}"
-    said = run(study_file, tmp_path / "toy", "activations.origin=synthetic", f"activations.options={options}")
-    assert len(weights(tmp_path / "toy")) == 6
-    assert "no frontier" in said
-    assert not (tmp_path / "toy" / "frontier.json").exists()
+    overrides = ["activations.origin=synthetic", f"activations.options={options}", "text.source=nowhere"]
+    overrides += ["lm.model=./gone"]
+    folder = tmp_path / "toy"
+    run(study_file, folder, *overrides)
+    assert len(weights(folder)) == 6
+    assert not (folder / "tokens").exists()
+    frontier = Frontier.load(folder)
+    (panel,) = frontier.data["panels"]
+    assert panel["fidelity"] == "fvu"
+    assert (panel["tokens"], panel["documents"]) == (1_000, 5)  # whole groups of 200, at least 900
+    assert {metric["key"] for metric in frontier.data["metrics"]} & {"delta_lm_loss", "kl", "ce_clean"} == set()
+    for point in panel["points"]:
+        assert point["metrics"]["delta_lm_loss"] is None
+        assert 0 < point["metrics"]["fvu"] < 1
+        assert len(point["bootstrap"]["fvu"]) == 20
+        assert "Trained on repeated activations: 1.6 epochs." in point["notes"]
+    assert any(point["pareto"] for point in panel["points"])
+    best = frontier.ask(l0=5).panels[0].recommendation
+    assert best.series == min(("topk", "jumprelu", "gated"), key=lambda name: fvu_at(frontier, name))
+    assert "the lowest FVU" in best.reason
+    with pytest.raises(StudyError, match="No delta LM loss was measured in the run small"):
+        frontier.ask(delta_loss=0.2)
+    page = (folder / "report.html").read_text()
+    assert "Fraction of variance unexplained against L0" in page
+    assert "Delta LM loss against L0" not in page
+    assert "no LM" in page
+    for command in (["show", str(folder)], ["ask", str(folder), "--fvu", "0.5"]):
+        shown = CliRunner().invoke(app, command)
+        assert shown.exit_code == 0, shown.output
+        assert "no LM" in shown.output
+        assert "delta" not in shown.output
     assert os.listdir(tmp_path) == ["toy"]
+    assert "Nothing to do" in run(study_file, folder, *overrides)
+
+
+def fvu_at(frontier, name, l0=5):
+    """FVU on a series' curve; infinite where it does not get there."""
+    (answer,) = (one for one in frontier.ask(l0=l0).panels[0].series if one.series == name)
+    return min((crossing.metrics["fvu"].value for crossing in answer.crossings), default=float("inf"))
+
+
+# ---------------------------------------------------------------------------------------------- activations on disk
+
+
+SHARDS = ("activations.origin=shards", "activations.options={shard_mib = 0.1}")
+
+
+def test_parts_of_a_harvest_and_then_training_without_the_model(study_file, finished, tmp_path, monkeypatch):
+    """Two parts from the command line; what is trained from them is what `live` trains, and loads no model."""
+    folder, before = tmp_path / "small", os.getcwd()
+    command = ["harvest", str(study_file), "--out", str(folder)]
+    for override in SHARDS:
+        command += ["--set", override]
+    for part, words in (("2/2", " (part 2/2 is there, others are missing)"), ("1/2", "")):
+        done = CliRunner().invoke(app, [*command, "--shard", part])
+        assert done.exit_code == 0, done.output
+        assert done.stdout == f"activations: {folder / 'activations'}{words}\n"
+    assert os.getcwd() == before
+    written = stamps(folder / "activations")
+    monkeypatch.setattr(LM, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    run(study_file, folder, *SHARDS, until="train")
+    assert weights(folder) == weights(finished)
+    assert stamps(folder / "activations") == written
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 0, again.output
+    wrong = CliRunner().invoke(app, [*command, "--shard", "3/2"])
+    assert wrong.exit_code == 1
+    assert wrong.stderr.startswith("jumpahead: --shard 3/2: write it as I/N")
+    live = CliRunner().invoke(app, ["harvest", str(study_file), "--out", str(folder)])
+    assert "activations.origin = 'live' keeps nothing on disk" in live.stderr
+
+
+def test_a_model_and_a_text_that_are_gone_stop_nothing_but_the_loss(study_file, finished, tmp_path, lm_folder):
+    model, text = tmp_path / "model", tmp_path / "text"
+    shutil.copytree(lm_folder("neox"), model)
+    shutil.copytree(studies.load(study_file).text.source, text)
+    moved = (f"lm.model={model}", f"text.source={text}", *SHARDS)
+    folder = tmp_path / "small"
+    with pytest.raises(StudyError, match="is not a folder"):
+        run(study_file, tmp_path / "other", *moved[1:], "lm.model=./gone")
+    run(study_file, folder, *moved, until="activations")
+    shutil.move(model, tmp_path / "away")
+    shutil.move(text, tmp_path / "text-away")
+    said = run(study_file, folder, *moved)
+    assert "Delta LM loss cannot be measured, all that needs no LM is: lm.model = " in said
+    here, whole = ({p["path"]: p for p in Frontier.load(f).points()} for f in (folder, finished))
+    for path, point in here.items():
+        assert point["metrics"]["delta_lm_loss"] is None
+        assert any("Delta LM loss was not measured: lm.model = " in note for note in point["notes"])
+        for key in ("l0", "fvu", "cosine", "shrinkage", "above_10pct", "dead"):
+            assert point["metrics"][key] == pytest.approx(whole[path]["metrics"][key], rel=1e-6), key
+            if key in point["bootstrap"]:
+                assert point["bootstrap"][key] == pytest.approx(whole[path]["bootstrap"][key], rel=1e-6)
+    assert "Nothing to do" in run(study_file, folder, *moved)
+
+    with pytest.raises(ArtefactError, match=r"fewer held-out activations than evaluate\.tokens = 40,000"):
+        run(study_file, folder, *moved, "evaluate.tokens=40_000")
+    said = run(study_file, folder, *moved, "series.topk.k=[3, 5, 7]")  # trained from disk
+    assert "training 1 SAEs" in said
+    shutil.copytree(lm_folder("neox-serial"), model)  # another model in its place is not taken for it
+    with pytest.raises(DataError, match=r"text\.source = .* does not exist"):
+        run(study_file, folder, *moved)
+    shutil.rmtree(model)
+
+    shutil.move(tmp_path / "away", model)
+    shutil.move(tmp_path / "text-away", text)
+    said = run(study_file, folder, *moved)
+    assert [title for title, _ in said.phases] == ["evaluating"]
+    back = {point["path"]: point["metrics"] for point in Frontier.load(folder).points()}
+    assert all(back[path] == pytest.approx(point["metrics"]) for path, point in whole.items())
+
+
+def test_a_cut_harvest_goes_on(study_file, finished, tmp_path, monkeypatch):
+    """Ctrl-C keeps the files that are done; a file less is written the second time."""
+    folder, rows, count = tmp_path / "small", Live.rows, []
+
+    def interrupted(self, group):
+        count.append(group)
+        if len(count) == 9:
+            raise KeyboardInterrupt
+        return rows(self, group)
+
+    monkeypatch.setattr(Live, "rows", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(study_file, folder, *SHARDS, until="activations")
+    kept = stamps(folder / "activations")
+    assert any(path.name.startswith("shard-") for path in kept)
+    said = run(study_file, folder, *SHARDS, until="train")
+    after = stamps(folder / "activations")
+    assert all(after[path] == stamp for path, stamp in kept.items() if path.name.startswith("shard-"))
+    assert any(title == "activations" for title, _ in said.phases)
+    assert weights(folder) == weights(finished)
 
 
 def test_labels_tell_the_saes_of_a_study_apart(tmp_path):

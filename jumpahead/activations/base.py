@@ -8,7 +8,7 @@ Rows are in the language model's own unit here; the stream divides nothing. `Sca
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -36,10 +36,10 @@ class Options(BaseModel):
 class Activations(ABC):
     """The activations of every group of contexts at every site. Group g's rows depend on nothing but g."""
 
-    needs_lm: ClassVar[bool] = True
-    """Whether `open` needs a language model and contexts."""
     Options: ClassVar[type[Options]] = Options
 
+    dtype: torch.dtype
+    """What rows are kept in."""
     widths: dict[str, int]
     """d of every site, by its key, in the study's order."""
     rows_per_group: np.ndarray
@@ -63,7 +63,8 @@ class Activations(ABC):
     ) -> Activations:
         """The activations that a study asks for; what has to be kept on disk is kept in `folder`.
 
-        Raises StudyError where `config.options` holds something that this origin does not know.
+        `lm` and `contexts` are given where the origin is not in `activations.WITHOUT_LM`. Raises StudyError where
+        `config.options` holds something that this origin does not know.
         """
 
     @abstractmethod
@@ -72,6 +73,33 @@ class Activations(ABC):
 
         Raises DataError naming group and document where one is not finite.
         """
+
+    def gather(self, groups: Sequence[int]) -> dict[str, Tensor]:
+        """[rows, d] of several groups, one after the other, at every site."""
+        total, done = int(self.rows_per_group[groups].sum()), 0
+        block: dict[str, Tensor] = {}
+        for group in groups:
+            found = self.rows(group)
+            for site, x in found.items():
+                if site not in block:
+                    block[site] = x.new_empty(total, x.shape[1])
+                block[site][done : done + len(x)] = x
+            done += int(self.rows_per_group[group])
+        return block
+
+    @classmethod
+    def source(cls, config: ActivationsConfig, folder: Path | None = None) -> str:
+        """Digest of what an origin without a language model reads; empty where its options say everything."""
+        return ""
+
+    @property
+    def held_out(self) -> Activations | None:
+        """Activations of the same kind that no SAE is trained on: what is measured where there is no LM."""
+        return None
+
+    def documents(self, group: int) -> np.ndarray:
+        """Whole numbers [n]: what every row of a group is a part of (by default the group), resampled as a whole."""
+        return np.full(int(self.rows_per_group[group]), group)
 
     @property
     def total(self) -> int:

@@ -6,13 +6,12 @@
 
 Rows per group are known without the language model, so where batch i lies is arithmetic: nothing is carried from batch
 to batch, and a stream that starts at batch i gives the same bytes as one that arrives there. Where the origin allows it
-(`Activations.is_read_ahead`), the next block's groups are read in another thread while batches of this one are used.
+(`Activations.is_read_ahead`), the next block is read in another thread while batches of this one are used.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
@@ -52,6 +51,13 @@ class _Visit(NamedTuple):
     """Numbers within the block."""
 
 
+class _Block(NamedTuple):
+    rows: dict[str, Tensor]
+    """[rows, d] at every site."""
+    order: Tensor
+    """int64 [rows]: which row comes where."""
+
+
 class Stream:
     """Batches of one study's activations in the order of one seed."""
 
@@ -87,11 +93,11 @@ class Stream:
     def batches(self, start: int = 0) -> Generator[dict[str, Tensor]]:
         """Batches start, start + 1, … without end: float32 [batch, d] at every site, in the LM's own unit.
 
-        Close it when enough were taken: the next groups may be being read.
+        Close it when enough were taken: the next block may be being read.
         """
-        with contextlib.closing(self._read(start)) as rows:
+        with contextlib.closing(self._blocks(start)) as blocks:
             for visit in self._visits(start):
-                yield from self._cut(visit, self._gathered(visit.groups, rows))
+                yield from self._cut(visit, next(blocks))
 
     def distinct_rows(self, batches: int) -> int:
         """Different activations among the first `batches` batches, at most."""
@@ -118,30 +124,19 @@ class Stream:
                 batch = 0
             epoch, block = epoch + 1, 0
 
-    def _read(self, start: int) -> Generator[dict[str, Tensor]]:
-        """The rows of every group of these blocks, in turn."""
-        groups = (group for visit in self._visits(start) for group in visit.groups)
+    def _blocks(self, start: int) -> Generator[_Block]:
+        """These blocks, in turn."""
         if self.activations.is_read_ahead:
-            return ahead(self.activations.rows, groups, self.groups_per_block)
-        return (self.activations.rows(group) for group in groups)
+            return ahead(self._read, self._visits(start), 1)
+        return (self._read(visit) for visit in self._visits(start))
 
-    def _gathered(self, groups: list[int], rows: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """[rows, d] of a block at every site, from the next groups of `rows`."""
-        total = int(self.activations.rows_per_group[groups].sum())
-        block: dict[str, Tensor] = {}
-        done = dict.fromkeys(self.activations.widths, 0)
-        for part in itertools.islice(rows, len(groups)):
-            for site, x in part.items():
-                if site not in block:
-                    block[site] = x.new_empty(total, x.shape[1])
-                block[site][done[site] : done[site] + len(x)] = x
-                done[site] += len(x)
-        return block
-
-    def _cut(self, visit: _Visit, rows: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        """The batches of a block, whose rows are held in memory meanwhile."""
+    def _read(self, visit: _Visit) -> _Block:
         total = int(self.activations.rows_per_group[visit.groups].sum())
         order = torch.from_numpy(shuffled(total, self.seed, visit.epoch, visit.block))
+        return _Block(self.activations.gather(visit.groups), order)
+
+    def _cut(self, visit: _Visit, block: _Block) -> Iterator[dict[str, Tensor]]:
+        """The batches of a block, whose rows are held in memory meanwhile."""
         for j in visit.batches:
-            index = order[j * self.batch : (j + 1) * self.batch]
-            yield {site: x.index_select(0, index.to(x.device)).float() for site, x in rows.items()}
+            index = block.order[j * self.batch : (j + 1) * self.batch]
+            yield {site: x.index_select(0, index.to(x.device)).float() for site, x in block.rows.items()}

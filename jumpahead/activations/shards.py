@@ -1,37 +1,49 @@
-"""Activations on disk: written once, read by any number of SAEs and runs. The same bytes as `live`.
+"""Activations on disk: written once, by any number of processes, read by any number of SAEs and runs. The same bytes as
+`live`.
 
-    activations.json             what they are activations of, and every shard with its size and checksum
-    shard-00000.safetensors      whole groups: one tensor [rows, d] per site, and beside it int32 [rows]
-                                 `token`, `document` (an index into the contexts' documents) and `position`
+    activations.json             what they are activations of, and which groups lie in which file; says whether all do
+    shard-00000.safetensors      whole groups: one tensor [rows, d] per site, and beside it int32 [rows] `token`,
+                                 `document` (an index into the contexts' documents) and `position`; `files.py`
+    held_out/                    the same of the text that is evaluated on: what SAEs are measured on without the LM
 
-A killed writer continues with the first shard that is not recorded. A shard whose size is not the recorded one is
-written again; one whose checksum is wrong is refused, by name, when it is first read.
+Which groups a file holds follows from rows per group and `shard_mib` alone, and a file says itself what it is. So any
+process can tell what is missing; process i of n writes the files i − 1, i − 1 + n, …, whatever the others do, and who
+finds everything there says so in activations.json. A killed writer continues with its first file that is not there. A
+torn file is written again; one whose bytes changed is refused, by name, when the group is first read.
+
+    bytes = rows · (Σ_sites d · itemsize + 12)
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterable
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from pydantic import Field
-from safetensors import safe_open
 from torch import Tensor
 
-from jumpahead.activations import ActivationsConfig
+from jumpahead import log, store
+from jumpahead.activations import ActivationsConfig, row_bytes, ways_to_fit
 from jumpahead.activations.base import DTYPES, Activations, Options, read_options
+from jumpahead.activations.files import Column, Reader, write
 from jumpahead.activations.live import Live
-from jumpahead.errors import ArtefactError
+from jumpahead.errors import ArtefactError, StudyError
 from jumpahead.lm.contexts import Contexts
 from jumpahead.lm.model import LM
-from jumpahead.store import read_json, write_json, write_tensors
+from jumpahead.store import read_json, write_json
 
-SCHEMA = "jumpahead.activations/1"
+SCHEMA = "jumpahead.activations/2"
 INDEX = "activations.json"
-_OPEN = 32  # shards kept open at once
+HELD_OUT = "held_out"
+LABELS = ("token", "document", "position")
+MAKE = "jumpahead harvest"
+WAY_OUT = f"remove it, and `{MAKE}` writes it again"
+_OPEN = 64  # files kept open at once
 
 
 class ShardsOptions(Options):
@@ -41,30 +53,51 @@ class ShardsOptions(Options):
     """Size of a file, about, in MiB."""
 
 
+class Part(NamedTuple):
+    """Which of several processes this is, all writing one folder."""
+
+    number: int = 1
+    """From 1."""
+    of: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """`2/4`; StudyError for what is none."""
+        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
+        part = cls(int(found[1]), int(found[2])) if found else cls(0, 0)
+        if not 1 <= part.number <= part.of:
+            raise StudyError(f"--shard {text}: write it as I/N with I from 1 to N, for instance --shard 2/4.")
+        return part
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    def has(self, number: int) -> bool:
+        """Whether this process writes file `number`, from 0."""
+        return number % self.of == self.number - 1
+
+
 class Shards(Activations):
-    """Activations that `write_shards` wrote. A shard is checked the first time it is read."""
+    """Activations that `write_shards` wrote. A group is checked the first time it is read."""
 
     Options = ShardsOptions
     is_read_ahead = True
 
     def __init__(self, folder: str | Path, block: int = 256) -> None:
         self.folder = Path(folder)
-        index = read_json(self.folder / INDEX, SCHEMA)
+        index = read_json(self.folder / INDEX, SCHEMA, verb=MAKE)
         self.widths = {str(site): int(width) for site, width in index["sites"].items()}
         self.dtype = DTYPES[index["dtype"]]
         self.rows_per_group = np.array(index["rows_per_group"], dtype=np.int64)
         self.groups_per_block = max(1, block // index["batch"])
         self.digest = str(index["digest"])
-        self._shards: list[dict[str, Any]] = index["shards"]
-        self._first = np.array([shard["groups"][0] for shard in self._shards])
-        self._before = np.concatenate([[0], np.cumsum(self.rows_per_group)])
-        self._files: dict[int, Any] = {}
-        self._checked: set[int] = set()
-        done = self._shards[-1]["groups"][1] if self._shards else 0
-        if done < len(self.rows_per_group):
+        self._first = np.array([first for first, _ in index["shards"]])
+        self._last = [last for _, last in index["shards"]]
+        self._files: dict[int, Reader] = {}
+        if not index["complete"]:
+            there = sum((self.folder / _name(number)).is_file() for number in range(len(self._last)))
             raise ArtefactError(
-                f"{self.folder} holds {done} of {len(self.rows_per_group)} groups of activations: `jumpahead run` "
-                "writes the others."
+                f"{self.folder} holds {there} of {len(self._last)} files of activations: `{MAKE}` writes the others."
             )
 
     @classmethod
@@ -78,38 +111,103 @@ class Shards(Activations):
     ) -> Shards:
         """Writes what is missing, then reads; without a language model everything must be there."""
         assert folder is not None
-        options = cast(ShardsOptions, read_options(cls, config))
+        read_options(cls, config)
         if lm is not None and contexts is not None:
-            live = Live(lm, contexts, config.sites, config.dtype, config.block)
-            write_shards(live, folder, shard_mib=options.shard_mib)
+            write_shards(live_of(config, lm, contexts), folder, shard_mib=shard_mib(config))
         return cls(folder, config.block)
 
+    @property
+    def held_out(self) -> Shards | None:
+        folder = self.folder / HELD_OUT
+        return Shards(folder) if (folder / INDEX).exists() else None
+
     def rows(self, group: int) -> dict[str, Tensor]:
-        return self._read(group, self.widths)
+        file, here = self._find(group)
+        return {site: file.group(here, site) for site in self.widths}
+
+    def gather(self, groups: Sequence[int]) -> dict[str, Tensor]:
+        total = int(self.rows_per_group[groups].sum())
+        block = {site: torch.empty(total, width, dtype=self.dtype) for site, width in self.widths.items()}
+        done = 0
+        for group in groups:
+            file, here = self._find(group)
+            rows = int(self.rows_per_group[group])
+            for site, x in block.items():
+                file.group(here, site, x[done : done + rows])
+            done += rows
+        return block
 
     def labels(self, group: int) -> dict[str, Tensor]:
         """int32 [n]: `token`, `document` and `position` of every row of a group."""
-        return self._read(group, ("token", "document", "position"))
+        file, here = self._find(group)
+        return {key: file.group(here, key) for key in LABELS}
 
-    def _read(self, group: int, keys: Iterable[str]) -> dict[str, Tensor]:
+    def documents(self, group: int) -> np.ndarray:
+        return self.labels(group)["document"].long().numpy()
+
+    def _find(self, group: int) -> tuple[Reader, int]:
+        """The file that holds a group, and the group's number in it."""
         number = int(np.searchsorted(self._first, group, side="right")) - 1
-        file = self._file(number)
-        start = int(self._before[group] - self._before[self._first[number]])
-        stop = start + int(self.rows_per_group[group])
-        # A copy: a slice of the mapped file would be unaligned.
-        return {key: file.get_slice(key)[start:stop].clone() for key in keys}
-
-    def _file(self, number: int) -> Any:
+        first = int(self._first[number])
         if number not in self._files:
-            shard = self._shards[number]
-            path = self.folder / shard["file"]
-            if number not in self._checked:
-                _check(path, shard)
-                self._checked.add(number)
             while len(self._files) >= _OPEN:
-                del self._files[next(iter(self._files))]
-            self._files[number] = safe_open(path, framework="pt")
-        return self._files[number]
+                self._files.pop(next(iter(self._files))).close()
+            self._files[number] = Reader(self.folder / _name(number), WAY_OUT)
+        return self._files[number], group - first
+
+
+def live_of(config: ActivationsConfig, lm: LM, contexts: Contexts) -> Live:
+    """What is written."""
+    return Live(lm, contexts, config.sites, config.dtype, config.block)
+
+
+def shard_mib(config: ActivationsConfig) -> float:
+    """About how large a study's files are."""
+    return cast(ShardsOptions, read_options(Shards, config)).shard_mib
+
+
+def is_complete(folder: Path, inputs: str) -> bool:
+    """Whether all activations of these inputs (a digest; see `write_shards`) are there."""
+    try:
+        index = read_json(folder / INDEX, SCHEMA)
+    except ArtefactError:
+        return False
+    names = (folder / _name(number) for number in range(len(index["shards"])))
+    return bool(index["complete"] and index["inputs"] == inputs and all(path.is_file() for path in names))
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+class _Layout(NamedTuple):
+    """What a folder will hold, the same for every process."""
+
+    live: Live
+    parts: list[tuple[int, int]]
+    """Groups [first, last) of every file."""
+    columns: dict[str, Column]
+
+    def rows(self, number: int) -> list[int]:
+        """Of each group of a file."""
+        first, last = self.parts[number]
+        return self.live.rows_per_group[first:last].tolist()
+
+    def bytes(self, number: int) -> int:
+        """Of a file, without its header."""
+        return sum(self.rows(number)) * sum(column.bytes for column in self.columns.values())
+
+    def info(self, number: int) -> dict[str, Any]:
+        """What a file says that it is."""
+        return {"digest": self.live.digest, "groups": list(self.parts[number])}
+
+    def head(self, inputs: str, *, complete: bool) -> dict[str, Any]:
+        """activations.json."""
+        return {
+            "schema": SCHEMA, "digest": self.live.digest, "inputs": inputs, "contexts": self.live.contexts.digest,
+            "sites": self.live.widths, "dtype": str(self.live.dtype).removeprefix("torch."),
+            "batch": self.live.contexts.batch, "complete": complete, "shards": self.parts,
+            "rows_per_group": self.live.rows_per_group.tolist(),
+        }  # fmt: skip
 
 
 def write_shards(
@@ -117,31 +215,40 @@ def write_shards(
     folder: str | Path,
     *,
     shard_mib: float = 256,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Writes the activations of every group, continuing where a killed call was; `progress(groups done, groups)`.
+    part: Part = Part(),
+    inputs: str = "",
+    progress: log.Progress | None = None,
+) -> bool:
+    """Writes this process's part of the activations of every group; True where the whole folder is complete then.
 
-    Raises ArtefactError where the folder holds activations of something else.
+    `inputs`: a digest by which `is_complete` knows the activations without a language model. StudyError where the disk
+    has no room; ArtefactError where the folder holds activations of something else, or another process writes the same
+    files.
     """
-    folder = Path(folder)
-    parts = _partition(live, shard_mib)
-    index = _begin(live, folder, parts)
-    done = {tuple(shard["groups"]): shard for shard in index["shards"]}
-    for number, (first, last) in enumerate(parts):
-        shard = done.get((first, last))
-        if shard is None or _size(folder / shard["file"]) != shard["bytes"]:
-            path = folder / _name(number)
-            write_tensors(path, _gather(live, first, last))
-            shard = {"file": path.name, "groups": [first, last], "bytes": _size(path), "crc32": _crc32(path)}
-            done[first, last] = shard
-            write_json(folder / INDEX, {**index, "shards": [done[part] for part in parts if part in done]})
-        if progress is not None:
-            progress(last, len(live.rows_per_group))
+    folder, columns = Path(folder), {site: Column(live.dtype, (width,)) for site, width in live.widths.items()}
+    columns |= dict.fromkeys(LABELS, Column(torch.int32))
+    layout = _Layout(live, _partition(live, shard_mib), columns)
+    with _claimed(folder, part):
+        _begin(layout, folder, inputs)
+        missing = [number for number in range(len(layout.parts)) if not _is_whole(layout, folder, number)]
+        _check_room(folder, sum(map(layout.bytes, missing)), live)
+        mine = [number for number in missing if part.has(number)]
+        rows = {number: sum(layout.rows(number)) for number in range(len(layout.parts)) if part.has(number)}
+        if mine:
+            title = "activations" if part.of == 1 else f"activations, part {part}"
+            total, left = sum(rows.values()), sum(rows[number] for number in mine)
+            with (progress or log.Silent()).phase(title, total, "tokens", total - left) as phase:
+                for number in mine:
+                    _write(layout, folder, number, phase)
+        is_done = all(_is_whole(layout, folder, number) for number in range(len(layout.parts)))
+        if is_done:
+            write_json(folder / INDEX, layout.head(inputs, complete=True), indent=None)
+    return is_done
 
 
 def _partition(live: Live, shard_mib: float) -> list[tuple[int, int]]:
     """Groups [first, last) of every shard: as many as fit, one at least."""
-    row = sum(live.widths.values()) * live.dtype.itemsize + 12
+    row = row_bytes(live.widths.values(), live.dtype.itemsize)
     limit = shard_mib * 2**20
     parts: list[tuple[int, int]] = []
     first, size = 0, 0
@@ -153,70 +260,80 @@ def _partition(live: Live, shard_mib: float) -> list[tuple[int, int]]:
     return [*parts, (first, len(live.rows_per_group))]
 
 
-def _begin(live: Live, folder: Path, parts: list[tuple[int, int]]) -> dict[str, Any]:
-    """The folder's index, with the shards that can be kept; a new one where there is none."""
-    fresh = {
-        "schema": SCHEMA,
-        "digest": live.digest,
-        "contexts": live.contexts.digest,
-        "sites": live.widths,
-        "dtype": str(live.dtype).removeprefix("torch."),
-        "batch": live.contexts.batch,
-        "rows_per_group": live.rows_per_group.tolist(),
-        "shards": [],
-    }
-    if not (folder / INDEX).exists():
-        return fresh
-    index = read_json(folder / INDEX, SCHEMA)
-    if index.get("digest") != live.digest:
-        raise ArtefactError(
-            f"{folder} holds activations of another model, text, site or dtype: remove the folder, and `jumpahead run` "
-            "writes them again."
+def _begin(layout: _Layout, folder: Path, inputs: str) -> None:
+    """Writes an index that says "not complete", unless the right one is there; ArtefactError for a foreign folder."""
+    fresh = layout.head(inputs, complete=False)
+    if (folder / INDEX).exists():
+        index = read_json(folder / INDEX, SCHEMA, verb=MAKE)
+        if index.get("digest") != layout.live.digest:
+            raise ArtefactError(
+                f"{folder} holds activations of another model, text, site or dtype: remove the folder, and `{MAKE}` "
+                "writes them again."
+            )
+        if {**index, "complete": False} == {**fresh, "shards": [list(part) for part in layout.parts]}:
+            return
+    write_json(folder / INDEX, fresh, indent=None)
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path, part: Part) -> Iterator[None]:
+    """No other process writes the same files meanwhile: not this part, and none of another number of parts."""
+    name = "part-{}-of-{}.lock"
+    with store.locked(folder / name.format(*part), folder):
+        for other in sorted(folder.glob(name.format("*", "*"))):
+            is_beside = other.name.endswith(f"-of-{part.of}.lock")
+            if not is_beside and store.is_locked(other):
+                raise ArtefactError(
+                    f"{folder} is being written in another number of parts ({other.stem.removeprefix('part-')}): wait "
+                    f"for that, or call this --shard I/{other.stem.rpartition('-')[2]}."
+                )
+        yield
+
+
+def _is_whole(layout: _Layout, folder: Path, number: int) -> bool:
+    """Whether a file is there, with these groups of these activations, and not torn."""
+    try:
+        with Reader(folder / _name(number)) as file:
+            return file.info == layout.info(number)
+    except ArtefactError:
+        return False
+
+
+def _check_room(folder: Path, needed: int, live: Live) -> None:
+    """StudyError in one sentence unless the disk has room for what is missing."""
+    free = store.free_bytes(folder)
+    if needed > free:
+        dtype = str(live.dtype).removeprefix("torch.")
+        raise StudyError(
+            f"{folder} has {log.size(free)} of free disk, and the missing activations need {log.size(needed)} "
+            f"({int(live.rows_per_group.sum()):,} tokens at {', '.join(live.widths)} in {dtype}): "
+            f"{ways_to_fit(len(live.widths), dtype)}."
         )
-    wanted = {(_name(number), first, last) for number, (first, last) in enumerate(parts)}
-    return {**fresh, "shards": [shard for shard in index["shards"] if (shard["file"], *shard["groups"]) in wanted]}
+
+
+def _write(layout: _Layout, folder: Path, number: int, phase: log.Phase) -> None:
+    """Writes one file."""
+    store.remove_temporaries_of(folder / _name(number))  # of a killed process; nobody else writes this file
+
+    def groups() -> Iterator[Mapping[str, Tensor]]:
+        for group in range(*layout.parts[number]):
+            yield {**layout.live.rows(group), **_labels(layout.live.contexts, group)}
+            phase.advance(int(layout.live.rows_per_group[group]))
+
+    on_cpu = ({key: value.cpu() for key, value in tensors.items()} for tensors in groups())
+    write(folder / _name(number), layout.columns, layout.rows(number), on_cpu, layout.info(number))
+
+
+def _labels(contexts: Contexts, group: int) -> dict[str, Tensor]:
+    """int32 [n] each, of every row of a group."""
+    mask = contexts.trained(group)
+    row, position = np.nonzero(mask)
+    labels = {"token": contexts.ids(group)[mask], "document": contexts.document(group)[row], "position": position}
+    return {key: torch.from_numpy(value.astype(np.int32)) for key, value in labels.items()}
 
 
 def _name(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
-
-
-def _gather(live: Live, first: int, last: int) -> dict[str, Tensor]:
-    """The tensors of one shard."""
-    found: dict[str, list[Tensor]] = {}
-    for group in range(first, last):
-        mask = live.contexts.trained(group)
-        row, position = np.nonzero(mask)
-        labels = {
-            "token": live.contexts.ids(group)[mask],
-            "document": live.contexts.document(group)[row],
-            "position": position,
-        }
-        tensors = {key: torch.from_numpy(value.astype(np.int32)) for key, value in labels.items()}
-        for key, value in {**live.rows(group), **tensors}.items():
-            found.setdefault(key, []).append(value.cpu())
-    return {key: torch.cat(values) for key, values in found.items()}
-
-
-def _check(path: Path, shard: dict[str, Any]) -> None:
-    """ArtefactError unless the file has the recorded size and checksum."""
-    size = _size(path)
-    if size is None:
-        raise ArtefactError(f"{path} does not exist: `jumpahead run` writes it again.")
-    if size != shard["bytes"] or _crc32(path) != shard["crc32"]:
-        raise ArtefactError(f"{path} is torn or damaged: remove it, and `jumpahead run` writes it again.")
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
-
-
-def _crc32(path: Path) -> int:
-    value = 0
-    with open(path, "rb") as file:
-        while part := file.read(2**22):
-            value = zlib.crc32(part, value)
-    return value
 
 
 Origin = Shards

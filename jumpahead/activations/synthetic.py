@@ -9,6 +9,7 @@ site, g) alone. An SAE that works finds the d_j: `dictionary`, `frequency` and `
 from __future__ import annotations
 
 import zlib
+from copy import copy
 from pathlib import Path
 from typing import cast
 
@@ -48,12 +49,12 @@ class SyntheticOptions(Options):
 class Synthetic(Activations):
     """Rows made from a known dictionary, one per site."""
 
-    needs_lm = False
     Options = SyntheticOptions
 
     def __init__(self, config: ActivationsConfig) -> None:
         options = cast(SyntheticOptions, read_options(Synthetic, config))
         self.options = options
+        self._first = 0
         self.dtype = DTYPES[config.dtype]
         self.widths = dict.fromkeys(config.sites, options.d)
         self.rows_per_group = np.full(options.groups, options.rows, dtype=np.int64)
@@ -81,13 +82,21 @@ class Synthetic(Activations):
     def rows(self, group: int) -> dict[str, Tensor]:
         return {site: self._make(site, group)[0].to(self.dtype) for site in self.widths}
 
+    @property
+    def held_out(self) -> Synthetic:
+        """As many groups more of the same dictionary."""
+        others = copy(self)
+        others._first = self.options.groups
+        others.digest = digest_json([self.digest, "held out"])
+        return others
+
     def truth(self, group: int) -> dict[str, Tensor]:
         """float32 [n, features] at every site: how active each feature of each row is."""
         return {site: self._make(site, group)[1] for site in self.widths}
 
     def _make(self, site: str, group: int) -> tuple[Tensor, Tensor]:
         n, options = int(self.rows_per_group[group]), self.options
-        random = self._random(site, 1, group)
+        random = self._random(site, 1, self._first + group)
         active = random.random((n, options.features), dtype=np.float32) < self.frequency.numpy()
         size = np.maximum(random.normal(1.0, 0.3, (n, options.features)), 0.1)
         features = torch.from_numpy(np.where(active, size, 0.0).astype(np.float32))

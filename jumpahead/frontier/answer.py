@@ -17,7 +17,7 @@ import numpy as np
 from jumpahead.errors import StudyError, nearest
 from jumpahead.frontier.curve import LEVEL, Estimate, Place, estimate
 from jumpahead.frontier.series import SeriesCurve, is_number
-from jumpahead.frontier.words import amount, bare, number, percent, setting_label
+from jumpahead.frontier.words import FIDELITY, a_fidelity, amount, bare, number, percent, setting_label
 from jumpahead.metrics import BOOTSTRAPPED, METRICS, SHARES
 
 TARGETS = {
@@ -46,7 +46,7 @@ class Crossing:
     knob: dict[str, float]
     """Where the setting is a requested L0: the λ that the controller is expected to end with; else empty."""
     nearest: dict[str, Any]
-    """The trained SAE nearest in L0: path, label, l0, delta_lm_loss."""
+    """The trained SAE nearest in L0: path, label, l0, and its delta_lm_loss or, without an LM, its fvu."""
     notes: list[str]
 
     @property
@@ -97,6 +97,8 @@ class PanelAnswer:
     width: int
     series: list[SeriesAnswer]
     recommendation: Recommendation
+    fidelity: str = "delta_lm_loss"
+    """What its series are compared by: delta_lm_loss, or without a language model fvu."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Answer:
 
     run: str
     lm: str
+    """Its name; empty where there was none."""
     target: str
     """The metric that was asked by."""
     value: float
@@ -179,10 +182,9 @@ class Question(NamedTuple):
         """The value in the unit of the curve."""
         return self.value * width if self.metric in SHARES else self.value
 
-    @property
-    def objective(self) -> str:
+    def objective(self, fidelity: str) -> str:
         """What is to be small where the target is met."""
-        return "l0" if self.metric in ("delta_lm_loss", "fvu") else "delta_lm_loss"
+        return "l0" if self.metric in FIDELITY else fidelity
 
     def __str__(self) -> str:
         return amount(self.metric, self.value)
@@ -201,7 +203,12 @@ class Candidate(NamedTuple):
 
 
 def answer_panel(
-    site: str, width: int, curves: Sequence[SeriesCurve], names: Sequence[str], question: Question
+    site: str,
+    width: int,
+    curves: Sequence[SeriesCurve],
+    names: Sequence[str],
+    question: Question,
+    fidelity: str = "delta_lm_loss",
 ) -> PanelAnswer:
     """The answer at one site and width; `names` are the series that were asked for."""
     answers, candidates, left_out = [], [], []
@@ -214,7 +221,7 @@ def answer_panel(
             candidates.append(candidate)
     measured = {curve.name for curve in curves}
     left_out += [f"{name} has no measured SAE" for name in names if name not in measured]
-    return PanelAnswer(site, width, answers, _recommend(candidates, left_out, question))
+    return PanelAnswer(site, width, answers, _recommend(candidates, left_out, question, fidelity), fidelity)
 
 
 def _answer_series(curve: SeriesCurve, question: Question) -> tuple[SeriesAnswer, Candidate | None]:
@@ -222,7 +229,7 @@ def _answer_series(curve: SeriesCurve, question: Question) -> tuple[SeriesAnswer
     low, high = curve.curve.range(column)
     places = curve.curve.find(column, target)
     crossings = [_crossing(curve, place, question) for place in places]
-    objective = BOOTSTRAPPED.index(question.objective)
+    objective = BOOTSTRAPPED.index(question.objective(curve.fidelity))
     by_merit = sorted(
         (
             Candidate(curve, crossing, place.values[:, objective])
@@ -256,7 +263,7 @@ def _answer_series(curve: SeriesCurve, question: Question) -> tuple[SeriesAnswer
 
 def _crossing(curve: SeriesCurve, place: Place, question: Question) -> Crossing:
     near = curve.nearest(place)
-    summary = {key: near["metrics"][key] for key in ("l0", "delta_lm_loss")}
+    summary = {key: near["metrics"][key] for key in ("l0", curve.fidelity)}
     found, target = place.values[0, question.column()], question.target(curve.width)
     low, high = curve.curve.range(question.column())
     notes = []
@@ -280,8 +287,12 @@ def _crossing(curve: SeriesCurve, place: Place, question: Question) -> Crossing:
 
 def _relative_error(points: Sequence[Mapping[str, Any]]) -> float:
     """The largest SE / |delta LM loss|."""
-    errors = [(point["standard_errors"].get("delta_lm_loss"), point["metrics"]["delta_lm_loss"]) for point in points]
-    return max((error / abs(loss) for error, loss in errors if is_number(error) and loss), default=0.0)
+    errors = [
+        (point["standard_errors"].get("delta_lm_loss"), point["metrics"].get("delta_lm_loss")) for point in points
+    ]
+    return max(
+        (error / abs(loss) for error, loss in errors if is_number(error) and is_number(loss) and loss), default=0.0
+    )
 
 
 def _broken(crossing: Crossing, limits: Mapping[str, float]) -> list[str]:
@@ -313,7 +324,7 @@ def _why_left_out(answer: SeriesAnswer, question: Question) -> str:
 # ---------------------------------------------------------------------------------------------- between series
 
 
-def _recommend(candidates: list[Candidate], left_out: list[str], question: Question) -> Recommendation:
+def _recommend(candidates: list[Candidate], left_out: list[str], question: Question, fidelity: str) -> Recommendation:
     """The smallest objective wins; ties are those whose paired difference to it may be zero."""
     if not candidates:
         why = "; ".join(left_out) or "nothing was measured"
@@ -323,11 +334,12 @@ def _recommend(candidates: list[Candidate], left_out: list[str], question: Quest
     clear = [pair for pair in differences if pair[1].low is not None and pair[1].low > 0]
     tied = [pair for pair in differences if pair not in clear]
     value = number(float(best.objective[0]))
-    what = f"{value} active features per token" if question.objective == "l0" else f"a delta LM loss of {value}"
+    is_l0 = question.objective(fidelity) == "l0"
+    what = f"{value} active features per token" if is_l0 else f"{a_fidelity(fidelity)} of {value}"
     where = f"At {question}{' and within the limits' if question.limits else ''}"
     least = f"the fewest active features per token, {value}"
-    if question.objective == "delta_lm_loss":
-        least = f"the lowest delta LM loss, {value}"
+    if not is_l0:
+        least = f"the lowest {FIDELITY[fidelity]}, {value}"
     if not others and left_out:
         sentences = [f"{where}, only {best.curve.title} qualifies, with {what}."]
     elif not clear:

@@ -14,7 +14,15 @@ from jumpahead.errors import ArtefactError
 from jumpahead.frontier.answer import plain
 from jumpahead.frontier.curve import LEVEL, centred, estimate
 from jumpahead.frontier.frontier import SCHEMA, Frontier
-from jumpahead.frontier.series import SeriesCurve, is_number, point_order, replicates_of, seed_weights, seeds_of
+from jumpahead.frontier.series import (
+    SeriesCurve,
+    fidelity_of,
+    is_number,
+    point_order,
+    replicates_of,
+    seed_weights,
+    seeds_of,
+)
 from jumpahead.frontier.words import setting_label
 from jumpahead.health import MEASURES, asked_l0
 from jumpahead.metrics import BOOTSTRAPPED, METRICS, SHARES
@@ -48,7 +56,7 @@ def build(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "lm": dict(lm),
         "text": dict(text),
-        "metrics": [metric.declaration() for metric in METRICS.values()],
+        "metrics": [metric.declaration() for metric in METRICS.values() if _is_measured(metric.key, points)],
         "health": [one._asdict() for one in MEASURES if any(one.key in point["health"] for point in points)],
         "series": series,
         "interval": interval,
@@ -61,15 +69,20 @@ def build(
         curves = Frontier(data).curves(panel)
         covers += [curve.covers for curve in curves]
         panel["matched_l0"] = _matched(curves, "l0", [2.0**power for power in range(15)])
-        panel["matched_loss"] = _matched(
-            curves, "delta_lm_loss", [float(f"{digit}e{power}") for power in range(-5, 2) for digit in (1, 2, 5)]
-        )
+        values = [float(f"{digit}e{power}") for power in range(-5, 2) for digit in (1, 2, 5)]
+        for key, metric in (("matched_loss", "delta_lm_loss"), ("matched_fvu", "fvu")):
+            panel[key] = _matched(curves, metric, values) if metric == panel["fidelity"] else []
     if covers and set(covers) == {"text and seeds"}:
         interval["covers"] = "text and seeds"
     return data
 
 
 # ---------------------------------------------------------------------------------------------- panels and points
+
+
+def _is_measured(key: str, points: Sequence[Mapping[str, Any]]) -> bool:
+    """False for a metric that every SAE was asked for and none has."""
+    return not points or not all(key in one["metrics"] and not is_number(one["metrics"][key]) for one in points)
 
 
 def _panels(evaluations: Sequence[Evaluation], names: list[str]) -> list[dict[str, Any]]:
@@ -87,7 +100,7 @@ def _panel(evaluations: list[Evaluation], names: list[str]) -> dict[str, Any]:
     _check(evaluations)
     points = [_point(evaluation) for evaluation in evaluations]
     points.sort(key=lambda point: (names.index(point["series"]), *point_order(point)))
-    for point, is_best in zip(points, pareto(points), strict=True):
+    for point, is_best in zip(points, pareto(points, fidelity_of(points)), strict=True):
         point["pareto"] = is_best
     _weigh_seeds(points)
     sae, metrics, text = (evaluations[0][key] for key in ("sae", "metrics", "text"))
@@ -95,6 +108,7 @@ def _panel(evaluations: list[Evaluation], names: list[str]) -> dict[str, Any]:
         "site": sae["site"],
         "width": sae["width"],
         "d": sae["d"],
+        "fidelity": fidelity_of(points),
         **{key: metrics.get(key) for key in ("ce_clean", "ce_zero", "ce_mean")},
         "tokens": text["tokens"],
         "documents": text["documents"],
@@ -171,9 +185,9 @@ def _point(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def pareto(points: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """True for SAEs that no other beats: none has L0 and delta LM loss at most as large, and one of them smaller."""
-    keys = ("l0", "delta_lm_loss")
+def pareto(points: Sequence[Mapping[str, Any]], fidelity: str = "delta_lm_loss") -> list[bool]:
+    """True for SAEs that no other beats: none has L0 and `fidelity` at most as large, and one of them smaller."""
+    keys = ("l0", fidelity)
     values = [[point["metrics"].get(key) for key in keys] for point in points]
     pairs = np.asarray([[v if is_number(v) else math.inf for v in row] for row in values], np.float64).reshape(-1, 2)
 

@@ -17,6 +17,11 @@ from jumpahead.frontier.words import percent
 SCHEMA = "jumpahead.frontier/1"
 
 
+def fidelity(panel: Mapping[str, Any]) -> str:
+    """What the SAEs of an element of `data["panels"]` are compared by: a key of `words.FIDELITY`."""
+    return panel.get("fidelity", "delta_lm_loss")
+
+
 class Frontier:
     """The measured frontier of a run: many SAEs of several series, at several sparsities, on the same activations.
 
@@ -71,7 +76,7 @@ class Frontier:
         for series in self.data["series"]:
             if series["name"] in names:
                 points = [point for point in panel["points"] if point["series"] == series["name"]]
-                curves.append(SeriesCurve.of(series, panel["width"], points, universe))
+                curves.append(SeriesCurve.of(series, panel["width"], points, universe, fidelity(panel)))
         return [curve for curve in curves if curve.settings]
 
     def ask(
@@ -103,16 +108,21 @@ class Frontier:
         bounds = dict(parse_amount(*limit) for limit in (limits or {}).items())
         question = Question(*parse_amount(*asked[0]), bounds)  # type: ignore[arg-type]
         names = self._series(series)
+        if question.metric == "delta_lm_loss" and all(fidelity(each) == "fvu" for each in self._panels(panel)):
+            raise StudyError(
+                f"No delta LM loss was measured in the run {self.name}, since there was no language model: ask by FVU, "
+                "L0 or numbers of features."
+            )
         return Answer(
             run=self.name,
-            lm=self.data["lm"]["name"],
+            lm=self.data["lm"]["name"] or "",
             target=question.metric,
             value=question.value,
             limits=bounds,
             level=self.data["interval"]["level"],
             covers=self.covers,
             panels=[
-                answer_panel(each["site"], each["width"], self.curves(each, names), names, question)
+                answer_panel(each["site"], each["width"], self.curves(each, names), names, question, fidelity(each))
                 for each in self._panels(panel)
             ],
         )

@@ -37,6 +37,11 @@ def is_number(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
+def fidelity_of(points: Iterable[Point]) -> str:
+    """What these SAEs are compared by: delta LM loss where it was measured, else FVU."""
+    return "delta_lm_loss" if any(is_number(point["metrics"].get("delta_lm_loss")) for point in points) else "fvu"
+
+
 def seeds_of(point: Point) -> Seeds:
     return point["sae_seed"], point["stream_seed"]
 
@@ -62,18 +67,25 @@ class SeriesCurve:
     settings: list[list[Point]]
     """The SAEs of each setting, in the order of `curve`'s points."""
     curve: Curve
+    fidelity: str = "delta_lm_loss"
+    """What it is compared by: a key of `words.FIDELITY`."""
 
     @classmethod
     def of(
-        cls, series: Mapping[str, Any], width: int, points: Iterable[Point], universe: Sequence[Seeds]
+        cls,
+        series: Mapping[str, Any],
+        width: int,
+        points: Iterable[Point],
+        universe: Sequence[Seeds],
+        fidelity: str = "delta_lm_loss",
     ) -> SeriesCurve:
         """Groups SAEs by setting and averages seeds; `universe`: all seeds of the panel.
 
-        SAEs whose L0 or delta LM loss is undefined lie on no curve and are passed over.
+        SAEs whose L0 or `fidelity` is undefined lie on no curve and are passed over.
         """
         groups: dict[tuple[str, float], list[Point]] = defaultdict(list)
         for point in sorted(points, key=point_order):
-            if all(is_number(point["metrics"].get(key)) for key in ("l0", "delta_lm_loss")):
+            if all(is_number(point["metrics"].get(key)) for key in ("l0", fidelity)):
                 groups[point["setting"]["kind"], point["setting"]["value"]].append(point)
         settings = list(groups.values())
         replicates = min((replicates_of(point) for group in settings for point in group), default=0)
@@ -85,6 +97,7 @@ class SeriesCurve:
             width,
             settings,
             Curve(values, _logs(settings, values)),
+            fidelity,
         )
 
     @property
@@ -149,8 +162,8 @@ def _logs(settings: list[list[Point]], values: np.ndarray) -> tuple[bool, ...]:
     """L0 and FVU in logarithms; the loss only where every SAE is at least 2 SE above zero; counts never."""
 
     def is_clear(point: Point) -> bool:
-        error, loss = point["standard_errors"].get("delta_lm_loss"), point["metrics"]["delta_lm_loss"]
-        return is_number(error) and loss > 0 and loss >= 2 * error
+        error, loss = point["standard_errors"].get("delta_lm_loss"), point["metrics"].get("delta_lm_loss")
+        return is_number(error) and is_number(loss) and loss > 0 and loss >= 2 * error
 
     in_log = {"l0": True, "fvu": True, "delta_lm_loss": all(is_clear(point) for group in settings for point in group)}
     is_positive = (values[0] > 0).all(axis=0)

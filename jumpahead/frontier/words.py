@@ -20,6 +20,14 @@ _AMOUNTS = {
     "share_dead": "{} of features dead",
 }
 
+FIDELITY = {"delta_lm_loss": "delta LM loss", "fvu": "FVU"}
+"""What curves are drawn and compared by: the loss, or without a language model the reconstruction error."""
+
+
+def a_fidelity(key: str) -> str:
+    """`a delta LM loss`, `an FVU`."""
+    return f"{'an' if key == 'fvu' else 'a'} {FIDELITY[key]}"
+
 
 def number(value: float | None) -> str:
     """Three significant digits, whole from 100 on: `0.2`, `21.3`, `1,234`; `-` where there is none."""

@@ -138,7 +138,7 @@ const SHARES = { above_10pct: "share_above_10pct", above_1pct: "share_above_1pct
 function seriesCurves(panel) { // one per series; a setting is a point of its curve, the mean of its seeds
   const found = new Map();
   for (const point of panel.points) {
-    if (!FINITE(point.metrics.l0) || !FINITE(point.metrics.delta_lm_loss)) continue;
+    if (!FINITE(point.metrics.l0) || !FINITE(point.metrics[panel.fidelity])) continue;
     if (!found.has(point.series)) found.set(point.series, new Map());
     const settings = found.get(point.series), key = `${point.setting.kind} ${point.setting.value}`;
     settings.set(key, [...(settings.get(key) || []), point]);
@@ -244,8 +244,10 @@ function lambdaBetween(left, right, t) { // what the controllers of a requested 
   return a === null || b === null ? null : geometric(a, b, t);
 }
 
-function compareSeries(answers, key, level) { // least costly series, and each other's paired difference to it
-  const m = KEYS.indexOf(key === "delta_lm_loss" || key === "fvu" ? "l0" : "delta_lm_loss");
+function hasLoss(panel) { return panel.fidelity === "delta_lm_loss"; }
+
+function compareSeries(panel, answers, key, level) { // least costly series, and each other's paired difference to it
+  const m = KEYS.indexOf(key === "delta_lm_loss" || key === "fvu" ? "l0" : panel.fidelity);
   const reached = answers.filter((one) => one.crossings.length).map((one) => {
     const best = one.crossings.reduce((a, b) => (b.replicates[0][m] < a.replicates[0][m] ? b : a));
     return { series: one.series, cost: best.replicates.map((row) => row[m]) };

@@ -29,10 +29,14 @@ const AXES = { // what a coordinate is: its value and interval of a point, its t
   above_10pct: { of: (p, part) => share(p, "above_10pct", part), title: "share of features", key: "above_10pct", suffix: " %" },
   above_1pct: { of: (p, part) => share(p, "above_1pct", part), title: "share of features", key: "above_1pct", suffix: " %" },
 };
-const PLOTS = { loss: ["l0", "loss"], fvu: ["l0", "fvu"], above_10pct: ["loss", "above_10pct"], above_1pct: ["loss", "above_1pct"] };
+const AXIS_OF = { delta_lm_loss: "loss", fvu: "fvu" }; // what SAEs are compared by
+
+function axesOf(kind, panel) {
+  return (kind in SHARES ? [AXIS_OF[panel.fidelity], kind] : ["l0", kind]).map((name) => AXES[name]);
+}
 
 function scatter(panel, kind, state) {
-  const [x, y] = PLOTS[kind].map((name) => AXES[name]);
+  const [x, y] = axesOf(kind, panel);
   const points = panel.points.filter((p) => x.of(p) !== null && y.of(p) !== null);
   const axes = [axisOf(points, x), axisOf(points, y)];
   const traces = panel.curves.flatMap((one) => [...(hasSeeds(one) ? [meanLine(panel, one, x, y, state)] : []), traceOf(panel, one, x, y, points, axes, state)])
@@ -127,7 +131,7 @@ function hover(panel, point) {
     `${show(key, point.metrics[key])} of ${panel.width.toLocaleString("en")} features ${words}, ${show(`share_${key}`, point.metrics[`share_${key}`])}${range(key)}`;
   const knobs = Object.entries(point.knob).filter(([, v]) => FINITE(v));
   const lines = [
-    `delta LM loss ${show("delta_lm_loss", point.metrics.delta_lm_loss)} nats per token${range("delta_lm_loss")}`,
+    ...(hasLoss(panel) ? [`delta LM loss ${show("delta_lm_loss", point.metrics.delta_lm_loss)} nats per token${range("delta_lm_loss")}`] : []),
     `L0 ${show("l0", point.metrics.l0)} features per token${range("l0")}`,
     `FVU ${show("fvu", point.metrics.fvu)}${range("fvu")}`,
     features("above_10pct", "above 10 %"), features("above_1pct", "above 1 %"), features("dead", "never fire"),

@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jumpahead.report.numbers import count, exact, interval, listed, metric, percent, short
+from jumpahead.report.panel import FIDELITY
 
 Json = Mapping[str, Any]
 DELTA, L0, ABOVE = "delta_lm_loss", "l0", "above_10pct"
+UNITS = {DELTA: " nats per token"}
+MATCHED = {DELTA: "matched_loss", "fvu": "matched_fvu"}
 
 
 class Cell(NamedTuple):
@@ -34,22 +37,24 @@ class Finding(NamedTuple):
 
 def findings(panel: Json, titles: Mapping[str, str]) -> list[Finding]:
     """The sentences at the head of a panel; `titles` names the series (hostile text: who prints it escapes it)."""
-    points = [point for point in panel.get("points", []) if _is_measured(point)]
+    by = str(panel.get("fidelity") or DELTA)
+    words, unit = FIDELITY[by], UNITS.get(by, "")
+    points = [point for point in panel.get("points", []) if _is_measured(point, by)]
     if not points:
         return [Finding("", "No SAE of this panel has been measured yet.")]
     found = [_extent(panel, points, titles)]
     matched = typical(panel.get("matched_l0", []))
     if matched:
-        ranking = _ranking("delta LM loss is lowest for {}", DELTA, "nats per token", _cells(matched, DELTA, titles))
+        ranking = _ranking(f"{words} is lowest for {{}}", by, unit, _cells(matched, by, titles))
         found.append(Finding(f"At L0 = {exact(matched['l0'])},", ranking + _unreached(matched, titles)))
-    matched = typical(panel.get("matched_loss", []))
+    matched = typical(panel.get(MATCHED[by], []))
     if matched:
-        lead = f"At a delta LM loss of {exact(matched['delta_lm_loss'])} nats per token,"
-        ranking = _ranking("{} needs the fewest active features", L0, "per token", _cells(matched, L0, titles))
+        lead = f"At {'an' if by == 'fvu' else 'a'} {words} of {exact(matched[by])}{unit},"
+        ranking = _ranking("{} needs the fewest active features", L0, " per token", _cells(matched, L0, titles))
         found.append(Finding(lead, ranking + _unreached(matched, titles)))
         cells = _cells(matched, ABOVE, titles)
         if cells:
-            found.append(_high_frequency(cells, int(panel["width"])))
+            found.append(_high_frequency(cells, int(panel["width"]), "loss" if by == DELTA else words))
     return found
 
 
@@ -62,17 +67,18 @@ def typical(entries: list[Json]) -> Json | None:
     return best[(len(best) - 1) // 2]
 
 
-def _is_measured(point: Json) -> bool:
-    return all(point["metrics"].get(key) is not None for key in (DELTA, L0))
+def _is_measured(point: Json, by: str) -> bool:
+    return all(point["metrics"].get(key) is not None for key in (by, L0))
 
 
 def _extent(panel: Json, points: list[Json], titles: Mapping[str, str]) -> Finding:
     """How many SAEs, over which range, and what the LM loses without them."""
     series = list(dict.fromkeys(point["series"] for point in points))
-    ranges = [[point["metrics"][key] for point in points] for key in (L0, DELTA)]
-    l0, delta = (f"{short(min(values))} to {short(max(values))}" for values in ranges)
+    by = str(panel.get("fidelity") or DELTA)
+    ranges = [[point["metrics"][key] for point in points] for key in (L0, by)]
+    l0, reached = (f"{short(min(values))} to {short(max(values))}" for values in ranges)
     names = listed([titles[name] for name in titles if name in series])
-    text = f"({names}): L0 {l0} features per token, delta LM loss {delta} nats per token."
+    text = f"({names}): L0 {l0} features per token, {FIDELITY[by]} {reached}{UNITS.get(by, '')}."
     clean, zero = panel.get("ce_clean"), panel.get("ce_zero")
     if clean is not None:
         text += f" The LM itself loses {short(clean)} nats per token on this text"
@@ -95,7 +101,7 @@ def _ranking(claim: str, key: str, unit: str, cells: list[Cell]) -> str:
     if not cells:
         return "nothing could be interpolated."
     shown = [f"{metric(key, cell.value)} ({interval(key, cell.low, cell.high)})" for cell in cells]
-    text = f"{claim.format(cells[0].title)}: {shown[0]} {unit}"
+    text = f"{claim.format(cells[0].title)}: {shown[0]}{unit}"
     if len(cells) == 1:
         return text + "."
     others = [f"{cell.title} {words}" for cell, words in zip(cells[1:], shown[1:], strict=True)]
@@ -110,14 +116,14 @@ def _overlap(cells: list[Cell]) -> str:
     return f"The interval of {best.title} overlaps with {'that' if len(same) == 1 else 'those'} of {listed(same)}."
 
 
-def _high_frequency(cells: list[Cell], width: int) -> Finding:
+def _high_frequency(cells: list[Cell], width: int, matched: str) -> Finding:
     """Features above 10 %, fewest first, as counts and as shares of all features."""
     words = [
         f"{cell.title} {count(cell.value)}, {percent(cell.value / width)} ({interval(ABOVE, cell.low, cell.high)})"
         for cell in cells
     ]
     text = f"of {width:,}: {'; '.join(words)}. {_overlap(cells) if len(cells) > 1 else ''}"
-    return Finding("Features that fire on more than 10 % of tokens, at that loss,", text.rstrip())
+    return Finding(f"Features that fire on more than 10 % of tokens, at that {matched},", text.rstrip())
 
 
 def _unreached(entry: Json, titles: Mapping[str, str]) -> str:

@@ -1,6 +1,7 @@
 // The page's behaviour: sorting, choosing, asking, drawing. It sets text, never HTML.
 
 const data = JSON.parse(document.getElementById("data").textContent);
+const WORDS = { delta_lm_loss: "delta LM loss", fvu: "FVU" }; // of what SAEs are compared by, as panel.py
 const MISSING = "–", NBSP = "\u00a0", COUNTS = ["above_10pct", "above_1pct", "dead"];
 
 // ---------------------------------------------------------------------------------------------- numbers, as numbers.py
@@ -175,7 +176,7 @@ function parseAmount(text, key, width) { // a number; a count of features also a
 }
 
 function suggestion(panel, key) { // a value that as many series as possible reach
-  if (key === "delta_lm_loss" && panel.ask !== null) return String(panel.ask);
+  if (key === panel.fidelity && panel.ask !== null) return String(panel.ask);
   const m = KEYS.indexOf(key), ranges = panel.curves.map((one) => rangeOf(one.curve, m));
   const low = Math.max(...ranges.map((r) => r[0])), high = Math.min(...ranges.map((r) => r[1]));
   const middle = low > 0 && high > 0 ? Math.sqrt(low * high) : (low + high) / 2;
@@ -183,16 +184,16 @@ function suggestion(panel, key) { // a value that as many series as possible rea
 }
 
 function answerNodes(panel, key, asked, choose) {
-  const answers = answerPanel(panel, data.level, key, asked), shown = KEYS.filter((other) => other !== key);
+  const answers = answerPanel(panel, data.level, key, asked), shown = KEYS.filter((other) => other !== key && (hasLoss(panel) || other !== "delta_lm_loss"));
   const columns = ["Series", ...shown.map((other) => data.metrics[other].short), "train with", "nearest SAE"];
   const units = ["", ...shown.map((other) => (other === "l0" ? "features per token" : data.metrics[other].unit)), "", ""];
   const head = element("tr", {}, ...columns.map((text, i) =>
     element("th", { scope: "col", class: i === 0 || i >= columns.length - 2 ? "word" : "" }, text, element("span", { class: "unit" }, units[i]))));
   const rows = answers.flatMap((one) => (one.crossings.length
-    ? one.crossings.map((crossing) => answerRow(one, crossing, shown, choose)) : [outsideRow(one, key, shown.length + 2)]));
+    ? one.crossings.map((crossing) => answerRow(one, crossing, shown, choose)) : [outsideRow(panel, one, key, shown.length + 2)]));
   const table = element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows));
   const scroll = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Answer per series" }, table);
-  return [scroll, ...comparison(answers, key), ...remarks(panel, answers)];
+  return [scroll, ...comparison(panel, answers, key), ...remarks(panel, answers)];
 }
 
 function answerRow(one, crossing, shown, choose) {
@@ -209,10 +210,11 @@ function answerRow(one, crossing, shown, choose) {
   return element("tr", { "data-series": String(one.series) }, element("td", { class: "word" }, ...named(one.series)), ...cells, train, near);
 }
 
-function outsideRow(one, key, span) {
+function outsideRow(panel, one, key, span) {
+  const other = key === "l0" ? panel.fidelity : "l0", words = { ...WORDS, l0: "L0" };
   const [low, high] = one.measured, end = one.end.metrics;
   const text = `${one.reach} the measured range, ${showRange(key, [low, high])}; nearest end: ${data.metrics[key].short} ${show(key, end[key].value)}, ` +
-    `${key === "l0" ? `delta LM loss ${show("delta_lm_loss", end.delta_lm_loss.value)}` : `L0 ${show("l0", end.l0.value)}`}, ${one.end.nearest.name}`;
+    `${words[other]} ${show(other, end[other].value)}, ${one.end.nearest.name}`;
   return element("tr", { "data-series": String(one.series) }, element("td", { class: "word" }, ...named(one.series)),
     element("td", { class: "outside", colspan: String(span) }, text));
 }
@@ -221,16 +223,16 @@ function named(series) {
   return [document.querySelector(`.legend button[data-series="${series}"] .swatch`).cloneNode(true), ` ${data.series[series].title}`];
 }
 
-function comparison(answers, key) { // in a sentence, by differences within each replicate
-  const { objective, best, differences } = compareSeries(answers, key, data.level);
+function comparison(panel, answers, key) { // in a sentence, by differences within each replicate
+  const { objective, best, differences } = compareSeries(panel, answers, key, data.level);
   if (!best || !differences.length) return [];
   const isL0 = objective === "l0", title = (series) => data.series[series].title;
   const parts = differences.map(({ series, more }) => {
     const range = FINITE(more.low) ? ` (${showRange(objective, [more.low, more.high])})` : "", amount = `${short(more.value)}${range} more`;
-    return FINITE(more.low) && more.low > 0 ? `${title(series)} ${isL0 ? "needs" : "loses"} ${amount}.`
+    return FINITE(more.low) && more.low > 0 ? `${title(series)} ${{ l0: "needs", delta_lm_loss: "loses", fvu: "has" }[objective]} ${amount}.`
       : `${title(series)}: ${amount}, an interval that includes zero, so this run does not tell it from ${title(best.series)}.`;
   });
-  const head = `${title(best.series)} ${isL0 ? "needs the fewest active features" : "has the lowest delta LM loss"}: ${short(best.cost[0])} ${isL0 ? "per token" : "nats per token"}.`;
+  const head = `${title(best.series)} ${isL0 ? "needs the fewest active features" : `has the lowest ${WORDS[objective]}`}: ${short(best.cost[0])}${{ l0: " per token", delta_lm_loss: " nats per token", fvu: "" }[objective]}.`;
   return [element("p", { class: "compared" }, [head, ...parts].join(" "))];
 }
 

@@ -19,7 +19,7 @@ from jumpahead.report import efficiency as costs
 from jumpahead.report.findings import findings, typical
 from jumpahead.report.looks import DASHES, SYMBOLS, looks
 from jumpahead.report.numbers import MISSING, NBSP, count, exact, harmless
-from jumpahead.report.panel import Json, Names, Panel
+from jumpahead.report.panel import FIDELITY, Json, Names, Panel
 from jumpahead.report.tables import DIRECTIONS, cells, columns, health_table, matched_tables
 
 TARGETS = {  # what one may ask for
@@ -33,8 +33,8 @@ DIGITS = 8  # of a bootstrap replicate in the page: far below what any interval 
 ALT = {
     "loss": "Delta LM loss against L0, one curve per series",
     "fvu": "Fraction of variance unexplained against L0, one curve per series",
-    "above_10pct": "Share of features firing on more than 10 % of tokens, against delta LM loss, one curve per series",
-    "above_1pct": "Share of features firing on more than 1 % of tokens, against delta LM loss, one curve per series",
+    "above_10pct": "Share of features firing on more than 10 % of tokens, against {by}, one curve per series",
+    "above_1pct": "Share of features firing on more than 1 % of tokens, against {by}, one curve per series",
     "histogram": "Histogram of feature frequencies",
 }
 
@@ -68,9 +68,7 @@ def html(frontier: Json, efficiency: Json | None = None) -> str:
         taken_ids=assets.plotly().taken_ids,
         looks=[{**look._asdict(), "path": SYMBOLS[look.symbol], "stroke": DASHES[look.dash]} for look in found],
         panels=[_panel(panel) for panel in panels],
-        targets=[{"key": key, "words": words} for key, words in TARGETS.items() if key in names.metrics],
         intervals=_intervals(frontier["interval"], panels, names.level),
-        marks=_marks(names.level),
         metrics=[{**one, "direction": DIRECTIONS.get(one["better"], MISSING)} for one in frontier["metrics"]],
         sources=_sources(frontier),
         efficiency=None if efficiency is None else costs.section(efficiency),
@@ -112,9 +110,11 @@ def _custom_properties(colours: dict[str, tuple[str, str]]) -> str:
 def _about(frontier: Json) -> list[str]:
     """What was measured on what, and when."""
     text, n = frontier.get("text") or {}, sum(len(panel["points"]) for panel in frontier["panels"])
-    parts = [f"{n} sparse autoencoder{'s' * (n != 1)}", f"LM: {(frontier.get('lm') or {}).get('name') or 'not named'}"]
+    lm = frontier.get("lm") or {}
+    has_lm = lm.get("name", "") is not None  # null: there was none
+    parts = [f"{n} sparse autoencoder{'s' * (n != 1)}", f"LM: {lm.get('name') or 'not named'}" if has_lm else "no LM"]
     if text.get("source"):
-        parts.append(f"text: {text['source']}")
+        parts.append(f"text: {text['source']}" if has_lm else text["source"])
     if text.get("train_tokens"):
         parts.append(f"{count(text['train_tokens'])} training tokens")
     if text.get("held_out_tokens"):
@@ -157,10 +157,10 @@ def _intervals(declared: Json, panels: list[Panel], level: str) -> list[str]:
     ]
 
 
-def _marks(level: str) -> str:
+def _marks(level: str, by: str) -> str:
     return (
         f"Bars are {level} intervals. Filled marks are Pareto-optimal: no other SAE of the panel has both a lower L0 "
-        "and a lower delta LM loss; hollow marks are not. Point at a mark for its setting, seed, path and numbers; "
+        f"and a lower {by}; hollow marks are not. Point at a mark for its setting, seed, path and numbers; "
         "choose it to mark that SAE everywhere. The dotted line is the value asked for above."
     )
 
@@ -178,15 +178,25 @@ def _sources(frontier: Json) -> list[tuple[str, str]]:
 
 def _panel(panel: Panel) -> dict[str, Any]:
     """What the template shows of a panel."""
-    width, d = panel.width, panel.json.get("d")
+    width, d, by = panel.width, panel.json.get("d"), FIDELITY[panel.fidelity]
     return {
+        "fidelity": by,
+        "has_loss": panel.fidelity == "delta_lm_loss",
+        "marks": _marks(panel.names.level, by),
+        "targets": [
+            {"key": key, "words": words}
+            for key, words in TARGETS.items()
+            if key in panel.names.metrics and (key != "delta_lm_loss" or panel.fidelity == key)
+        ],
         "id": f"panel-{panel.number}",
         "title": f"{panel.json['site']}, {width:,} features",
         "subtitle": f"{exact(round(width / d, 2))} × the activation’s width of {d:,}" if d else "",
         "width_text": f"{width:,}",
         "findings": findings(panel.json, panel.names.titles),
         "series": sorted({panel.series_of(point) for point in panel.points}),
-        "alt": {kind: f"{text}; the numbers are in the table of all SAEs below." for kind, text in ALT.items()},
+        "alt": {
+            kind: f"{text.format(by=by)}; the numbers are in the table of all SAEs below." for kind, text in ALT.items()
+        },
         "matched": matched_tables(panel),
         "columns": columns(panel.names),
         "points": [
@@ -241,10 +251,11 @@ def _nearest(panel: Panel, series: str, l0: float) -> int:
 
 def _for_script(panel: Panel) -> dict[str, Any]:
     """What figures and answers need, SAEs in the order of the table's rows."""
-    usual = typical(panel.json.get("matched_loss") or [])
+    usual = typical(panel.json.get("matched_loss") or panel.json.get("matched_fvu") or [])
     return {
+        "fidelity": panel.fidelity,
         "width": panel.width,
-        "ask": usual["delta_lm_loss"] if usual else None,
+        "ask": usual[panel.fidelity] if usual else None,
         "points": [
             {
                 "series": panel.series_of(point),

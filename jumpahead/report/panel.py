@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from jumpahead.report.numbers import MISSING, exact
 
 Json = Mapping[str, Any]
+FIDELITY = {"delta_lm_loss": "delta LM loss", "fvu": "FVU"}
+"""What the SAEs of a panel are compared by: the loss, or without a language model the reconstruction error."""
 SEEDS = {"sae_seed": "SAE seed", "stream_seed": "stream seed"}
 
 
@@ -43,6 +45,11 @@ class Panel:
     def width(self) -> int:
         """Features of each SAE."""
         return int(self.json["width"])
+
+    @property
+    def fidelity(self) -> str:
+        """A key of FIDELITY."""
+        return str(self.json.get("fidelity") or "delta_lm_loss")
 
     @cached_property
     def points(self) -> list[Json]:

@@ -12,6 +12,7 @@ FIRST = ("l0", "delta_lm_loss", "fvu", "above_10pct", "share_above_10pct", "abov
 MATCHED = {  # a matched table of frontier.json → what is matched, and the heading
     "matched_l0": ("l0", "At matched L0"),
     "matched_loss": ("delta_lm_loss", "At matched delta LM loss"),
+    "matched_fvu": ("fvu", "At matched FVU"),
 }
 DIRECTIONS = {"lower": "lower", "higher": "higher", "one": "nearer to 1"}
 
@@ -133,7 +134,10 @@ OTHERS: list[Column] = [
     (head("trained on", "tokens", "Tokens seen in training, repeats counted"), _training("tokens")),
     (head("distinct", "tokens", "Tokens seen in training, each counted once"), _training("distinct_tokens")),
     (head("training", "seconds", "Time of training; SAEs trained side by side share it"), _training("seconds")),
-    (head("pareto", "", "No other SAE of the panel has both a lower L0 and a lower delta LM loss"), _pareto),
+    (
+        head("pareto", "", "No other SAE of the panel has both a lower L0 and a lower loss (FVU, without an LM)"),
+        _pareto,
+    ),
     (
         head("path", "below the run", "Where the SAE lies", is_word=True),
         lambda point: cell(point.get("path"), is_word=True, is_code=True),
@@ -177,12 +181,12 @@ REACHED: Column = (head("L0", "reached in training", "Mean L0 over the last 5 % 
 
 def matched_tables(panel: Panel) -> list[dict[str, Any]]:
     """What each series has at the same L0 and at the same loss; tables without any entry are left out."""
-    tables = [_matched_table(panel, source, by, title) for source, (by, title) in MATCHED.items()]
-    return [table for table in tables if table["entries"]]
+    there = {source: how for source, how in MATCHED.items() if panel.json.get(source)}
+    return [_matched_table(panel, source, by, title) for source, (by, title) in there.items()]
 
 
 def _matched_table(panel: Panel, source: str, by: str, title: str) -> dict[str, Any]:
-    names, entries = panel.names, panel.json.get(source) or []
+    names, entries = panel.names, panel.json[source]
     present = {key for entry in entries for row in entry["rows"] for key in row["metrics"]} - {by}
     keys = [key for key in names.metrics if key in present and not key.startswith("share_")]
     return {
@@ -204,7 +208,7 @@ def _matched_row(row: Json, keys: list[str], by: str, panel: Panel) -> dict[str,
     """The cells of a series at a matched value, or why there are none."""
     series = panel.names.series[row["series"]]
     if row.get("limit") is not None:
-        return {"series": series, "outside": _outside(row, by, panel.names), "cells": []}
+        return {"series": series, "outside": _outside(row, by, panel), "cells": []}
     row_cells = []
     for key in keys:
         found = row["metrics"].get(key) or {}
@@ -215,10 +219,10 @@ def _matched_row(row: Json, keys: list[str], by: str, panel: Panel) -> dict[str,
     return {"series": series, "outside": "", "cells": row_cells}
 
 
-def _outside(row: Json, by: str, names: Names) -> str:
+def _outside(row: Json, by: str, panel: Panel) -> str:
     """`above the measured range; nearest end: L0 58.3, delta loss 0.0974`."""
     where = f"{row['limit']} the measured range" if row["limit"] in ("below", "above") else "outside the measured range"
     nearest = row.get("nearest") or {}
-    keys = [key for key in dict.fromkeys((by, "l0", "delta_lm_loss")) if nearest.get(key)]
-    ends = [f"{names.metrics[key]['short']} {metric(key, nearest[key].get('value'))}" for key in keys]
+    keys = [key for key in dict.fromkeys((by, "l0", panel.fidelity)) if nearest.get(key)]
+    ends = [f"{panel.names.metrics[key]['short']} {metric(key, nearest[key].get('value'))}" for key in keys]
     return f"{where}; nearest end: {', '.join(ends)}" if ends else where

@@ -127,7 +127,7 @@ def test_activations_that_are_all_zero_are_refused():
 
 
 def test_origins_are_the_files_of_the_folder(lm_of, contexts, tmp_path):
-    assert names() == ["live", "shards", "synthetic"]
+    assert names() == ["live", "shards", "synthetic", "tensors"]
     config = ActivationsConfig(sites=("blocks.1.hook_mlp_out", "layers.1.mlp"), block=9)
     assert config.sites == ("layers.1.mlp",)
     opened = origin(config.origin).open(config, lm=lm_of("llama"), contexts=contexts, folder=tmp_path)

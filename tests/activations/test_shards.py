@@ -2,15 +2,19 @@
 
 import itertools
 import json
+import shutil
+from collections import namedtuple
 
 import numpy as np
 import pytest
 import torch
 
+from jumpahead import log, store
 from jumpahead.activations import ActivationsConfig, origin
 from jumpahead.activations.blocks import Stream
+from jumpahead.activations.files import Reader
 from jumpahead.activations.live import Live
-from jumpahead.activations.shards import Shards, write_shards
+from jumpahead.activations.shards import Part, Shards, is_complete, write_shards
 from jumpahead.errors import ArtefactError, StudyError
 from jumpahead.lm.contexts import tokenize
 from jumpahead.lm.text import Document, is_held_out
@@ -42,6 +46,9 @@ def test_the_stream_is_bitwise_that_of_live(live, tmp_path):
     write_shards(live, tmp_path, shard_mib=SMALL)
     shards = Shards(tmp_path, block=12)
     assert len(files(tmp_path)) >= 4
+    block = shards.gather([5, 0, 7])
+    parts = [live.rows(group) for group in (5, 0, 7)]
+    assert all(torch.equal(x, torch.cat([part[site] for part in parts])) for site, x in block.items())
     assert shards.digest == live.digest
     assert shards.widths == live.widths
     assert shards.rows_per_group.tolist() == live.rows_per_group.tolist()
@@ -64,52 +71,191 @@ def test_labels_say_where_each_row_comes_from(live, contexts, tmp_path):
         assert rows == [(int(ids[c, t]), int(owner[c]), int(t)) for c, t in np.argwhere(mask)]
 
 
+class Killed(Exception):
+    pass
+
+
+class Dying(Live):
+    """Dies when it comes to group 11."""
+
+    def rows(self, group):
+        if group == 11:
+            raise Killed
+        return super().rows(group)
+
+
+class Counting(log.Progress):
+    """Progress that remembers its phases."""
+
+    def __init__(self):
+        self.phases = []
+
+    def say(self, sentence):
+        raise AssertionError(sentence)
+
+    def phase(self, title, total, unit, done=0):
+        self.phases.append((title, total, done))
+        return log.Silent().phase(title, total, unit, done)
+
+
+def rows_of(live, files_done, folder):
+    """Rows in those files."""
+    counts = []
+    for name in files_done:
+        with Reader(folder / name) as file:
+            first, last = file.info["groups"]
+        counts.append(int(live.rows_per_group[first:last].sum()))
+    return sum(counts)
+
+
 def test_a_killed_writer_continues(live, tmp_path):
-    class Killed(Exception):
-        pass
-
-    class Dying(Live):
-        def rows(self, group):
-            if group == 11:
-                raise Killed
-            return super().rows(group)
-
     dying = Dying(live.lm, live.contexts, SITES, str(live.dtype)[6:])
     with pytest.raises(Killed):
         write_shards(dying, tmp_path, shard_mib=SMALL)
     done = files(tmp_path)
     assert done
-    with pytest.raises(
-        ArtefactError, match=r"holds \d+ of \d+ groups of activations: `jumpahead run` writes the others"
-    ):
+    assert not is_complete(tmp_path, "")
+    with pytest.raises(ArtefactError, match=r"holds \d+ of \d+ files of activations: `jumpahead harvest` writes the"):
         Shards(tmp_path)
     before = {name: (tmp_path / name).stat().st_mtime_ns for name in done}
-    seen = []
-    write_shards(live, tmp_path, shard_mib=SMALL, progress=lambda *counts: seen.append(counts))
-    assert seen[-1] == (live.contexts.groups, live.contexts.groups)
+    counted = Counting()
+    assert write_shards(live, tmp_path, shard_mib=SMALL, progress=counted)
+    total = int(live.rows_per_group.sum())
+    assert counted.phases == [("activations", total, rows_of(live, done, tmp_path))]
     assert before == {name: (tmp_path / name).stat().st_mtime_ns for name in done}  # not written twice
     write_shards(live, tmp_path / "straight", shard_mib=SMALL)
     for path in (tmp_path / "straight").iterdir():
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_parts_write_what_one_process_writes(live, tmp_path):
+    """In any order, one of them killed on the way; nobody writes another's files."""
+    write_shards(live, tmp_path / "one", shard_mib=SMALL, inputs="of these")
+    folder, everything = tmp_path / "parts", files(tmp_path / "one")
+    dying = Dying(live.lm, live.contexts, SITES, str(live.dtype)[6:])
+    owner = next(i for i in range(3) if Killed in kills(dying, tmp_path / f"try-{i}", Part(i + 1, 3)))
+    order = [owner, *(i for i in range(3) if i != owner)]
+    assert kills(dying, folder, Part(owner + 1, 3)) == [Killed]
+    assert set(files(folder)) < set(everything[owner::3])
+    for position, i in enumerate(order):
+        before = set(files(folder))
+        done = write_shards(live, folder, shard_mib=SMALL, part=Part(i + 1, 3), inputs="of these")
+        assert set(files(folder)) - before <= set(everything[i::3])
+        assert set(everything[i::3]) <= set(files(folder))
+        assert done == is_complete(folder, "of these") == (position == 2)
+    assert not is_complete(folder, "of others")
+    for path in (tmp_path / "one").glob("[as]*"):
+        assert path.read_bytes() == (folder / path.name).read_bytes()
+
+
+def kills(live, folder, part):
+    try:
+        write_shards(live, folder, shard_mib=SMALL, part=part, inputs="of these")
+    except Killed:
+        return [Killed]
+    return []
+
+
+def test_two_processes_never_write_the_same_files(live, tmp_path):
+    with store.locked(tmp_path / "part-2-of-4.lock", tmp_path):
+        with pytest.raises(ArtefactError, match="is being written by process"):
+            write_shards(live, tmp_path, part=Part(2, 4))
+        with pytest.raises(ArtefactError, match=r"another number of parts \(2-of-4\): wait .* --shard I/4"):
+            write_shards(live, tmp_path, part=Part(1, 3))
+        with pytest.raises(ArtefactError, match="another number of parts"):
+            write_shards(live, tmp_path)
+        assert not files(tmp_path)
+        write_shards(live, tmp_path, shard_mib=SMALL, part=Part(1, 4))
+    mine = files(tmp_path)
+    assert mine
+    assert write_shards(live, tmp_path, shard_mib=SMALL)
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "2", "2/", "/4", "-1/4", "2/4/1", "a/b", "", "1.0/2"])
+def test_a_wrong_shard_is_named(text):
+    with pytest.raises(StudyError, match=r"--shard .*: write it as I/N with I from 1 to N, for instance --shard 2/4"):
+        Part.parse(text)
+    assert Part.parse(" 2/4 ") == (2, 4)
+
+
+def test_the_disk_is_looked_at_before_anything_is_written(live, tmp_path, monkeypatch):
+    """Exactly rows × (Σ d · itemsize + 12) bytes; what is there already is not counted again."""
+    usage, free = namedtuple("usage", "total used free"), []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, free[-1]))
+    needed = int(live.rows_per_group.sum()) * ((24 + 24) * live.dtype.itemsize + 12)
+    free.append(needed - 1)
+    with pytest.raises(StudyError) as caught:
+        write_shards(live, tmp_path / "new" / "er", shard_mib=SMALL)
+    said = str(caught.value)
+    assert f"has {log.size(needed - 1)} of free disk" in said
+    assert f"need {log.size(needed)}" in said
+    assert "text.max_tokens" in said
+    assert "one site at a time" in said
+    assert "activations.origin = 'live'" in said
+    assert ("activations.dtype = 'bfloat16'" in said) == (live.dtype == torch.float32)
+    assert not files(tmp_path / "new" / "er")
+    free.append(needed)
+    write_shards(live, tmp_path, shard_mib=SMALL)
+    data = sum((tmp_path / name).stat().st_size for name in files(tmp_path))
+    assert needed < data < 1.2 * needed + 4096 * len(files(tmp_path))
+    free.append(0)
+    assert write_shards(live, tmp_path, shard_mib=SMALL)  # nothing is missing
+    gone = tmp_path / files(tmp_path)[1]
+    size = gone.stat().st_size
+    gone.unlink()
+    free.append(size // 3)
+    with pytest.raises(StudyError, match="of free disk"):
+        write_shards(live, tmp_path, shard_mib=SMALL)
+    free.append(size)
+    assert write_shards(live, tmp_path, shard_mib=SMALL)
 
 
 def test_a_torn_shard_is_named(live, tmp_path):
     write_shards(live, tmp_path, shard_mib=SMALL)
     path = tmp_path / files(tmp_path)[2]
     whole = path.read_bytes()
-    group = json.loads((tmp_path / "activations.json").read_text())["shards"][2]["groups"][0]
+    first, last = json.loads((tmp_path / "activations.json").read_text())["shards"][2]
+    assert last - first > 1
     path.write_bytes(whole[:-100])
-    with pytest.raises(ArtefactError, match=rf"{path.name} is torn or damaged: remove it, and `jumpahead run`"):
-        Shards(tmp_path).rows(group)
-    path.write_bytes(whole[:-100] + bytes(100))
-    with pytest.raises(ArtefactError, match=rf"{path.name} is torn or damaged"):
-        Shards(tmp_path).rows(group)
-    assert Shards(tmp_path).rows(group - 1)  # the others can be read
+    with pytest.raises(ArtefactError, match=rf"{path.name} is torn or damaged: remove it, and `jumpahead harvest`"):
+        Shards(tmp_path).rows(first)
+    at = whole.index(live.rows(first)[SITES[0]][1].view(torch.uint8).numpy().tobytes())
+    for broken in (whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :], b"\xff" * len(whole), b"", whole[:5]):
+        path.write_bytes(broken)
+        with pytest.raises(ArtefactError, match=rf"{path.name} is torn or damaged"):
+            Shards(tmp_path).rows(first)
+        with pytest.raises(ArtefactError, match=rf"{path.name} is torn or damaged"):
+            Shards(tmp_path).gather([first - 1, first])
+        assert Shards(tmp_path).rows(first - 1)  # the other files can be read
     path.unlink()
     with pytest.raises(ArtefactError, match=rf"{path.name} does not exist"):
-        Shards(tmp_path).rows(group)
+        Shards(tmp_path).rows(first)
     write_shards(live, tmp_path, shard_mib=SMALL)
     assert path.read_bytes() == whole
+
+
+def test_any_safetensors_library_reads_the_files(live, tmp_path):
+    from safetensors.torch import load_file
+
+    write_shards(live, tmp_path, shard_mib=SMALL)
+    index = json.loads((tmp_path / "activations.json").read_text())
+    for name, (first, last) in zip(files(tmp_path), index["shards"], strict=True):
+        found = load_file(tmp_path / name)
+        assert set(found) == {*SITES, "token", "document", "position"}
+        for site in SITES:
+            assert torch.equal(found[site], torch.cat([live.rows(group)[site] for group in range(first, last)]))
+
+
+def test_torn_files_are_written_again(live, tmp_path):
+    """A file that is too short, and one of other groups."""
+    write_shards(live, tmp_path, shard_mib=SMALL)
+    one, two, three = (tmp_path / name for name in files(tmp_path)[:3])
+    whole = [path.read_bytes() for path in (one, two, three)]
+    one.write_bytes(whole[0][:-7])
+    shutil.copy(three, two)
+    assert write_shards(live, tmp_path, shard_mib=SMALL)
+    assert [path.read_bytes() for path in (one, two, three)] == whole
 
 
 def test_another_size_of_file_gives_the_same_rows(live, tmp_path):

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from jumpahead.activations import ActivationsConfig, origin
+from jumpahead.activations import WITHOUT_LM, ActivationsConfig, origin
 from jumpahead.activations.base import scale
 from jumpahead.activations.blocks import Stream
 
@@ -56,7 +56,7 @@ def test_a_group_is_a_function_of_seed_site_and_number_alone():
 
 def test_it_streams_and_scales_like_any_other():
     data = make()
-    assert not data.needs_lm
+    assert "synthetic" in WITHOUT_LM
     batches = list(itertools.islice(Stream(data, 128, seed=2).batches(5), 3))
     assert [x[SITES[1]].shape for x in batches] == [(128, 24)] * 3
     unit, _mean = scale(data, 3000)[SITES[0]]

@@ -241,6 +241,39 @@ def test_answers_agree_where_settings_have_several_seeds(visit: Any, make: Any) 
     page.close()
 
 
+def test_without_a_language_model_everything_is_by_fvu(visit: Any, make: Any) -> None:
+    evaluations = [
+        make.evaluation(s, l0, delta_lm_loss=None, kl=float("nan"), fvu=(0.4 + 0.1 * s) * (l0 / 4) ** -0.4)
+        for s in range(3)
+        for l0 in (4.0, 8.0, 16.0, 32.0)
+    ]
+    for one in evaluations:
+        one["standard_errors"] = {}
+    data = make.build(evaluations, lm={"name": None})
+    page = visit(data)
+    assert page.locator("[data-plot=loss]").count() == 0
+    for plot in ("fvu", "above_10pct", "above_1pct"):
+        assert [len(one["x"]) for one in traces(page, plot)] == [4, 4, 4]
+    points = [p for p in data["panels"][0]["points"] if p["series"] == "jumprelu"]
+    assert traces(page, "fvu")[0]["y"] == traces(page, "above_10pct")[0]["x"] == [p["metrics"]["fvu"] for p in points]
+    for key, value in [("fvu", 0.25), ("fvu", 0.45), ("l0", 10), ("above_10pct", 4), ("l0", 100)]:
+        assert_agrees(page, data, key, value)
+    targets = page.locator("select[name=target] option").evaluate_all("all => all.map((one) => one.value)")
+    assert targets == ["l0", "fvu", "above_10pct", "above_1pct"]
+    text = ask(page, "l0", "10")
+    assert "JumpReLU has the lowest FVU: 0.279. Gated has 0.0699" in text
+    assert "JumpReLU needs the fewest active features" in ask(page, "fvu", "0.3")
+    assert "nearest end: L0 32.6, FVU 0.174, JumpReLU, l0 = 32" in ask(page, "l0", "200")
+    shown = page.locator("main").inner_text()
+    assert "FVU is lowest for JumpReLU" in shown
+    assert "delta" not in shown.lower()
+    hover = page.evaluate("[...document.querySelector('[data-plot=fvu]').data[0].hovertext][0]")
+    assert "FVU 0.4" in hover
+    assert "delta" not in hover
+    nothing_heard(page)
+    page.close()
+
+
 def test_the_ask_box_answers_in_words(page: Any) -> None:
     text = ask(page, "delta_lm_loss", "0.3")
     lines = page.locator(".answer tbody tr")

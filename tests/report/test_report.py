@@ -304,7 +304,7 @@ def test_hostile_text_stays_text(make) -> None:
 
 def test_a_run_with_nothing_or_little_in_it_has_a_page(make) -> None:
     assert "0 sparse autoencoders" in Text(page.html(make.build([]))).text
-    lonely = make.evaluation(0, 8.0, delta_lm_loss=None, above_10pct=None)
+    lonely = make.evaluation(0, 8.0, delta_lm_loss=None, fvu=None, above_10pct=None)
     lonely |= {"bootstrap": {}, "standard_errors": {}, "histogram": {}, "training": {}, "knob": {}}
     text = Text(page.html(make.build([lonely]))).text
     assert "No SAE of this panel has been measured yet." in text

@@ -1,0 +1,260 @@
+"""Activations on disk against plain copying of the same bytes, on this machine and this disk.
+
+    make bench-disk                         bfloat16 and float32 at d = 64, 768 and 2304
+    make bench-disk ARGS=--quick            a few MiB, once: does everything run?
+
+Every round measures these by turns, on the same files:
+
+    write    `write_shards`, the activations being in memory already: labels, checksums, files, fsync
+    copy     shutil.copyfile of those files into another folder, each fsynced: plain copying, from the page cache
+    cold     nothing of the files is in the page cache (posix_fadvise). read: a whole epoch of batches from `Stream`, a
+    warm     block ahead, every group checked, shuffled, in float32 / everything is in the page cache.
+             copy: as above. plain read: the files' bytes into one buffer of 4 MiB, again and again; nothing is kept
+    engine   one training step of one TopK SAE of width 16·d on such a batch: what reading must keep up with
+
+Ratios are of medians over the rounds, in bytes of the files per second. A disk of a virtual machine may keep a cache of
+its own, which nothing here can empty.
+
+Results go to RESULTS/<cpu>_<yyyymm>_disk.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import machine
+from benchmarks.table import digits, render
+from jumpahead import store
+from jumpahead.activations.base import DTYPES
+from jumpahead.activations.blocks import Stream
+from jumpahead.activations.live import Live
+from jumpahead.activations.shards import Shards, write_shards
+from jumpahead.lm.contexts import Contexts
+
+RESULTS = Path(__file__).parent / "RESULTS"
+SITE = "layers.1.residual"
+CONTEXT, GROUP, BATCH = 128, 16, 2048
+PIECE = 2**22
+GOAL = 0.7
+
+
+class Ready(Live):
+    """Activations that cost nothing: the same rows for every group, in memory."""
+
+    def __init__(self, contexts: Contexts, d: int, dtype: str) -> None:
+        self.contexts, self.dtype, self.widths = contexts, DTYPES[dtype], {SITE: d}
+        self.rows_per_group = contexts.rows_per_group
+        self.groups_per_block = 256 // contexts.batch
+        self.digest = store.digest_json([contexts.digest, d, dtype])
+        random = torch.Generator().manual_seed(7)
+        self._made = torch.randn(int(self.rows_per_group.max()), d, generator=random).to(self.dtype)
+
+    def rows(self, group: int) -> dict[str, Tensor]:
+        return {SITE: self._made[: int(self.rows_per_group[group])]}
+
+
+def contexts(rows: int) -> Contexts:
+    """Whole contexts of one document each with `rows` rows in all, or a few more."""
+    count = -(-rows // (CONTEXT * GROUP)) * GROUP
+    random = np.random.default_rng(3)
+    return Contexts(
+        tokens=random.integers(1, 5000, count * CONTEXT).astype(np.uint16), start=np.arange(count) * CONTEXT,
+        length=np.full(count, CONTEXT), owner=np.arange(count, dtype=np.int32),
+        identities=tuple(map(str, range(count))), names=tuple(map(str, range(count))),
+        special=np.zeros(5000, bool), bos_id=0, batch=GROUP, split="train",
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- what is timed
+
+
+def timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def copied(source: Path, target: Path) -> float:
+    """Plain copying: every file, each fsynced."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+
+    def copy() -> None:
+        for path in sorted(source.glob("shard-*")):
+            shutil.copyfile(path, target / path.name)
+            with open(target / path.name, "rb+") as file:
+                os.fsync(file.fileno())
+
+    return timed(copy)
+
+
+def plainly_read(source: Path) -> float:
+    buffer = bytearray(PIECE)
+
+    def read() -> None:
+        for path in sorted(source.glob("shard-*")):
+            with open(path, "rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass
+
+    return timed(read)
+
+
+def an_epoch(source: Path) -> tuple[float, float]:
+    """Seconds, and the share of the rows that came in batches (the rest of each block is dropped)."""
+    data = Shards(source)
+    stream = Stream(data, BATCH, seed=1)
+    count = stream.batches_per_epoch()
+
+    def read() -> None:
+        with contextlib.closing(stream.batches()) as batches:
+            for _, batch in zip(range(count), batches, strict=False):
+                assert batch[SITE].dtype == torch.float32
+
+    return timed(read), count * BATCH / data.total
+
+
+def forget(source: Path) -> None:
+    """Takes the files out of the page cache."""
+    for path in source.glob("shard-*"):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def step_seconds(d: int) -> float:
+    """Of a training step of one TopK SAE, k = 32, width 16·d."""
+    from jumpahead.engine import fresh_state, kernels, step
+    from jumpahead.sae import architecture
+    from jumpahead.sae.recipe import Setting, Shape, TrainConfig
+
+    kind, setting, layer = architecture("topk"), Setting("k", 32), kernels()
+    config = TrainConfig.model_validate({"batch": BATCH})
+    arch = kind(kind.Options(), setting, kind.recipe_for(config, Shape(d, 16 * d, setting), {}))
+    x = torch.randn(BATCH, d, generator=torch.Generator().manual_seed(5)) / d**0.5
+    state = fresh_state(arch, d, 16 * d, 0, x)
+    step(state, x, 1e-6, 1.0, layer)
+    return statistics.median(timed(lambda: step(state, x, 1e-6, 1.0, layer)) for _ in range(3))
+
+
+# ---------------------------------------------------------------------------------------------- rounds
+
+
+def case(folder: Path, d: int, dtype: str, mib: float, rounds: int) -> dict[str, Any]:
+    """Every measurement of one width and dtype."""
+    ready = Ready(contexts(int(mib * 2**20 / (d * DTYPES[dtype].itemsize + 12))), d, dtype)
+    ours, theirs = folder / "ours", folder / "theirs"
+    seconds: dict[str, list[float]] = {}
+    size, share = 0, 1.0
+    for _ in range(rounds):
+        shutil.rmtree(ours, ignore_errors=True)
+        found = {"write": timed(lambda: write_shards(ready, ours)), "copy": copied(ours, theirs)}
+        for state in ("cold", "warm"):
+            for name, work in {"plain read": plainly_read, "read": an_epoch, "copy": copied}.items():
+                if state == "cold":
+                    forget(ours)
+                value = work(ours, theirs) if name == "copy" else work(ours)
+                if isinstance(value, tuple):
+                    value, share = value
+                found[f"{state} {name}"] = value / share if name == "read" else value
+        size = sum(path.stat().st_size for path in ours.glob("shard-*"))
+        for name, value in found.items():
+            seconds.setdefault(name, []).append(value)
+    shutil.rmtree(ours)
+    shutil.rmtree(theirs)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    rows = ready.total
+    return {
+        "d": d, "dtype": dtype, "bytes": size, "rows": rows, "seconds": seconds,
+        "mb_per_s": {name: size / 1e6 / value for name, value in median.items()},
+        "write_over_copy": median["copy"] / median["write"],
+        **{f"{state}_read_over_{name}": median[f"{state} {other}"] / median[f"{state} read"]
+           for state in ("cold", "warm") for name, other in (("copy", "copy"), ("plain_read", "plain read"))},
+        "rows_per_s_cold": rows / median["cold read"], "rows_per_s_engine": BATCH / step_seconds(d),
+    }  # fmt: skip
+
+
+def text(results: dict[str, Any]) -> str:
+    """The tables."""
+    cases = results["cases"]
+    names = ("write", "copy", "cold read", "cold copy", "cold plain read", "warm read", "warm copy", "warm plain read")
+    speeds = [[label(one), *(digits(one["mb_per_s"][name]) for name in names)] for one in cases]
+    ratios = {
+        "write ÷ copy": "write_over_copy", "cold read ÷ copy": "cold_read_over_copy",
+        "cold read ÷ plain read": "cold_read_over_plain_read", "warm read ÷ copy": "warm_read_over_copy",
+        "warm read ÷ plain read": "warm_read_over_plain_read",
+    }  # fmt: skip
+    rows = [
+        [
+            label(one),
+            *(f"{one[key]:.2f}" for key in ratios.values()),
+            f"{one['rows_per_s_cold'] / 1e3:,.0f}",
+            f"{one['rows_per_s_engine'] / 1e3:,.0f}",
+        ]
+        for one in cases
+    ]
+    facts = f"{results['rounds']} rounds, medians; {cases[0]['bytes'] / 1e6:,.0f} MB per case; goal: ratios of {GOAL}."
+    return "\n\n".join([
+        "# Activations on disk", machine.sentence(results["machine"]), facts, "MB/s:", render(["", *names], speeds),
+        "Ratios, and thousands of rows per second from a cold disk and through one SAE's training step:",
+        render(["", *ratios, "read, cold", "engine"], rows), f"`{results['command']}`, {results['date']}.",
+        "What each column is: the head of benchmarks/disk.py.",
+    ]) + "\n"  # fmt: skip
+
+
+def label(one: dict[str, Any]) -> str:
+    return f"{one['dtype']}, d = {one['d']:,}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    mib, rounds = (3, 1) if options.quick else (options.mib, options.rounds)
+    results: dict[str, Any] = {
+        "date": f"{datetime.date.today():%Y-%m-%d}", "command": machine.command(), "machine": machine.facts(),
+        "rounds": rounds, "cases": [],
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench-disk-") as folder:
+        for d in options.d:
+            for dtype in ("bfloat16", "float32"):
+                results["cases"].append(case(Path(folder), d, dtype, mib, rounds))
+                print(f"{label(results['cases'][-1])}: done", file=sys.stderr, flush=True)
+    print(text(results))
+    out = options.out
+    if out is None and not options.quick:
+        out = RESULTS / f"{machine.slug(machine.processor())}_{datetime.date.today():%Y%m}_disk"
+    if out is not None:
+        store.write_json(out.with_name(f"{out.name}.json"), results)
+        store.write_atomic(out.with_name(f"{out.name}.md"), text(results))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.disk", description="Activations on disk against plain copying of the same bytes."
+    )
+    made.add_argument("--d", nargs="+", type=int, default=[64, 768, 2304], help="widths (default %(default)s)")
+    made.add_argument("--mib", type=float, default=512, help="size of each case (default %(default)s)")
+    made.add_argument("--rounds", type=int, default=5, help="that count (default %(default)s)")
+    made.add_argument("--folder", type=Path, default=Path(), help="on the disk to be measured; the current one")
+    made.add_argument("--quick", action="store_true", help="tiny, one round; written only where --out says")
+    made.add_argument("--out", type=Path, metavar="PATH", help="results go to PATH.json and PATH.md")
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""SAEs on any iterator of tensors: what the README shows runs, and ends in a frontier without a language model."""
+
+from __future__ import annotations
+
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+
+import jumpahead
+from jumpahead import log, store, study
+from jumpahead.activations import origin
+from jumpahead.errors import DataError, StudyError
+
+VISION = """
+    import torch
+    import jumpahead
+
+    conv = torch.nn.Conv2d(3, 48, kernel_size=5, stride=3).requires_grad_(False)  # stands for any network
+
+    def activations():
+        while True:
+            yield conv(torch.rand(16, 3, 32, 32)).permute(0, 2, 3, 1).flatten(0, 2)  # [n, 48]: one row per patch
+
+    run = jumpahead.train_on(activations, series=[{"architecture": "topk", "k": [2, 4, 8]}], width=256,
+                             tokens=40_000, train={"batch": 512}, out="runs/vision")
+    print(jumpahead.Frontier.load(run).ask(l0=4).panels[0].recommendation.reason)
+"""
+
+
+def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    example = textwrap.dedent(VISION).strip()
+    assert len([line for line in example.splitlines() if line]) <= 12
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})
+    said = capsys.readouterr()
+    assert said.out == f"At L0 4, TopK has an FVU of {reached('runs/vision')}.\n"
+    assert "activations  done: " in said.err
+    page = (tmp_path / "runs" / "vision" / "report.html").read_text()
+    assert "no LM" in page
+    assert "tensors activations" in page
+
+
+def reached(run, k=4):
+    """The FVU at that k, as sentences write it."""
+    points = jumpahead.Frontier.load(run).points()
+    (fvu,) = (point["metrics"]["fvu"] for point in points if point["setting"]["value"] == k)
+    return f"{fvu:.3g}"
+
+
+def low_rank(n, d=12, seed=1):
+    """Rows that a small dictionary explains: 20 directions, 2 of them in each row."""
+    random = torch.Generator().manual_seed(seed)
+    directions = torch.nn.functional.normalize(torch.randn(20, d, generator=random), dim=1)
+    active = torch.rand(n, 20, generator=random).topk(2, dim=1).indices
+    return directions[active].sum(1)
+
+
+def trained(folder, tensors=None, **other):
+    given = {"series": [{"architecture": "topk", "k": [1, 2]}], "width": 64, "tokens": 6_000, "group": 100}
+    given |= {"train": {"batch": 200}, "evaluate": {"replicates": 20}, "progress": log.Silent(), **other}
+    return jumpahead.train_on(
+        tensors if tensors is not None else iter(low_rank(20_000).split(777)), out=folder, **given
+    )
+
+
+def test_a_run_without_a_model_is_a_run_like_any_other(tmp_path):
+    folder = trained(tmp_path / "run")
+    frontier = jumpahead.Frontier.load(folder)
+    one, two = frontier.points()
+    assert one["metrics"]["fvu"] > 2 * two["metrics"]["fvu"]
+    assert one["metrics"]["delta_lm_loss"] is two["metrics"]["delta_lm_loss"] is None
+    assert one["training"]["epochs"] <= 1
+    assert frontier.data["lm"] == {"name": None}
+    # The measured FVU, worked out again on the held-out rows from the saved SAE.
+    sae = jumpahead.SAE.load(folder / two["path"])
+    settings = study.load(folder / "study.toml")
+    held_out = origin("tensors").open(settings.activations, folder=folder / "activations").held_out
+    x = torch.cat([held_out.rows(group)["tensors"] for group in range(len(held_out.rows_per_group))]).double()
+    error = (x - sae.decode(sae.encode(x.float())).double()).square().sum()
+    assert two["metrics"]["fvu"] == pytest.approx(float(error / (x - x.mean(0)).square().sum()), rel=1e-5)
+    assert frontier.data["panels"][0]["tokens"] == len(x)
+
+
+def test_training_again_adds_what_is_missing_alone(tmp_path):
+    folder = trained(tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("weights.safetensors")}
+    trained(folder, series=[{"architecture": "topk", "k": [1, 2, 3]}])
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("weights.safetensors")}
+    assert len(after) == 3
+    assert before.items() <= after.items()
+    with pytest.raises(jumpahead.store.ArtefactError, match="holds other activations"):
+        trained(folder, iter(low_rank(20_000, seed=2).split(777)))
+
+
+def test_files_and_iterators_of_the_same_rows_give_the_same_saes(tmp_path):
+    np.save(tmp_path / "x.npy", low_rank(9_000))
+    from_file = trained(tmp_path / "a", tmp_path / "x.npy")
+    given = trained(tmp_path / "b", iter(low_rank(9_000).split(500)), rows=9_000)
+    ours, theirs = ({p["path"]: p["metrics"] for p in jumpahead.Frontier.load(f).points()} for f in (from_file, given))
+    assert ours == theirs
+    for key in ours:
+        one, other = (store.read_tensors(f / key / "weights.safetensors") for f in (from_file, given))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("other", "error", "says"),
+    [
+        ({"rows": 30_000}, DataError, "the iterator ended after 20,000 of 30,000 rows: say rows=20000"),
+        ({"rows": 0}, StudyError, "rows must be at least 1"),
+        ({"width": 1}, StudyError, "train_on: 'sae.width' must be at least 2"),
+        ({"series": [{"architecture": "topk"}]}, StudyError, "has no sparsity setting"),
+        ({"site": "a/b"}, StudyError, "'activations.sites': .* cannot be a folder's name"),
+        ({"train": {"bach": 3}}, StudyError, "there is no key 'train.bach'"),
+    ],
+)
+def test_what_cannot_be_is_a_sentence_and_leaves_nothing(tmp_path, other, error, says):
+    with pytest.raises(error, match=says):
+        trained(tmp_path / "run", **other)
+    assert not list(tmp_path.rglob("*.*"))
