@@ -154,7 +154,9 @@ class Work:
         lm, text = self.study.lm, self.study.text
         path = self.target.tokens / "train" / "source.json"
         known = store.read_json(path) if path.exists() else {}
-        is_ours = [known.get("lm"), known.get("text")] == [config.model_dump(exclude_defaults=True) for config in (lm, text)]
+        is_ours = [known.get("lm"), known.get("text")] == [
+            config.model_dump(exclude_defaults=True) for config in (lm, text)
+        ]
         try:
             is_folder = fingerprint.model_folder(lm.model) is not None
             is_ours = is_ours and (not is_folder or self.model == known["model"])
@@ -232,8 +234,15 @@ class Work:
         contexts = tokenize(documents(text), self.lm, split=split, held_out=text.held_out, max_tokens=text.max_tokens)
         contexts.save(folder)
         lm, is_folder = self.study.lm, fingerprint.model_folder(self.study.lm.model) is not None
-        known = {"lm": lm.model_dump(exclude_defaults=True), "model": self.model, "dtype": self.lm_config.dtype, "is_folder": is_folder}
-        store.write_json(folder / "source.json", {"inputs": self.source, "text": text.model_dump(exclude_defaults=True), **known})
+        known = {
+            "lm": lm.model_dump(exclude_defaults=True),
+            "model": self.model,
+            "dtype": self.lm_config.dtype,
+            "is_folder": is_folder,
+        }
+        store.write_json(
+            folder / "source.json", {"inputs": self.source, "text": text.model_dump(exclude_defaults=True), **known}
+        )
         return contexts
 
     @cached_property
@@ -326,7 +335,8 @@ class Work:
         """What an SAE's config says about where its activations come from."""
         if not self.needs_lm:
             return {}
-        lm = {"digest": self.model, **self.lm_config.model_dump(include={"model"}),
+        lm = {"digest": self.remembered["model"] if self.remembered else self.model,
+              **self.lm_config.model_dump(include={"model"}),
               **self.lm_config.model_dump(exclude_defaults=True)}  # fmt: skip
         return {"lm": lm, "site_names": parse_site(unit.site).names}
 
