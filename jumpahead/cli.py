@@ -105,7 +105,7 @@ def init(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="tiny, a Hugging Face folder, or a name on the hub.")],
     layer: Annotated[int, typer.Option("--layer", min=0, help="The block (from 0) whose output is decomposed.")],
     kind: Annotated[str, typer.Option("--site", help="residual, mlp or attention.")] = "residual",
-    text: Annotated[str, typer.Option("--text", help="stdlib, a UTF-8 text file or a folder of them.")] = "stdlib",
+    text: Annotated[str, typer.Option("--text", help="stdlib, a file or a folder, hf:owner/name, or -.")] = "stdlib",
     width: Annotated[int | None, typer.Option("--width", min=2, help="Features; 16 × the site's width.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The study file; NAME.toml.")] = None,
 ) -> None:

@@ -24,15 +24,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jumpahead import store
-from jumpahead.lm.config import LMConfig, TextConfig
+from jumpahead.lm.config import LMConfig
 from jumpahead.lm.fingerprint import of_precision
 from jumpahead.lm.outline import Outline, model_folder, outline
 from jumpahead.lm.sites import parse_site
+from jumpahead.lm.sources import source_of
 from jumpahead.log import duration, size
 from jumpahead.study import Series, Study, Unit, units
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from jumpahead.lm.sources.base import Source
 
 BYTES_PER_TOKEN = 4.0
 """Of English or code in a vocabulary of tens of thousands; used where the tokenizer is not on this machine."""
@@ -52,6 +55,8 @@ class Tokens(NamedTuple):
     held_out: int
     is_counted: bool
     """False: estimated from the size of the text."""
+    is_known: bool = True
+    """False: the text is not at hand yet; as much as the study asks for is taken to be there."""
 
 
 class Panel(NamedTuple):
@@ -127,8 +132,10 @@ class Plan:
         rows.append(("SAEs", f"{self.saes}" + (f", of which {self.found} are in {self.folder}" if self.found else "")))
         rows.append(("training text", f"{train} tokens"))
         times = f"each token {self.epochs:.1f} times" if self.epochs > 1 else f"{100 * self.epochs:.0f} % of the text"
-        rows.append(("trained on", f"{self.train_tokens:,} activations per SAE: {times}"))
-        rows.append(("held-out text", f"{held_out} tokens, of which {self._count(self.scored_tokens)} are scored"))
+        times = f": {times}" if self.tokens.is_known else ""
+        rows.append(("trained on", f"{self.train_tokens:,} activations per SAE{times}"))
+        scored = self._count(self.scored_tokens) if self.tokens.is_known else f"at most {self.scored_tokens:,}"
+        rows.append(("held-out text", f"{held_out} tokens, of which {scored} are scored"))
         if self.memory_bytes is not None:
             rows.append(("memory", f"about {size(self.memory_bytes)}"))
         if self.disk_bytes is not None and self.disk_bytes_training is not None:
@@ -143,7 +150,9 @@ class Plan:
 
     def _count(self, tokens: int) -> str:
         """Exact where it was counted or asked for, else to two digits."""
-        if self.tokens.is_counted or tokens not in self.tokens:
+        if not self.tokens.is_known:
+            return "an unknown number of"
+        if self.tokens.is_counted or tokens not in self.tokens[:2]:
             return f"{tokens:,}"
         return f"about {int(float(f'{tokens:.1e}')):,}"
 
@@ -165,9 +174,10 @@ def make(study: Study, folder: str | Path, *, measure: bool = False) -> Plan:
     run, found = store.Run(folder), units(study)
     shape = outline(study.lm)
     panels = [_panel(site, width, found, shape) for site in study.activations.sites for width in study.sae.width]
-    tokens = _tokens(study, run)
+    source = source_of(study.text, run.folder)
+    tokens = _tokens(study, run, source)
     dtype = _decided(study.lm, run)
-    seconds = measured(study, found, dtype) if measure else None
+    seconds = measured(study, found, source, dtype) if measure else None
     known = [panel for panel in panels if panel.parameters is not None]
     parameters = sum(panel.saes * (panel.parameters or 0) for panel in panels) if len(known) == len(panels) else None
     at_once = None if parameters is None else parameters // len(study.stream.seed)  # streams are run one by one
@@ -257,7 +267,12 @@ def _token_bytes(study: Study, shape: Outline | None, tokens: Tokens) -> int:
 def _notes(study: Study, plan: Plan) -> list[str]:
     """What one would want to know before starting."""
     notes = []
-    if plan.epochs > 1:
+    if not plan.tokens.is_known:
+        notes.append(
+            f"how much text '{study.text.source}' holds is seen when the run reads it: with less than train.tokens each"
+            " token is seen more than once"
+        )
+    elif plan.epochs > 1:
         notes.append(
             f"each training token is seen {plan.epochs:.1f} times: give more text, or fewer train.tokens,"
             " for an SAE that has not seen its data before"
@@ -284,42 +299,39 @@ def _notes(study: Study, plan: Plan) -> list[str]:
 # ---------------------------------------------------------------------------------------------- tokens
 
 
-def _tokens(study: Study, run: store.Run) -> Tokens:
+def _tokens(study: Study, run: store.Run, source: Source) -> Tokens:
     """Counted where the run has tokenised its text, else estimated from its bytes."""
     try:
         heads = [store.read_json(run.tokens / split / "contexts.json") for split in ("train", "held_out")]
         return Tokens(heads[0]["tokens"], heads[1]["tokens"], is_counted=True)
     except (store.ArtefactError, KeyError):
         pass
-    train, held_out, sample = _bytes(study.text)
-    per_token = _bytes_per_token(study.lm, sample)
     most = study.text.max_tokens or float("inf")
+    if not source.total:
+        return Tokens(int(min(most, study.train.tokens)), int(min(most, study.evaluate.tokens)), False, is_known=False)
+    train, held_out, sample = _bytes(source, source.total)
+    per_token = _bytes_per_token(study.lm, sample)
     return Tokens(int(min(most, train / per_token)), int(held_out / per_token), is_counted=False)
 
 
-def _bytes(config: TextConfig) -> tuple[float, float, str]:
+def _bytes(source: Source, total: int) -> tuple[float, float, str]:
     """Bytes of the training and of the held-out text, and a sample of it."""
     from jumpahead.lm.text import documents, is_held_out
 
     count = {False: 0, True: 0}
     sample: list[str] = []
-    for document in documents(config):
-        length = len(document.text.encode("utf-8", "surrogatepass"))
-        count[is_held_out(document.identity, config.held_out)] += length
-        if sum(map(len, sample)) < 300_000:
-            sample.append(document.text[:50_000])
+    more = 1.0
+    for document in documents(source):
+        for text in itertools.chain([document.text], document.rest):
+            count[is_held_out(document.identity, source.config.held_out)] += len(text.encode("utf-8", "surrogatepass"))
+            if sum(map(len, sample)) < 300_000:
+                sample.append(text[:50_000])
+            if sum(count.values()) > ENOUGH_BYTES:
+                break
         if sum(count.values()) > ENOUGH_BYTES:
+            more = max(1.0, total / max(1, source.done))
             break
-    read = sum(count.values())
-    more = max(1.0, _source_bytes(config) / read) if read > ENOUGH_BYTES else 1.0
     return count[False] * more, count[True] * more, "\n".join(sample)
-
-
-def _source_bytes(config: TextConfig) -> int:
-    source = Path(config.source).expanduser()
-    if source.is_file():
-        return source.stat().st_size
-    return sum(path.stat().st_size for path in source.rglob(config.pattern) if path.is_file()) if source.is_dir() else 0
 
 
 def _bytes_per_token(config: LMConfig, sample: str) -> float:
@@ -337,7 +349,7 @@ def _bytes_per_token(config: LMConfig, sample: str) -> float:
 # ---------------------------------------------------------------------------------------------- time
 
 
-def measured(study: Study, found: list[Unit], dtype: str | None = None) -> Seconds:
+def measured(study: Study, found: list[Unit], source: Source, dtype: str | None = None) -> Seconds:
     """Times the LM on a few groups and a few steps of each series' extreme settings, on this machine, now.
 
     `dtype` is what `lm.dtype = "fast"` was decided to be; None decides it here.
@@ -353,11 +365,11 @@ def measured(study: Study, found: list[Unit], dtype: str | None = None) -> Secon
         torch.set_num_threads(study.train.threads)
     sites = list(study.activations.sites)
     if study.lm.dtype == "fast" and dtype is None:
-        dtype = precision.decide(study.lm, study.text, sites).dtype
+        dtype = precision.decide(study.lm, source, sites).dtype
     lm = LM.load(study.lm)
     reader = LM.load(study.lm.model_copy(update={"dtype": dtype}), only=sites) if dtype else lm
     needed = 6 * study.lm.batch * lm.context
-    some = itertools.islice(documents(study.text), 2_000)
+    some = itertools.islice(documents(source), 2_000)
     contexts = tokenize(some, lm, split="train", held_out=study.text.held_out, max_tokens=needed)
     groups = range(min(contexts.groups, 4))
     rows = int(contexts.rows_per_group[: len(groups)].sum())

@@ -6,14 +6,19 @@ that one alone.
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jumpahead import health, log, store
-from jumpahead.errors import DataError
+from jumpahead.errors import ArtefactError, DataError
 from jumpahead.lm import fingerprint
+from jumpahead.lm.contexts import SPLITS, Contexts, Split, tokenize_into
+from jumpahead.lm.sources import source_of
+from jumpahead.lm.text import documents
 from jumpahead.sae import architecture
 from jumpahead.sae.recipe import Recipe, Shape
 from jumpahead.study import Study, Unit, to_toml, units
@@ -22,8 +27,8 @@ if TYPE_CHECKING:
     from jumpahead.activations.base import Activations, Scale
     from jumpahead.evaluate import HeldOut
     from jumpahead.lm.config import LMConfig
-    from jumpahead.lm.contexts import Contexts
     from jumpahead.lm.model import LM
+    from jumpahead.lm.sources.base import Source
     from jumpahead.sae.base import SAE
     from jumpahead.train import Job
 
@@ -70,7 +75,7 @@ class Work:
             from jumpahead.train import use_threads
 
             use_threads(self.study.train.threads)
-            found = precision.decide(config, self.study.text, self.study.activations.sites)
+            found = precision.decide(config, self.text, self.study.activations.sites)
             store.write_json(self.target.precision, {"inputs": inputs, **found._asdict()})
             self.progress.say(f"LM: {found}")
         return config.model_copy(update={"dtype": store.read_json(self.target.precision)["dtype"]})
@@ -82,7 +87,7 @@ class Work:
         from jumpahead.train import use_threads
 
         use_threads(self.study.train.threads)
-        return LM.load(self.lm_config, only=self.study.activations.sites)
+        return self._isolated(LM.load(self.lm_config, only=self.study.activations.sites), self.study.activations.sites)
 
     @cached_property
     def whole_lm(self) -> LM:
@@ -91,13 +96,28 @@ class Work:
         from jumpahead.train import use_threads
 
         use_threads(self.study.train.threads)
-        return LM.load(self.study.lm)
+        return self._isolated(LM.load(self.study.lm), ())
+
+    def _isolated(self, lm: LM, sites: Sequence[str]) -> LM:
+        """The LM; StudyError where it should keep the documents of a context apart and does not."""
+        if self.study.lm.packing == "isolated":
+            from jumpahead.lm import isolation
+
+            isolation.check(lm, sites)
+        return lm
+
+    @cached_property
+    def text(self) -> Source:
+        """Where the text comes from; what can be read only once is in the run's folder."""
+        source = source_of(self.study.text, self.target.folder)
+        source.prepare(self.progress)
+        return source
 
     @cached_property
     def source(self) -> str:
         """Digest of the LM and the text, known without loading either."""
-        lm, text = self.lm_config, self.study.text
-        known = [fingerprint.of_model(lm), lm.model_dump(), fingerprint.of_text(text), text.model_dump()]
+        lm, settings = self.lm_config, fingerprint.settings
+        known = [fingerprint.of_model(lm), settings(lm), fingerprint.of_text(self.text), settings(self.study.text)]
         return store.digest_json(known)
 
     def inputs(self, unit: Unit) -> str:
@@ -134,34 +154,64 @@ class Work:
 
     def tokenize(self) -> None:
         """Tokens of both splits on disk."""
-        if self.needs_lm and not all(self._tokens_done(split) for split in ("train", "held_out")):
-            for split in ("train", "held_out"):
-                contexts = self._tokenized(split)
-                self.progress.say(
-                    f"{split.replace('_', '-')} text: {len(contexts.identities):,} documents, "
-                    f"{contexts.rows:,} tokens to {'train on' if split == 'train' else 'measure on'}"
-                )
+        if self.needs_lm and not self._tokens_done(self.target.tokens):
+            self._make_tokens()
 
-    def _tokens_done(self, split: str) -> bool:
-        return store.has_inputs(self.target.tokens / split / "source.json", self.source)
+    @cached_property
+    def tokens_inputs(self) -> str:
+        """Digest of everything that tokens depend on: less than SAEs do."""
+        return fingerprint.of_tokens(self.study.lm, self.text)
 
-    def _tokenized(self, split: Any) -> Contexts:
-        from jumpahead.lm.contexts import Contexts, tokenize
-        from jumpahead.lm.text import documents
+    def _tokens_done(self, folder: Path) -> bool:
+        return all(store.has_inputs(folder / split / "source.json", self.tokens_inputs) for split in SPLITS)
 
-        folder = self.target.tokens / split
-        if self._tokens_done(split):
-            return Contexts.load(folder)
-        text = self.study.text
-        store.remove(folder / "source.json")
-        contexts = tokenize(documents(text), self.lm, split=split, held_out=text.held_out, max_tokens=text.max_tokens)
-        contexts.save(folder)
-        store.write_json(folder / "source.json", {"inputs": self.source})
-        return contexts
+    def _make_tokens(self) -> None:
+        """From the text, or from a run beside this one that has the same."""
+        folder = self.target.tokens
+        for split in SPLITS:
+            store.remove(folder / split / "source.json")
+        shared = self._shared_tokens()
+        if shared is not None:
+            for split in SPLITS:
+                store.remove(folder / split)
+                store.share(shared / split, folder / split, without="source.json")
+            made = {split: Contexts.load(folder / split) for split in SPLITS}
+            self.progress.say(f"tokens: those of {shared.parent.name}, which has the same text")
+        else:
+            made = self._tokenized(folder)
+        for split, contexts in made.items():
+            store.write_json(folder / split / "source.json", {"inputs": self.tokens_inputs})
+            self.progress.say(
+                f"{split.replace('_', '-')} text: {len(contexts.identities):,} documents, "
+                f"{contexts.rows:,} tokens to {'train on' if split == 'train' else 'measure on'}"
+            )
+
+    def _shared_tokens(self) -> Path | None:
+        """The folder of the same tokens in a run beside this one; a damaged one is passed over."""
+        for folder in sorted(self.target.folder.resolve().parent.glob("*/tokens")):
+            if self._tokens_done(folder):
+                with contextlib.suppress(ArtefactError):
+                    return folder if all(Contexts.load(folder / split) for split in SPLITS) else None
+        return None
+
+    def _tokenized(self, folder: Path) -> dict[Split, Contexts]:
+        config, total = self.study.text, self.text.total
+        unit, size = ("bytes", total) if total else ("tokens", config.max_tokens or 0)
+        with self.progress.phase("tokenising", size, unit) as phase:
+            return tokenize_into(
+                folder, documents(self.text), self.lm, self.tokens_inputs, held_out=config.held_out,
+                max_tokens=config.max_tokens, packing=self.study.lm.packing,
+                ends_with_training=self.text.ends_with_training,
+                progressed=lambda tokens: phase.update(self.text.done if total else tokens),
+            )  # fmt: skip
+
+    def _contexts(self, split: Split) -> Contexts:
+        self.tokenize()
+        return Contexts.load(self.target.tokens / split)
 
     @cached_property
     def contexts(self) -> Contexts:
-        return self._tokenized("train")
+        return self._contexts("train")
 
     @cached_property
     def activations(self) -> Activations:
@@ -277,7 +327,7 @@ class Work:
     def held_out(self) -> HeldOut:
         from jumpahead.evaluate import HeldOut
 
-        return HeldOut.of(self._tokenized("held_out"), self.study.evaluate.tokens)
+        return HeldOut.of(self._contexts("held_out"), self.study.evaluate.tokens)
 
     def _evaluate_at(self, site: str, members: list[Unit]) -> None:
         import torch

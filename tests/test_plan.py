@@ -97,7 +97,7 @@ def test_counts_are_exact_once_the_text_is_tokenised(model: Path, text: Path, tm
     for split, tokens in (("train", 20_001), ("held_out", 3_003)):
         store.write_json(run.tokens / split / "contexts.json", {"tokens": tokens})
     made = plan.make(small(model, text), run.folder)
-    assert made.tokens == (20_001, 3_003, True)
+    assert made.tokens == (20_001, 3_003, True, True)
     assert ("training text", "20,001 tokens") in made.facts()
     assert ("trained on", "9,984 activations per SAE: 50 % of the text") in made.facts()
 
@@ -228,7 +228,7 @@ def test_a_first_study_of_a_model_that_is_elsewhere(tmp_path: Path):
     [
         (("MODEL", 3), SiteError, "the last is layers.2.residual"),
         (("MODEL", 1, "mpl"), StudyError, "Did you mean 'mlp'?"),
-        (("MODEL", 1, "mlp", "no.txt"), StudyError, "--text no.txt does not exist"),
+        (("MODEL", 1, "mlp", "no.txt"), StudyError, "--text no.txt, which does not exist"),
     ],
 )
 def test_a_first_study_that_cannot_be(model: Path, arguments: tuple, error: type[Exception], message: str):

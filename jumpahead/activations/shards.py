@@ -186,11 +186,10 @@ def _gather(live: Live, first: int, last: int) -> dict[str, Tensor]:
     found: dict[str, list[Tensor]] = {}
     for group in range(first, last):
         mask = live.contexts.trained(group)
-        row, position = np.nonzero(mask)
         labels = {
             "token": live.contexts.ids(group)[mask],
-            "document": live.contexts.document(group)[row],
-            "position": position,
+            "document": live.contexts.document(group)[live.contexts.chunk(group)[mask]],
+            "position": np.nonzero(mask)[1],
         }
         tensors = {key: torch.from_numpy(value.astype(np.int32)) for key, value in labels.items()}
         for key, value in {**live.rows(group), **tensors}.items():

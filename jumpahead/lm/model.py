@@ -7,6 +7,9 @@
     resume_point(ids, site)    runs the part before the site once …
     finish(resume, x)          … so that each splice costs only the part after it
 
+Each takes `positions` (int64 [b, t]) where several documents share a context and none is to see another; by default the
+model counts them itself.
+
 `LM.load(config, only=sites)` leaves the blocks after the last of the sites out: such a model can `read`, nothing else.
 
 A site is the output of a module (a block; an MLP) or the input of one (the attention's output projection): a hook there
@@ -65,6 +68,8 @@ class Resume(NamedTuple):
     tails: tuple[tuple[Any, ...] | None, ...]
     """What each block before the site's returns beside its activations, and last the site's own module (block or MLP);
     None for one that returns a bare tensor."""
+    positions: Tensor | None = None
+    """int64 [b, t], where the pass was told them."""
 
 
 class LM:
@@ -173,7 +178,7 @@ class LM:
 
     # ------------------------------------------------------------------------------------------ reading
 
-    def read(self, ids: Ids, sites: Sequence[str | Site]) -> dict[str, Tensor]:
+    def read(self, ids: Ids, sites: Sequence[str | Site], positions: Ids | None = None) -> dict[str, Tensor]:
         """The activations [b, t, d] at each site, under its key; what comes after the last site is not run."""
         found: dict[str, Tensor] = {}
         wanted = dict.fromkeys(parse_site(site) for site in sites)
@@ -189,12 +194,12 @@ class LM:
         with contextlib.ExitStack() as stack:
             for site in wanted:
                 stack.enter_context(self._seen(site, keep(site)))
-            self._run_until_stopped(self._ids(ids))
+            self._run_until_stopped(self._ids(ids), self._positions(positions))
         return {site.key: found[site.key] for site in wanted}
 
-    def resume_point(self, ids: Ids, site: str | Site) -> Resume:
+    def resume_point(self, ids: Ids, site: str | Site, positions: Ids | None = None) -> Resume:
         """Runs the model up to the site, once; `finish` continues from there as often as wanted."""
-        site, ids = parse_site(site), self._ids(ids)
+        site, ids, where = parse_site(site), self._ids(ids), self._positions(positions)
         self._check(site)
         block = self.blocks[site.layer]
         hidden: list[Tensor] = []
@@ -219,9 +224,9 @@ class LM:
             for index, module in enumerate([*self.blocks[: site.layer], self._module(site)]):
                 stack.enter_context(_removed(module.register_forward_hook(note(index))))
             stack.enter_context(self._seen(site, see))
-            self._run_until_stopped(ids)
+            self._run_until_stopped(ids, where)
         kept = None if site.kind == "residual" else hidden[0]
-        return Resume(site, ids, activation[0], kept, tuple(tails.get(i) for i in range(site.layer + 1)))
+        return Resume(site, ids, activation[0], kept, tuple(tails.get(i) for i in range(site.layer + 1)), where)
 
     # ------------------------------------------------------------------------------------------ splicing
 
@@ -232,7 +237,7 @@ class LM:
         not run either. The same activation gives the same bits as no activation. With `where` (bool [b, t]) logits are
         computed at its n positions alone: [n, V].
         """
-        site, ids, clean, hidden, tails = resume
+        site, ids, clean, hidden, tails, positions = resume
         value = clean if activation is None else _fitting(activation, clean, site)
         passed = self.blocks[: site.layer]
         with contextlib.ExitStack() as stack:
@@ -244,9 +249,18 @@ class LM:
                 stack.enter_context(self._spliced(site, lambda _: value))
             else:
                 stack.enter_context(_replaced(self._module(site), tails[site.layer], value))
-            return self._logits(ids) if where is None else self._logits_at(ids, where.to(ids.device))
+            if where is None:
+                return self._logits(ids, positions)
+            return self._logits_at(ids, where.to(ids.device), positions)
 
-    def splice(self, ids: Ids, site: str | Site, replacement: Splice, where: Tensor | None = None) -> Tensor:
+    def splice(
+        self,
+        ids: Ids,
+        site: str | Site,
+        replacement: Splice,
+        where: Tensor | None = None,
+        positions: Ids | None = None,
+    ) -> Tensor:
         """Logits [b, t, V] of one whole forward pass with other activations at the site.
 
         `replacement` is a tensor [b, t, d] or a function of the site's activations. Only the positions in `where`
@@ -260,22 +274,30 @@ class LM:
             return torch.where(mask, _fitting(new, value, site), value)
 
         with self._spliced(site, replace):
-            return self._logits(ids)
+            return self._logits(ids, self._positions(positions))
 
-    def logits(self, ids: Ids) -> Tensor:
+    def logits(self, ids: Ids, positions: Ids | None = None) -> Tensor:
         """Logits [b, t, V] of the model as it is."""
-        return self._logits(self._ids(ids))
+        return self._logits(self._ids(ids), self._positions(positions))
 
     # ------------------------------------------------------------------------------------------ inside
 
     def _ids(self, ids: Ids) -> Tensor:
         return torch.as_tensor(ids, dtype=torch.int64, device=self.device)
 
-    def _logits(self, ids: Tensor) -> Tensor:
-        with torch.no_grad():  # not inference_mode, from which the largest tensor of all would have to be copied
-            return self.model(input_ids=ids, use_cache=False).logits
+    def _positions(self, positions: Ids | None) -> Tensor | None:
+        return None if positions is None else self._ids(positions)
 
-    def _logits_at(self, ids: Tensor, where: Tensor) -> Tensor:
+    def _forward(self, ids: Tensor, positions: Tensor | None) -> Any:
+        """One pass. Without cache and mask, positions that begin again keep documents apart (isolation.py)."""
+        told = {} if positions is None else {"position_ids": positions}
+        return self.model(input_ids=ids, use_cache=False, **told)
+
+    def _logits(self, ids: Tensor, positions: Tensor | None) -> Tensor:
+        with torch.no_grad():  # not inference_mode, from which the largest tensor of all would have to be copied
+            return self._forward(ids, positions).logits
+
+    def _logits_at(self, ids: Tensor, where: Tensor, positions: Tensor | None) -> Tensor:
         """[n, V]: the output embedding is shown the positions in `where` only; what follows it is elementwise."""
 
         def pick(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -283,13 +305,13 @@ class LM:
 
         head = self.model.get_output_embeddings()
         if head is None:
-            return self._logits(ids)[where]
+            return self._logits(ids, positions)[where]
         with _removed(head.register_forward_pre_hook(pick)):
-            return self._logits(ids)[0]
+            return self._logits(ids, positions)[0]
 
-    def _run_until_stopped(self, ids: Tensor) -> None:
+    def _run_until_stopped(self, ids: Tensor, positions: Tensor | None) -> None:
         with torch.inference_mode(), contextlib.suppress(_StopForward):
-            self.model(input_ids=ids, use_cache=False)
+            self._forward(ids, positions)
             raise AssertionError("the forward pass ended without passing every site")
 
     def _check(self, site: Site) -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from jumpahead.errors import ArtefactError, DataError
 from jumpahead.lm.contexts import Contexts, shuffled, tokenize
-from jumpahead.lm.text import Document, is_held_out
+from jumpahead.lm.sources.base import Document
+from jumpahead.lm.text import is_held_out
 
 
 def letters(bos_id=0, context=6, batch=2, vocabulary=40):
@@ -174,7 +175,7 @@ def test_saved_contexts_are_the_same(tmp_path):
     assert loaded.names == contexts.names
     other = tokenize(docs("abcdefghijklm", "nop!qrt"), letters(), split="train")
     other.save(tmp_path / "other")
-    (tmp_path / "other" / "contexts.safetensors").replace(tmp_path / "contexts.safetensors")
+    (tmp_path / "other" / "tokens-00000.safetensors").replace(tmp_path / "tokens-00000.safetensors")
     with pytest.raises(ArtefactError, match="tokens of another text"):
         Contexts.load(tmp_path)
     (tmp_path / "contexts.safetensors").write_bytes(b"torn")
