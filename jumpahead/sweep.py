@@ -195,11 +195,11 @@ class Work:
         return None
 
     def _tokenized(self, folder: Path) -> dict[Split, Contexts]:
-        config, total = self.study.text, self.text.total
+        config, total, lm = self.study.text, self.text.total, self.lm
         unit, size = ("bytes", total) if total else ("tokens", config.max_tokens or 0)
         with self.progress.phase("tokenising", size, unit) as phase:
             return tokenize_into(
-                folder, documents(self.text), self.lm, self.tokens_inputs, held_out=config.held_out,
+                folder, documents(self.text), lm, self.tokens_inputs, held_out=config.held_out,
                 max_tokens=config.max_tokens, packing=self.study.lm.packing,
                 ends_with_training=self.text.ends_with_training,
                 progressed=lambda tokens: phase.update(self.text.done if total else tokens),

@@ -80,8 +80,9 @@ class Hub(Source):
         except JumpaheadError:
             raise
         except Exception as exc:
-            reason = next((line.strip() for line in str(exc).splitlines() if line.strip()), type(exc).__name__)
-            raise DataError(f"text.source = '{self.config.source}' cannot be read: {reason.rstrip('.')}.") from exc
+            lines = [line.strip().rstrip(".") for line in str(exc).splitlines() if line.strip()]
+            reason = "; ".join(lines[:2]) or type(exc).__name__  # the second line often lists what there is
+            raise DataError(f"text.source = '{self.config.source}' cannot be read: {reason}.") from exc
 
     def fingerprint(self) -> Any:
         """The files of a folder; nothing of a dataset on the hub, whose name is in the study."""
