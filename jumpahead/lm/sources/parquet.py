@@ -33,10 +33,10 @@ class Parquet(RowFiles):
             for batch in file.iter_batches(batch_size=_ROWS, columns=[self.config.column]):
                 for value in batch.column(0):
                     number += 1
+                    self.done = before + size * number // rows
                     document = row(value.as_py(), f"{name}, row {number}", self.config.column)
                     if document is not None:
                         yield document
-                self.done = before + size * number // rows
         except UnicodeDecodeError as exc:
             raise DataError(f"{path} holds text that is not UTF-8 in its column '{self.config.column}'.") from exc
         except (pyarrow.ArrowException, OSError) as exc:
