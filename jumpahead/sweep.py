@@ -196,6 +196,8 @@ class Work:
 
     def _tokenized(self, folder: Path) -> dict[Split, Contexts]:
         config, total, lm = self.study.text, self.text.total, self.lm
+        if total is None and config.max_tokens is None:
+            self.progress.say(f"text.max_tokens is not given: all of '{config.source}' is read.")
         unit, size = ("bytes", total) if total else ("tokens", config.max_tokens or 0)
         with self.progress.phase("tokenising", size, unit) as phase:
             return tokenize_into(

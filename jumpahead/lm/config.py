@@ -51,4 +51,4 @@ class TextConfig(BaseModel):
     held_out: float = Field(default=0.1, gt=0, lt=1)
     """Share of the documents that is never trained on; evaluation uses only these."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """At most so many tokens of training text, and of held-out text; by default all of it."""
+    """At most so many tokens of training text, and of held-out text; by default all. Of rows, the first ones."""

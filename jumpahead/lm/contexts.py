@@ -79,7 +79,10 @@ class Shards:
 
     def __getitem__(self, index: np.ndarray | slice) -> np.ndarray:
         if isinstance(index, slice):
-            return self[np.arange(*index.indices(len(self)))]
+            low, high, step = index.indices(len(self))
+            assert step == 1, "token ids are read forwards"
+            bounds = zip(self.parts, self._first[:-1], strict=True)
+            return np.concatenate([part[max(0, low - first) : max(0, high - first)] for part, first in bounds])
         found = np.empty(index.shape, self.dtype)
         part = np.searchsorted(self._first, index, side="right") - 1
         for number in np.unique(part):

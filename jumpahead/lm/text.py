@@ -20,7 +20,7 @@ from jumpahead.lm.sources.base import Document, Source, rank
 from jumpahead.lm.sources.files import IN_MEMORY
 
 STRETCH = 2**24
-"""Characters that are tokenised at once, at most: a tokenizer needs some 100 bytes for each of them."""
+"""Characters that are tokenised at once, at most: a tokenizer needs some 130 bytes for each of them."""
 
 
 def is_held_out(identity: str, share: float) -> bool:
