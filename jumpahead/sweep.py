@@ -209,7 +209,12 @@ class Work:
 
     def _contexts(self, split: Split) -> Contexts:
         self.tokenize()
-        return Contexts.load(self.target.tokens / split)
+        folder = self.target.tokens / split
+        try:
+            return Contexts.load(folder)
+        except ArtefactError:
+            store.remove(folder / "source.json")  # not done after all: the next run mends it
+            raise
 
     @cached_property
     def contexts(self) -> Contexts:

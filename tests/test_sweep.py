@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from jumpahead import health, log, store, sweep
 from jumpahead import study as studies
 from jumpahead.cli import app
-from jumpahead.errors import StudyError
+from jumpahead.errors import ArtefactError, StudyError
 from jumpahead.frontier import Frontier
 from jumpahead.lm import isolation, precision
 from jumpahead.lm.contexts import Contexts
@@ -471,6 +471,16 @@ def test_damaged_tokens_are_not_taken_over(study_file, tmp_path):
     said = run(study_file, tmp_path / "two", until="tokens")
     assert [title for title, _ in said.phases] == ["tokenising"]
     assert len(contexts(tmp_path / "two")) == 2
+
+
+def test_damaged_tokens_are_named_and_made_again_once_removed(study_file, copied):
+    old, path = contexts(copied)["held_out"].digest, copied / "tokens" / "held_out" / "tokens-00000.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ArtefactError, match=r"tokens-00000\.safetensors is torn"):
+        run(study_file, copied, "evaluate.tokens=800")
+    path.unlink()
+    run(study_file, copied, "evaluate.tokens=800")
+    assert contexts(copied)["held_out"].digest == old
 
 
 @pytest.fixture(scope="module")

@@ -258,7 +258,7 @@ class Contexts:
         """Writes all of it into the folder."""
         parts = self.tokens.parts if isinstance(self.tokens, Shards) else [self.tokens]
         for number, part in enumerate(parts):
-            _write_shard(Path(folder), number, part, np.array([len(part)]), "")
+            _write_shard(Path(folder), number, part, np.array([len(part)]), {})
         self._save_beside(Path(folder), len(parts))
 
     def _save_beside(self, folder: Path, shards: int) -> None:
@@ -292,8 +292,8 @@ def _shard(folder: Path, number: int) -> Path:
     return folder / f"tokens-{number:05d}.safetensors"
 
 
-def _write_shard(folder: Path, number: int, tokens: np.ndarray, pieces: np.ndarray, inputs: str) -> None:
-    write_tensors(_shard(folder, number), {"tokens": tokens, "pieces": pieces}, {"inputs": inputs})
+def _write_shard(folder: Path, number: int, tokens: np.ndarray, pieces: np.ndarray, info: dict[str, str]) -> None:
+    write_tensors(_shard(folder, number), {"tokens": tokens, "pieces": pieces}, info)
 
 
 def _ranges(size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -402,8 +402,10 @@ class _Side:
         self._waiting: list[np.ndarray] = []
         """Tokens of pieces that are in no shard yet."""
         self._in_shards = 0
-        self._known: deque[int] = deque()
-        """Tokens of the pieces that are in shards of an earlier call."""
+        self._known: deque[tuple[int, str | None]] = deque()
+        """Tokens of the pieces that are in shards of an earlier call, and with each shard's last what `_seen` was."""
+        self._seen = hashlib.sha256()
+        """Of the documents' identities."""
         if folder is not None:
             self._resume(folder)
 
@@ -413,15 +415,16 @@ class _Side:
         for path in sorted(folder.glob("tokens-*.safetensors")):
             try:
                 is_ours = path == _shard(folder, self.shards) and store.read_info(path).get("inputs") == self.inputs
-                pieces = read_arrays(path)["pieces"] if is_ours else None
+                pieces = read_arrays(path)["pieces"].tolist() if is_ours else []
             except ArtefactError:
-                pieces = None
-            if pieces is None:
+                pieces = []
+            if not pieces:
                 store.remove(path)
-            else:
-                self._known.extend(pieces.tolist())
-                self._in_shards += int(pieces.sum())
-                self.shards += 1
+                continue
+            self._known.extend((tokens, None) for tokens in pieces[:-1])
+            self._known.append((pieces[-1], store.read_info(path)["seen"]))
+            self._in_shards += sum(pieces)
+            self.shards += 1
 
     @property
     def is_full(self) -> bool:
@@ -429,10 +432,16 @@ class _Side:
 
     def is_known(self, document: Document) -> bool:
         """Whether the next piece of the text was tokenised by an earlier call."""
-        if self._known:
-            self._count(document, self._known.popleft())
-            return True
-        return False
+        if not self._known:
+            return False
+        tokens, seen = self._known.popleft()
+        self._count(document, tokens)
+        if seen not in (None, self._seen.hexdigest()):
+            raise self._has_changed()
+        return True
+
+    def _has_changed(self) -> DataError:
+        return DataError(f"the text has changed since {self.folder} was begun: remove it, and run again.")
 
     def add(self, document: Document, ids: np.ndarray) -> None:
         """The tokens of the next piece of the text, as far as there is room for them."""
@@ -453,6 +462,7 @@ class _Side:
     def _count(self, document: Document, tokens: int) -> None:
         if document is not self._document:
             self._document = document
+            self._seen.update(f"{document.identity}\n".encode("utf-8", "surrogatepass"))
             self.identities.append(document.identity)
             self.names.append(document.name)
             self.sizes.append(0)
@@ -461,7 +471,8 @@ class _Side:
 
     def _write(self, folder: Path) -> None:
         pieces = np.array([len(ids) for ids in self._waiting], dtype=np.int64)
-        _write_shard(folder, self.shards, np.concatenate(self._waiting), pieces, self.inputs)
+        info = {"inputs": self.inputs, "seen": self._seen.hexdigest()}
+        _write_shard(folder, self.shards, np.concatenate(self._waiting), pieces, info)
         self._waiting, self._in_shards, self.shards = [], self.total, self.shards + 1
 
     def _tokens(self) -> np.ndarray | Shards:
@@ -473,6 +484,8 @@ class _Side:
 
     def contexts(self, held_out: float, packing: Packing) -> Contexts:
         """What was tokenised, cut for the model."""
+        if self._known:
+            raise self._has_changed()
         lm, lead = self.lm, int(self.lm.bos_id is not None)
         chunk = lm.context - lead
         start, length, owner = _chunks(self.sizes, chunk, 3 - lead)

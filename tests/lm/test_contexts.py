@@ -288,6 +288,20 @@ def test_a_killed_call_goes_on_after_the_last_shard(fixed_text, tmp_path, monkey
     assert {split: contexts.digest for split, contexts in mended.items()} == {s: c.digest for s, c in whole.items()}
 
 
+def test_text_that_changes_in_between_is_noticed(fixed_text, tmp_path, monkeypatch):
+    """As a stream may, whose fingerprint is its name."""
+    monkeypatch.setattr(module, "SHARD", 300)
+    monkeypatch.setattr(module, "_CHARACTERS", 200)
+    found, lm = list(documents(fixed_text["pattern"])), octets(0)
+    tokenize_into(tmp_path, found, lm, "inputs", held_out=0.3)
+    moved = [found[0]._replace(identity=found[0].identity + " moved"), *found[1:]]
+    while is_held_out(moved[0].identity, 0.3) != is_held_out(found[0].identity, 0.3):
+        moved[0] = moved[0]._replace(identity=moved[0].identity + "!")
+    for changed in (moved, found[:-20]):
+        with pytest.raises(DataError, match=r"the text has changed since .* was begun: remove it"):
+            tokenize_into(tmp_path, changed, lm, "inputs", held_out=0.3)
+
+
 def stamps(paths):
     return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in paths}
 
