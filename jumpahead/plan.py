@@ -307,7 +307,7 @@ def _tokens(study: Study, run: store.Run, source: Source) -> Tokens:
     except (store.ArtefactError, KeyError):
         pass
     most = study.text.max_tokens or float("inf")
-    if not source.total:
+    if source.total is None:
         return Tokens(int(min(most, study.train.tokens)), int(min(most, study.evaluate.tokens)), False, is_known=False)
     train, held_out, sample = _bytes(source, source.total)
     per_token = _bytes_per_token(study.lm, sample)

@@ -13,7 +13,7 @@ import pytest
 
 from jumpahead import engine, plan, starter, store
 from jumpahead.engine.plain import Plain
-from jumpahead.errors import SiteError, StudyError
+from jumpahead.errors import DataError, SiteError, StudyError
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.fingerprint import of_precision
 from jumpahead.lm.outline import outline
@@ -111,6 +111,12 @@ def test_rows_are_estimated_like_files(kind: str, model: Path, tmp_path: Path, m
     some = plan.make(small(model, path), tmp_path / "run").tokens
     assert some.is_known
     assert some.train + some.held_out == pytest.approx(700_000, rel=0.1)
+
+
+def test_text_that_is_empty_is_not_unknown(model: Path, tmp_path: Path):
+    empty = store.write_atomic(tmp_path / "x.txt", "")
+    with pytest.raises(DataError, match=r"x\.txt' holds no text"):
+        plan.make(small(model, empty), tmp_path / "run")
 
 
 def test_text_that_is_not_at_hand_is_not_made_up(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

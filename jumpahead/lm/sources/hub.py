@@ -60,7 +60,7 @@ class Hub(Source):
                 raise no_column(column, record, f"{self.config.source}, row {number},")
             document = row(record[column], f"{self.config.source}, row {number}", column)
             if document is not None:
-                yield document
+                yield document._replace(label=f"row {number}")  # its source is the study's
 
     def _opened(self) -> Any:
         import datasets
