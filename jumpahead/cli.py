@@ -107,7 +107,7 @@ def init(
     kind: Annotated[
         str, typer.Option("--site", help="residual, mlp or attention; or a site's whole name, such as PATH.output.")
     ] = "residual",
-    text: Annotated[str, typer.Option("--text", help="stdlib, a UTF-8 text file or a folder of them.")] = "stdlib",
+    text: Annotated[str, typer.Option("--text", help="stdlib, a file or a folder, hf:owner/name, or -.")] = "stdlib",
     width: Annotated[int | None, typer.Option("--width", min=2, help="Features; 16 × the site's width.")] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The study file; NAME.toml.")] = None,
 ) -> None:

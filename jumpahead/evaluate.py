@@ -223,20 +223,22 @@ class _Group(NamedTuple):
     """float32 [scored, V]: clean probabilities of the next token."""
     negentropy: Tensor
     """[scored]: Σ p·log p."""
+    chunk: Tensor
+    """int64 [b, t]: which chunk each position belongs to; −1 for padding."""
     cluster: np.ndarray
-    """int64 [b]: the cluster of each context."""
+    """int64 [chunks]: the cluster of each chunk of a document."""
     document: np.ndarray
-    """int64 [b]"""
+    """int64 [chunks]"""
     shared: dict[str, np.ndarray]
-    """[b, …]: the fields of `Sums` that are the same for every SAE, context by context."""
+    """[chunks, …]: the fields of `Sums` that are the same for every SAE, chunk by chunk."""
 
     @classmethod
     def of(cls, lm: LM, text: HeldOut, group: int, site: str, mean: Tensor) -> _Group:
         ids = torch.from_numpy(text.contexts.ids(group))
         spliced = torch.from_numpy(text.contexts.trained(group))
         scored = torch.from_numpy(text.contexts.scored(group))
-        document = text.contexts.document(group).astype(np.int64)
-        resume = lm.resume_point(ids, site)
+        chunk, document = torch.from_numpy(text.contexts.chunk(group)), text.contexts.document(group).astype(np.int64)
+        resume = lm.resume_point(ids, site, text.contexts.positions(group))
         target, x = torch.roll(ids, -1, 1)[scored], resume.activation[spliced].float().cpu()
         clean = spliced_logits(lm, resume, spliced, scored, None)
         p = torch.softmax(clean.float(), dim=-1)
@@ -247,14 +249,15 @@ class _Group(NamedTuple):
             for value in (torch.zeros_like(x), mean.expand_as(x))
         )
         exact = x.double()
+        tokens, rows = (per_chunk_count(chunk, where, len(document)) for where in (scored, spliced))
         shared = {
-            "tokens": scored.sum(1).numpy(),
-            "rows": spliced.sum(1).numpy(),
-            **{name: per_context(v, scored) for name, v in {"clean": nats, "zero": zero, "mean": middle}.items()},
-            **{name: per_context(v, spliced) for name, v in {"x_sq": exact.square().sum(1), "x_sum": exact}.items()},
+            "tokens": tokens,
+            "rows": rows,
+            **{name: per_chunk(v, tokens) for name, v in {"clean": nats, "zero": zero, "mean": middle}.items()},
+            **{name: per_chunk(v, rows) for name, v in {"x_sq": exact.square().sum(1), "x_sum": exact}.items()},
         }
         cluster = text.cluster[document]
-        return cls(lm, resume, spliced, scored, target, x, exact, p, negentropy, cluster, document, shared)
+        return cls(lm, resume, spliced, scored, target, x, exact, p, negentropy, chunk, cluster, document, shared)
 
     def add(self, found: Measured, coder: Coder) -> None:
         """Add this group to the sums of one SAE."""
@@ -266,8 +269,8 @@ class _Group(NamedTuple):
         of_scored = {"spliced": nats, "kl": self.negentropy - cross}
         of_spliced = _reconstruction(self.exact, x_hat, features)
         sums = dict(self.shared)
-        sums |= {name: per_context(value, self.scored) for name, value in of_scored.items()}
-        sums |= {name: per_context(value, self.spliced) for name, value in of_spliced.items()}
+        sums |= {name: per_chunk(value, self.shared["tokens"]) for name, value in of_scored.items()}
+        sums |= {name: per_chunk(value, self.shared["rows"]) for name, value in of_spliced.items()}
         sums |= {"firing": self._firing(features, coder.sae.width)}
         for name, value in sums.items():
             np.add.at(getattr(found.sums, name), self.cluster, value)
@@ -275,10 +278,10 @@ class _Group(NamedTuple):
                 np.add.at(found.documents[name], self.document, value)
 
     def _firing(self, features: Features, width: int) -> np.ndarray:
-        """int64 [b, M]: the rows of each context on which each feature is active."""
-        context = self.spliced.nonzero()[:, 0].repeat_interleave(features.indptr.diff())
-        contexts = len(self.spliced)
-        return torch.bincount(context * width + features.feature, minlength=contexts * width).view(-1, width).numpy()
+        """int64 [chunks, M]: the rows of each chunk on which each feature is active."""
+        chunk = self.chunk[self.spliced].repeat_interleave(features.indptr.diff())
+        size = len(self.document) * width
+        return torch.bincount(chunk * width + features.feature, minlength=size).view(-1, width).numpy()
 
 
 def spliced_logits(lm: LM, resume: Resume, spliced: Tensor, scored: Tensor, x_hat: Tensor | None) -> Tensor:
@@ -308,12 +311,16 @@ def scores(logits: Tensor, target: Tensor, p: Tensor | None = None) -> tuple[Ten
     return nats, cross if p is not None else torch.empty(0)
 
 
-def per_context(values: Tensor, where: Tensor) -> np.ndarray:
-    """Sums over each context's positions in `where` [b, t]: values [n, …] of those n positions → [b, …].
+def per_chunk_count(chunk: Tensor, where: Tensor, chunks: int) -> np.ndarray:
+    """int64 [chunks]: positions in `where` (bool [b, t]) of each; chunk [b, t]."""
+    return torch.bincount(chunk[where], minlength=chunks).numpy()
 
-    In float64, whole numbers in int64.
+
+def per_chunk(values: Tensor, counts: np.ndarray) -> np.ndarray:
+    """Sums over each chunk's values, of which there are `counts` (int64 [chunks]): [n, …] → [chunks, …].
+
+    Chunks stand one after the other, context by context. In float64, whole numbers in int64.
     """
-    counts = where.sum(1).numpy()
     values = values.double() if values.is_floating_point() else values.long()
     found = np.zeros((len(counts), *values.shape[1:]), values.numpy().dtype)
     some = counts > 0

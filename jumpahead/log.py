@@ -51,7 +51,7 @@ def number(value: float) -> str:
 
 @final
 class Phase:
-    """One stretch of work with a known length."""
+    """One stretch of work."""
 
     def __init__(
         self,
@@ -99,8 +99,10 @@ class Phase:
     @property
     def headline(self) -> str:
         """`training  12 %  123,000 of 1,000,000 tokens  8,410 tokens/s  1 min 44 s left`."""
-        share = 100 * self.done / self.total if self.total else 100.0
-        parts = [self.title, f"{share:3.0f} %", f"{self.done:,.0f} of {self.total:,.0f} {self.unit}"]
+        parts = [self.title, f"{self.done:,.0f} {self.unit}"]
+        if self.total:
+            share = f"{100 * self.done / self.total:3.0f} %"
+            parts = [self.title, share, f"{self.done:,.0f} of {self.total:,.0f} {self.unit}"]
         if self.rate is not None:
             parts.append(f"{number(self.rate)} {self.unit}/s")
         if self.seconds_left is not None and self.done < self.total:
@@ -119,7 +121,7 @@ class Progress(ABC):
 
     @abstractmethod
     def phase(self, title: str, total: float, unit: str, done: float = 0) -> contextlib.AbstractContextManager[Phase]:
-        """A stretch of work of `total` units, of which `done` were done by an earlier process."""
+        """A stretch of work of `total` units (0: nobody knows), of which an earlier process did `done`."""
 
 
 @final
@@ -206,7 +208,7 @@ class Live(Progress):
         from rich.progress_bar import ProgressBar
         from rich.text import Text
 
-        bar = ProgressBar(total=phase.total or 1, completed=phase.done)
+        bar = ProgressBar(total=phase.total or None, completed=phase.done)
         return Group(Text(phase.headline), bar, *([cls._table(phase)] if phase.rows else []))
 
     @staticmethod

@@ -29,10 +29,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jumpahead import store
 from jumpahead.activations import WITHOUT_LM, origin, row_bytes, ways_to_fit
 from jumpahead.errors import ArtefactError
-from jumpahead.lm.config import LMConfig, TextConfig
+from jumpahead.lm.config import LMConfig
 from jumpahead.lm.fingerprint import of_precision
 from jumpahead.lm.outline import Outline, model_folder, outline
 from jumpahead.lm.sites import parse_site
+from jumpahead.lm.sources import source_of
 from jumpahead.log import duration, size
 from jumpahead.study import Series, Study, Unit, units
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from jumpahead.activations.base import Activations
     from jumpahead.lm.contexts import Contexts
     from jumpahead.lm.model import LM
+    from jumpahead.lm.sources.base import Source
     from jumpahead.sae.base import SAE
 
 BYTES_PER_TOKEN = 4.0
@@ -62,6 +64,8 @@ class Tokens(NamedTuple):
     held_out: int
     is_counted: bool
     """False: estimated from the size of the text."""
+    is_known: bool = True
+    """False: the text is not at hand yet; as much as the study asks for is taken to be there."""
 
 
 class Panel(NamedTuple):
@@ -151,8 +155,10 @@ class Plan:
         rows.append(("SAEs", f"{self.saes}" + (f", of which {self.found} are in {self.folder}" if self.found else "")))
         rows.append(("training text", f"{train} tokens"))
         times = f"each token {self.epochs:.1f} times" if self.epochs > 1 else f"{100 * self.epochs:.0f} % of the text"
-        rows.append(("trained on", f"{self.train_tokens:,} activations per SAE: {times}"))
-        rows.append(("held-out text", f"{held_out} tokens, of which {self._count(self.scored_tokens)} are scored"))
+        times = f": {times}" if self.tokens.is_known else ""
+        rows.append(("trained on", f"{self.train_tokens:,} activations per SAE{times}"))
+        scored = self._count(self.scored_tokens) if self.tokens.is_known else f"at most {self.scored_tokens:,}"
+        rows.append(("held-out text", f"{held_out} tokens, of which {scored} are scored"))
         if self.memory_bytes is not None:
             rows.append(("memory", f"about {size(self.memory_bytes)}"))
         if self.disk_bytes is not None and self.disk_bytes_training is not None:
@@ -170,7 +176,9 @@ class Plan:
 
     def _count(self, tokens: int) -> str:
         """Exact where it was counted or asked for, else to two digits."""
-        if self.tokens.is_counted or tokens not in self.tokens:
+        if not self.tokens.is_known:
+            return "an unknown number of"
+        if self.tokens.is_counted or tokens not in self.tokens[:2]:
             return f"{tokens:,}"
         return f"about {int(float(f'{tokens:.1e}')):,}"
 
@@ -198,11 +206,12 @@ def make(study: Study, folder: str | Path, *, measure: bool = False) -> Plan:
         for site in study.activations.sites
         for width in study.sae.width
     ]
-    tokens = _tokens(study, run)
+    source = source_of(study.text, run.folder)
+    tokens = _tokens(study, run, source)
     dtype = _decided(study.lm, run)
     kept = _kept(study, run, shape, tokens)
     from_disk = kept and kept.bytes // row_bytes(_widths(study, shape), DTYPE_BYTES[study.activations.dtype])
-    seconds = measured(study, found, dtype, from_disk) if measure else None
+    seconds = measured(study, found, source, dtype, from_disk) if measure else None
     beside = _token_bytes(study, shape, tokens) + (kept.bytes if kept else 0)
     return _assembled(
         study, run, panels, tokens, _model(study.lm, shape, dtype), beside, _workspace(study, shape), kept, seconds
@@ -348,7 +357,12 @@ def _token_bytes(study: Study, shape: Outline | None, tokens: Tokens) -> int:
 def _notes(study: Study, plan: Plan) -> list[str]:
     """What one would want to know before starting."""
     notes = []
-    if plan.epochs > 1:
+    if not plan.tokens.is_known:
+        notes.append(
+            f"how much text '{study.text.source}' holds is seen when the run reads it: with less than train.tokens each"
+            " token is seen more than once"
+        )
+    elif plan.epochs > 1:
         notes.append(
             f"each training token is seen {plan.epochs:.1f} times: give more text, or fewer train.tokens,"
             " for an SAE that has not seen its data before"
@@ -378,42 +392,39 @@ def _notes(study: Study, plan: Plan) -> list[str]:
 # ---------------------------------------------------------------------------------------------- tokens
 
 
-def _tokens(study: Study, run: store.Run) -> Tokens:
+def _tokens(study: Study, run: store.Run, source: Source) -> Tokens:
     """Counted where the run has tokenised its text, else estimated from its bytes."""
     try:
         heads = [store.read_json(run.tokens / split / "contexts.json") for split in ("train", "held_out")]
         return Tokens(heads[0]["tokens"], heads[1]["tokens"], is_counted=True)
     except (store.ArtefactError, KeyError):
         pass
-    train, held_out, sample = _bytes(study.text)
-    per_token = _bytes_per_token(study.lm, sample)
     most = study.text.max_tokens or float("inf")
+    if source.total is None:
+        return Tokens(int(min(most, study.train.tokens)), int(min(most, study.evaluate.tokens)), False, is_known=False)
+    train, held_out, sample = _bytes(source, source.total)
+    per_token = _bytes_per_token(study.lm, sample)
     return Tokens(int(min(most, train / per_token)), int(held_out / per_token), is_counted=False)
 
 
-def _bytes(config: TextConfig) -> tuple[float, float, str]:
+def _bytes(source: Source, total: int) -> tuple[float, float, str]:
     """Bytes of the training and of the held-out text, and a sample of it."""
     from jumpahead.lm.text import documents, is_held_out
 
     count = {False: 0, True: 0}
     sample: list[str] = []
-    for document in documents(config):
-        length = len(document.text.encode("utf-8", "surrogatepass"))
-        count[is_held_out(document.identity, config.held_out)] += length
-        if sum(map(len, sample)) < 300_000:
-            sample.append(document.text[:50_000])
+    more = 1.0
+    for document in documents(source):
+        for text in itertools.chain([document.text], document.rest):
+            count[is_held_out(document.identity, source.config.held_out)] += len(text.encode("utf-8", "surrogatepass"))
+            if sum(map(len, sample)) < 300_000:
+                sample.append(text[:50_000])
+            if sum(count.values()) > ENOUGH_BYTES:
+                break
         if sum(count.values()) > ENOUGH_BYTES:
+            more = max(1.0, total / max(1, source.done))
             break
-    read = sum(count.values())
-    more = max(1.0, _source_bytes(config) / read) if read > ENOUGH_BYTES else 1.0
     return count[False] * more, count[True] * more, "\n".join(sample)
-
-
-def _source_bytes(config: TextConfig) -> int:
-    source = Path(config.source).expanduser()
-    if source.is_file():
-        return source.stat().st_size
-    return sum(path.stat().st_size for path in source.rglob(config.pattern) if path.is_file()) if source.is_dir() else 0
 
 
 def _bytes_per_token(config: LMConfig, sample: str) -> float:
@@ -431,7 +442,9 @@ def _bytes_per_token(config: LMConfig, sample: str) -> float:
 # ---------------------------------------------------------------------------------------------- time
 
 
-def measured(study: Study, found: list[Unit], dtype: str | None = None, rows: int | None = None) -> Seconds:
+def measured(
+    study: Study, found: list[Unit], source: Source, dtype: str | None = None, rows: int | None = None
+) -> Seconds:
     """Times the LM on a few groups, and on each panel a few steps and an evaluation of each series' extreme settings.
 
     On this machine, now. `dtype` is what `lm.dtype = "fast"` was decided to be; None decides it here. `rows`: how many
@@ -446,10 +459,10 @@ def measured(study: Study, found: list[Unit], dtype: str | None = None, rows: in
     use_threads(study.train.threads)
     sites = list(study.activations.sites)
     if study.lm.dtype == "fast" and dtype is None:
-        dtype = precision.decide(study.lm, study.text, sites).dtype
+        dtype = precision.decide(study.lm, source, sites).dtype
     lm = LM.load(study.lm)
     reader = LM.load(study.lm.model_copy(update={"dtype": dtype}) if dtype else study.lm, only=sites)
-    contexts = _some(study, lm, "train")
+    contexts = _some(study, source, lm, "train")
     groups = range(min(contexts.groups, 4))
     ids, trained = zip(
         *[(torch.from_numpy(array(g)) for array in (contexts.ids, contexts.trained)) for g in groups], strict=True
@@ -465,7 +478,7 @@ def measured(study: Study, found: list[Unit], dtype: str | None = None, rows: in
     return Seconds(
         stream=per_row * (rows or _rows_read(study)),
         saes=steps * study.train.steps,
-        evaluation=sum(_evaluation(study, found, lm, site, tried) for site in sites),
+        evaluation=sum(_evaluation(study, found, source, lm, site, tried) for site in sites),
     )
 
 
@@ -496,12 +509,12 @@ def _rows_read(study: Study) -> int:
     return first + total * len(study.stream.seed)
 
 
-def _some(study: Study, lm: LM, split: Any) -> Contexts:
+def _some(study: Study, source: Source, lm: LM, split: Any) -> Contexts:
     """A few groups of the study's text."""
     from jumpahead.lm.contexts import tokenize
     from jumpahead.lm.text import documents
 
-    some, needed = itertools.islice(documents(study.text), 2_000), 6 * study.lm.batch * lm.context
+    some, needed = itertools.islice(documents(source), 2_000), 6 * study.lm.batch * lm.context
     return tokenize(some, lm, split=split, held_out=study.text.held_out, max_tokens=needed)
 
 
@@ -552,7 +565,7 @@ def _one_step(study: Study, one: Series, setting: Any, width: int, x: Tensor) ->
     return seconds, SAE(arch, arch.fold(state.p, 1.0), {})
 
 
-def _evaluation(study: Study, found: list[Unit], lm: LM, site: str, tried: Tried) -> float:
+def _evaluation(study: Study, found: list[Unit], source: Source, lm: LM, site: str, tried: Tried) -> float:
     """Seconds of evaluating all SAEs of a site: what they share, and what each of them takes."""
     import torch
 
@@ -560,9 +573,9 @@ def _evaluation(study: Study, found: list[Unit], lm: LM, site: str, tried: Tried
     from jumpahead.evaluate import HeldOut, evaluate
 
     try:
-        contexts = _some(study, lm, "held_out")
+        contexts = _some(study, source, lm, "held_out")
     except DataError:  # too little of the text is held out: any other will do
-        contexts = _some(study, lm, "train")
+        contexts = _some(study, source, lm, "train")
     text = HeldOut.of(contexts, 2 * lm.batch * lm.context)
     mean = torch.zeros(lm.width_at(site))
     shared = _timed(lambda: evaluate({}, lm, text, site, mean))

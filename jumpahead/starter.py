@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 from jumpahead.errors import StudyError, nearest
-from jumpahead.lm.config import LMConfig
+from jumpahead.lm.config import LMConfig, TextConfig
 from jumpahead.lm.outline import Outline, model_folder, outline
 from jumpahead.lm.sites import KINDS, Site, parse_site
+from jumpahead.lm.sources import source_of
 
 FEATURES_PER_DIMENSION = 16
 """Below this, features are not rare and the frontier does not look like a large model's (DESIGN.md section 9)."""
@@ -33,8 +34,12 @@ model = {model_toml}
 dtype = "fast"  # bfloat16 where that is faster here and leaves the model's loss alone, else float32
 
 [text]
-source = {text_toml}  # stdlib (this machine's Python library), a UTF-8 text file, or a folder of them
+# stdlib (this machine's Python library); a UTF-8 text, JSON Lines or Parquet file, or a folder of them; hf:owner/name,
+# a Hugging Face dataset; - for standard input
+source = {text_toml}
+# column = "text"                 where rows of JSON Lines, Parquet and datasets hold their text
 # separator = "<|endoftext|>"     what separates documents inside a file; by default a file is one document
+# max_tokens = 20_000_000         of a large text, only so much
 held_out = 0.1  # share of the documents that is evaluated on and never trained on
 
 [activations]
@@ -78,8 +83,9 @@ def write(
     `kind` is residual, mlp or attention of block `layer`, by default the middle one; or it names a site by itself.
     Of a model on the hub only the config is brought here; with a layer one can do without.
     """
-    if text != "stdlib" and not Path(text).expanduser().exists():
-        raise StudyError(f"--text {text} does not exist: give a text file, a folder of them, or stdlib.")
+    if objection := source_of(TextConfig(source=text)).objection():
+        raise StudyError(f"--text {text}, {objection}: give stdlib, a file or a folder of text, JSON Lines or Parquet, "
+                         "hf:owner/name, or -.")  # fmt: skip
     shape = _shape(LMConfig(model=model), is_needed=layer is None and kind in KINDS)
     site = _site(layer, kind, shape)
     d = shape.width_at(site) if shape else None

@@ -5,6 +5,7 @@
       study.toml                    the resolved study
       precision.json                what `lm.dtype = "fast"` was decided to be, and why
       checks.json                   what the language model was checked for before it was used
+      stdin.txt                     the text, where it came from standard input
       tokens/  activations/         shards
       saes/<site>/<width>/<series>/<setting>_seed-<s>[_stream-<t>]/        SAEFolder
         weights.safetensors  config.json  train.jsonl  evaluation.json  checkpoint/
@@ -101,6 +102,21 @@ def remove_temporaries_of(path: Path) -> None:
     """Removes what killed writers of one file left. Only for who alone writes that file."""
     for left in path.parent.glob(f".{path.name}{_TEMPORARY}*"):
         left.unlink(missing_ok=True)
+
+
+def share(folder: str | os.PathLike[str], target: str | os.PathLike[str], *, without: str) -> None:
+    """Makes the files of `folder`, but one, appear in `target` too, without taking space twice where that can be.
+
+    Files here are replaced, never written into, so that neither folder can harm the other.
+    """
+    Path(target).mkdir(parents=True, exist_ok=True)
+    for path in sorted(path for path in Path(folder).iterdir() if path.name != without):
+        copy = Path(target) / path.name
+        copy.unlink(missing_ok=True)
+        try:
+            os.link(path, copy)
+        except OSError:
+            shutil.copy2(path, copy)
 
 
 def remove(path: str | os.PathLike[str]) -> None:
@@ -262,6 +278,22 @@ def read_info(path: str | os.PathLike[str], *, verb: str = MAKE) -> dict[str, An
     """The `info` that was written with the tensors; {} for a file that is not ours."""
     with _open(Path(path), "numpy", verb) as file:
         return _header(file).get("info", {})
+
+
+def map_array(path: str | os.PathLike[str], key: str, *, verb: str = MAKE) -> np.ndarray:
+    """One array of a safetensors file, mapped into memory and not checked: for what is too large to be loaded."""
+    import numpy as np
+
+    path = Path(path)
+    with _open(path, "numpy", verb) as file:  # refuses a torn file
+        dtype = file.get_slice(key)[:0].dtype
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        about = json.loads(file.read(length))[key]
+    shape = tuple(about["shape"])
+    if 0 in shape:  # cannot be mapped
+        return np.empty(shape, dtype)
+    return np.memmap(path, dtype, "r", offset=8 + length + about["data_offsets"][0], shape=shape)
 
 
 def _read(path: Path, framework: str, verb: str) -> Iterator[tuple[str, Any]]:
@@ -439,7 +471,7 @@ class Run:
 
     def discard_if_nothing_was_made(self) -> None:
         """Under `lock`: removes a run in which nothing but its study has been written, after a failed start."""
-        ours = {self.manifest.name, self.study.name, self.precision.name, self.checks.name, ".lock"}
+        ours = {self.manifest.name, self.study.name, self.precision.name, self.checks.name, self.stdin.name, ".lock"}
         if self.folder.is_dir() and {path.name for path in self.folder.iterdir()} <= ours:
             shutil.rmtree(self.folder)
 
@@ -467,6 +499,15 @@ class Run:
     @property
     def checks(self) -> Path:
         return self.folder / "checks.json"
+
+    @property
+    def made_from(self) -> Path:
+        """What the tokens were made from, for when that is gone."""
+        return self.tokens / "made_from.json"
+
+    @property
+    def stdin(self) -> Path:
+        return self.folder / "stdin.txt"
 
     @property
     def tokens(self) -> Path:

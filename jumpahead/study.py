@@ -32,6 +32,7 @@ from jumpahead.errors import ArtefactError, JumpaheadError, SiteError, StudyErro
 from jumpahead.lm.config import LMConfig, TextConfig
 from jumpahead.lm.outline import outline
 from jumpahead.lm.sites import parse_site
+from jumpahead.lm.sources import source_of
 from jumpahead.sae.recipe import Setting, TrainConfig, check_changes
 
 KINDS = ("l0", "lambda", "k")
@@ -480,9 +481,8 @@ def _check_files(study: Study, where: str) -> None:
     """
     if study.activations.origin in {*origins.WITHOUT_LM, "shards"}:
         return
-    source = study.text.source
-    if source != "stdlib" and not Path(source).expanduser().exists():
-        raise StudyError(f"{where}: 'text.source' names {source}, which does not exist (seen from the current folder).")
+    if objection := source_of(study.text).objection():
+        raise StudyError(f"{where}: 'text.source' names {study.text.source}, {objection}.")
     model = Path(study.lm.model).expanduser()
     looks_like_a_path = study.lm.model.startswith((".", "/", "~")) or study.lm.model.count("/") > 1
     if model.is_dir() and not (model / "config.json").is_file():

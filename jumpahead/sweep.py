@@ -6,16 +6,21 @@ that one alone.
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jumpahead import health, log, store
 from jumpahead.activations import WITHOUT_LM
 from jumpahead.errors import ArtefactError, DataError, JumpaheadError, StudyError
 from jumpahead.lm import fingerprint
+from jumpahead.lm.contexts import SPLITS, Contexts, Split, tokenize_into
 from jumpahead.lm.sites import parse_site
+from jumpahead.lm.sources import source_of
+from jumpahead.lm.text import documents
 from jumpahead.sae import architecture
 from jumpahead.sae.recipe import Recipe, Shape
 from jumpahead.study import Study, Unit, to_toml, units
@@ -25,8 +30,8 @@ if TYPE_CHECKING:
     from jumpahead.activations.shards import Part
     from jumpahead.evaluate import HeldOut, HeldOutRows, Measured
     from jumpahead.lm.config import LMConfig
-    from jumpahead.lm.contexts import Contexts
     from jumpahead.lm.model import LM
+    from jumpahead.lm.sources.base import Source
     from jumpahead.sae.base import SAE
     from jumpahead.train import Job
 
@@ -95,7 +100,7 @@ class Work:
             from jumpahead.train import use_threads
 
             use_threads(self.study.train.threads)
-            found = precision.decide(config, self.study.text, self.study.activations.sites)
+            found = precision.decide(config, self.text, self.study.activations.sites)
             store.write_json(self.target.precision, {"inputs": inputs, **found._asdict()})
             self.progress.say(f"LM: {found}")
         return config.model_copy(update={"dtype": store.read_json(self.target.precision)["dtype"]})
@@ -111,12 +116,12 @@ class Work:
         config, sites = self.lm_config, self.study.activations.sites
         inputs = fingerprint.of_use(config, sites)
         if store.has_inputs(self.target.checks, inputs):
-            return LM.load(config, only=sites)
+            return self._isolated(LM.load(config, only=sites), sites)
         lm = LM.load(config)
         checked = check.examine(lm, sites)
         store.write_json(self.target.checks, {"inputs": inputs, "class": type(lm.model).__name__, "checked": checked})
         self.progress.say(f"LM: {lm.name} ({type(lm.model).__name__}), {len(checked)} checks passed")
-        return lm
+        return self._isolated(lm, sites)
 
     @cached_property
     def whole_lm(self) -> LM:
@@ -125,7 +130,22 @@ class Work:
         from jumpahead.train import use_threads
 
         use_threads(self.study.train.threads)
-        return LM.load(self.study.lm)
+        return self._isolated(LM.load(self.study.lm), ())
+
+    def _isolated(self, lm: LM, sites: Sequence[str]) -> LM:
+        """The LM; StudyError where it should keep the documents of a context apart and does not."""
+        if self.study.lm.packing == "isolated":
+            from jumpahead.lm import isolation
+
+            isolation.check(lm, sites)
+        return lm
+
+    @cached_property
+    def text(self) -> Source:
+        """Where the text comes from; what can be read only once is in the run's folder."""
+        source = source_of(self.study.text, self.target.folder)
+        source.prepare(self.progress)
+        return source
 
     @cached_property
     def source(self) -> str:
@@ -135,10 +155,10 @@ class Work:
 
             return origin(self.study.activations.origin).source(self.study.activations, self.target.activations)
         if self.remembered:
-            return self.remembered["inputs"]
-        lm, text = self.lm_config, self.study.text
-        said = [config.model_dump(exclude_defaults=True) for config in (lm, text)]
-        return store.digest_json([self.model, fingerprint.of_text(text), *said])
+            return self.remembered["source"]
+        lm, settings = self.lm_config, fingerprint.settings
+        known = [self.model, settings(lm), fingerprint.of_text(self.text), settings(self.study.text)]
+        return store.digest_json(known)
 
     @cached_property
     def model(self) -> str:
@@ -147,25 +167,38 @@ class Work:
 
     @cached_property
     def remembered(self) -> dict[str, Any] | None:
-        """What the tokens on disk say that they are of, where the model or the text is not on this machine any more.
+        """What the tokens on disk were made from, where the model or the text is not on this machine any more.
 
         None where both are here. StudyError or DataError where one is not, and there are no tokens of it either.
         """
-        lm, text = self.study.lm, self.study.text
-        path = self.target.tokens / "train" / "source.json"
+        lm, path = self.study.lm, self.target.made_from
         known = store.read_json(path) if path.exists() else {}
-        is_ours = [known.get("lm"), known.get("text")] == [
-            config.model_dump(exclude_defaults=True) for config in (lm, text)
-        ]
+        is_ours = [known.get("lm"), known.get("text")] == self._settings
         try:
             is_folder = fingerprint.model_folder(lm.model) is not None
             is_ours = is_ours and (not is_folder or self.model == known["model"])
-            fingerprint.of_text(text)
+            fingerprint.of_text(self.text)
         except (StudyError, DataError):
             if is_ours:
                 return known
             raise
         return known if is_ours and known["is_folder"] and not is_folder else None
+
+    @property
+    def _settings(self) -> list[dict[str, Any]]:
+        return [fingerprint.settings(self.study.lm), fingerprint.settings(self.study.text)]
+
+    def _remember(self) -> None:
+        """Write down what the tokens were made from, for when it is gone."""
+        if self.remembered:
+            return
+        lm, text = self._settings
+        is_folder = fingerprint.model_folder(self.study.lm.model) is not None
+        known = {"lm": lm, "text": text, "model": self.model, "dtype": self.lm_config.dtype, "is_folder": is_folder,
+                 "source": self.source, "tokens": self.tokens_inputs}  # fmt: skip
+        path = self.target.made_from
+        if not path.exists() or store.read_json(path) != known:
+            store.write_json(path, known)
 
     @cached_property
     def kept(self) -> str:
@@ -211,43 +244,75 @@ class Work:
 
     def tokenize(self) -> None:
         """Tokens of both splits on disk."""
-        if self.needs_lm and not all(self._tokens_done(split) for split in ("train", "held_out")):
-            for split in ("train", "held_out"):
-                contexts = self._tokenized(split)
-                self.progress.say(
-                    f"{split.replace('_', '-')} text: {len(contexts.identities):,} documents, "
-                    f"{contexts.rows:,} tokens to {'train on' if split == 'train' else 'measure on'}"
-                )
+        if self.needs_lm:
+            if not self._tokens_done(self.target.tokens):
+                self._make_tokens()
+            self._remember()
 
-    def _tokens_done(self, split: str) -> bool:
-        return store.has_inputs(self.target.tokens / split / "source.json", self.source)
+    @cached_property
+    def tokens_inputs(self) -> str:
+        """Digest of everything that tokens depend on: less than SAEs do."""
+        if self.remembered:
+            return self.remembered["tokens"]
+        return fingerprint.of_tokens(self.study.lm, self.text)
 
-    def _tokenized(self, split: Any) -> Contexts:
-        from jumpahead.lm.contexts import Contexts, tokenize
-        from jumpahead.lm.text import documents
+    def _tokens_done(self, folder: Path) -> bool:
+        return all(store.has_inputs(folder / split / "source.json", self.tokens_inputs) for split in SPLITS)
 
+    def _make_tokens(self) -> None:
+        """From the text, or from a run beside this one that has the same."""
+        folder = self.target.tokens
+        for split in SPLITS:
+            store.remove(folder / split / "source.json")
+        shared = self._shared_tokens()
+        if shared is not None:
+            for split in SPLITS:
+                store.remove(folder / split)
+                store.share(shared / split, folder / split, without="source.json")
+            made = {split: Contexts.load(folder / split) for split in SPLITS}
+            self.progress.say(f"tokens: those of {shared.parent.name}, which has the same text")
+        else:
+            made = self._tokenized(folder)
+        for split, contexts in made.items():
+            store.write_json(folder / split / "source.json", {"inputs": self.tokens_inputs})
+            self.progress.say(
+                f"{split.replace('_', '-')} text: {len(contexts.identities):,} documents, "
+                f"{contexts.rows:,} tokens to {'train on' if split == 'train' else 'measure on'}"
+            )
+
+    def _shared_tokens(self) -> Path | None:
+        """The folder of the same tokens in a run beside this one; a damaged one is passed over."""
+        for folder in sorted(self.target.folder.resolve().parent.glob("*/tokens")):
+            if self._tokens_done(folder):
+                with contextlib.suppress(ArtefactError):
+                    return folder if all(Contexts.load(folder / split) for split in SPLITS) else None
+        return None
+
+    def _tokenized(self, folder: Path) -> dict[Split, Contexts]:
+        config, total, lm = self.study.text, self.text.total, self.lm
+        if total is None and config.max_tokens is None:
+            self.progress.say(f"text.max_tokens is not given: all of '{config.source}' is read.")
+        unit, size = ("bytes", total) if total else ("tokens", config.max_tokens or 0)
+        with self.progress.phase("tokenising", size, unit) as phase:
+            return tokenize_into(
+                folder, documents(self.text), lm, self.tokens_inputs, held_out=config.held_out,
+                max_tokens=config.max_tokens, packing=self.study.lm.packing,
+                ends_with_training=self.text.ends_with_training,
+                progressed=lambda tokens: phase.update(self.text.done if total else tokens),
+            )  # fmt: skip
+
+    def _contexts(self, split: Split) -> Contexts:
+        self.tokenize()
         folder = self.target.tokens / split
-        if self._tokens_done(split):
+        try:
             return Contexts.load(folder)
-        text = self.study.text
-        store.remove(folder / "source.json")
-        contexts = tokenize(documents(text), self.lm, split=split, held_out=text.held_out, max_tokens=text.max_tokens)
-        contexts.save(folder)
-        lm, is_folder = self.study.lm, fingerprint.model_folder(self.study.lm.model) is not None
-        known = {
-            "lm": lm.model_dump(exclude_defaults=True),
-            "model": self.model,
-            "dtype": self.lm_config.dtype,
-            "is_folder": is_folder,
-        }
-        store.write_json(
-            folder / "source.json", {"inputs": self.source, "text": text.model_dump(exclude_defaults=True), **known}
-        )
-        return contexts
+        except ArtefactError:
+            store.remove(folder / "source.json")  # not done after all: the next run mends it
+            raise
 
     @cached_property
     def contexts(self) -> Contexts:
-        return self._tokenized("train")
+        return self._contexts("train")
 
     @cached_property
     def activations(self) -> Activations:
@@ -291,7 +356,7 @@ class Work:
         for split, folder, inputs in [("held_out", train / HELD_OUT, measured), ("train", train, self.kept)]:
             if is_complete(folder, inputs):
                 continue
-            live = live_of(config, self.lm, self._tokenized(split))
+            live = live_of(config, self.lm, self._contexts(split))
             if split == "held_out":
                 live.rows_per_group = live.rows_per_group[: self.held_out.groups]
             is_done &= write_shards(
@@ -336,8 +401,7 @@ class Work:
         if not self.needs_lm:
             return {}
         lm = {"digest": self.remembered["model"] if self.remembered else self.model,
-              **self.lm_config.model_dump(include={"model"}),
-              **self.lm_config.model_dump(exclude_defaults=True)}  # fmt: skip
+              **fingerprint.settings(self.lm_config)}  # fmt: skip
         return {"lm": lm, "site_names": parse_site(unit.site).names}
 
     def _say_plan(self, members: list[Unit]) -> None:
@@ -409,7 +473,7 @@ class Work:
     def held_out(self) -> HeldOut:
         from jumpahead.evaluate import HeldOut
 
-        return HeldOut.of(self._tokenized("held_out"), self.study.evaluate.tokens)
+        return HeldOut.of(self._contexts("held_out"), self.study.evaluate.tokens)
 
     @cached_property
     def measured_on(self) -> HeldOut | HeldOutRows:

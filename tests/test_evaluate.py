@@ -11,11 +11,12 @@ import torch
 import jumpahead.evaluate as evaluation
 from jumpahead import metrics, store
 from jumpahead.errors import DataError
-from jumpahead.evaluate import HeldOut, document_evaluation, evaluate, per_context, scores
+from jumpahead.evaluate import HeldOut, document_evaluation, evaluate, per_chunk, per_chunk_count, scores
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.contexts import tokenize
 from jumpahead.lm.model import LM, nats
-from jumpahead.lm.text import Document, is_held_out
+from jumpahead.lm.sources.base import Document
+from jumpahead.lm.text import is_held_out
 from jumpahead.sae.base import SAE
 from jumpahead.sae.recipe import Setting
 from tests.engine.cases import CASES, draw, layer, scrambled, some_recipe
@@ -113,16 +114,20 @@ def test_zero_output_is_the_zero_ablation_and_the_means_the_mean_ablation(lm, te
     assert not np.array_equal(found["zero"].sums.spliced, found["mean"].sums.spliced)
 
 
-def test_sums_per_context_by_hand():
+def test_sums_per_chunk_by_hand():
+    """The first context is one chunk, the second is padding before none, the third is two chunks."""
     where = torch.tensor([[0, 1, 1], [0, 0, 0], [1, 0, 1]]).bool()
-    assert per_context(torch.tensor([0.5, 2.0, 3.0, 7.0]), where).tolist() == [2.5, 0, 10]
+    chunk = torch.tensor([[0, 0, 0], [1, 1, -1], [2, 3, 3]])
+    counts = per_chunk_count(chunk, where, 5)
+    assert counts.tolist() == [2, 0, 1, 1, 0]
+    assert per_chunk(torch.tensor([0.5, 2.0, 3.0, 7.0]), counts).tolist() == [2.5, 0, 3, 7, 0]
     pairs = torch.tensor([[2, 30], [4, 50], [6, 70], [8, 90]], dtype=torch.int32)
-    found = per_context(pairs, where)
-    assert found.tolist() == [[6, 80], [0, 0], [14, 160]]
+    found = per_chunk(pairs, counts)
+    assert found.tolist() == [[6, 80], [0, 0], [6, 70], [8, 90], [0, 0]]
     assert found.dtype == np.int64
-    assert per_context(torch.ones(0), torch.zeros(2, 3).bool()).tolist() == [0, 0]
+    assert per_chunk(torch.ones(0), np.zeros(2, np.int64)).tolist() == [0, 0]
     third = torch.full((4,), 1 / 3)  # in float64, of what float32 holds
-    assert per_context(third, where).tolist() == [2 * float(third[0]), 0, 2 * float(third[0])]
+    assert per_chunk(third, counts).tolist()[:3] == [2 * float(third[0]), 0, float(third[0])]
 
 
 @pytest.mark.parametrize("at_once", [1, 3 * 70, 10**9])

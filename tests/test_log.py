@@ -83,6 +83,22 @@ def test_time_left_counts_only_what_this_process_did():
         assert phase.seconds_left == 85.0
 
 
+def test_work_of_unknown_length_shows_what_is_done():
+    clock, said = Clock(), io.StringIO()
+    progress = log.Lines(said, seconds=2.0)
+    progress.clock = clock
+    with progress.phase("tokenising", 0, "tokens") as phase:
+        for _ in range(3):
+            clock.now += 3.0
+            phase.advance(1_500)
+    assert said.getvalue().splitlines() == [
+        "tokenising  1,500 tokens",
+        "tokenising  3,000 tokens  500 tokens/s",
+        "tokenising  4,500 tokens  500 tokens/s",
+        "tokenising  done: 4,500 tokens in 9 s",
+    ]
+
+
 def test_tensors_are_refused():
     with (
         log.Silent().phase("training", 10, "tokens") as phase,

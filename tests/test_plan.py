@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from hashlib import sha256
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from jumpahead import engine, log, plan, starter, store, sweep
 from jumpahead.activations.files import Reader
 from jumpahead.activations.shards import Part
 from jumpahead.engine.plain import Plain
-from jumpahead.errors import SiteError, StudyError
+from jumpahead.errors import DataError, SiteError, StudyError
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.fingerprint import of_precision
 from jumpahead.lm.outline import outline
@@ -94,12 +98,53 @@ def test_notes_say_what_one_would_want_to_know(model: Path, text: Path, tmp_path
     assert "no document is held out" in " ".join(alone.notes)
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet"])
+def test_rows_are_estimated_like_files(kind: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """4,000 rows of 700 bytes; of more than 1,000,000 bytes the rest is taken to be alike, however it is packed."""
+    texts = ["".join(sha256(f"{n} {i}".encode()).hexdigest() for i in range(11))[:700] for n in range(4000)]
+    path, lines = tmp_path / f"x.{kind}", "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=100, use_dictionary=False)
+    else:
+        path.write_bytes(gzip.compress(lines) if kind.endswith("gz") else lines)
+    whole = plan.make(small(model, path), tmp_path / "run").tokens
+    assert whole.train + whole.held_out == pytest.approx(700_000, abs=2)
+    monkeypatch.setattr(plan, "ENOUGH_BYTES", 1_000_000)
+    some = plan.make(small(model, path), tmp_path / "run").tokens
+    assert some.is_known
+    assert some.train + some.held_out == pytest.approx(700_000, rel=0.1)
+
+
+def test_text_that_is_empty_is_not_unknown(model: Path, tmp_path: Path):
+    empty = store.write_atomic(tmp_path / "x.txt", "")
+    with pytest.raises(DataError, match=r"x\.txt' holds no text"):
+        plan.make(small(model, empty), tmp_path / "run")
+
+
+def test_text_that_is_not_at_hand_is_not_made_up(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stdin", None)  # a plan reads nothing from it
+    run = store.Run(tmp_path / "run")
+    for source in ("-", "hf:owner/name"):
+        made = plan.make(small(model, Path(source)), run.folder)
+        assert not made.tokens.is_known
+        facts = dict(made.facts())
+        assert facts["training text"] == "an unknown number of tokens"
+        assert facts["trained on"] == "9,984 activations per SAE"
+        assert facts["held-out text"] == "an unknown number of tokens, of which at most 100,000 are scored"
+        assert f"how much text '{source}' holds is seen when the run reads it" in " ".join(made.notes)
+        assert "each token 1" not in made.text()
+    store.write_atomic(run.stdin, "\n".join("abcdefg" * 40 for _ in range(10)))
+    known = plan.make(small(model, Path("-")), run.folder).tokens
+    assert known.is_known
+    assert known.train + known.held_out == (280 * 10 + 9) // 4
+
+
 def test_counts_are_exact_once_the_text_is_tokenised(model: Path, text: Path, tmp_path: Path):
     run = store.Run(tmp_path / "run")
     for split, tokens in (("train", 20_001), ("held_out", 3_003)):
         store.write_json(run.tokens / split / "contexts.json", {"tokens": tokens})
     made = plan.make(small(model, text), run.folder)
-    assert made.tokens == (20_001, 3_003, True)
+    assert made.tokens == (20_001, 3_003, True, True)
     assert ("training text", "20,001 tokens") in made.facts()
     assert ("trained on", "9,984 activations per SAE: 50 % of the text") in made.facts()
 
@@ -267,7 +312,17 @@ def test_a_first_study_loads(model: Path, text: Path, tmp_path: Path):
     assert study.sae.width == (16 * 32,)
     assert {one.architecture for one in study.series} == {"jumprelu", "gated", "topk"}
     assert all(one.l0 == (1, 2, 4) for one in study.series)  # 512 / 128
+    assert "column" in content
     assert max(map(len, content.replace(str(text), "").replace(str(model), "").splitlines())) <= 120
+
+
+@pytest.mark.parametrize("source", ["-", "hf:owner/name:configuration", "x.jsonl", "x.parquet"])
+def test_a_first_study_takes_every_source(model: Path, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.jsonl", "x.parquet"):
+        store.write_atomic(tmp_path / name, "not looked into")
+    _, content = starter.write(str(model), 2, text=source)
+    assert load(store.write_atomic(tmp_path / "first.toml", content)).text.source == source
 
 
 def test_a_first_study_of_the_middle_block_or_of_any_module(model: Path):
@@ -314,7 +369,8 @@ def test_a_first_study_of_a_model_that_is_elsewhere(tmp_path: Path, monkeypatch:
     [
         (("MODEL", 3), SiteError, "the last is layers.2.residual"),
         (("MODEL", 1, "mpl"), StudyError, "Did you mean 'mlp'?"),
-        (("MODEL", 1, "mlp", "no.txt"), StudyError, "--text no.txt does not exist"),
+        (("MODEL", 1, "mlp", "no.txt"), StudyError, "--text no.txt, which does not exist"),
+        (("MODEL", 1, "mlp", "hf:a/b/c"), StudyError, "--text hf:a/b/c, which is no dataset's name"),
     ],
 )
 def test_a_first_study_that_cannot_be(model: Path, arguments: tuple, error: type[Exception], message: str):

@@ -289,6 +289,17 @@ def test_toml_errors_name_the_line(tmp_path: Path, text: str, message: str):
         ),
         (
             "[sae]",
+            "[text]\nsource = 'hf:./no'\n[sae]",
+            "'text.source' names hf:./no, which does not exist (seen from the current folder).",
+        ),
+        ("[sae]", "[text]\ncolum = 'x'\n[sae]", "there is no key 'text.colum'. Did you mean 'column'?"),
+        (
+            "[sae]",
+            "[lm]\npacking = 'all'\n[sae]",
+            "'lm.packing' must be 'none', 'isolated' or 'plain', not \"all\".",
+        ),
+        (
+            "[sae]",
             "[lm]\nmodel = './no'\n[sae]",
             "'lm.model' names ./no, which does not exist (seen from the current folder).",
         ),

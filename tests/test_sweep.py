@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,6 +12,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
@@ -20,7 +23,8 @@ from jumpahead.activations.live import Live
 from jumpahead.cli import app
 from jumpahead.errors import ArtefactError, DataError, StudyError
 from jumpahead.frontier import Frontier
-from jumpahead.lm import precision
+from jumpahead.lm import isolation, precision
+from jumpahead.lm.contexts import Contexts
 from jumpahead.lm.model import LM
 from jumpahead.lm.precision import Precision
 
@@ -414,6 +418,182 @@ def test_fast_that_is_float32_is_the_float32_study(study_file, copied, monkeypat
     said = run(study_file, copied, "lm.dtype=fast")
     assert "LM: float32 (products in bfloat16 are not faster on this machine)" in said
     assert not said.phases
+
+
+# ---------------------------------------------------------------------------------------------- text and tokens
+
+
+def contexts(folder):
+    return {split: Contexts.load(folder / "tokens" / split) for split in ("train", "held_out")}
+
+
+def test_another_layer_of_the_same_run_reuses_the_tokens(study_file, copied):
+    before = stamps(copied / "tokens")
+    said = run(study_file, copied, "activations.sites=layers.2.mlp", until="train")
+    assert [title for title, _ in said.phases] == ["training"]
+    assert stamps(copied / "tokens") == before
+
+
+def test_runs_beside_one_another_share_tokens_and_neither_needs_the_other(study_file, tmp_path, monkeypatch):
+    run(study_file, tmp_path / "one", until="tokens")
+    old = contexts(tmp_path / "one")
+    said = run(study_file, tmp_path / "two", "lm.dtype=bfloat16", "activations.sites=layers.0.mlp", until="tokens")
+    assert "tokens: those of one, which has the same text" in said
+    assert not said.phases
+    files = [
+        folder / "tokens" / "train" / "tokens-00000.safetensors" for folder in (tmp_path / "one", tmp_path / "two")
+    ]
+    assert files[0].samefile(files[1])
+    assert not run(study_file, tmp_path / "two", "lm.dtype=bfloat16", until="tokens").sentences
+    said = run(study_file, tmp_path / "three", "lm.context=24", until="tokens")
+    assert [title for title, _ in said.phases] == ["tokenising"]
+    # What happens to one does not happen to the other.
+    shutil.rmtree(tmp_path / "one")
+    run(study_file, tmp_path / "three", until="tokens")
+    assert {split: c.digest for split, c in contexts(tmp_path / "two").items()} == {s: c.digest for s, c in old.items()}
+    assert contexts(tmp_path / "three")["train"].digest == old["train"].digest
+
+
+def test_where_files_cannot_be_linked_they_are_copied(study_file, tmp_path, monkeypatch):
+    def link(*_):
+        raise OSError("not on this file system")
+
+    run(study_file, tmp_path / "one", until="tokens")
+    monkeypatch.setattr(os, "link", link)
+    assert "tokens: those of one" in run(study_file, tmp_path / "two", until="tokens")
+    one, two = (folder / "tokens" / "train" / "contexts.safetensors" for folder in (tmp_path / "one", tmp_path / "two"))
+    assert not one.samefile(two)
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_damaged_tokens_are_not_taken_over(study_file, tmp_path):
+    run(study_file, tmp_path / "one", until="tokens")
+    path = tmp_path / "one" / "tokens" / "held_out" / "tokens-00000.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    said = run(study_file, tmp_path / "two", until="tokens")
+    assert [title for title, _ in said.phases] == ["tokenising"]
+    assert len(contexts(tmp_path / "two")) == 2
+
+
+def test_damaged_tokens_are_named_and_made_again_once_removed(study_file, copied):
+    old, path = contexts(copied)["held_out"].digest, copied / "tokens" / "held_out" / "tokens-00000.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ArtefactError, match=r"tokens-00000\.safetensors is torn"):
+        run(study_file, copied, "evaluate.tokens=800")
+    path.unlink()
+    run(study_file, copied, "evaluate.tokens=800")
+    assert contexts(copied)["held_out"].digest == old
+
+
+@pytest.fixture(scope="module")
+def rows(study_file):
+    """The study's documents as rows: the texts, and `text.source` by the way they are written."""
+    folder = study_file.parent / "rows"
+    folder.mkdir()
+    texts = [path.read_text() for path in sorted(Path(studies.load(study_file).text.source).glob("*.txt"))]
+    (folder / "x.jsonl").write_text("".join(json.dumps({"story": text}) + "\n" for text in texts))
+    (folder / "set").mkdir()
+    for name in ("x.parquet", "set/train.parquet"):
+        pyarrow.parquet.write_table(pyarrow.table({"story": texts}), folder / name)
+    sources = {"jsonl": folder / "x.jsonl", "parquet": folder / "x.parquet", "hub": f"hf:{folder / 'set'}"}
+    return texts, {name: str(source) for name, source in sources.items()}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "hub"])
+def test_rows_are_trained_and_measured_on(study_file, rows, kind, tmp_path):
+    texts, sources = rows
+    folder, overrides = tmp_path / "small", [f"text.source={sources[kind]}", "text.column=story"]
+    said = run(study_file, folder, *overrides, "series.gated.lambda=0.1", "series.jumprelu.l0=7")
+    assert [title for title, _ in said.phases] == ["tokenising", "training", "evaluating"]
+    found = contexts(folder)
+    assert sum(len(c.tokens) for c in found.values()) == sum(len(text.encode()) for text in texts)  # a byte is a token
+    identities = {hashlib.sha256(text.encode()).hexdigest() for text in texts}
+    assert {identity for c in found.values() for identity in c.identities} == identities
+    assert (folder / "report.html").is_file()
+    assert "Nothing to do" in run(study_file, folder, *overrides, "series.gated.lambda=0.1", "series.jumprelu.l0=7")
+
+
+def test_a_wrong_column_leaves_nothing_behind(study_file, rows, tmp_path):
+    command = ["run", str(study_file), "--out", str(tmp_path / "small"), "--set", f"text.source={rows[1]['jsonl']}"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1
+    assert "has no column 'text' (text.column), but story." in done.output
+    assert not (tmp_path / "small").exists()
+
+
+def test_piped_text_is_kept_with_the_run(study_file, rows, tmp_path):
+    texts, _ = rows
+    command = ["run", str(study_file), "--out", str(tmp_path / "small"), "--until", "tokens"]
+    command += ["--set", "text.source=-", "--set", "text.separator='<|x|>'"]
+    nothing = CliRunner().invoke(app, command)
+    assert nothing.exit_code == 1
+    assert "nothing came from standard input" in nothing.output
+    assert not (tmp_path / "small").exists()
+    done = CliRunner().invoke(app, command, input="<|x|>".join(texts))
+    assert done.exit_code == 0, done.output
+    before = stamps(tmp_path / "small" / "tokens")
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 0, again.output
+    assert stamps(tmp_path / "small" / "tokens") == before
+    assert sum(len(c.identities) for c in contexts(tmp_path / "small").values()) == len(texts)
+    other = CliRunner().invoke(app, command, input="<|x|>".join(texts[:-1]))
+    assert other.exit_code == 0, other.output
+    assert sum(len(c.identities) for c in contexts(tmp_path / "small").values()) == len(texts) - 1
+
+
+def test_packed_documents_train_and_are_measured_one_by_one(study_file, tmp_path):
+    """Documents of 80 words are longer than a context; their ends share contexts."""
+    overrides = ["lm.packing=isolated", "lm.context=60", "series.gated.lambda=0.1", "series.jumprelu.l0=7"]
+    run(study_file, tmp_path / "packed", *overrides)
+    found = contexts(tmp_path / "packed")
+    assert all(c.packing == "isolated" and c.count.max() > 1 for c in found.values())
+    evaluated = store.read_json(next((tmp_path / "packed").rglob("evaluation.json")))
+    assert evaluated["documents"]["identity"] == list(found["held_out"].names)
+    assert evaluated["text"]["documents"] == len(found["held_out"].names)
+
+
+def test_a_model_that_cannot_isolate_stops_the_run_before_it_begins(study_file, tmp_path, monkeypatch):
+    def check(lm, sites):
+        checked.append(tuple(sites))
+        raise StudyError("it cannot")
+
+    checked = []
+    monkeypatch.setattr(isolation, "check", check)
+    with pytest.raises(StudyError, match="it cannot"):
+        run(study_file, tmp_path / "packed", "lm.packing=isolated")
+    assert checked == [("layers.1.residual",)]
+    run(study_file, tmp_path / "plain", "lm.packing=plain", until="tokens")
+    assert len(checked) == 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "jsonl", "parquet"])
+def test_the_shared_model_runs_on_stories(shared, kind, tmp_path):
+    model = shared / "models" / "stories260K"
+    if not model.is_dir():
+        pytest.skip("there is no ../shared/models/stories260K beside the repository")
+    stories = (shared / "text" / "tinystories_a.txt").read_text().split("<|endoftext|>")[:150]
+    source = tmp_path / "stories"
+    if kind == "folder":
+        source.mkdir()
+        for number, story in enumerate(stories):
+            (source / f"{number}.txt").write_text(story)
+    elif kind == "jsonl":
+        source = source.with_suffix(".jsonl")
+        source.write_text("".join(json.dumps({"text": story}) + "\n" for story in stories))
+    else:
+        source = source.with_suffix(".parquet")
+        pyarrow.parquet.write_table(pyarrow.table({"text": stories}), source)
+    path = tmp_path / "stories.toml"
+    path.write_text(
+        STUDY.format(model=model.as_posix(), text=source.as_posix()).replace("context = 32", "context = 64")
+    )
+    overrides = ["series.gated.lambda=0.1", "series.jumprelu.l0=7"]
+    run(path, tmp_path / "one", *overrides)
+    assert (tmp_path / "one" / "report.html").is_file()
+    said = run(path, tmp_path / "two", *overrides, "activations.sites=layers.3.residual", until="tokens")
+    assert "tokens: those of one, which has the same text" in said
 
 
 def test_a_study_without_a_language_model_has_a_frontier_by_fvu(study_file, tmp_path):

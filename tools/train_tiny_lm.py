@@ -30,7 +30,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from jumpahead.lm.text import Document, is_held_out, stdlib_documents
+from jumpahead.lm.sources.base import Document
+from jumpahead.lm.sources.stdlib import stdlib_documents
+from jumpahead.lm.text import is_held_out
 
 ROOT = Path(__file__).resolve().parent.parent
 HELD_OUT_SHARE = 0.10

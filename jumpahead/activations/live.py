@@ -47,7 +47,7 @@ class Live(Activations):
     def rows(self, group: int) -> dict[str, Tensor]:
         mask = self.contexts.trained(group)
         index = torch.from_numpy(np.flatnonzero(mask)).to(self.lm.device)
-        found = self.lm.read(torch.from_numpy(self.contexts.ids(group)), list(self.widths))
+        found = self.lm.read(self.contexts.ids(group), list(self.widths), self.contexts.positions(group))
         rows = {site: x.flatten(0, 1).index_select(0, index).to(self.dtype) for site, x in found.items()}
         if bad := not_finite(rows):
             self._refuse(group, mask, rows, *bad)
@@ -55,7 +55,8 @@ class Live(Activations):
 
     def _refuse(self, group: int, mask: np.ndarray, rows: dict[str, Tensor], site: str, row: int) -> None:
         context, position = (int(i) for i in np.argwhere(mask)[row])
-        name = self.contexts.names[self.contexts.document(group)[context]]
+        chunk = self.contexts.chunk(group)[context, position]
+        name = self.contexts.names[self.contexts.document(group)[chunk]]
         value = next(v for v in rows[site][row].tolist() if not -float("inf") < v < float("inf"))
         ways = "lm.dtype = 'float32'" if self.lm.dtype == torch.float16 else "activations.dtype = 'float32'"
         raise DataError(

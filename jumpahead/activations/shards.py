@@ -327,8 +327,11 @@ def _write(layout: _Layout, folder: Path, number: int, phase: log.Phase) -> None
 def _labels(contexts: Contexts, group: int) -> dict[str, Tensor]:
     """int32 [n] each, of every row of a group."""
     mask = contexts.trained(group)
-    row, position = np.nonzero(mask)
-    labels = {"token": contexts.ids(group)[mask], "document": contexts.document(group)[row], "position": position}
+    labels = {
+        "token": contexts.ids(group)[mask],
+        "document": contexts.document(group)[contexts.chunk(group)[mask]],
+        "position": np.nonzero(mask)[1],
+    }
     return {key: torch.from_numpy(value.astype(np.int32)) for key, value in labels.items()}
 
 

@@ -2,35 +2,52 @@
 
     n, t      contexts in a group, positions (of the longest context in the group)
 
-A context is [BOS] followed by a chunk of ONE document; documents are never packed together. Contexts come in one fixed
-order that looks random and depends on no seed of a study. Consecutive `batch` contexts form a group: what the language
-model runs at once. Padding is on the right, where a causal model cannot see it.
+A context is [BOS] and one chunk of ONE document; with packing, several: [BOS] chunk [BOS] chunk …, each of another
+document. Contexts come in one fixed order that looks random and depends on no seed of a study. Consecutive `batch`
+contexts form a group: what the language model runs at once. Padding is on the right, where a causal model cannot see
+it.
 
-    position   0      1   2   3   4   5
-    token      BOS    a   b   ◆   c   pad        ◆ a special token inside the text
-    trained           ×   ×       ×              the activation is trained on, spliced, counted
-    scored            ×   ×                      … and there is a next token to score (here: b after a, ◆ after b)
+    position   0      1   2   3   4   5      6   7   8
+    token      BOS    a   b   ◆   c   BOS    d   e   pad        ◆ a special token inside the text
+    trained           ×   ×       ×          ×   ×              the activation is trained on, spliced, counted
+    scored            ×   ×                  ×                  … and its chunk has a next token (here: b, ◆, e)
+    positions  0      1   2   3   4   0      1   2   3          what an isolated model is told (lm/isolation.py)
+
+On disk token ids lie in shards, which are written while the text is read; a killed call goes on after the last of them.
+They are mapped, not loaded.
+
+    tokens-00000.safetensors     `tokens`, and `pieces`: how many of them each piece of text has, one after another
+    contexts.safetensors         start, length, owner of every chunk; special; count
+    contexts.json                written last: the rest, and the digest of it all
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from jumpahead import store
 from jumpahead.errors import ArtefactError, DataError
-from jumpahead.lm.text import Document, is_held_out
+from jumpahead.lm.sources.base import Document
+from jumpahead.lm.text import is_held_out, stretches
 from jumpahead.store import digest_json, read_arrays, read_json, write_json, write_tensors
 
 Split = Literal["train", "held_out"]
-SCHEMA = "jumpahead.contexts/1"
+Packing = Literal["none", "isolated", "plain"]
+SPLITS: tuple[Split, Split] = ("train", "held_out")
+SCHEMA = "jumpahead.contexts/2"
 ORDER = 2407_14435  # what the fixed order is drawn from; another number is another stream for every study
+SHARD = 2**26
+"""Tokens in a file, or a little more."""
 _CHARACTERS = 2_000_000  # tokenised at once: enough to keep every core busy
+_AT_ONCE = 2**22  # tokens that are counted at once
 
 
 class Tokenises(Protocol):
@@ -48,18 +65,57 @@ class Tokenises(Protocol):
     def encode(self, texts: list[str]) -> list[np.ndarray]: ...
 
 
+class Shards:
+    """Token ids in several files, read as one array by index or by slice."""
+
+    def __init__(self, parts: list[np.ndarray]) -> None:
+        self.parts = parts
+        self.dtype = parts[0].dtype
+        self._first = np.cumsum([0, *map(len, parts)])
+        self.shape = (int(self._first[-1]),)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: np.ndarray | slice) -> np.ndarray:
+        if isinstance(index, slice):
+            low, high, step = index.indices(len(self))
+            assert step == 1, "token ids are read forwards"
+            bounds = zip(self.parts, self._first[:-1], strict=True)
+            return np.concatenate([part[max(0, low - first) : max(0, high - first)] for part, first in bounds])
+        found = np.empty(index.shape, self.dtype)
+        part = np.searchsorted(self._first, index, side="right") - 1
+        for number in np.unique(part):
+            here = part == number
+            found[here] = self.parts[number][index[here] - self._first[number]]
+        return found
+
+
+class _Layout(NamedTuple):
+    """Where the chunks of a group stand."""
+
+    ids: np.ndarray
+    """int64 [n, t]"""
+    chunk: np.ndarray
+    """int64 [n, t]: which of the group's chunks stands here, its BOS included; −1 for padding."""
+    local: np.ndarray
+    """int64 [n, t]: the position within the chunk and its BOS; padding goes on."""
+    size: np.ndarray
+    """int64 [chunks]: tokens of each, its BOS included."""
+
+
 @dataclass(frozen=True, eq=False)
 class Contexts:
     """All contexts of one split, in their fixed order."""
 
-    tokens: np.ndarray
+    tokens: np.ndarray | Shards
     """uint16 or uint32 [tokens]: the documents' token ids one after the other, without BOS."""
     start: np.ndarray
-    """int64 [contexts]: where each context's chunk begins in `tokens`."""
+    """int64 [chunks]: where each chunk begins in `tokens`, context by context."""
     length: np.ndarray
-    """int64 [contexts]: tokens in the chunk, without BOS."""
+    """int64 [chunks]: tokens in the chunk, without BOS."""
     owner: np.ndarray
-    """int32 [contexts]: the document each context is a part of, an index into `identities`."""
+    """int32 [chunks]: the document each chunk is a part of, an index into `identities`."""
     identities: tuple[str, ...]
     """What each document is known by."""
     names: tuple[str, ...]
@@ -70,43 +126,80 @@ class Contexts:
     batch: int
     """Contexts per group."""
     split: Split
+    packing: Packing = "none"
+    count: np.ndarray | None = None
+    """int64 [contexts]: chunks in each context; None where nothing is packed and every context is one chunk."""
 
     # ------------------------------------------------------------------------------------------ groups
 
+    def __len__(self) -> int:
+        return len(self.start if self.count is None else self.count)
+
+    @cached_property
+    def _first(self) -> np.ndarray:
+        """int64 [contexts + 1]: the first chunk of each context, and how many chunks there are."""
+        if self.count is None:
+            return np.arange(len(self.start) + 1)
+        return np.concatenate([[0], np.cumsum(self.count)])
+
     @property
     def groups(self) -> int:
-        return -(-len(self.start) // self.batch)
+        return -(-len(self) // self.batch)
 
     def of(self, group: int) -> slice:
         """Which contexts a group holds; the last group may be smaller."""
         assert 0 <= group < self.groups, f"group {group} of {self.groups}"
-        return slice(group * self.batch, min((group + 1) * self.batch, len(self.start)))
+        return slice(group * self.batch, min((group + 1) * self.batch, len(self)))
+
+    def _chunks_of(self, group: int) -> slice:
+        contexts = self.of(group)
+        return slice(self._first[contexts.start], self._first[contexts.stop])
+
+    def _layout(self, group: int) -> _Layout:
+        contexts, chunks = self.of(group), self._chunks_of(group)
+        size = self.length[chunks] + self._lead
+        first = np.cumsum(size) - size  # of each chunk, were the group's contexts one line
+        row = np.repeat(
+            np.arange(contexts.stop - contexts.start), np.diff(self._first[contexts.start : contexts.stop + 1])
+        )
+        column = first - first[self._first[contexts] - chunks.start][row]
+        shape = (contexts.stop - contexts.start, int((column + size).max()))
+        number, local = _ranges(size)
+        at = (row * shape[1] + column)[number] + local
+        is_text = local >= self._lead
+        ids, chunk = np.full(shape, self.bos_id or 0), np.full(shape, -1)
+        ids.flat[at[is_text]] = self.tokens[((self.start[chunks] - self._lead)[number] + local)[is_text]]
+        chunk.flat[at] = number
+        last = np.maximum.accumulate(chunk, axis=1)  # padding goes on with the chunk before it
+        return _Layout(ids, chunk, np.arange(shape[1]) - column[last], size)
 
     def ids(self, group: int) -> np.ndarray:
         """int64 [n, t], padded on the right with BOS (or 0) to the longest context of the group."""
-        start, length = self.start[self.of(group)], self.length[self.of(group)]
-        here = np.arange(length.max())
-        inside = here < length[:, None]
-        ids = np.where(inside, self.tokens[np.where(inside, start[:, None] + here, 0)], self.bos_id or 0)
-        ids = ids.astype(np.int64)
-        return ids if self.bos_id is None else np.pad(ids, ((0, 0), (1, 0)), constant_values=self.bos_id)
+        return self._layout(group).ids
+
+    def positions(self, group: int) -> np.ndarray | None:
+        """int64 [n, t]: what an isolated model is told of positions; None where it counts them itself."""
+        return self._layout(group).local if self.packing == "isolated" else None
 
     def trained(self, group: int) -> np.ndarray:
-        """bool [n, t]: trained on, spliced, counted — not position 0, not special, not padding."""
+        """bool [n, t]: trained on, spliced, counted — not first in its chunk, not special, not padding."""
         return self._usable(group, last=0)
 
     def scored(self, group: int) -> np.ndarray:
-        """bool [n, t]: position t is trained, and token t + 1 of the same context exists to be predicted."""
+        """bool [n, t]: position t is trained, and token t + 1 of the same chunk exists to be predicted."""
         return self._usable(group, last=1)
 
+    def chunk(self, group: int) -> np.ndarray:
+        """int64 [n, t]: which of the group's chunks each position belongs to; −1 for padding."""
+        return self._layout(group).chunk
+
     def document(self, group: int) -> np.ndarray:
-        """int32 [n]: the document each context of the group is a part of."""
-        return self.owner[self.of(group)]
+        """int32 [chunks]: the document each chunk of the group is a part of."""
+        return self.owner[self._chunks_of(group)]
 
     def _usable(self, group: int, last: int) -> np.ndarray:
-        ids, length = self.ids(group), self.length[self.of(group)] + self._lead
-        here = np.arange(ids.shape[1])
-        return (here > 0) & (here < length[:, None] - last) & ~self.special[ids]
+        ids, chunk, local, size = self._layout(group)
+        return (chunk >= 0) & (local > 0) & (local < size[chunk] - last) & ~self.special[ids]
 
     # ------------------------------------------------------------------------------------------ counts
 
@@ -115,20 +208,32 @@ class Contexts:
         return int(self.bos_id is not None)
 
     def _counts(self, last: int) -> np.ndarray:
-        """Usable positions of every context, from prefix sums over the token ids alone."""
-        before = np.concatenate([[0], np.cumsum(~self.special[self.tokens], dtype=np.int64)])
+        """Usable positions of every chunk, from prefix sums over the token ids alone."""
         first = self.start + (1 - self._lead)  # without BOS, the first token of the text stands at position 0
-        return before[self.start + self.length - last] - before[first]
+        return self._ordinary_before(self.start + self.length - last) - self._ordinary_before(first)
+
+    def _ordinary_before(self, index: np.ndarray) -> np.ndarray:
+        """How many tokens that are not special stand before each index into `tokens`; a stretch of them at a time."""
+        order = np.argsort(index, kind="stable")
+        found, before = np.empty(len(index), np.int64), 0
+        for first in range(0, len(self.tokens) + 1, _AT_ONCE):
+            some = self.tokens[first : first + _AT_ONCE]
+            ordinary = np.concatenate([[0], np.cumsum(~self.special[some], dtype=np.int64)])
+            low, high = np.searchsorted(index, [first, first + _AT_ONCE], sorter=order)
+            here = order[low:high]
+            found[here] = before + ordinary[index[here] - first]
+            before += int(ordinary[-1])
+        return found
 
     @cached_property
     def rows_per_group(self) -> np.ndarray:
         """int64 [groups]: trained positions, that is activations, of each group."""
-        return np.add.reduceat(self._counts(last=0), np.arange(0, len(self.start), self.batch))
+        return np.add.reduceat(self._counts(last=0), self._first[: -1 : self.batch])
 
     @cached_property
     def scored_per_group(self) -> np.ndarray:
         """int64 [groups]: scored tokens of each group."""
-        return np.add.reduceat(self._counts(last=1), np.arange(0, len(self.start), self.batch))
+        return np.add.reduceat(self._counts(last=1), self._first[: -1 : self.batch])
 
     @property
     def rows(self) -> int:
@@ -141,19 +246,29 @@ class Contexts:
     def digest(self) -> str:
         """SHA-256 of everything that decides the groups."""
         sha = hashlib.sha256()
-        for array in (self.tokens, self.start, self.length, self.owner, self.special):
+        packed = () if self.count is None else (self.count,)
+        for array in (self.tokens, self.start, self.length, self.owner, self.special, *packed):
             sha.update(f"{array.dtype.str}{array.shape}".encode())
-            sha.update(np.ascontiguousarray(array).data)
-        return digest_json([sha.hexdigest(), self.identities, self.bos_id, self.batch, self.split])
+            for part in array.parts if isinstance(array, Shards) else [array]:
+                sha.update(np.ascontiguousarray(part).data)
+        how = [] if self.count is None else [self.packing]
+        return digest_json([sha.hexdigest(), self.identities, self.bos_id, self.batch, self.split, *how])
 
     def save(self, folder: str | Path) -> None:
-        """Writes `contexts.safetensors` and, last, `contexts.json` into the folder."""
-        folder = Path(folder)
-        arrays = {"tokens": self.tokens, "start": self.start, "length": self.length, "owner": self.owner}
-        write_tensors(folder / "contexts.safetensors", {**arrays, "special": self.special})
+        """Writes all of it into the folder."""
+        parts = self.tokens.parts if isinstance(self.tokens, Shards) else [self.tokens]
+        for number, part in enumerate(parts):
+            _write_shard(Path(folder), number, part, np.array([len(part)]), {})
+        self._save_beside(Path(folder), len(parts))
+
+    def _save_beside(self, folder: Path, shards: int) -> None:
+        """Writes everything but the token ids."""
+        arrays = {"start": self.start, "length": self.length, "owner": self.owner, "special": self.special}
+        write_tensors(folder / "contexts.safetensors", arrays | ({} if self.count is None else {"count": self.count}))
         head = {"schema": SCHEMA, "digest": self.digest, "split": self.split, "batch": self.batch}
-        head |= {"bos_id": self.bos_id, "contexts": len(self.start), "tokens": len(self.tokens)}
-        write_json(folder / "contexts.json", {**head, "identities": self.identities, "names": self.names}, indent=None)
+        head |= {"bos_id": self.bos_id, "packing": self.packing, "contexts": len(self), "tokens": len(self.tokens)}
+        texts = {"shards": shards, "identities": self.identities, "names": self.names}
+        write_json(folder / "contexts.json", {**head, **texts}, indent=None)
 
     @classmethod
     def load(cls, folder: str | Path) -> Contexts:
@@ -161,13 +276,33 @@ class Contexts:
         folder = Path(folder)
         head = read_json(folder / "contexts.json", SCHEMA)
         arrays = read_arrays(folder / "contexts.safetensors")
-        texts = {name: tuple(head[name]) for name in ("identities", "names")}
-        contexts = cls(**arrays, **texts, **{name: head[name] for name in ("bos_id", "batch", "split")})
+        tokens = Shards([store.map_array(_shard(folder, number), "tokens") for number in range(head["shards"])])
+        texts: Any = {name: tuple(head[name]) for name in ("identities", "names")}
+        contexts = cls(tokens, **arrays, **texts, **{key: head[key] for key in ("bos_id", "batch", "split", "packing")})
         if contexts.digest != head["digest"]:
+            for number in range(head["shards"]):
+                read_arrays(_shard(folder, number))  # names the one that is damaged
             raise ArtefactError(
                 f"{folder} holds tokens of another text: remove it, and `jumpahead run` makes it again."
             )
         return contexts
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"tokens-{number:05d}.safetensors"
+
+
+def _write_shard(folder: Path, number: int, tokens: np.ndarray, pieces: np.ndarray, info: dict[str, str]) -> None:
+    write_tensors(_shard(folder, number), {"tokens": tokens, "pieces": pieces}, info)
+
+
+def _ranges(size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """size [k] → int64 [Σ size] each: 0 0 0 1 1 … which of the k, and 0 1 2 0 1 … how far into it."""
+    number = np.repeat(np.arange(len(size)), size)
+    return number, np.arange(len(number)) - (np.cumsum(size) - size)[number]
+
+
+# ---------------------------------------------------------------------------------------------- tokenising
 
 
 def tokenize(
@@ -177,51 +312,200 @@ def tokenize(
     split: Split,
     held_out: float = 0.1,
     max_tokens: int | None = None,
+    packing: Packing = "none",
 ) -> Contexts:
-    """The contexts of one split of the documents, at most `max_tokens` tokens (without BOS) of them.
+    """The contexts of one split of the documents, at most `max_tokens` tokens (without BOS) of them, in memory.
 
     Raises DataError where the split holds less than one full context of text.
     """
-    lead = int(lm.bos_id is not None)
-    chunk = lm.context - lead
-    small = lm.vocabulary <= 2**16
-    tokens: list[np.ndarray] = []
-    identities: list[str] = []
-    names: list[str] = []
-    total = 0
-    for batch in _batches(d for d in documents if is_held_out(d.identity, held_out) == (split == "held_out")):
-        for document, ids in zip(batch, lm.encode([d.text for d in batch]), strict=True):
-            if max_tokens is not None:
-                ids = ids[: max_tokens - total]
-                if not len(ids):
-                    break
-            if len(ids) and int(ids.max()) >= lm.vocabulary:
-                raise DataError(
-                    f"the tokenizer of '{lm.name}' makes token {ids.max()} of {document.name}, but the model knows "
-                    f"only {lm.vocabulary}: they do not belong together."
-                )
-            tokens.append(ids.astype(np.uint16 if small else np.uint32))
-            identities.append(document.identity)
-            names.append(document.name)
-            total += len(ids)
-        if max_tokens is not None and total >= max_tokens:
-            break
-    start, length, owner = _chunks([len(ids) for ids in tokens], chunk, 3 - lead)
-    if total < chunk or not len(start):
-        raise DataError(_too_short(split, held_out, names, total, chunk))
-    order = shuffled(len(start), ORDER)
-    return Contexts(
-        tokens=np.concatenate(tokens),
-        start=start[order],
-        length=length[order],
-        owner=owner[order],
-        identities=tuple(identities),
-        names=tuple(names),
-        special=lm.special,
-        bos_id=lm.bos_id,
-        batch=lm.batch,
-        split=split,
-    )
+    side = _Side(split, lm, max_tokens)
+    _read(documents, lm, {split: side}, held_out)
+    return side.contexts(held_out, packing)
+
+
+def tokenize_into(
+    folder: Path,
+    documents: Iterable[Document],
+    lm: Tokenises,
+    inputs: str,
+    *,
+    held_out: float = 0.1,
+    max_tokens: int | None = None,
+    packing: Packing = "none",
+    ends_with_training: bool = False,
+    progressed: Callable[[int], None] = lambda tokens: None,
+) -> dict[Split, Contexts]:
+    """Both splits in one pass, in shards below `folder`; shards of the same `inputs` (a digest) are kept.
+
+    At most `max_tokens` of each split; with `ends_with_training` reading stops when the training text is that long.
+    `progressed` is told how many tokens there are.
+    """
+    sides: dict[Split, _Side] = {split: _Side(split, lm, max_tokens, folder / split, inputs) for split in SPLITS}
+    _read(documents, lm, sides, held_out, ends_with_training, progressed)
+    found: dict[Split, Contexts] = {split: side.contexts(held_out, packing) for split, side in sides.items()}
+    for split, contexts in found.items():
+        contexts._save_beside(folder / split, sides[split].shards)
+    return found
+
+
+def _read(
+    documents: Iterable[Document],
+    lm: Tokenises,
+    sides: Mapping[Split, _Side],
+    held_out: float,
+    ends_with_training: bool = False,
+    progressed: Callable[[int], None] = lambda tokens: None,
+) -> None:
+    """Tokenises the documents of the sides until all that matter are full, `_CHARACTERS` characters at a time."""
+    batch: list[tuple[_Side, Document, str]] = []
+    characters = 0
+    ends = [sides["train"]] if ends_with_training else list(sides.values())
+
+    def encode() -> None:
+        for (side, document, _), ids in zip(batch, lm.encode([text for *_, text in batch]), strict=True):
+            side.add(document, ids)
+        progressed(sum(side.total for side in sides.values()))
+
+    for document in documents:
+        side = sides.get("held_out" if is_held_out(document.identity, held_out) else "train")
+        if side is not None and not side.is_full:
+            for text in stretches(document):
+                if side.is_known(document):
+                    continue
+                batch.append((side, document, text))
+                characters += len(text)
+                if characters >= _CHARACTERS:
+                    encode()
+                    batch, characters = [], 0
+        if all(one.is_full for one in ends):
+            return
+    encode()
+
+
+class _Side:
+    """One split while it is tokenised, in memory or into shards."""
+
+    def __init__(
+        self, split: Split, lm: Tokenises, limit: int | None, folder: Path | None = None, inputs: str = ""
+    ) -> None:
+        self.split: Split = split
+        self.lm, self.limit, self.folder, self.inputs = lm, limit, folder, inputs
+        self.dtype = np.dtype(np.uint16 if lm.vocabulary <= 2**16 else np.uint32)
+        self.identities: list[str] = []
+        self.names: list[str] = []
+        self.sizes: list[int] = []
+        """Tokens of each document."""
+        self.total = 0
+        self._document: Document | None = None
+        self.shards = 0
+        """How many have been written."""
+        self._waiting: list[np.ndarray] = []
+        """Tokens of pieces that are in no shard yet."""
+        self._in_shards = 0
+        self._known: deque[tuple[int, str | None]] = deque()
+        """Tokens of the pieces that are in shards of an earlier call, and with each shard's last what `_seen` was."""
+        self._seen = hashlib.sha256()
+        """Of the documents' identities."""
+        if folder is not None:
+            self._resume(folder)
+
+    def _resume(self, folder: Path) -> None:
+        """Takes the shards of the same inputs, and removes what else is there."""
+        store.remove(folder / "contexts.json")
+        for path in sorted(folder.glob("tokens-*.safetensors")):
+            try:
+                is_ours = path == _shard(folder, self.shards) and store.read_info(path).get("inputs") == self.inputs
+                pieces = read_arrays(path)["pieces"].tolist() if is_ours else []
+            except ArtefactError:
+                pieces = []
+            if not pieces:
+                store.remove(path)
+                continue
+            self._known.extend((tokens, None) for tokens in pieces[:-1])
+            self._known.append((pieces[-1], store.read_info(path)["seen"]))
+            self._in_shards += sum(pieces)
+            self.shards += 1
+
+    @property
+    def is_full(self) -> bool:
+        return self.limit is not None and self.total >= self.limit
+
+    def is_known(self, document: Document) -> bool:
+        """Whether the next piece of the text was tokenised by an earlier call."""
+        if not self._known:
+            return False
+        tokens, seen = self._known.popleft()
+        self._count(document, tokens)
+        if seen not in (None, self._seen.hexdigest()):
+            raise self._has_changed()
+        return True
+
+    def _has_changed(self) -> DataError:
+        return DataError(f"the text has changed since {self.folder} was begun: remove it, and run again.")
+
+    def add(self, document: Document, ids: np.ndarray) -> None:
+        """The tokens of the next piece of the text, as far as there is room for them."""
+        if self.is_full:
+            return
+        if self.limit is not None:
+            ids = ids[: self.limit - self.total]
+        if len(ids) and int(ids.max()) >= self.lm.vocabulary:
+            raise DataError(
+                f"the tokenizer of '{self.lm.name}' makes token {ids.max()} of {document.name}, but the model knows "
+                f"only {self.lm.vocabulary}: they do not belong together."
+            )
+        self._count(document, len(ids))
+        self._waiting.append(ids.astype(self.dtype))
+        if self.folder is not None and self.total - self._in_shards >= SHARD:
+            self._write(self.folder)
+
+    def _count(self, document: Document, tokens: int) -> None:
+        if document is not self._document:
+            self._document = document
+            self._seen.update(f"{document.identity}\n".encode("utf-8", "surrogatepass"))
+            self.identities.append(document.identity)
+            self.names.append(document.name)
+            self.sizes.append(0)
+        self.sizes[-1] += tokens
+        self.total += tokens
+
+    def _write(self, folder: Path) -> None:
+        pieces = np.array([len(ids) for ids in self._waiting], dtype=np.int64)
+        info = {"inputs": self.inputs, "seen": self._seen.hexdigest()}
+        _write_shard(folder, self.shards, np.concatenate(self._waiting), pieces, info)
+        self._waiting, self._in_shards, self.shards = [], self.total, self.shards + 1
+
+    def _tokens(self) -> np.ndarray | Shards:
+        if self.folder is None:
+            return np.concatenate(self._waiting)
+        if self._waiting:
+            self._write(self.folder)
+        return Shards([store.map_array(_shard(self.folder, number), "tokens") for number in range(self.shards)])
+
+    def contexts(self, held_out: float, packing: Packing) -> Contexts:
+        """What was tokenised, cut for the model."""
+        if self._known:
+            raise self._has_changed()
+        lm, lead = self.lm, int(self.lm.bos_id is not None)
+        chunk = lm.context - lead
+        start, length, owner = _chunks(self.sizes, chunk, 3 - lead)
+        if self.total < chunk or not len(start):
+            raise DataError(_too_short(self.split, held_out, self.names, self.total, chunk))
+        order, count = (shuffled(len(start), ORDER), None) if packing == "none" else _packed(length + lead, lm.context)
+        return Contexts(
+            tokens=self._tokens(),
+            start=start[order],
+            length=length[order],
+            owner=owner[order],
+            identities=tuple(self.identities),
+            names=tuple(self.names),
+            special=lm.special,
+            bos_id=lm.bos_id,
+            batch=lm.batch,
+            split=self.split,
+            packing=packing,
+            count=count,
+        )
 
 
 def shuffled(n: int, *key: int) -> np.ndarray:
@@ -231,20 +515,6 @@ def shuffled(n: int, *key: int) -> np.ndarray:
     """
     entropy = (len(key), *key)  # SeedSequence takes (1, 2) and (1, 2, 0) for the same
     return np.argsort(np.random.Philox(np.random.SeedSequence(entropy)).random_raw(n), kind="stable")
-
-
-def _batches(documents: Iterable[Document]) -> Iterable[list[Document]]:
-    """Consecutive documents, of `_CHARACTERS` characters together or a little more."""
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if characters >= _CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 def _chunks(lengths: list[int], chunk: int, shortest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -257,6 +527,36 @@ def _chunks(lengths: list[int], chunk: int, shortest: int) -> tuple[np.ndarray, 
     length = np.minimum(chunk, size[owner] - number * chunk)
     keep = length >= shortest
     return start[keep], length[keep], owner[keep]
+
+
+def _packed(size: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+    """Puts chunks of these sizes into contexts of `room` tokens: the order of the chunks, and how many each has.
+
+    The largest first, each into the fullest context that still takes it (best fit, decreasing); within a context in the
+    order of the documents. int64 [chunks], int64 [contexts].
+    """
+    context = np.empty(len(size), np.int64)
+    open_at: list[list[int]] = [[] for _ in range(room + 1)]
+    """Contexts by the room that is left in them."""
+    rooms, made = 0, 0
+    """A bit for every room that some context has left."""
+    for chunk in np.argsort(-size, kind="stable").tolist():
+        need = int(size[chunk])
+        fitting = rooms >> need
+        if fitting:
+            left = need + (fitting & -fitting).bit_length() - 1
+            number = open_at[left].pop()
+            if not open_at[left]:
+                rooms &= ~(1 << left)
+        else:
+            left, number, made = room, made, made + 1
+        context[chunk] = number
+        if left > need:
+            open_at[left - need].append(number)
+            rooms |= 1 << (left - need)
+    place = np.empty(made, np.int64)
+    place[shuffled(made, ORDER)] = np.arange(made)
+    return np.argsort(place[context], kind="stable"), np.bincount(place[context], minlength=made)
 
 
 def _too_short(split: Split, held_out: float, names: list[str], total: int, needed: int) -> str:

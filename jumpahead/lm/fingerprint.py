@@ -8,11 +8,27 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from jumpahead.errors import StudyError
+from jumpahead.errors import DataError, StudyError
 from jumpahead.lm.config import LMConfig, TextConfig
-from jumpahead.lm.text import stdlib_root, stdlib_sources, text_files
+from jumpahead.lm.sources.base import Source
 from jumpahead.store import digest_file, digest_json
+
+LATER: dict[str, dict[str, Any]] = {
+    "LMConfig": {
+        "device": "auto",
+        "device_map": None,
+        "attn_implementation": None,
+        "quantization": {},
+        "packing": "none",
+    },
+    "TextConfig": {"column": "text", "split": "train"},
+}
+"""Keys that came after runs had been made without them: at these values they leave a run's digests as they were."""
+TOKENS = 1
+"""Of what tokenising does: raised when the same text would give other tokens."""
+_TOKENIZER = ("config.json", "generation_config.json", "*token*.json", "vocab*", "merges.txt", "*.model", "*.py")
 
 
 def model_folder(model: str) -> Path | None:
@@ -42,9 +58,15 @@ def of_model(config: LMConfig) -> str:
     return folder_digest(folder, config.trust_remote_code) if folder else f"{config.model}@{config.revision}"
 
 
+def settings(config: LMConfig | TextConfig) -> dict[str, Any]:
+    """A table of the study as it enters a digest."""
+    later = LATER[type(config).__name__]
+    return {key: value for key, value in config.model_dump().items() if key not in later or value != later[key]}
+
+
 def of_precision(config: LMConfig) -> str:
     """What `lm.dtype = "fast"` was decided for: a model, and how a study uses it."""
-    return digest_json([of_model(config), config.model_dump(exclude_defaults=True)])
+    return digest_json([of_model(config), settings(config)])
 
 
 def of_use(config: LMConfig, sites: Sequence[str]) -> str:
@@ -52,10 +74,19 @@ def of_use(config: LMConfig, sites: Sequence[str]) -> str:
     return digest_json([of_precision(config), list(sites)])
 
 
-def of_text(config: TextConfig) -> str:
-    """Names, sizes and times of the files; sizes alone for the standard library, which is installed, not edited."""
-    if config.source == "stdlib":
-        root = stdlib_root()
-        return digest_json([(path.relative_to(root).as_posix(), path.stat().st_size) for path in stdlib_sources(root)])
-    files = {name: path.stat() for name, path in text_files(config).items()}
-    return digest_json([(name, files[name].st_size, files[name].st_mtime_ns) for name in sorted(files)])
+def of_text(source: Source) -> str:
+    """What it says of itself without being read: mostly names, sizes and times. DataError where it is not there."""
+    if objection := source.objection():
+        raise DataError(f"text.source = '{source.config.source}', {objection}.")
+    return digest_json(source.fingerprint())
+
+
+def of_tokens(lm: LMConfig, source: Source) -> str:
+    """Of all that a study's tokens and contexts depend on. The model's weights, dtype and sites are not among it."""
+    path = model_folder(lm.model)
+    model: Any = [lm.model, lm.revision]
+    if path is not None:
+        files = {file for pattern in _TOKENIZER for file in path.glob(pattern)}
+        model = {file.name: digest_file(file) for file in sorted(files)}
+    cut = lm.model_dump(include={"context", "batch", "bos", "packing", "trust_remote_code"})
+    return digest_json([TOKENS, model, cut, of_text(source), source.config.model_dump()])

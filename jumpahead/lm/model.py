@@ -7,6 +7,9 @@
     resume_point(ids, site)    runs the part before the site once …
     finish(resume, x)          … so that each splice costs only the part after it
 
+Each takes `positions` (int64 [b, t]) where several documents share a context and none is to see another; by default the
+model counts them itself.
+
 `LM.load(config, only=sites)` leaves the blocks after the last of the sites out: such a model can `read`, nothing else.
 Which module a site is, `places.py` knows. Nothing draws random numbers. Tensors that leave are ordinary ones, with
 which gradients can be taken.
@@ -62,6 +65,8 @@ class Resume(NamedTuple):
     """The same of the site's own module, where that is not run again (block or MLP)."""
     is_flat: bool
     """Whether that module returns [b·t, d]."""
+    positions: Tensor | None = None
+    """int64 [b, t], where the pass was told them."""
 
 
 class LM:
@@ -179,7 +184,7 @@ class LM:
 
     # ------------------------------------------------------------------------------------------ reading
 
-    def read(self, ids: Ids, sites: Sequence[str | Site]) -> dict[str, Tensor]:
+    def read(self, ids: Ids, sites: Sequence[str | Site], positions: Ids | None = None) -> dict[str, Tensor]:
         """The activations [b, t, d] at each site, under its key; what comes after the last site is not run."""
         ids, found = self._ids(ids), dict[str, Tensor]()
         wanted = dict.fromkeys(parse_site(site) for site in sites)
@@ -195,14 +200,14 @@ class LM:
         with contextlib.ExitStack() as stack:
             for site in wanted:
                 stack.enter_context(seen(self._place(site), ids.shape, keep(site)))
-            self._run_until_stopped(ids)
+            self._run_until_stopped(ids, self._positions(positions))
         return {site.key: found[site.key] for site in wanted}
 
-    def resume_point(self, ids: Ids, site: str | Site) -> Resume:
+    def resume_point(self, ids: Ids, site: str | Site, positions: Ids | None = None) -> Resume:
         """Runs the model up to the site, once; `finish` continues from there as often as wanted."""
         site, ids = parse_site(site), self._ids(ids)
         place, depth, blocks = self._place(site), self._depth(site), self.blocks
-        passed = blocks[: max(depth, 0)]
+        passed, told = blocks[: max(depth, 0)], self._positions(positions)
         hidden: list[Tensor] = []
         tails: dict[int, tuple[Any, ...] | None] = {}
         activation: list[Tensor] = []
@@ -231,10 +236,10 @@ class LM:
             for index, module in enumerate([*passed, place.module] if place.stands_alone else passed):
                 stack.enter_context(removed(module.register_forward_hook(note(index))))
             stack.enter_context(seen(place, ids.shape, see))
-            self._run_until_stopped(ids)
+            self._run_until_stopped(ids, told)
         before = tuple(tails.get(i) for i in range(len(passed)))
         own = tails.get(len(passed))
-        return Resume(site, ids, activation[0], hidden[0] if hidden else None, before, own, flat[0])
+        return Resume(site, ids, activation[0], hidden[0] if hidden else None, before, own, flat[0], told)
 
     # ------------------------------------------------------------------------------------------ splicing
 
@@ -262,12 +267,19 @@ class LM:
             else:
                 stack.enter_context(spliced(place, ids.shape, lambda _: value))
             if where is None:
-                return self._logits(ids)
+                return self._logits(ids, resume.positions)
             if place.module is self.model.get_output_embeddings():
-                return self._logits(ids)[where.to(value.device)]
-            return self._logits_at(ids, where)
+                return self._logits(ids, resume.positions)[where.to(value.device)]
+            return self._logits_at(ids, where, resume.positions)
 
-    def splice(self, ids: Ids, site: str | Site, replacement: Splice, where: Tensor | None = None) -> Tensor:
+    def splice(
+        self,
+        ids: Ids,
+        site: str | Site,
+        replacement: Splice,
+        where: Tensor | None = None,
+        positions: Ids | None = None,
+    ) -> Tensor:
         """Logits [b, t, V] of one whole forward pass with other activations at the site.
 
         `replacement` is a tensor [b, t, d] or a function of the site's activations. Only the positions in `where`
@@ -281,22 +293,30 @@ class LM:
             return torch.where(mask.to(value.device), _fitting(new, value, site), value)
 
         with spliced(self._place(site), ids.shape, replace):
-            return self._logits(ids)
+            return self._logits(ids, self._positions(positions))
 
-    def logits(self, ids: Ids) -> Tensor:
+    def logits(self, ids: Ids, positions: Ids | None = None) -> Tensor:
         """Logits [b, t, V] of the model as it is."""
-        return self._logits(self._ids(ids))
+        return self._logits(self._ids(ids), self._positions(positions))
 
     # ------------------------------------------------------------------------------------------ inside
 
     def _ids(self, ids: Ids) -> Tensor:
         return torch.as_tensor(ids, dtype=torch.int64, device=self.device)
 
-    def _logits(self, ids: Tensor) -> Tensor:
-        with torch.no_grad():  # not inference_mode, from which the largest tensor of all would have to be copied
-            return self.model(input_ids=ids, use_cache=False).logits
+    def _positions(self, positions: Ids | None) -> Tensor | None:
+        return None if positions is None else self._ids(positions)
 
-    def _logits_at(self, ids: Tensor, where: Tensor) -> Tensor:
+    def _forward(self, ids: Tensor, positions: Tensor | None) -> Any:
+        """One pass. Without cache and mask, positions that begin again keep documents apart (isolation.py)."""
+        told = {} if positions is None else {"position_ids": positions}
+        return self.model(input_ids=ids, use_cache=False, **told)
+
+    def _logits(self, ids: Tensor, positions: Tensor | None) -> Tensor:
+        with torch.no_grad():  # not inference_mode, from which the largest tensor of all would have to be copied
+            return self._forward(ids, positions).logits
+
+    def _logits_at(self, ids: Tensor, where: Tensor, positions: Tensor | None) -> Tensor:
         """[n, V]: the output embedding is shown the positions in `where` only; what follows it is elementwise."""
 
         def pick(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -304,14 +324,14 @@ class LM:
 
         head = self.model.get_output_embeddings()
         if head is None:
-            logits = self._logits(ids)
+            logits = self._logits(ids, positions)
             return logits[where.to(logits.device)]
         with removed(head.register_forward_pre_hook(pick)):
-            return self._logits(ids)[0]
+            return self._logits(ids, positions)[0]
 
-    def _run_until_stopped(self, ids: Tensor) -> None:
+    def _run_until_stopped(self, ids: Tensor, positions: Tensor | None) -> None:
         with torch.inference_mode(), contextlib.suppress(_StopForward):
-            self.model(input_ids=ids, use_cache=False)
+            self._forward(ids, positions)
             raise AssertionError("the forward pass ended without passing every site")
 
     def _place(self, site: Site) -> Place:

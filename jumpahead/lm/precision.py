@@ -18,6 +18,8 @@ import torch
 from jumpahead.lm.config import LMConfig, TextConfig
 from jumpahead.lm.contexts import Contexts, tokenize
 from jumpahead.lm.model import LM, nats
+from jumpahead.lm.sources import source_of
+from jumpahead.lm.sources.base import Source
 from jumpahead.lm.text import documents
 
 EXACT, FAST = "float32", "bfloat16"
@@ -61,7 +63,7 @@ class Precision(NamedTuple):
         return self.loss[FAST] - self.loss[EXACT]
 
 
-def decide(config: LMConfig, text: TextConfig, sites: Sequence[str]) -> Precision:
+def decide(config: LMConfig, text: TextConfig | Source, sites: Sequence[str]) -> Precision:
     """Measures both, on this machine, now; stops measuring once it is clear that it will be float32."""
     exact = LM.load(config.model_copy(update={"dtype": EXACT}))
     products = {dtype: _product_seconds(exact.device, getattr(torch, dtype)) for dtype in (EXACT, FAST)}
@@ -70,7 +72,9 @@ def decide(config: LMConfig, text: TextConfig, sites: Sequence[str]) -> Precisio
     fast = LM.load(config.model_copy(update={"dtype": FAST}))
     chunk = exact.context - (exact.bos_id is not None)
     some = max(SAMPLE, chunk)
-    contexts = tokenize(documents(text), exact, split="train", held_out=text.held_out, max_tokens=some)
+    source = text if isinstance(text, Source) else source_of(text)
+    held_out = source.config.held_out
+    contexts = tokenize(documents(source), exact, split="train", held_out=held_out, max_tokens=some)
     rates = _rates({EXACT: exact, FAST: fast}, contexts, sites)
     if rates[FAST] < WORTH * rates[EXACT]:
         return Precision(EXACT, products, rates, {}, 0)

@@ -9,7 +9,8 @@ from jumpahead.activations.base import Activations, scale
 from jumpahead.activations.live import Live
 from jumpahead.errors import DataError, SiteError, StudyError
 from jumpahead.lm.contexts import tokenize
-from jumpahead.lm.text import Document, is_held_out
+from jumpahead.lm.sources.base import Document
+from jumpahead.lm.text import is_held_out
 
 SITES = ["layers.0.attention", "layers.1.residual", "layers.1.mlp"]
 

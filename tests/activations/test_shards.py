@@ -17,7 +17,8 @@ from jumpahead.activations.live import Live
 from jumpahead.activations.shards import Part, Shards, is_complete, write_shards
 from jumpahead.errors import ArtefactError, StudyError
 from jumpahead.lm.contexts import tokenize
-from jumpahead.lm.text import Document, is_held_out
+from jumpahead.lm.sources.base import Document
+from jumpahead.lm.text import is_held_out
 
 SITES = ["layers.0.mlp", "layers.1.attention"]
 SMALL = 0.05  # MiB per shard: several of them

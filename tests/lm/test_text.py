@@ -4,7 +4,8 @@ import pytest
 
 from jumpahead.errors import DataError
 from jumpahead.lm.config import TextConfig
-from jumpahead.lm.text import documents, is_held_out, stdlib_documents
+from jumpahead.lm.sources.stdlib import stdlib_documents
+from jumpahead.lm.text import documents, is_held_out
 
 
 def write(folder, **files):

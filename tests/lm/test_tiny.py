@@ -12,7 +12,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from jumpahead.lm.text import is_held_out, stdlib_documents
+from jumpahead.lm.sources.stdlib import stdlib_documents
+from jumpahead.lm.text import is_held_out
 from jumpahead.lm.tiny import PATH
 
 CONTEXT = 256
