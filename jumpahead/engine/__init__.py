@@ -9,11 +9,16 @@
     reference.py   the same step by dense autograd: the oracle of every test
     plain.py       the kernels in plain torch: runs everywhere
     cpu/           the kernels compiled with numba, and the choice of the encoder product
+    cuda/          the kernels in Triton, for a GPU
 
 Every kernel layer is one small class with the methods of `step.Kernels`. No kernel knows an architecture.
 """
 
 from __future__ import annotations
+
+import importlib.util
+
+import torch
 
 from jumpahead.engine.encode import Coder, Features, decode, encode
 from jumpahead.engine.step import Kernels, State, StepResult, fresh_state, step
@@ -34,18 +39,22 @@ __all__ = [
 ]
 
 
-def kernels(name: str | None = None) -> Kernels:
-    """The kernel layer `plain` or `cpu`; by default the compiled one, and plain torch where numba is absent."""
+def kernels(name: str | None = None, device: torch.device | str = "cpu") -> Kernels:
+    """The kernel layer `plain`, `cpu` or `cuda`; by default the one for SAEs on `device`, and plain torch where its
+    library is absent (numba; on a GPU, Triton)."""
+    device = torch.device(device)
+    if name is None:
+        name = "cuda" if device.type == "cuda" else "cpu"
+        if importlib.util.find_spec("triton" if name == "cuda" else "numba") is None:
+            name = "plain"
     if name == "plain":
         from jumpahead.engine.plain import Plain
 
         return Plain()
-    try:
-        from jumpahead.engine.cpu import Compiled
-    except ImportError:
-        if name is None:
-            from jumpahead.engine.plain import Plain
+    if name == "cuda":
+        from jumpahead.engine.cuda import Triton
 
-            return Plain()
-        raise
+        return Triton(device)
+    from jumpahead.engine.cpu import Compiled
+
     return Compiled()
