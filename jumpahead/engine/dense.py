@@ -6,8 +6,10 @@ others into the support; at the start of the paper's preset, when half of all pr
 feature is in a block. The dead features that AuxK chooses from are few, and it chooses many of them: a block as well.
 
 Who is popular follows from counts (the share of the last batch's tokens that a feature had an entry for), never from
-timings, so runs repeat. A layer that is late keeps to the share of every KEEP-th batch (and of a few early ones): only
-then it waits for its device to say who that is. AuxK's dead features stay in the support there. A block does what the support does, with the same functions of the architecture:
+timings, so runs repeat. A layer that is late (late.py) keeps to the share of every KEEP-th batch and of a few early
+ones: only then it waits for its device to say who that is. AuxK's dead features stay in the support there.
+
+A block does what the support does, with the same functions of the architecture:
 
     π       [m, B] in float32; near a value at which something is decided, the canonical π
     x̂       += valuesᵀ·W_dec
@@ -103,9 +105,9 @@ class Blocks:
 
     def take(self, support: Support) -> Support:
         """The support without the entries of blocks' features, which join their block as entries of its main part."""
-        if isinstance(self.selection, Above):
+        if isinstance(self.selection, Above) or not self.groups:
             return support  # `divide` has left them out
-        if self.groups and support.part is None:
+        if support.part is None:
             support = support._replace(part=torch.full(support.pre.shape, MAIN, dtype=torch.uint8))
         counts = support.colptr.diff()
         ours = torch.zeros(len(counts), dtype=torch.bool, device=counts.device)

@@ -1,7 +1,8 @@
 """What a step on a GPU finds out late: that it did not fit, or that its loss is not finite.
 
-A step is launched without waiting for the device. Everything that it would change is changed under a flag on the device:
-the rows by kernels that look at it, everything smaller by keeping what was there (`small`, `keep`). The flag falls where
+A step is launched without waiting for the device. Everything that it would change is changed under a flag on the
+device: rows by kernels that look at it, everything smaller by keeping what was there (`small`, `keep`). The flag falls
+where
 
     the support had more candidates than there was room for, or a guess of `LargestOfBatch` was too high, or
     the loss is not finite, or
@@ -57,8 +58,8 @@ class Launched:
     done: Done
     demands: list[Demand]
     report: Tensor
-    """float64 on the host: whether it was fine, the loss, and of every demand what was needed and whether it fell short;
-    once `arrived`."""
+    """float64 on the host, once `arrived`: whether it was fine, the loss; of every demand what was needed, and whether it
+    fell short."""
     arrived: Any
     """The event that says so; None where there is nothing to wait for."""
 
@@ -93,8 +94,10 @@ def step(state: State, x: Tensor, lr: float, warmup: float, kernels: LateKernels
 
 
 def settle(state: State, kernels: Kernels) -> None:
-    """Wait for the last step of a state, and see to it: what is read of a state after this is as it should be. Nothing to
-    do where the layer is not late."""
+    """Wait for the last step of a state, and see to it: what is read of a state after this is as it should be.
+
+    Nothing to do where the layer is not late.
+    """
     flight = state.flight
     if flight is not None and flight.last is not None:
         last, flight.last = flight.last, None
@@ -111,7 +114,7 @@ def launch(state: State, x: Tensor, lr: float, warmup: float, kernels: LateKerne
     done = once(state, x, lr, warmup, kernels, watch)
     demands = list(kernels.demands)
     assert done.fine is not None
-    rows = [done.fine.double(), (done.result.error + done.result.penalty).reshape(1)]
+    rows = [done.fine.double(), torch.as_tensor(done.result.error + done.result.penalty).reshape(1)]
     rows += [row.double() for demand in demands for row in (demand.needed, demand.short)]
     there, arrived = torch.cat(rows), None
     report = torch.empty(there.shape, dtype=there.dtype, pin_memory=there.is_cuda)
@@ -125,7 +128,7 @@ def launch(state: State, x: Tensor, lr: float, warmup: float, kernels: LateKerne
 def judge(state: State, result: StepResult, kernels: LateKernels) -> Tensor:
     """[1] int32 on the device: whether the step at hand may touch the state."""
     assert state.flight is not None
-    fine = (result.error + result.penalty < LARGEST).reshape(1) & (state.flight.fine > 0)
+    fine = (torch.as_tensor(result.error + result.penalty) < LARGEST).reshape(1) & (state.flight.fine > 0)
     for demand in kernels.demands:
         fine &= (demand.needed <= demand.room) & ~demand.short
     state.flight.fine = fine.int()
@@ -189,6 +192,7 @@ def see_to(state: State, steps: list[Launched], kernels: LateKernels) -> None:
             raise AssertionError("a step that never fits")
         for old, new in zip(failed.done.result[:4], again.done.result[:4], strict=True):
             assert isinstance(old, Tensor)
+            assert isinstance(new, Tensor)
             old.copy_(new)
         failed.done.error.copy_(again.done.error)
         failed.done.centred.x.copy_(again.done.centred.x)

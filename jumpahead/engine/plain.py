@@ -15,7 +15,7 @@ from jumpahead.engine.decide import GATHER, bias_slack, canonical, largest_of_ea
 from jumpahead.engine.lazy_adam import Adam, update_rows_, without_radial
 from jumpahead.engine.step import Centred, Encoder, Residual, Rows, RowUpdate, State
 from jumpahead.engine.supports import Support, assemble, union
-from jumpahead.sae.base import Above, Simple
+from jumpahead.sae.base import Above, Number, Simple
 
 CHUNK = 2**22  # entries of one block of the encoder product
 
@@ -79,9 +79,7 @@ class Plain:
     def canonical(self, x: Tensor, w_enc: Tensor, b_enc: Tensor, token: Tensor, feature: Tensor) -> Tensor:
         return canonical(x, w_enc, b_enc, token, feature)
 
-    def settle(
-        self, pre: Tensor, unsure: Tensor, group: Tensor, x: Tensor, w_enc: Tensor, b_enc: Tensor
-    ) -> None:
+    def settle(self, pre: Tensor, unsure: Tensor, group: Tensor, x: Tensor, w_enc: Tensor, b_enc: Tensor) -> None:
         row, token = unsure.nonzero(as_tuple=True)
         pre[row, token] = canonical(x, w_enc, b_enc, token, group[row])
 
@@ -131,7 +129,7 @@ class Plain:
                 self._chunk(features, chunk, support, d_pre, update, state, adam)
         return Rows(projections, pull)
 
-    def _project(self, support: Support, residual: Tensor, scale: float, w_dec: Tensor) -> Tensor:
+    def _project(self, support: Support, residual: Tensor, scale: Number, w_dec: Tensor) -> Tensor:
         """scale·residual_i·d_j at each entry."""
         out = torch.empty_like(support.pre)
         size = max(1, GATHER // residual.shape[1])

@@ -145,9 +145,7 @@ class Kernels(Protocol):
         """π of any entries, as in a support. token, feature [n] → [n]."""
         ...
 
-    def settle(
-        self, pre: Tensor, unsure: Tensor, group: Tensor, x: Tensor, w_enc: Tensor, b_enc: Tensor
-    ) -> None:
+    def settle(self, pre: Tensor, unsure: Tensor, group: Tensor, x: Tensor, w_enc: Tensor, b_enc: Tensor) -> None:
         """Put the canonical π into pre [m, B], of features `group` [m], where unsure (bool) says so."""
         ...
 
@@ -248,7 +246,8 @@ class StepResult(NamedTuple):
 
     def read(self) -> StepResult:
         """As floats: waits for the device."""
-        return StepResult(*map(float, self[:4]), self.dense)
+        error, penalty, l0, entries = map(float, self[:4])
+        return StepResult(error, penalty, l0, entries, self.dense)
 
 
 def fresh_state(arch: Architecture, d: int, width: int, seed: int, sample: Tensor) -> State:
@@ -375,7 +374,12 @@ def taken(
 
     vectors = {name: cut(gradient) for name, gradient in rule.vectors.items()}
     some = Entries(support.pre[:n], support.feature[:n], None if support.part is None else support.part[:n])
-    return some, tuple(v[:n] for v in values), Gradients(cut(rule.pre), vectors), tuple(p[:n] for p in projections)
+    return (
+        some,
+        tuple(v[:n] for v in values),
+        Gradients(cut(rule.pre), vectors, None),
+        tuple(p[:n] for p in projections),
+    )
 
 
 def count(support: Support, on: Tensor, arch: Architecture, kernels: Kernels) -> Counts:

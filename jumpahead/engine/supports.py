@@ -15,7 +15,6 @@ from torch import Tensor
 
 from jumpahead.sae.base import DEAD, MAIN
 
-
 PADDING = -1e30
 """π where an array is longer than its entries: finite, and so low that no architecture gives it a value."""
 

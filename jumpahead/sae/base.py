@@ -68,7 +68,8 @@ class LargestOfBatch(NamedTuple):
 
     k: float
     guess: float | Tensor
-    """About where the smallest of them is; may be 0-d, on the device. What is selected does not depend on it, only how long that takes."""
+    """About where the smallest of them is; may be 0-d, on the device. What is selected does not depend on it, only how
+    long that takes."""
     dead: Tensor | None = None
     """[M] bool: as in `Largest`, of each token, as part 2."""
     k_dead: int = 0

@@ -155,9 +155,7 @@ class Compiled:
         spread(screen.canonical_at, len(token), *arrays)
         return out
 
-    def settle(
-        self, pre: Tensor, unsure: Tensor, group: Tensor, x: Tensor, w_enc: Tensor, b_enc: Tensor
-    ) -> None:
+    def settle(self, pre: Tensor, unsure: Tensor, group: Tensor, x: Tensor, w_enc: Tensor, b_enc: Tensor) -> None:
         row, token = unsure.nonzero(as_tuple=True)
         pre[row, token] = self.canonical(x, w_enc, b_enc, token, group[row])
 

@@ -3,8 +3,8 @@
     screen.py    step 1's kernels: from a block of the encoder product to the support
     walk.py      the kernels of steps 3 and 5
 
-The encoder product is the vendor library's, in bfloat16 where x is float32: it only screens (decide.low_slack), and π of
-every entry that could matter is computed again in float64. No kernel knows an architecture. In Triton's interpreter
+The encoder product is the vendor library's, in bfloat16 where x is float32: it only screens (decide.low_slack), and π
+of every entry that could matter is computed again in float64. No kernel knows an architecture. In Triton's interpreter
 (TRITON_INTERPRET=1) the same kernels run on a CPU.
 """
 
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, final
 
 import torch
-import triton
+import triton  # pyright: ignore[reportMissingImports] — not installed with jumpahead
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -232,9 +232,8 @@ class Triton:
         if isinstance(selection, Largest):
             main = self._largest_of_each(found, found.valid(), selection.k, tokens)
         else:
-            main = torch.zeros_like(found.valid())
-            main[torch.sort(found.pre, descending=True, stable=True).indices[: selection.count(tokens)]] = True
-            main &= found.pre > 0
+            best = torch.sort(found.pre, descending=True, stable=True).indices[: selection.count(tokens)]
+            main = torch.zeros_like(found.pre, dtype=torch.bool).index_fill_(0, best, True) & (found.pre > 0)
         if not has_dead:
             return *compacted(found, main), needed, found.pre
         also = self._largest_of_each(found, found.valid() & (dead[found.feature] != 0), selection.k_dead, tokens)
@@ -283,9 +282,7 @@ class Triton:
         self._canonical(x, w_enc, b_enc, token.contiguous(), feature.contiguous(), number, pre)
         return pre
 
-    def settle(
-        self, pre: Tensor, unsure: Tensor, group: Tensor, x: Tensor, w_enc: Tensor, b_enc: Tensor
-    ) -> None:
+    def settle(self, pre: Tensor, unsure: Tensor, group: Tensor, x: Tensor, w_enc: Tensor, b_enc: Tensor) -> None:
         tile = 32
         screen.settle[(len(pre), triton.cdiv(pre.shape[1], tile))](
             pre, unsure.view(torch.uint8), group, x, w_enc, b_enc, pre.shape[1], x.shape[1],

@@ -9,27 +9,31 @@ B tokens · d dimensions · M features · n entries of `room` places. Offsets ar
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+from typing import Any
+
+import triton  # pyright: ignore[reportMissingImports] — not installed with jumpahead: it comes with torch on a GPU
+import triton.language as tl  # pyright: ignore[reportMissingImports]
+
+jit: Any = triton.jit
+"""Its functions are launched with arguments that no type checker knows."""
 
 
-@triton.jit
+@jit
 def wide(entry):
     """An entry of the product as a float: a bfloat16's bits widened, floats as they are."""
     if entry.dtype == tl.int16:
-        return (entry.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    else:
-        return entry
+        entry = (entry.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return entry
 
 
-@triton.jit
+@jit
 def _passes(p, c, i, inside, floors, columns, norms):
     """Whether entries of row c of a block can exceed their bound, for tokens i."""
     floor, column = tl.load(floors + c), tl.load(columns + c)
     return inside & (p + column * tl.load(norms + i, mask=inside, other=0.0) > floor)
 
 
-@triton.jit
+@jit
 def count_above(product, floors, columns, norms, counts, tokens, TILE: tl.constexpr):
     """counts[c] = entries of the block's feature c with product + column·‖x_i‖ > floor. One program per feature."""
     c = tl.program_id(0).to(tl.int64)
@@ -42,7 +46,7 @@ def count_above(product, floors, columns, norms, counts, tokens, TILE: tl.conste
     tl.store(counts + c, tl.sum(total, 0).to(tl.int64))
 
 
-@triton.jit
+@jit
 def write_above(product, floors, columns, norms, starts, first_feature, token, feature, tokens, room,
                 TILE: tl.constexpr):  # fmt: skip
     """Where `count_above` counted, write (token, feature), from place starts[c] on; beyond `room` nothing."""
@@ -62,13 +66,13 @@ def write_above(product, floors, columns, norms, starts, first_feature, token, f
             place += tl.max(rank, 0)
 
 
-@triton.jit
+@jit
 def _bound(p, lost, shift, slope, row, SIGN: tl.constexpr):
     """π's upper (SIGN = 1) or lower (−1) bound, given what the product and its own rounding can be off."""
     return p + shift + SIGN * (lost * tl.abs(p) + slope * row)
 
 
-@triton.jit
+@jit
 def group_maxima(product, first_feature, members, lost, bias, extra, columns, norms, best, features, tokens, groups,
                  MEMBERS: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     """best[g, i] = max with the lower bounds of π_ij over the block's features j with j mod groups = g.
@@ -97,7 +101,7 @@ def group_maxima(product, first_feature, members, lost, bias, extra, columns, no
     tl.store(best + at, found, mask=there)
 
 
-@triton.jit
+@jit
 def bracket(values, lows, highs, k, rows, tokens, STEPS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr):
     """lows[i], highs[i] ← bounds of the k-th largest of values[:, i], by bisection; lows are raised, never lowered."""
     i = tl.program_id(0) * TILE + tl.arange(0, TILE)
@@ -123,7 +127,7 @@ def bracket(values, lows, highs, k, rows, tokens, STEPS: tl.constexpr, ROWS: tl.
     tl.store(highs + i, high, mask=inside)
 
 
-@triton.jit
+@jit
 def _reaches(p, j, i, inside, members, lost, bias, extra, columns, norms, floors, floors2, DEAD: tl.constexpr):
     """Whether entries may reach their token's floor, or that among `members` (DEAD) where j is one; and π's bound."""
     shift = tl.load(bias + j) + tl.load(extra + j)
@@ -131,12 +135,12 @@ def _reaches(p, j, i, inside, members, lost, bias, extra, columns, norms, floors
     high = _bound(p, lost, shift, tl.load(columns + j), row, 1)
     reaches = high >= tl.load(floors + i, mask=inside, other=float("inf"))
     if DEAD:
-        if tl.load(members + j) != 0:
-            reaches = reaches | (high >= tl.load(floors2 + i, mask=inside, other=float("inf")))
+        if_dead = tl.where(tl.load(members + j) != 0, high, float("-inf"))
+        reaches = reaches | (if_dead >= tl.load(floors2 + i, mask=inside, other=float("inf")))
     return inside & reaches & (high > 0), high
 
 
-@triton.jit
+@jit
 def count_largest(product, first_feature, members, lost, bias, extra, columns, norms, floors, floors2, counts, tokens,
                   DEAD: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     """counts[c] = entries of the block's feature c that may be among the largest of their token."""
@@ -152,7 +156,7 @@ def count_largest(product, first_feature, members, lost, bias, extra, columns, n
     tl.store(counts + c, tl.sum(total, 0).to(tl.int64))
 
 
-@triton.jit
+@jit
 def write_largest(product, first_feature, members, lost, bias, extra, columns, norms, floors, floors2, starts,
                   token, feature, upper, tokens, room, DEAD: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     """Where `count_largest` counted, write (token, feature) and π's upper bound."""
@@ -164,9 +168,7 @@ def write_largest(product, first_feature, members, lost, bias, extra, columns, n
             i = first + tl.arange(0, TILE)
             inside = i < tokens
             p = wide(tl.load(product + c * tokens + i, mask=inside, other=0))
-            reaches, high = _reaches(
-                p, j, i, inside, members, lost, bias, extra, columns, norms, floors, floors2, DEAD
-            )
+            reaches, high = _reaches(p, j, i, inside, members, lost, bias, extra, columns, norms, floors, floors2, DEAD)
             rank = tl.cumsum(reaches.to(tl.int32), 0)
             at = place + rank - 1
             kept = reaches & (at < room)
@@ -176,7 +178,7 @@ def write_largest(product, first_feature, members, lost, bias, extra, columns, n
             place += tl.max(rank, 0)
 
 
-@triton.jit
+@jit
 def canonical(x, w_enc, b_enc, token, feature, number, pre, d, ENTRIES: tl.constexpr, BLOCK: tl.constexpr):
     """pre[q] = the canonical π of entry q < number: products and sum in float64, rounded once."""
     n = tl.load(number)
@@ -197,7 +199,7 @@ def canonical(x, w_enc, b_enc, token, feature, number, pre, d, ENTRIES: tl.const
         tl.store(pre + q, total.to(pre.dtype.element_ty), mask=valid)
 
 
-@triton.jit
+@jit
 def settle(pre, unsure, group, x, w_enc, b_enc, tokens, d, TILE: tl.constexpr, BLOCK: tl.constexpr):
     """Put the canonical π into pre [m, B], of features group [m], where unsure says so. One program per TILE tokens."""
     row = tl.program_id(0).to(tl.int64)
@@ -218,7 +220,7 @@ def settle(pre, unsure, group, x, w_enc, b_enc, tokens, d, TILE: tl.constexpr, B
         tl.store(pre + at, total.to(pre.dtype.element_ty), mask=wanted)
 
 
-@triton.jit
+@jit
 def compact(keep, before, number, token, feature, pre, part, out_token, out_feature, out_pre, out_part,
             PART: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     """Move entries q < number with keep[q] to place before[q]."""

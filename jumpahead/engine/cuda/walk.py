@@ -10,11 +10,16 @@ as in `supports.Support`. BLOCK ≥ d columns are held at once, ENTRIES rows of 
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+from typing import Any
+
+import triton  # pyright: ignore[reportMissingImports] — not installed with jumpahead: it comes with torch on a GPU
+import triton.language as tl  # pyright: ignore[reportMissingImports]
+
+jit: Any = triton.jit
+"""Its functions are launched with arguments that no type checker knows."""
 
 
-@triton.jit
+@jit
 def _rounded(value):
     """(bits, number) of float32 values rounded to bfloat16, to nearest, ties to even."""
     bits = value.to(tl.uint32, bitcast=True)
@@ -22,7 +27,7 @@ def _rounded(value):
     return half.to(tl.uint16).to(tl.int16, bitcast=True), (half << 16).to(tl.float32, bitcast=True)
 
 
-@triton.jit
+@jit
 def _store_low(value, at, inside, low, gap_at):
     """The row `value` in bfloat16, and how much of it is lost: ‖value − low‖."""
     bits, back = _rounded(value)
@@ -31,7 +36,7 @@ def _store_low(value, at, inside, low, gap_at):
     tl.store(gap_at, tl.sqrt(tl.sum(lost * lost, 0)))
 
 
-@triton.jit
+@jit
 def centre(x, bias, out, norms, low, gaps, d, LOW: tl.constexpr, BLOCK: tl.constexpr):
     """out = x − bias, the norm of each row, and its bfloat16 copy. One program per row."""
     i = tl.program_id(0).to(tl.int64)
@@ -45,7 +50,7 @@ def centre(x, bias, out, norms, low, gaps, d, LOW: tl.constexpr, BLOCK: tl.const
         _store_low(value, at, inside, low, gaps + i)
 
 
-@triton.jit
+@jit
 def round_rows(w, norms, low, gaps, d, LOW: tl.constexpr, BLOCK: tl.constexpr):
     """The norm of each row of w and its bfloat16 copy."""
     j = tl.program_id(0).to(tl.int64)
@@ -57,7 +62,7 @@ def round_rows(w, norms, low, gaps, d, LOW: tl.constexpr, BLOCK: tl.constexpr):
         _store_low(value, j * d + c, inside, low, gaps + j)
 
 
-@triton.jit
+@jit
 def decode(indptr, order, feature, values, w_dec, bias, target, out, squares, d,
            SIGN: tl.constexpr, ENTRIES: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """out[i] = Σ value·d_j + bias − sign·target_i over token i's entries; squares[i, ·]: its squared norm, by blocks
@@ -84,7 +89,7 @@ def decode(indptr, order, feature, values, w_dec, bias, target, out, squares, d,
     tl.store(squares + i * tl.num_programs(1) + tl.program_id(1), tl.sum(exact * exact, 0))
 
 
-@triton.jit
+@jit
 def sums(colptr, vector, out, width, FEATURES: tl.constexpr, TILE: tl.constexpr):
     """out[j] = Σ vector over feature j's entries, in float64. One program per FEATURES features."""
     j = tl.program_id(0).to(tl.int64) * FEATURES + tl.arange(0, FEATURES)
@@ -92,23 +97,23 @@ def sums(colptr, vector, out, width, FEATURES: tl.constexpr, TILE: tl.constexpr)
     start = tl.load(colptr + j, mask=inside, other=0)
     stop = tl.load(colptr + j + 1, mask=inside, other=0)
     most = tl.max(stop - start, 0).to(tl.int32)
-    total = tl.zeros([FEATURES], tl.float64)
+    total: Any = tl.zeros([FEATURES], tl.float64)
     for s in range(0, most, TILE):
         place = start[:, None] + (s + tl.arange(0, TILE))[None, :]
         total += tl.sum(tl.load(vector + place, mask=place < stop[:, None], other=0.0).to(tl.float64), 1)
     tl.store(out + j, total.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@jit
 def _along(place, valid, at, inside, row, slopes, values, residual, scale, projections, d_pre, g_dec, touched,
            LIVE: tl.constexpr, SPARE: tl.constexpr):  # fmt: skip
     """One reconstruction's part of a few entries: their projections, and what they add to ∂L/∂π and ∂L/∂d_j."""
     slope = tl.load(slopes + place, mask=valid, other=0.0)
-    used = slope != 0
+    weight = slope * 0.0
     if LIVE:
         weight = tl.load(values + place, mask=valid, other=0.0) * scale
-        used = used | (weight != 0)
         touched = touched | (weight != 0)
+    used = (slope != 0) | (weight != 0)
     seen = (valid & used) if SPARE else valid
     rows = tl.load(residual + at, mask=seen[:, None] & inside[None, :], other=0.0)
     projection = scale * tl.sum(rows * row[None, :], 1)
@@ -118,7 +123,7 @@ def _along(place, valid, at, inside, row, slopes, values, residual, scale, proje
     return d_pre + slope * projection, g_dec, touched
 
 
-@triton.jit
+@jit
 def _gather(start, n, row, c, inside, token, x, slopes, values, constant, residual, slopes2, values2, residual2, scales,
             projections, projections2, d, PARTS: tl.constexpr, LIVE: tl.constexpr, SPARE: tl.constexpr,
             SPARE2: tl.constexpr, CONSTANT: tl.constexpr, ENTRIES: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
@@ -157,7 +162,7 @@ def _gather(start, n, row, c, inside, token, x, slopes, values, constant, residu
     return g_enc, g_dec, tl.sum(total, 0), tl.max(any_touched, 0)
 
 
-@triton.jit
+@jit
 def _adam(w, v, g, at, inside, lr, decay, rest, correction, epsilon):
     """One lazy Adam step on a row w: stores v, returns the new row. decay = β₂^skipped, rest = 1 − β₂."""
     moment = decay * tl.load(v + at, mask=inside, other=0.0) + rest * g * g
@@ -165,7 +170,7 @@ def _adam(w, v, g, at, inside, lr, decay, rest, correction, epsilon):
     return w - lr * g / (tl.sqrt(moment) * correction + epsilon)
 
 
-@triton.jit
+@jit
 def _move(j, c, inside, g_enc, g_dec, encoder, row, shrink, w_enc, w_dec, v_enc, v_dec, last, decays, norms, low, gaps,
           adam, step, d, SHRINK: tl.constexpr, UNIT: tl.constexpr, LOW: tl.constexpr):  # fmt: skip
     """The gradient rows of feature j with w_j = encoder, d_j = row: decoder norm, lazy Adam, renormalise; and what the
@@ -191,7 +196,7 @@ def _move(j, c, inside, g_enc, g_dec, encoder, row, shrink, w_enc, w_dec, v_enc,
         _store_low(encoder, at, inside, low, gaps + j)
 
 
-@triton.jit
+@jit(do_not_specialize=["step"])
 def rows(colptr, token, x, slopes, values, constant, residual, slopes2, values2, residual2, scales,
          projections, projections2, pull, shrink, w_enc, w_dec, v_enc, v_dec, last, decays, norms, low, gaps,
          adam, step, fine, d, width,
@@ -229,7 +234,7 @@ def rows(colptr, token, x, slopes, values, constant, residual, slopes2, values2,
     tl.store(pull + block * d + c, part, mask=inside)
 
 
-@triton.jit
+@jit
 def pieces(features, numbers, colptr, token, x, slopes, values, constant, residual, slopes2, values2, residual2, scales,
            projections, projections2, some_enc, some_dec, some_total, some_touched, w_dec, fine, d, width,
            PARTS: tl.constexpr, LIVE: tl.constexpr, SPARE: tl.constexpr, SPARE2: tl.constexpr, CONSTANT: tl.constexpr,
@@ -253,7 +258,7 @@ def pieces(features, numbers, colptr, token, x, slopes, values, constant, residu
         tl.store(some_touched + s, touched)
 
 
-@triton.jit
+@jit(do_not_specialize=["step"])
 def joined(features, numbers, some_enc, some_dec, some_total, some_touched, pull, colptr,
            shrink, w_enc, w_dec, v_enc, v_dec, last, decays, norms, low, gaps, adam, step, fine, d, width,
            SHRINK: tl.constexpr, UNIT: tl.constexpr, LOW: tl.constexpr, LONG: tl.constexpr,
@@ -272,7 +277,7 @@ def joined(features, numbers, some_enc, some_dec, some_total, some_touched, pull
         g_dec = tl.zeros([BLOCK], kind)
         total = tl.load(some_total + s) * 0.0
         touched = tl.load(some_touched + s) * 0
-        for k in range(0, count):
+        for k in range(count):
             g_enc += tl.load(some_enc + (s + k) * d + c, mask=inside, other=0.0)
             g_dec += tl.load(some_dec + (s + k) * d + c, mask=inside, other=0.0)
             total += tl.load(some_total + s + k)
@@ -288,7 +293,7 @@ def joined(features, numbers, some_enc, some_dec, some_total, some_touched, pull
     tl.store(pull + s * d + c, part, mask=inside)
 
 
-@triton.jit
+@jit(do_not_specialize=["step"])
 def given_rows(features, g_enc, g_dec, touched, shrink, w_enc, w_dec, v_enc, v_dec, last, decays, norms, low, gaps,
                adam, step, fine, d, SHRINK: tl.constexpr, UNIT: tl.constexpr, LOW: tl.constexpr,
                BLOCK: tl.constexpr):  # fmt: skip
