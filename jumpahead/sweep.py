@@ -200,13 +200,13 @@ class Work:
     def _train_on(self, seed: int, members: list[Unit]) -> None:
         from jumpahead.activations.blocks import Stream
         from jumpahead.engine import kernels
-        from jumpahead.train import train, use_threads
+        from jumpahead.train import device_for, train, use_threads
 
         config = self.study.train
         use_threads(config.threads)
         stream = Stream(self.activations, config.batch, seed=seed)
         self._say_plan(members)
-        layer = kernels()
+        layer = kernels(device=device_for(config))
         self.progress.say(f"kernels: {layer.name}")
         jobs = [self._job(unit) for unit in members]
         train(jobs, stream, config, layer, self.progress)
@@ -238,12 +238,13 @@ class Work:
 
     def _job(self, unit: Unit) -> Job:
         from jumpahead.engine import fresh_state
-        from jumpahead.train import Job
+        from jumpahead.train import Job, device_for
 
         kind = architecture(unit.series.architecture)
         d, scale = self.activations.widths[unit.site], self.scales[unit.site].C
         arch = kind(kind.Options(**unit.series.options), unit.setting, self._recipe(unit, d))
-        state = fresh_state(arch, d, unit.width, unit.sae_seed, self.sample[unit.site] / scale)
+        sample = (self.sample[unit.site] / scale).to(device_for(self.study.train))
+        state = fresh_state(arch, d, unit.width, unit.sae_seed, sample)
         job = Job(self.label(unit), unit.site, scale, state, self.target.at(unit.key), self.inputs(unit))
         job.resume()
         return job

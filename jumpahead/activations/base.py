@@ -8,7 +8,7 @@ Rows are in the language model's own unit here; the stream divides nothing. `Sca
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -48,6 +48,8 @@ class Activations(ABC):
     """How many groups a study shuffles together."""
     is_read_ahead: bool = False
     """Whether a stream reads the next block in another thread while SAEs train on this one."""
+    device: torch.device = torch.device("cpu")
+    """Where rows are. On a GPU a stream launches the next block's groups beside the training on this one."""
     digest: str
     """SHA-256 of everything that decides the rows; the same for origins that give the same bytes."""
 
@@ -72,6 +74,10 @@ class Activations(ABC):
 
         Raises DataError naming group and document where one is not finite.
         """
+
+    def begin(self, group: int) -> Callable[[], dict[str, Tensor]]:
+        """Begin to make a group's rows, without waiting for a GPU; what is returned waits, and gives them as `rows`."""
+        return lambda: self.rows(group)
 
     @property
     def total(self) -> int:

@@ -6,7 +6,8 @@
 
 Rows per group are known without the language model, so where batch i lies is arithmetic: nothing is carried from batch
 to batch, and a stream that starts at batch i gives the same bytes as one that arrives there. Where the origin allows it
-(`Activations.is_read_ahead`), the next block's groups are read in another thread while batches of this one are used.
+(`Activations.is_read_ahead`), the next block's groups are read in another thread while batches of this one are used; on
+a GPU they are launched on a second stream of the GPU (`ahead.beside`), and activations never leave it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jumpahead.activations.ahead import ahead
+from jumpahead.activations.ahead import ahead, beside
 from jumpahead.activations.base import Activations
 from jumpahead.errors import DataError
 from jumpahead.lm.contexts import shuffled
@@ -123,6 +124,8 @@ class Stream:
         groups = (group for visit in self._visits(start) for group in visit.groups)
         if self.activations.is_read_ahead:
             return ahead(self.activations.rows, groups, self.groups_per_block)
+        if self.activations.device.type == "cuda":
+            return beside(self.activations.begin, groups, self.groups_per_block, self.activations.device)
         return (self.activations.rows(group) for group in groups)
 
     def _gathered(self, groups: list[int], rows: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -141,7 +144,7 @@ class Stream:
     def _cut(self, visit: _Visit, rows: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         """The batches of a block, whose rows are held in memory meanwhile."""
         total = int(self.activations.rows_per_group[visit.groups].sum())
-        order = torch.from_numpy(shuffled(total, self.seed, visit.epoch, visit.block))
+        order = torch.from_numpy(shuffled(total, self.seed, visit.epoch, visit.block)).to(self.activations.device)
         for j in visit.batches:
             index = order[j * self.batch : (j + 1) * self.batch]
-            yield {site: x.index_select(0, index.to(x.device)).float() for site, x in rows.items()}
+            yield {site: x.index_select(0, index).float() for site, x in rows.items()}

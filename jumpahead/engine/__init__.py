@@ -5,6 +5,7 @@
     dense.py       features that are on for a large share of the tokens, through products
     decide.py      how far a product can be off, the canonical π, the largest of each token
     lazy_adam.py   Adam with β₁ = 0 for rows that are touched now and then
+    late.py        steps that do not wait for their device, and what they find out afterwards
     watch.py       what a step's entries say about training's health
     reference.py   the same step by dense autograd: the oracle of every test
     plain.py       the kernels in plain torch: runs everywhere
@@ -21,6 +22,7 @@ import importlib.util
 import torch
 
 from jumpahead.engine.encode import Coder, Features, decode, encode
+from jumpahead.engine.late import settle
 from jumpahead.engine.step import Kernels, State, StepResult, fresh_state, step
 from jumpahead.engine.watch import Watch
 
@@ -35,6 +37,7 @@ __all__ = [
     "encode",
     "fresh_state",
     "kernels",
+    "settle",
     "step",
 ]
 
@@ -42,19 +45,19 @@ __all__ = [
 def kernels(name: str | None = None, device: torch.device | str = "cpu") -> Kernels:
     """The kernel layer `plain`, `cpu` or `cuda`; by default the one for SAEs on `device`, and plain torch where its
     library is absent (numba; on a GPU, Triton)."""
-    device = torch.device(device)
+    device, why = torch.device(device), ""
     if name is None:
-        name = "cuda" if device.type == "cuda" else "cpu"
-        if importlib.util.find_spec("triton" if name == "cuda" else "numba") is None:
-            name = "plain"
+        name, library = ("cuda", "triton") if device.type == "cuda" else ("cpu", "numba")
+        if importlib.util.find_spec(library) is None:
+            name, why = "plain", f"{library} is not installed, with it steps are several times as fast"
     if name == "plain":
         from jumpahead.engine.plain import Plain
 
-        return Plain()
+        return Plain(why)
     if name == "cuda":
         from jumpahead.engine.cuda import Triton
 
-        return Triton(device)
+        return Triton(device, late=True)
     from jumpahead.engine.cpu import Compiled
 
     return Compiled()

@@ -58,8 +58,8 @@ class Launched:
     done: Done
     demands: list[Demand]
     report: Tensor
-    """float64 on the host, once `arrived`: whether it was fine, the loss; of every demand what was needed, and whether it
-    fell short."""
+    """float64 on the host, once `arrived`: whether it was fine, the loss; of every demand what was needed, and whether
+    it fell short."""
     arrived: Any
     """The event that says so; None where there is nothing to wait for."""
 

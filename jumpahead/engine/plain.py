@@ -24,7 +24,10 @@ CHUNK = 2**22  # entries of one block of the encoder product
 class Plain:
     """Steps 1, 3 and 5 with torch operations."""
 
-    name, late = "plain torch", False
+    late = False
+
+    def __init__(self, why: str = ""):
+        self.name = f"plain torch{why and f' ({why})'}"
 
     def encoder(self, w_enc: Tensor) -> Encoder:
         return Encoder(w_enc, w_enc.norm(dim=1), None, w_enc.new_empty(0), self.name)

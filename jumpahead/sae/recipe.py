@@ -43,6 +43,9 @@ class TrainConfig(BaseModel):
     lr: float | None = Field(None, gt=0, description="peak learning rate; the recipe's own when left out")
     checkpoint_minutes: float = Field(2.0, gt=0, description="minutes between two checkpoints")
     threads: int | None = Field(None, gt=0, description="CPU threads; all cores when left out")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where SAEs train; auto: on a GPU if there is one"
+    )
 
     @property
     def steps(self) -> int:

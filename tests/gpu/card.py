@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from jumpahead.engine import State, late
-from jumpahead.engine.dense import KEEP
-from tests.engine.cases import clone
+from tests.engine.cases import CASES, Case, clone
 
 pytest.importorskip("triton", reason="triton is not installed: make test-gpu")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -23,7 +22,22 @@ PATHS: dict[str, dict[str, float]] = {
     "products": {"POPULAR": -1.0, "FEWEST": 1, "SIZE": 100, "KEPT": 0},
 }
 """As in tests/engine/test_step_is_exact.py."""
-assert KEEP > 1
+
+
+def ways() -> list[tuple[Case, str]]:
+    """One case of every architecture, options and recipe; through products where selections are `Above`."""
+    found = {}
+    for case in CASES:
+        found.setdefault((case.architecture, str(case.options), str(case.changes)), case)
+    return [(c, path) for c in found.values() for path in PATHS if path == "support" or not is_largest(c)]
+
+
+def is_largest(case: Case) -> bool:
+    """Whether it keeps the largest π: with these no feature is popular."""
+    return case.architecture in ("topk", "batchtopk")
+
+
+WAYS = ways()
 
 
 def layer(is_late: bool = True) -> Triton:

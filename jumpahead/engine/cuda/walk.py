@@ -96,8 +96,8 @@ def sums(colptr, vector, out, width, FEATURES: tl.constexpr, TILE: tl.constexpr)
     inside = j < width
     start = tl.load(colptr + j, mask=inside, other=0)
     stop = tl.load(colptr + j + 1, mask=inside, other=0)
-    most = tl.max(stop - start, 0).to(tl.int32)
-    total: Any = tl.zeros([FEATURES], tl.float64)
+    most = tl.max((stop - start).to(tl.int32), 0)
+    total = tl.zeros([FEATURES], tl.float64)
     for s in range(0, most, TILE):
         place = start[:, None] + (s + tl.arange(0, TILE))[None, :]
         total += tl.sum(tl.load(vector + place, mask=place < stop[:, None], other=0.0).to(tl.float64), 1)
