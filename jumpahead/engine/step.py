@@ -231,7 +231,9 @@ class State:
 
 
 class StepResult(NamedTuple):
-    """What a step measured, before its update; means over the batch. Floats, or 0-d tensors where the layer is late."""
+    """What a step measured, before its update; means over the batch. Floats, or 0-d tensors where the layer is late: a
+    step that has to be done again corrects them, so they are final when the next step, or `late.settle`, has returned.
+    """
 
     error: Number
     """‖x − x̂‖²."""

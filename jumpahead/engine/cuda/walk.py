@@ -98,7 +98,7 @@ def sums(colptr, vector, out, width, FEATURES: tl.constexpr, TILE: tl.constexpr)
     stop = tl.load(colptr + j + 1, mask=inside, other=0)
     most = tl.max((stop - start).to(tl.int32), 0)
     total = tl.zeros([FEATURES], tl.float64)
-    for s in range(0, most, TILE):
+    for s in range(0, most, TILE):  # pyright: ignore[reportArgumentType]
         place = start[:, None] + (s + tl.arange(0, TILE))[None, :]
         total += tl.sum(tl.load(vector + place, mask=place < stop[:, None], other=0.0).to(tl.float64), 1)
     tl.store(out + j, total.to(out.dtype.element_ty), mask=inside)
