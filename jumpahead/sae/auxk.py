@@ -9,7 +9,6 @@ L = ‖x − x̂‖² + α·(Var x/Var e)·‖e − ê‖²      means over toke
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from jumpahead.sae import base
@@ -28,6 +27,7 @@ from jumpahead.sae.base import (
     Params,
     Reconstruction,
 )
+from jumpahead.sae.checked import Field
 
 
 class Options(base.Options):

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from jumpahead import store
 from jumpahead.errors import ArtefactError, DataError, StudyError
 from jumpahead.sae import architecture
+from jumpahead.sae.checked import BaseModel, ConfigDict
 from jumpahead.sae.recipe import Recipe, Setting, Shape, TrainConfig, recipe, recipe_from, short_rate
 
 Params = dict[str, Tensor]

@@ -40,7 +40,6 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from jumpahead.sae import base, ste
@@ -58,6 +57,7 @@ from jumpahead.sae.base import (
     common_parameters,
     quantile_for_l0,
 )
+from jumpahead.sae.checked import Field
 from jumpahead.sae.control import exp
 from jumpahead.sae.recipe import Recipe, Shape, TrainConfig
 

@@ -25,9 +25,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-
 from jumpahead.errors import StudyError, nearest
+from jumpahead.sae.checked import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 
 class TrainConfig(BaseModel):
