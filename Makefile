@@ -1,4 +1,4 @@
-.PHONY: help setup demo test lint types unit bench-peers bench-disk bench-sparsity clean
+.PHONY: help setup demo test lint types unit test-gpu bench-gpu bench-peers bench-disk bench-sparsity clean
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
@@ -34,6 +34,13 @@ types: setup
 
 unit: setup
 	$(BIN)/pytest -n 2
+
+test-gpu: setup  ## the GPU's kernels: on a card where there is one, else in Triton's interpreter, and compiled for one
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet 'triton>=3.6'
+	TRITON_INTERPRET=$$($(BIN)/python -c 'import torch; print(int(not torch.cuda.is_available()))') $(BIN)/pytest -n 2 tests/gpu tests/engine/test_padding.py
+
+bench-gpu: setup  ## steps of every architecture on the card here; ARGS=--dry-run needs none, ARGS=--help
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 bench-peers: .venv-peers/.done  ## the same work in other SAE libraries; ARGS="--whole-runs", ARGS=--quick, ARGS=--help
 	$(PEERS)/python -m benchmarks.peers $(ARGS)

@@ -526,7 +526,7 @@ class Ours(Contender):
     def step(self, x: Tensor) -> None:
         i = min(self.first + self.state.t, self.steps - 1)
         lr, warmup = learning_rate(self.rules, i, self.steps), sparsity_warmup(self.rules, i)
-        self.entries.append(step(self.state, x, lr, warmup, self.kernels).entries)
+        self.entries.append(float(step(self.state, x, lr, warmup, self.kernels).entries))
 
     @torch.no_grad()
     def look(self, x: Tensor) -> Look:

@@ -43,12 +43,14 @@ def zipf(width: int, l0: float) -> Tensor:
     return (low * shape).clamp_max(MOST).float()
 
 
-def make(d: int, width: int, tokens: int, l0: float, count: int = 4, seed: int = 0) -> Data:
-    """`count` batches of `tokens` rows; another seed is another dictionary and other rows."""
-    generator = torch.Generator().manual_seed(seed)
-    dictionary = torch.randn(width, d, generator=generator)
+def make(
+    d: int, width: int, tokens: int, l0: float, count: int = 4, seed: int = 0, device: torch.device | str = "cpu"
+) -> Data:
+    """`count` batches of `tokens` rows; another seed, or kind of device, is another dictionary and other rows."""
+    generator = torch.Generator(device).manual_seed(seed)
+    dictionary = torch.randn(width, d, generator=generator, device=device)
     dictionary /= dictionary.norm(dim=1, keepdim=True)
-    frequency = zipf(width, l0)[torch.randperm(width, generator=generator)]
+    frequency = zipf(width, l0).to(device)[torch.randperm(width, generator=generator, device=device)]
     x = torch.cat(
         [
             _rows(dictionary, frequency, min(ROWS, count * tokens - start), generator)
@@ -62,12 +64,12 @@ def make(d: int, width: int, tokens: int, l0: float, count: int = 4, seed: int =
 def _rows(dictionary: Tensor, frequency: Tensor, rows: int, generator: torch.Generator) -> Tensor:
     """[rows, d], not yet scaled."""
     width, d = dictionary.shape
-    active = torch.rand(rows, width, generator=generator) < frequency
+    active = torch.rand(rows, width, generator=generator, device=dictionary.device) < frequency
     token, feature = active.nonzero(as_tuple=True)
-    size = 0.5 + torch.rand(len(token), generator=generator)
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(token, minlength=rows).cumsum(0)])
+    size = 0.5 + torch.rand(len(token), generator=generator, device=dictionary.device)
+    offsets = torch.cat([token.new_zeros(1), torch.bincount(token, minlength=rows).cumsum(0)])
     signal = torch.nn.functional.embedding_bag(
         feature, dictionary, offsets, mode="sum", per_sample_weights=size, include_last_offset=True
     )
-    noise = torch.randn(rows, d, generator=generator) / d**0.5
+    noise = torch.randn(rows, d, generator=generator, device=dictionary.device) / d**0.5
     return signal + NOISE * signal.norm(dim=1, keepdim=True) * noise

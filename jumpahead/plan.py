@@ -2,7 +2,7 @@
 
 P = 2·M·d + M·(vectors) + d  parameters of one SAE
 
-    memory    10 bytes per parameter of every SAE that trains at once (fp32 value, fp32 second moment, bf16 copy)
+    memory    10 bytes per parameter of every SAE that trains at once (fp32 value and second moment, bf16 copy of W_enc)
               + two blocks of activations (the one in use, and the next where it is read ahead)
               + one step's working memory (`step_workspace`) + the LM
     disk      4 bytes per parameter and SAE, 8 more while it trains (a checkpoint), the token ids, activations if kept
@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
 import textwrap
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -91,6 +92,15 @@ class Kept(NamedTuple):
     """On that disk."""
 
 
+class Card(NamedTuple):
+    """A GPU, and what of the study it holds."""
+
+    name: str
+    bytes: int
+    fits: str
+    """How many SAEs of which width fit at once: a clause."""
+
+
 class Seconds(NamedTuple):
     """A rough time, from a short measurement on this machine."""
 
@@ -131,12 +141,15 @@ class Plan:
     kept: Kept | None = None
     """The activations, where the study keeps them on disk; part of `disk_bytes`."""
     seconds: Seconds | None = None
+    card: Card | None = None
+    """The GPU here that SAEs would train on."""
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; sizes in bytes, times in seconds."""
         plain = asdict(self)
         plain["tokens"] = self.tokens._asdict()
+        plain["card"] = self.card and self.card._asdict()
         plain["panels"] = [panel._asdict() for panel in self.panels]
         plain["kept"] = self.kept and self.kept._asdict()
         plain["seconds"] = self.seconds and {**self.seconds._asdict(), "total": self.seconds.total}
@@ -161,6 +174,8 @@ class Plan:
         rows.append(("held-out text", f"{held_out} tokens, of which {scored} are scored"))
         if self.memory_bytes is not None:
             rows.append(("memory", f"about {size(self.memory_bytes)}"))
+        if self.card is not None:
+            rows.append(("GPU", f"{self.card.name}, {size(self.card.bytes)}; {self.card.fits}"))
         if self.disk_bytes is not None and self.disk_bytes_training is not None:
             rows.append(("disk", f"about {size(self.disk_bytes)}; {size(self.disk_bytes_training)} while training"))
         if self.kept is not None:
@@ -246,8 +261,41 @@ def _assembled(
         kept=kept,
         seconds=seconds,
     )
+    if study.train.device != "cpu" and (found_card := gpu()) is not None:
+        plan = replace(plan, card=Card(*found_card, _fits(study, workspace, known, found_card[1])))
     plan.notes.extend(_notes(study, plan))
     return plan
+
+
+def gpu() -> tuple[str, int] | None:
+    """Name and bytes of the first NVIDIA GPU of this machine, as its driver says; None without one."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+        name, mebibytes = said.splitlines()[0].rsplit(",", 1)
+        return name.strip(), int(mebibytes) * 2**20
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+        return None
+
+
+def _fits(study: Study, workspace: int, panels: list[Panel], room: int) -> str:
+    """How many SAEs train at once on a GPU with so many bytes, beside the LM and the activations."""
+    if not panels:
+        return "how many SAEs fit is not known before the model's shape is"
+    widest = max(panels, key=lambda panel: panel.parameters or 0)
+    left = room - workspace - gpu_workspace(study.train.batch, widest.d or 0, widest.width)
+    count = max(0, int(left // (10 * (widest.parameters or 1))))
+    return f"{count} SAEs of {widest.width:,} features fit at once"
+
+
+def gpu_workspace(batch: int, d: int, width: int) -> int:
+    """Bytes that one training step needs on a GPU besides `step_workspace`, which counts the same tensors of a CPU.
+
+    A block of the product (2²⁴ bfloat16), parts of cut features (3 rows for every 64 entries) and of ∂L/∂b_dec (a row
+    for every 8 features), and 160 bytes for each entry: sorts hold 64-bit places, and there is room for twice as many.
+    """
+    entries = batch * ENTRIES
+    return 2 * 2**24 + 12 * d * entries // 64 + 4 * d * width // 8 + 160 * entries
 
 
 def _settings(one: Series) -> str:
@@ -381,7 +429,12 @@ def _notes(study: Study, plan: Plan) -> list[str]:
         notes.append(f"the activations do not fit on the disk: {ways}")
     if plan.memory_bytes is not None:
         with_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
-        if with_memory and plan.memory_bytes > with_memory:
+        if plan.card is not None and plan.memory_bytes > plan.card.bytes:
+            notes.append(
+                f"the GPU has {size(plan.card.bytes)} of memory: train fewer SAEs at once, a narrower sae.width, one"
+                ' site at a time, or on the CPU (train.device = "cpu")'
+            )
+        elif plan.card is None and with_memory and plan.memory_bytes > with_memory:
             notes.append(
                 f"this machine has {size(with_memory)} of memory: train fewer SAEs at once, a narrower sae.width,"
                 " or one site at a time"
@@ -551,18 +604,26 @@ def _steps(study: Study, found: list[Unit], seen: dict[str, Tensor]) -> tuple[fl
 def _one_step(study: Study, one: Series, setting: Any, width: int, x: Tensor) -> tuple[float, SAE]:
     """Seconds of a step on x [n, d], and the SAE."""
     from jumpahead import sae
-    from jumpahead.engine import fresh_state, kernels, step
+    from jumpahead.engine import fresh_state, kernels, settle, step
     from jumpahead.sae.base import SAE
     from jumpahead.sae.recipe import Shape
+    from jumpahead.train import device_for
 
-    kind, layer = sae.architecture(one.architecture), kernels()
+    x = x.to(device_for(study.train))
+    kind, layer = sae.architecture(one.architecture), kernels(device=x.device)
     rules = kind.recipe_for(study.train, Shape(x.shape[1], width, setting), one.recipe)
     arch = kind(kind.Options(**one.options), setting, rules)
     state = fresh_state(arch, x.shape[1], width, 0, x)
     batch = x.repeat(-(-study.train.batch // len(x)), 1)[: study.train.batch]
     rate = rules.lr * 1e-3  # hardly moves: what is timed is the start
-    seconds = _timed(lambda: [step(state, batch, rate, 1.0, layer) for _ in range(3)]) / 3
-    return seconds, SAE(arch, arch.fold(state.p, 1.0), {})
+
+    def three() -> None:
+        for _ in range(3):
+            step(state, batch, rate, 1.0, layer)
+        settle(state, layer)
+
+    seconds = _timed(three) / 3
+    return seconds, SAE(arch, arch.fold({name: tensor.cpu() for name, tensor in state.p.items()}, 1.0), {})
 
 
 def _evaluation(study: Study, found: list[Unit], source: Source, lm: LM, site: str, tried: Tried) -> float:

@@ -353,7 +353,8 @@ class Work:
         config, is_done = self.study.activations, True
         train = self.target.activations
         measured = store.digest_json([self.kept, self.study.evaluate.tokens])
-        for split, folder, inputs in [("held_out", train / HELD_OUT, measured), ("train", train, self.kept)]:
+        kept: list[tuple[Split, Path, str]] = [("held_out", train / HELD_OUT, measured), ("train", train, self.kept)]
+        for split, folder, inputs in kept:
             if is_complete(folder, inputs):
                 continue
             live = live_of(config, self.lm, self._contexts(split))
@@ -378,13 +379,13 @@ class Work:
     def _train_on(self, seed: int, members: list[Unit]) -> None:
         from jumpahead.activations.blocks import Stream
         from jumpahead.engine import kernels
-        from jumpahead.train import train, use_threads
+        from jumpahead.train import device_for, train, use_threads
 
         config = self.study.train
         use_threads(config.threads)
         stream = Stream(self.activations, config.batch, seed=seed)
         self._say_plan(members)
-        layer = kernels()
+        layer = kernels(device=device_for(config))
         self.progress.say(f"kernels: {layer.name}")
         jobs = [self._job(unit) for unit in members]
         train(jobs, stream, config, layer, self.progress)
@@ -424,12 +425,13 @@ class Work:
 
     def _job(self, unit: Unit) -> Job:
         from jumpahead.engine import fresh_state
-        from jumpahead.train import Job
+        from jumpahead.train import Job, device_for
 
         kind = architecture(unit.series.architecture)
         d, scale = self.activations.widths[unit.site], self.scales[unit.site].C
         arch = kind(kind.Options(**unit.series.options), unit.setting, self._recipe(unit, d))
-        state = fresh_state(arch, d, unit.width, unit.sae_seed, self.sample[unit.site] / scale)
+        sample = (self.sample[unit.site] / scale).to(device_for(self.study.train))
+        state = fresh_state(arch, d, unit.width, unit.sae_seed, sample)
         job = Job(self.label(unit), unit.site, scale, state, self.target.at(unit.key), self.inputs(unit))
         job.resume()
         return job

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from jumpahead import log, store
-from jumpahead.engine import Kernels, State, StepResult, Watch, step
-from jumpahead.errors import ArtefactError, DivergedError
+from jumpahead.engine import Kernels, State, StepResult, Watch, settle, step
+from jumpahead.errors import ArtefactError, DivergedError, StudyError
 from jumpahead.sae.base import SAE
 from jumpahead.sae.control import Control
 from jumpahead.sae.recipe import Recipe, TrainConfig, learning_rate, sparsity_warmup
@@ -50,22 +50,52 @@ class Job:
     inputs: str = ""
     """Digest of everything the SAE depends on."""
     seconds: float = 0.0
-    """Time spent in its own steps."""
+    """Time spent in its own steps; on a GPU, the GPU's."""
     records: list[dict[str, Any]] = field(default_factory=list)
     """Lines of train.jsonl."""
+    _timed: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
+    """Before and after steps on a GPU that `seconds` does not hold yet."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its state is."""
+        return self.state.last.device
 
     def step(self, x: Tensor, lr: float, warmup: float, kernels: Kernels, watch: Watch | None = None) -> StepResult:
         """One batch; names the SAE where the loss is not finite."""
-        begun = time.perf_counter()
-        try:
+        if not x.is_cuda:
+            begun = time.perf_counter()
+            with self._named():
+                result = step(self.state, x, lr, warmup, kernels, watch)
+            self.seconds += time.perf_counter() - begun
+            return result
+        begun, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun.record()
+        with self._named():
             result = step(self.state, x, lr, warmup, kernels, watch)
+        done.record()
+        self._timed.append((begun, done))
+        return result
+
+    def settle(self, kernels: Kernels) -> None:
+        """Wait for its last step, where kernels do not by themselves: before anything of the state is read."""
+        with self._named():
+            settle(self.state, kernels)
+        for begun, done in self._timed:
+            done.synchronize()
+            self.seconds += begun.elapsed_time(done) / 1e3
+        self._timed.clear()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """A diverged step says whose it is."""
+        try:
+            yield
         except DivergedError as error:
             kept = f" The checkpoint of step {self.saved} is kept." if self.saved else ""
             raise DivergedError(
                 f"{self.label} at {self.site}, step {self.state.t}: {error}.{kept} Try a smaller train.lr."
             ) from error
-        self.seconds += time.perf_counter() - begun
-        return result
 
     @property
     def saved(self) -> int:
@@ -81,22 +111,23 @@ class Job:
     ) -> dict[str, float]:
         """Add a line to the log; returns what progress shows. x [B, d]: the batch, for its variance."""
         state, variance = self.state, (x - x.mean(0)).square().sum().item() / len(x)
-        fvu = result.error / max(variance, 1e-30)
+        error, penalty, l0, entries = map(float, result[:4])
+        fvu = error / max(variance, 1e-30)
         dead = int((state.silent >= state.arch.recipe.dead_after).sum())
-        line = {"step": state.t, "l0": result.l0, "fvu": fvu, "error": result.error, "penalty": result.penalty}
+        line = {"step": state.t, "l0": l0, "fvu": fvu, "error": error, "penalty": penalty}
         line |= {
-            "entries": result.entries,
+            "entries": entries,
             "dense": result.dense,
             "dead": dead,
             "lr": lr,
             "seconds": round(self.seconds, 3),
         }
         if state.control is not None:
-            line["lambda"] = state.control.sparsity
+            line["lambda"] = float(state.control.sparsity)
         if health is not None:
             line["health"] = health
         self.records.append(line)
-        return {"L0": result.l0, "FVU": fvu}
+        return {"L0": l0, "FVU": fvu}
 
     def checkpoint(self) -> None:
         """Write the state, then the log."""
@@ -106,7 +137,12 @@ class Job:
         tensors = {f"p.{name}": tensor for name, tensor in state.p.items()}
         tensors |= {f"v.{name}": tensor for name, tensor in state.v.items()}
         tensors |= {"last": state.last, "silent": state.silent, "share": state.share}
-        info = {"t": state.t, "control": state.control, "inputs": self.inputs, "seconds": self.seconds}
+        info = {
+            "t": state.t,
+            "control": state.control and state.control.read(),
+            "inputs": self.inputs,
+            "seconds": self.seconds,
+        }
         self.folder.checkpoint.mkdir(parents=True, exist_ok=True)
         store.write_tensors(self.folder.checkpoint / STATE, tensors, info)
         store.rewrite_lines(self.folder.log, self.records)
@@ -117,12 +153,12 @@ class Job:
             return
         path = self.folder.checkpoint / STATE
         try:
-            info, tensors = store.read_info(path), store.read_tensors(path)
+            info, read = store.read_info(path), store.read_tensors(path)
         except ArtefactError:
             return
         if info["inputs"] != self.inputs:
             return
-        state = self.state
+        state, tensors = self.state, {name: tensor.to(self.device) for name, tensor in read.items()}
         state.p = {name: tensors[f"p.{name}"] for name in state.p}
         state.v = {name: tensors[f"v.{name}"] for name in state.v}
         state.last, state.silent, state.share = tensors["last"], tensors["silent"], tensors["share"]
@@ -134,9 +170,14 @@ class Job:
     def finished(self, about: dict[str, Any] | None = None) -> SAE:
         """The SAE for the LM's own activations; saved, and the checkpoint removed, where it has a folder."""
         state = self.state
-        knob = {"lambda": state.control.sparsity} if state.control else {state.arch.setting.kind: state.arch.setting[1]}
+        knob = (
+            {"lambda": float(state.control.sparsity)}
+            if state.control
+            else {state.arch.setting.kind: state.arch.setting[1]}
+        )
         known = {"inputs": self.inputs, "scale": self.scale, "steps": state.t, "seconds": self.seconds, "knob": knob}
-        sae = SAE(state.arch, state.arch.fold(state.p, self.scale), {**known, **(about or {})})
+        p = {name: tensor.cpu() for name, tensor in state.p.items()}
+        sae = SAE(state.arch, state.arch.fold(p, self.scale), {**known, **(about or {})})
         if self.folder is not None:
             store.rewrite_lines(self.folder.log, self.records)
             sae.save(self.folder.path)
@@ -170,10 +211,13 @@ def train(
                         watch = Watch(job.state, config.batch, warmup)
                     result = job.step(x[job.site], lr, warmup, kernels, watch)
                     if (i + 1) % every == 0 or is_last:
+                        job.settle(kernels)
                         health = watch and watch.health(job.state, rate_left(rules, i + 1, steps))
                         rows[job.label] = job.record(result, x[job.site], lr, health)
             p.advance(config.batch, rows)
             if interrupted() or time.monotonic() - saved > 60 * config.checkpoint_minutes:
+                for job in jobs:
+                    job.settle(kernels)
                 checkpoint_all(jobs, progress, interrupted())
                 saved = time.monotonic()
 
@@ -184,8 +228,19 @@ def rate_left(r: Recipe, step: int, steps: int) -> float:
 
 
 def in_unit(batch: dict[str, Tensor], jobs: Sequence[Job]) -> dict[str, Tensor]:
-    """Each site's batch divided by its scale, once for all jobs there."""
-    return {site: batch[site] * (1.0 / scale) for site, scale in {(job.site, job.scale) for job in jobs}}
+    """Each site's batch divided by its scale, on the device of the jobs there, once for all of them."""
+    places = {(job.site, job.scale, job.device) for job in jobs}
+    return {site: batch[site].to(device) * (1.0 / scale) for site, scale, device in places}
+
+
+def device_for(config: TrainConfig) -> torch.device:
+    """Where SAEs train; StudyError where there is no such place."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise StudyError('train.device = "cuda": torch sees no GPU here; leave it out to train on the CPU.')
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 def checkpoint_all(jobs: Sequence[Job], progress: log.Progress, stopping: bool) -> None:

@@ -202,7 +202,7 @@ def test_the_text_fits_the_terminal_and_json_is_plain(model: Path, text: Path, t
 
 
 def test_measuring_times_every_part(lm_folder, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(engine, "kernels", Plain)  # compiling takes longer than the test
+    monkeypatch.setattr(engine, "kernels", lambda device: Plain())  # compiling takes longer than the test
     study = small(lm_folder("llama"), text, activations={"sites": ["layers.1.residual"]}, sae={"width": 48})
     seconds = plan.make(study, tmp_path, measure=True).seconds
     assert seconds is not None
@@ -377,3 +377,24 @@ def test_a_first_study_that_cannot_be(model: Path, arguments: tuple, error: type
     with pytest.raises(error) as caught:
         starter.write(str(model), *arguments[1:])
     assert message in str(caught.value)
+
+
+def test_the_plan_says_what_fits_on_the_gpu(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Ten bytes per parameter of the widest: 2·96·32 + 3·96 + 32 = 6,464."""
+    study = small(model, text, activations={"sites": ["layers.2.attention"], "block": 8})
+    room = plan.gpu_workspace(64, 32, 96) + plan._workspace(study, plan.outline(study.lm))
+    monkeypatch.setattr(plan, "gpu", lambda: ("NVIDIA Test", room + 5 * 64_640 + 64_639))
+    made = plan.make(study, tmp_path)
+    assert made.card is not None
+    assert made.card.fits == "5 SAEs of 96 features fit at once"
+    assert dict(made.facts())["GPU"].startswith("NVIDIA Test")
+    assert made.to_json()["card"]["bytes"] == made.card.bytes
+    monkeypatch.setattr(plan, "gpu", lambda: ("NVIDIA Test", 2**20))
+    assert "the GPU has" in " ".join(plan.make(study, tmp_path).notes)
+    off = small(model, text, train={"tokens": 10_000, "batch": 64, "device": "cpu"})
+    assert plan.make(off, tmp_path).card is None
+
+
+def test_no_driver_no_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", "")
+    assert plan.gpu() is None

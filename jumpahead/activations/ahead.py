@@ -7,6 +7,9 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import torch
+from torch import Tensor
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -29,3 +32,32 @@ def ahead(make: Callable[[K], V], keys: Iterable[K], count: int) -> Generator[V]
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def beside(
+    begin: Callable[[K], Callable[[], dict[str, Tensor]]], keys: Iterable[K], count: int, device: torch.device
+) -> Generator[dict[str, Tensor]]:
+    """begin(key)() of every key, in order, on a second stream of a GPU: what up to `count` keys take is launched before
+    they are asked for, and runs beside what the caller launches meanwhile.
+
+    No second thread: what is launched sees torch's settings as they are here. What begin(key)() raises is raised at its
+    key's turn.
+    """
+    stream = torch.cuda.Stream(device)
+    waiting: deque[tuple[Callable[[], dict[str, Tensor]], torch.Event]] = deque()
+
+    def taken() -> dict[str, Tensor]:
+        finish, made = waiting.popleft()
+        found, here = finish(), torch.cuda.current_stream(device)
+        here.wait_event(made)
+        for tensor in found.values():
+            tensor.record_stream(here)
+        return found
+
+    for key in keys:
+        with torch.cuda.stream(stream):
+            waiting.append((begin(key), stream.record_event()))
+        if len(waiting) > count:
+            yield taken()
+    while waiting:
+        yield taken()

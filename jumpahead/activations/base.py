@@ -8,7 +8,7 @@ Rows are in the language model's own unit here; the stream divides nothing. `Sca
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -48,6 +48,8 @@ class Activations(ABC):
     """How many groups a study shuffles together."""
     is_read_ahead: bool = False
     """Whether a stream reads the next block in another thread while SAEs train on this one."""
+    device: torch.device = torch.device("cpu")
+    """Where rows are. On a GPU a stream launches the next block's groups beside the training on this one."""
     digest: str
     """SHA-256 of everything that decides the rows; the same for origins that give the same bytes."""
 
@@ -76,16 +78,7 @@ class Activations(ABC):
 
     def gather(self, groups: Sequence[int]) -> dict[str, Tensor]:
         """[rows, d] of several groups, one after the other, at every site."""
-        total, done = int(self.rows_per_group[groups].sum()), 0
-        block: dict[str, Tensor] = {}
-        for group in groups:
-            found = self.rows(group)
-            for site, x in found.items():
-                if site not in block:
-                    block[site] = x.new_empty(total, x.shape[1])
-                block[site][done : done + len(x)] = x
-            done += int(self.rows_per_group[group])
-        return block
+        return gathered((self.rows(group) for group in groups), int(self.rows_per_group[groups].sum()))
 
     @classmethod
     def source(cls, config: ActivationsConfig, folder: Path | None = None) -> str:
@@ -101,10 +94,27 @@ class Activations(ABC):
         """Whole numbers [n]: what every row of a group is a part of (by default the group), resampled as a whole."""
         return np.full(int(self.rows_per_group[group]), group)
 
+    def begin(self, group: int) -> Callable[[], dict[str, Tensor]]:
+        """Begin to make a group's rows, without waiting for a GPU; what is returned waits, and gives them as `rows`."""
+        return lambda: self.rows(group)
+
     @property
     def total(self) -> int:
         """Rows of all groups: the distinct training tokens."""
         return int(self.rows_per_group.sum())
+
+
+def gathered(parts: Iterable[Mapping[str, Tensor]], total: int) -> dict[str, Tensor]:
+    """[total, d] at every site: the rows of several groups, one after the other."""
+    block: dict[str, Tensor] = {}
+    done = 0
+    for part in parts:
+        for site, x in part.items():
+            if site not in block:
+                block[site] = x.new_empty(total, x.shape[1])
+            block[site][done : done + len(x)] = x
+        done += len(next(iter(part.values())))
+    return block
 
 
 def read_options(origin: type[Activations], config: ActivationsConfig) -> Options:

@@ -6,12 +6,14 @@
 
 Rows per group are known without the language model, so where batch i lies is arithmetic: nothing is carried from batch
 to batch, and a stream that starts at batch i gives the same bytes as one that arrives there. Where the origin allows it
-(`Activations.is_read_ahead`), the next block is read in another thread while batches of this one are used.
+(`Activations.is_read_ahead`), the next block is read in another thread while batches of this one are used; on a GPU its
+groups are launched on a second stream of the GPU (`ahead.beside`), and activations never leave it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
@@ -19,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jumpahead.activations.ahead import ahead
-from jumpahead.activations.base import Activations
+from jumpahead.activations.ahead import ahead, beside
+from jumpahead.activations.base import Activations, gathered
 from jumpahead.errors import DataError
 from jumpahead.lm.contexts import shuffled
 
@@ -128,15 +130,29 @@ class Stream:
         """These blocks, in turn."""
         if self.activations.is_read_ahead:
             return ahead(self._read, self._visits(start), 1)
+        if self.activations.device.type == "cuda":
+            return self._beside(start)
         return (self._read(visit) for visit in self._visits(start))
 
     def _read(self, visit: _Visit) -> _Block:
+        return self._block(visit, self.activations.gather(visit.groups))
+
+    def _beside(self, start: int) -> Generator[_Block]:
+        """Blocks whose groups are launched ahead, group by group."""
+        groups = (group for visit in self._visits(start) for group in visit.groups)
+        launched = beside(self.activations.begin, groups, self.groups_per_block, self.activations.device)
+        with contextlib.closing(launched) as rows:
+            for visit in self._visits(start):
+                total = int(self.activations.rows_per_group[visit.groups].sum())
+                yield self._block(visit, gathered(itertools.islice(rows, len(visit.groups)), total))
+
+    def _block(self, visit: _Visit, rows: dict[str, Tensor]) -> _Block:
         total = int(self.activations.rows_per_group[visit.groups].sum())
         order = torch.from_numpy(shuffled(total, self.seed, visit.epoch, visit.block))
-        return _Block(self.activations.gather(visit.groups), order)
+        return _Block(rows, order.to(self.activations.device))
 
     def _cut(self, visit: _Visit, block: _Block) -> Iterator[dict[str, Tensor]]:
         """The batches of a block, whose rows are held in memory meanwhile."""
         for j in visit.batches:
             index = block.order[j * self.batch : (j + 1) * self.batch]
-            yield {site: x.index_select(0, index.to(x.device)).float() for site, x in block.rows.items()}
+            yield {site: x.index_select(0, index).float() for site, x in block.rows.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ class Live(Activations):
 
     def __init__(self, lm: LM, contexts: Contexts, sites: Sequence[str], dtype: str = "float32", block: int = 256):
         self.lm = lm
+        self.device = lm.device
         self.contexts = contexts
         self.dtype = DTYPES[dtype]
         self.widths = {parse_site(site).key: lm.width_at(site) for site in sites}
@@ -45,13 +46,30 @@ class Live(Activations):
         return cls(lm, contexts, config.sites, config.dtype, config.block)
 
     def rows(self, group: int) -> dict[str, Tensor]:
+        return self.begin(group)()
+
+    def begin(self, group: int) -> Callable[[], dict[str, Tensor]]:
         mask = self.contexts.trained(group)
-        index = torch.from_numpy(np.flatnonzero(mask)).to(self.lm.device)
+        index = torch.from_numpy(np.flatnonzero(mask))
         found = self.lm.read(self.contexts.ids(group), list(self.widths), self.contexts.positions(group))
-        rows = {site: x.flatten(0, 1).index_select(0, index).to(self.dtype) for site, x in found.items()}
-        if bad := not_finite(rows):
-            self._refuse(group, mask, rows, *bad)
-        return rows
+        rows = {
+            site: x.flatten(0, 1).index_select(0, index.to(x.device)).to(self.device, self.dtype)
+            for site, x in found.items()
+        }
+        finite = torch.stack([torch.isfinite(x).all() for x in rows.values()])
+        known, arrived = finite, None
+        if finite.is_cuda:
+            known = torch.empty(finite.shape, dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
+            arrived = torch.cuda.current_stream().record_event()
+
+        def finish() -> dict[str, Tensor]:
+            if arrived is not None:
+                arrived.synchronize()
+            if not bool(known.all()) and (bad := not_finite(rows)):
+                self._refuse(group, mask, rows, *bad)
+            return rows
+
+        return finish
 
     def _refuse(self, group: int, mask: np.ndarray, rows: dict[str, Tensor], site: str, row: int) -> None:
         context, position = (int(i) for i in np.argwhere(mask)[row])

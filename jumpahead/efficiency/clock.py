@@ -86,9 +86,11 @@ STAGES_OF = {
     "centre": ("selection",),
     SEARCH: ("selection",),  # what is left of it when the product is taken out
     "canonical": ("selection",),
+    "settle": ("selection",),
     "kth": ("selection",),
     "decode": ("decode", "auxiliary"),
     "sums": ("backward",),
+    "active": ("backward",),
     "rows": ("rows",),
     "given_rows": ("rows",),
     "product": ("popular",),

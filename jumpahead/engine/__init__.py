@@ -5,17 +5,24 @@
     dense.py       features that are on for a large share of the tokens, through products
     decide.py      how far a product can be off, the canonical π, the largest of each token
     lazy_adam.py   Adam with β₁ = 0 for rows that are touched now and then
+    late.py        steps that do not wait for their device, and what they find out afterwards
     watch.py       what a step's entries say about training's health
     reference.py   the same step by dense autograd: the oracle of every test
     plain.py       the kernels in plain torch: runs everywhere
     cpu/           the kernels compiled with numba, and the choice of the encoder product
+    cuda/          the kernels in Triton, for a GPU
 
 Every kernel layer is one small class with the methods of `step.Kernels`. No kernel knows an architecture.
 """
 
 from __future__ import annotations
 
+import importlib.util
+
+import torch
+
 from jumpahead.engine.encode import Coder, Features, decode, encode
+from jumpahead.engine.late import settle
 from jumpahead.engine.step import Kernels, State, StepResult, fresh_state, step
 from jumpahead.engine.watch import Watch
 
@@ -30,22 +37,27 @@ __all__ = [
     "encode",
     "fresh_state",
     "kernels",
+    "settle",
     "step",
 ]
 
 
-def kernels(name: str | None = None) -> Kernels:
-    """The kernel layer `plain` or `cpu`; by default the compiled one, and plain torch where numba is absent."""
+def kernels(name: str | None = None, device: torch.device | str = "cpu") -> Kernels:
+    """The kernel layer `plain`, `cpu` or `cuda`; by default the one for SAEs on `device`, and plain torch where its
+    library is absent (numba; on a GPU, Triton)."""
+    device, why = torch.device(device), ""
+    if name is None:
+        name, library = ("cuda", "triton") if device.type == "cuda" else ("cpu", "numba")
+        if importlib.util.find_spec(library) is None:
+            name, why = "plain", f"{library} is not installed, with it steps are several times as fast"
     if name == "plain":
         from jumpahead.engine.plain import Plain
 
-        return Plain()
-    try:
-        from jumpahead.engine.cpu import Compiled
-    except ImportError:
-        if name is None:
-            from jumpahead.engine.plain import Plain
+        return Plain(why)
+    if name == "cuda":
+        from jumpahead.engine.cuda import Triton
 
-            return Plain()
-        raise
+        return Triton(device, late=True)
+    from jumpahead.engine.cpu import Compiled
+
     return Compiled()

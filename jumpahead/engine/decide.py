@@ -5,6 +5,8 @@ B tokens · d dimensions · M features · n entries.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ def slack(x: Tensor, norms: Tensor) -> Tensor:
     return norms * (1.05 * (x.shape[1] + 4) * u)
 
 
-def low_slack(d: int, norms: Tensor, gaps: Tensor, gap: float) -> Tensor:
+def low_slack(d: int, norms: Tensor, gaps: Tensor, gap: float | Tensor) -> Tensor:
     """The same for a product of rows rounded to bfloat16, summed in float32. norms ‖w‖, gaps ‖w − w̃‖ [M]; gap: the
     largest ‖x − x̃‖/‖x‖. [M]
 
@@ -44,7 +46,7 @@ def bias_slack(b_enc: Tensor) -> Tensor:
 
 def canonical(x: Tensor, w_enc: Tensor, b_enc: Tensor, token: Tensor, feature: Tensor) -> Tensor:
     """π at entries: products and sum in float64, rounded once. Every kernel layer decides by these values. [n]"""
-    out = torch.empty(len(token), dtype=x.dtype)
+    out = x.new_empty(len(token))
     size = max(1, GATHER // x.shape[1])
     for start in range(0, len(token), size):
         t, j = token[start : start + size], feature[start : start + size]
@@ -54,13 +56,35 @@ def canonical(x: Tensor, w_enc: Tensor, b_enc: Tensor, token: Tensor, feature: T
 
 
 def largest_of_each(token: Tensor, pre: Tensor, k: int | Tensor, tokens: int) -> Tensor:
-    """bool [n]: the k (or k[token]) largest positive entries of each token; of equal ones the first. token, pre [n]."""
+    """bool [n]: the k (or k[token]) largest positive entries of each token; of equal ones the first. token, pre [n].
+
+    Entries of a token `tokens`, which is none, may be there and mean nothing.
+    """
     by_value = torch.argsort(pre, descending=True, stable=True)
     by_token = by_value[torch.argsort(token[by_value], stable=True)]
-    first = torch.zeros(tokens, dtype=torch.int64)
-    first[1:] = torch.bincount(token, minlength=tokens).cumsum(0)[:-1]
     owner = token[by_token].long()
-    rank = torch.arange(len(token)) - first[owner]
-    keep = torch.zeros(len(token), dtype=torch.bool)
+    first = torch.searchsorted(owner, torch.arange(tokens + 1, device=owner.device))
+    rank = torch.arange(len(token), device=owner.device) - first[owner]
+    keep = torch.zeros(len(token), dtype=torch.bool, device=owner.device)
     keep[by_token] = rank < (k[owner] if isinstance(k, Tensor) else k)
     return keep & (pre > 0)
+
+
+def is_exact(multiply: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype, device: torch.device | str) -> bool:
+    """Whether the error of a product in `dtype` stays within its bound, on random rows, constant rows, one massive
+    dimension.
+
+    float32: d·2⁻²⁴·‖x‖·‖w‖. bfloat16: that, of the rounded rows, and 2⁻⁸ of the result for its own rounding.
+    """
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(64, 512, generator=generator)
+    w = torch.randn(96, 512, generator=generator)
+    x[0], w[0] = 1.0 + 2.0**-9, 1.0 - 2.0**-10
+    x[1, 3] = 3e3
+    x, w = x.to(device, dtype), w.to(device, dtype)
+    exact = x.double() @ w.double().T
+    error = (multiply(x, w.T).double() - exact).abs()
+    bound = torch.outer(x.double().norm(dim=1), w.double().norm(dim=1)) * (512 * 2.0**-24)
+    if dtype == torch.bfloat16:
+        bound += 2.0**-8 * (exact.abs() + bound)
+    return bool((error <= bound).all())

@@ -6,7 +6,10 @@ others into the support; at the start of the paper's preset, when half of all pr
 feature is in a block. The dead features that AuxK chooses from are few, and it chooses many of them: a block as well.
 
 Who is popular follows from counts (the share of the last batch's tokens that a feature had an entry for), never from
-timings, so runs repeat. A block does what the support does, with the same functions of the architecture:
+timings, so runs repeat. A layer that is late (late.py) keeps to the share of every KEEP-th batch and of a few early
+ones: only then it waits for its device to say who that is. AuxK's dead features stay in the support there.
+
+A block does what the support does, with the same functions of the architecture:
 
     π       [m, B] in float32; near a value at which something is decided, the canonical π
     x̂       += valuesᵀ·W_dec
@@ -33,6 +36,7 @@ from jumpahead.sae.base import (
     Counts,
     Entries,
     Knobs,
+    Number,
     Params,
     Selection,
 )
@@ -54,6 +58,8 @@ KEPT = 2**23
 """Entries of all blocks up to which their tensors are kept between x̂ and the rows."""
 SAMPLE = 512
 """Tokens that a fresh SAE's counts are estimated from."""
+KEEP = 32
+"""Steps between two decisions of a late layer who is popular."""
 
 
 class Opened(NamedTuple):
@@ -69,9 +75,9 @@ class Totals(NamedTuple):
 
     decoded: tuple[Tensor, ...]
     """[B, d] per reconstruction: Σ value·d_j."""
-    charge: float
+    charge: Number
     """The sum of the architecture's `charge`s."""
-    entries: int
+    entries: Tensor | int
     """Those in the support."""
     features: int
 
@@ -88,7 +94,7 @@ class Blocks:
         """The features of each block, ascending, int64 [m]."""
         self.selection, self.state, self.centred, self.kernels = selection, state, centred, kernels
         self.v, self.knobs = v, knobs
-        nobody = torch.empty(0, dtype=torch.int64)
+        nobody = torch.empty(0, dtype=torch.int64, device=centred.x.device)
         self.main: list[tuple[Tensor, Tensor]] = [(nobody, nobody) for _ in groups]
         """Per block: (row, token) of entries that the support held."""
         self._kept: dict[int, Opened] = {}
@@ -99,10 +105,12 @@ class Blocks:
 
     def take(self, support: Support) -> Support:
         """The support without the entries of blocks' features, which join their block as entries of its main part."""
-        if not isinstance(self.selection, Above) and self.groups and support.part is None:
+        if isinstance(self.selection, Above) or not self.groups:
+            return support  # `divide` has left them out
+        if support.part is None:
             support = support._replace(part=torch.full(support.pre.shape, MAIN, dtype=torch.uint8))
         counts = support.colptr.diff()
-        ours = torch.zeros(len(counts), dtype=torch.bool)
+        ours = torch.zeros(len(counts), dtype=torch.bool, device=counts.device)
         for group in self.groups:
             ours[group] = True
         if not bool((counts[ours] > 0).any()):
@@ -119,7 +127,8 @@ class Blocks:
         """x̂'s part and the totals, before anything is updated; what fired joins `counts`, in place."""
         w_dec = self.state.p["W_dec"]
         decoded: list[Tensor] = []
-        charge, inside = 0.0, 0
+        charge: Number = 0.0
+        inside: Tensor | int = 0
         for number, group in enumerate(self.groups):
             one, directions = self._open(number), w_dec[group]
             parts = [self.kernels.product(value.T, directions) for value in one.values]
@@ -128,8 +137,8 @@ class Blocks:
             counts.fired[group] = on.sum(1).to(counts.fired.dtype)
             if counts.active is not None:
                 counts.active.add_(on.sum(0))
-            charge += self.state.arch.charge(one.entries, one.values, self.v).item()
-            inside += int(self._inside(one.entries, group).sum())
+            charge = charge + self.state.arch.charge(one.entries, one.values, self.v).double()
+            inside = inside + self._inside(one.entries, group).sum()
         return Totals(tuple(decoded), charge, inside, sum(map(len, self.groups)))
 
     def rows(
@@ -139,13 +148,14 @@ class Blocks:
         """Step 5 for every block; fills in what belongs to its features of sums and share, [M] each. Returns [d] what
         `Rows.pull` holds. counts: of the whole batch."""
         state, product = self.state, self.kernels.product
-        pull = torch.zeros(update.x.shape[1], dtype=update.x.dtype)
+        pull = update.x.new_zeros(update.x.shape[1])
         for number, group in enumerate(self.groups):
             one = self._open(number)
             rule = state.arch.rule(one.entries, one.values, state.p, self.v, self.knobs, counts)
             directions = state.p["W_dec"][group]
             idle = [
-                spare and not bool((value != 0).any()) for spare, value in zip(update.spare, one.values, strict=True)
+                spare and not self.kernels.late and not bool((value != 0).any())
+                for spare, value in zip(update.spare, one.values, strict=True)
             ]
             projections = tuple(
                 torch.zeros_like(one.entries.pre) if idle[r] else product(directions, residual.T).mul_(update.scales[r])
@@ -167,7 +177,7 @@ class Blocks:
                 touched |= (one.values[r] != 0).any(1)
             shrink = None
             if rule.shrink is not None:
-                shrink = torch.zeros(len(share), dtype=d_pre.dtype)
+                shrink = d_pre.new_zeros(len(share))
                 shrink[group] = rule.shrink.sum(1)
             g_enc = product(d_pre, update.x)
             self._kept.pop(number, None)
@@ -202,7 +212,7 @@ class Blocks:
         near = torch.zeros_like(pre, dtype=torch.bool)
         for edge in (self.selection.lower, *self.selection.edges):
             near |= (pre - edge[group][:, None]).abs_() <= margin
-        self._settle(pre, near, group)
+        self.kernels.settle(pre, near, group, x, p["W_enc"], p["b_enc"])
         return Entries(pre, group)
 
     def _largest(self, number: int, pre: Tensor, margin: Tensor) -> Entries:
@@ -210,7 +220,7 @@ class Blocks:
         assert not isinstance(self.selection, Above)
         group, k = self.groups[number], self.selection.k_dead
         lows, highs = pre - margin, pre + margin
-        low = high = torch.zeros(pre.shape[1], dtype=pre.dtype)
+        low = high = pre.new_zeros(pre.shape[1])
         if k < len(group):
             low, high = self.kernels.kth(lows, k)[0], self.kernels.kth(highs, k)[1]
         chosen = lows > high
@@ -237,15 +247,14 @@ def divide(
     """What is left for the support, and the blocks."""
     tokens, groups = len(centred.x), []
     if isinstance(selection, Above):
-        popular = (state.share > POPULAR) | (selection.lower == -torch.inf)
-        features = popular.nonzero()[:, 0]
+        features = popular(state, selection, kernels)
         if len(features) >= FEWEST:
             groups = list(features.split(max(1, SIZE // tokens)))
-            sparse: Selection = Above(selection.lower.masked_fill(popular, torch.inf))
+            sparse: Selection = Above(selection.lower.index_fill(0, features, torch.inf))
         else:
             sparse = selection
         return sparse, Blocks(groups, selection, state, centred, v, knobs, kernels)
-    if selection.dead is not None:
+    if selection.dead is not None and not kernels.late:
         features = selection.dead.nonzero()[:, 0]
         if len(features) <= CROWDED * selection.k_dead and len(features) * tokens <= SIZE:
             blocks = Blocks([features], selection, state, centred, v, knobs, kernels)
@@ -253,15 +262,36 @@ def divide(
     return selection, Blocks([], selection, state, centred, v, knobs, kernels)
 
 
+def popular(state: State, selection: Above, kernels: Kernels) -> Tensor:
+    """The features that go through products, ascending, int64: by the share as it stands."""
+    if not kernels.late:
+        return ((state.share > POPULAR) | (selection.lower == -torch.inf)).nonzero()[:, 0]
+    if state.popular is None or state.popular[0] is not state.share:
+        state.popular = state.share, (state.share > POPULAR).nonzero()[:, 0]
+    return state.popular[1]
+
+
+def is_decided(t: int, kernels: Kernels) -> bool:
+    """Whether the share is taken from step t."""
+    return not kernels.late or t % KEEP == 0 or t in (1, 2, 4, 8, 16)
+
+
+def with_endless(share: Tensor, selection: Selection, kernels: Kernels) -> Tensor:
+    """The share, of features without a lower bound 1 where it has to last. [M]"""
+    if kernels.late and isinstance(selection, Above):
+        return share.masked_fill(selection.lower == -torch.inf, 1.0)
+    return share
+
+
 def first_share(arch: Architecture, p: Params, sample: Tensor) -> Tensor:
     """The share of tokens with an entry of each feature of a fresh SAE, estimated from some of sample [n, d]. [M]"""
     v, width = arch.derive(p), len(p["W_enc"])
     selection = arch.selection(p, v, Knobs(), training=True)
     if not isinstance(selection, Above):
-        return torch.zeros(width)
+        return torch.zeros(width, device=sample.device)
     x = sample[:SAMPLE] - p["b_dec"]
-    share = torch.empty(width)
-    for some in torch.arange(width).split(max(1, SIZE // len(x))):
+    share = torch.empty(width, device=sample.device)
+    for some in torch.arange(width, device=sample.device).split(max(1, SIZE // len(x))):
         pre = torch.addmm(p["b_enc"][some, None], p["W_enc"][some], x.T)
         share[some] = (pre > selection.lower[some, None]).float().mean(1)
     return share

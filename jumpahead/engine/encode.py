@@ -38,7 +38,7 @@ class Coder:
         v = arch.derive(p)
         selection = arch.selection(p, v, Knobs(), training=False)
         assert not isinstance(selection, LargestOfBatch), "features of a saved SAE depend on their token alone"
-        centred = self._layer.centre(x, torch.zeros(self.sae.d, dtype=x.dtype))
+        centred = self._layer.centre(x, x.new_zeros(self.sae.d))
         support = self._layer.support(centred, self._encoder, p["b_enc"], selection)
         f = arch.values(Entries(support.pre, support.feature, support.part), p, v)[0]
         order = support.order.long()
@@ -46,7 +46,7 @@ class Coder:
         on = f > 0
         if bool(on.all()):
             return Features(support.indptr, feature, f)
-        before = torch.cat([torch.zeros(1, dtype=torch.int64), on.cumsum(0)])
+        before = torch.cat([support.indptr[:1], on.cumsum(0)])
         return Features(before[support.indptr], feature[on], f[on])
 
     def decode(self, features: Features) -> Tensor:

@@ -39,7 +39,7 @@ def update_(w: Tensor, v: Tensor, g: Tensor, adam: Adam, rate: float = 1.0) -> N
 def update_rows_(w: Tensor, v: Tensor, g: Tensor, rows: Tensor, skipped: Tensor, adam: Adam) -> None:
     """One lazy step on `rows` of w [M, d], in place. g [n, d] their gradients; skipped [n] steps since each was last
     touched, this one included (t − s ≥ 1)."""
-    decay = torch.pow(torch.tensor(adam.beta2, dtype=torch.float64), skipped.double()).to(w.dtype)
+    decay = torch.pow(torch.tensor(adam.beta2, dtype=torch.float64, device=w.device), skipped.double()).to(w.dtype)
     moment = v[rows] * decay[:, None] + (1 - adam.beta2) * g * g
     v[rows] = moment
     w[rows] = w[rows] - adam.lr * g / (moment.sqrt() * adam.correction + adam.epsilon)

@@ -15,7 +15,7 @@ from jumpahead.engine.decide import GATHER, bias_slack, canonical, largest_of_ea
 from jumpahead.engine.lazy_adam import Adam, update_rows_, without_radial
 from jumpahead.engine.step import Centred, Encoder, Residual, Rows, RowUpdate, State
 from jumpahead.engine.supports import Support, assemble, union
-from jumpahead.sae.base import Above, Simple
+from jumpahead.sae.base import Above, Number, Simple
 
 CHUNK = 2**22  # entries of one block of the encoder product
 
@@ -24,7 +24,10 @@ CHUNK = 2**22  # entries of one block of the encoder product
 class Plain:
     """Steps 1, 3 and 5 with torch operations."""
 
-    name = "plain torch"
+    late = False
+
+    def __init__(self, why: str = ""):
+        self.name = f"plain torch{why and f' ({why})'}"
 
     def encoder(self, w_enc: Tensor) -> Encoder:
         return Encoder(w_enc, w_enc.norm(dim=1), None, w_enc.new_empty(0), self.name)
@@ -63,7 +66,7 @@ class Plain:
         """The k largest positive entries of each token, with their π."""
         x, row, column = c.x, c.norms, slack(c.x, encoder.norms)
         extra = bias_slack(b_enc)
-        best = torch.full((k, len(x)), -torch.inf, dtype=x.dtype)  # lower bounds of the k largest so far
+        best = x.new_full((k, len(x)), -torch.inf)  # lower bounds of the k largest so far
         found = []
         for chunk in chunks(len(b_enc), len(x)):
             pre = torch.addmm(b_enc[chunk, None], encoder.w[chunk], x.T)
@@ -78,6 +81,10 @@ class Plain:
 
     def canonical(self, x: Tensor, w_enc: Tensor, b_enc: Tensor, token: Tensor, feature: Tensor) -> Tensor:
         return canonical(x, w_enc, b_enc, token, feature)
+
+    def settle(self, pre: Tensor, unsure: Tensor, group: Tensor, x: Tensor, w_enc: Tensor, b_enc: Tensor) -> None:
+        row, token = unsure.nonzero(as_tuple=True)
+        pre[row, token] = canonical(x, w_enc, b_enc, token, group[row])
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         return a @ b
@@ -95,11 +102,14 @@ class Plain:
             include_last_offset=True,
         )  # fmt: skip
         residual = x_hat + (bias - sign * target)
-        return Residual(residual, residual.double().square().sum().item())
+        return Residual(residual, residual.double().square().sum())
 
     def sums(self, support: Support, vector: Tensor) -> Tensor:
         width = len(support.colptr) - 1
         return torch.bincount(support.feature, weights=vector, minlength=width).to(vector.dtype)
+
+    def active(self, support: Support, on: Tensor) -> Tensor:
+        return torch.bincount(support.token[on], minlength=len(support.indptr) - 1).to(support.pre.dtype)
 
     def rows(self, support: Support, update: RowUpdate, state: State, adam: Adam) -> Rows:
         projections = tuple(
@@ -114,7 +124,7 @@ class Plain:
         moved = d_pre != 0
         for value in update.values:
             moved = moved | (value != 0)
-        touched = torch.zeros(width, dtype=torch.bool)
+        touched = torch.zeros(width, dtype=torch.bool, device=support.pre.device)
         touched[support.feature[moved].long()] = True
         for chunk in chunks(width, update.x.shape[1] * 4):
             features = touched[chunk].nonzero()[:, 0] + chunk.start
@@ -122,7 +132,7 @@ class Plain:
                 self._chunk(features, chunk, support, d_pre, update, state, adam)
         return Rows(projections, pull)
 
-    def _project(self, support: Support, residual: Tensor, scale: float, w_dec: Tensor) -> Tensor:
+    def _project(self, support: Support, residual: Tensor, scale: Number, w_dec: Tensor) -> Tensor:
         """scale·residual_i·d_j at each entry."""
         out = torch.empty_like(support.pre)
         size = max(1, GATHER // residual.shape[1])
@@ -149,7 +159,7 @@ class Plain:
         live = zip(update.values, update.residuals, update.scales, strict=False)
         for value, residual, scale in live:
             g_dec += transposed_times(value * scale, residual)
-        self.given_rows(features, g_enc, g_dec, torch.ones(len(features), dtype=torch.bool), update, state, adam)
+        self.given_rows(features, g_enc, g_dec, torch.ones_like(features, dtype=torch.bool), update, state, adam)
 
     def given_rows(self, features: Tensor, g_enc: Tensor, g_dec: Tensor, touched: Tensor, update: RowUpdate,
                    state: State, adam: Adam) -> None:  # fmt: skip

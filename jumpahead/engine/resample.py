@@ -39,12 +39,12 @@ def resample(state: State, x: Centred, error: Tensor, l0: float, kernels: Kernel
     count = min(len(dead), tokens // 2, int((weights > 0).sum()))
     if not count:
         return 0
-    dead = dead[torch.randperm(len(dead), generator=generator)[:count].sort().values]
-    drawn = torch.multinomial(weights, count, generator=generator)
+    dead = dead[torch.randperm(len(dead), generator=generator)[:count].sort().values.to(dead.device)]
+    drawn = torch.multinomial(weights.cpu(), count, generator=generator).to(dead.device)
     rows = -error[drawn] / error[drawn].norm(dim=1, keepdim=True)
     often = max(1, round(tokens * l0 / width))
     pre = kernels.product(rows, x.x.T)
-    alive = torch.ones(width, dtype=torch.bool).index_fill_(0, dead, False)
+    alive = torch.ones(width, dtype=torch.bool, device=dead.device).index_fill_(0, dead, False)
     for name in ("W_enc", "W_dec"):
         p[name][dead] = rows
     for name, moment in state.v.items():

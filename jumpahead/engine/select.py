@@ -14,16 +14,16 @@ B tokens · M features · |S| entries.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from jumpahead.engine.supports import Support, union, without
-from jumpahead.sae.base import Above, Largest, LargestOfBatch, Selection
+from jumpahead.sae.base import Above, Largest, LargestOfBatch, Number, Selection
 
 if TYPE_CHECKING:
-    from jumpahead.engine.step import Centred, Encoder, Kernels
+    from jumpahead.engine.step import Centred, Encoder, Kernels, LateKernels
 
 BELOW = 0.85
 """The first guess, in multiples of the bound that is expected: one and a half times the entries wanted, about."""
@@ -37,14 +37,17 @@ class Selected(NamedTuple):
     """A support, and what was seen on the way."""
 
     support: Support
-    least: float | None
-    """The smallest π that `LargestOfBatch` selected; None where it selected nothing, and for other selections."""
+    least: Number | None
+    """The smallest π that `LargestOfBatch` selected; None where it selected nothing, and for other selections. A late
+    layer says the guess where it selected nothing."""
 
 
 def select(x: Centred, encoder: Encoder, b_enc: Tensor, selection: Selection, kernels: Kernels) -> Selected:
     """Step 1 for any selection."""
     if not isinstance(selection, LargestOfBatch):
         return Selected(kernels.support(x, encoder, b_enc, selection), None)
+    if kernels.late:
+        return cast("LateKernels", kernels).largest_of_batch(x, encoder, b_enc, selection)
     main = largest_of_batch(x, encoder, b_enc, selection, kernels)
     least = main.pre.min().item() if len(main.pre) else None
     if selection.dead is None:
@@ -60,7 +63,7 @@ def largest_of_batch(
     def above(guess: float) -> Support:
         return kernels.support(x, encoder, b_enc, Above(torch.full_like(b_enc, guess)))
 
-    n, (first, *others) = selection.count(len(x.x)), guesses(selection.guess)
+    n, (first, *others) = selection.count(len(x.x)), guesses(float(selection.guess))
     support = above(first)
     for guess in others:
         if len(support.pre) >= n:

@@ -10,30 +10,44 @@
 B tokens · d activation dimensions · M features · |S| entries of the support. All tensors are float32 (float64 in
 tests); x is in the unit E‖x‖² = 1. Features that are on for a large share of the tokens do not go through the support
 but through products, block by block (`dense.py`): the same five steps, the same functions of the architecture.
+
+On a GPU nothing is read back from the device within a step: sizes that only the device knows are bounded by room that
+was made before, numbers stay 0-d tensors, and whether the step was fine is seen when the next one is on its way
+(`late.py`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from jumpahead.engine import dense
+from jumpahead.engine import dense, late
 from jumpahead.engine.lazy_adam import Adam, update_
 from jumpahead.engine.resample import is_due, resample
 from jumpahead.engine.select import select
 from jumpahead.engine.supports import Support
 from jumpahead.errors import DivergedError
-from jumpahead.sae.base import Architecture, Counts, Entries, Gradients, Knobs, Params, Reconstruction, Simple
+from jumpahead.sae.base import (
+    Affine,
+    Architecture,
+    Counts,
+    Entries,
+    Gradients,
+    Knobs,
+    LargestOfBatch,
+    Number,
+    Params,
+    Reconstruction,
+    Simple,
+)
 from jumpahead.sae.control import Control
 
 if TYPE_CHECKING:
+    from jumpahead.engine.select import Selected
     from jumpahead.engine.watch import Watch
-
-LARGEST = 1e15
-"""A loss beyond which squared gradients overflow float32 and rows would be lost for good; about 1 is usual."""
 
 
 class Encoder(NamedTuple):
@@ -60,7 +74,7 @@ class Centred(NamedTuple):
     """[B] ‖x − b_dec‖."""
     low: Tensor | None = None
     """[B, d] x − b_dec in bfloat16, where the product is computed so."""
-    gap: float = 0.0
+    gap: Number = 0.0
     """The largest ‖row − low row‖/‖row‖."""
 
 
@@ -69,8 +83,8 @@ class Residual(NamedTuple):
 
     error: Tensor
     """[B, d] x̂ − target."""
-    square: float
-    """Σ ‖x̂ − target‖² over the batch, summed in float64."""
+    square: Tensor
+    """Σ ‖x̂ − target‖² over the batch, summed in float64. 0-d."""
 
 
 class RowUpdate(NamedTuple):
@@ -86,7 +100,7 @@ class RowUpdate(NamedTuple):
     """[|S|] per live reconstruction; those come first."""
     residuals: tuple[Tensor, ...]
     """[B, d] per reconstruction: x̂ − target."""
-    scales: tuple[float, ...]
+    scales: tuple[Number, ...]
     """Per reconstruction: ∂L/∂x̂ = scale·residual, projection = scale·residual·d_j."""
     shrink: Tensor | None
     """[M] c: ∂L/∂d_j gets c·d_j/‖d_j‖."""
@@ -94,6 +108,8 @@ class RowUpdate(NamedTuple):
     """Whether rows of W_dec have norm one."""
     spare: tuple[bool, ...]
     """Per reconstruction: whether a projection may be left at 0 where value and slope are 0."""
+    fine: Tensor | None
+    """[1] int32 on the device: 0 where nothing may be touched; None where that is known not to be so."""
 
 
 class Rows(NamedTuple):
@@ -109,6 +125,9 @@ class Kernels(Protocol):
     """A kernel layer."""
 
     name: str
+    late: bool
+    """Whether it never waits for its device within a step: `support` may then leave room to spare (supports.py), and
+    `late.py` sees afterwards what went wrong."""
 
     def encoder(self, w_enc: Tensor) -> Encoder:
         """Everything about W_enc [M, d], computed afresh."""
@@ -124,6 +143,10 @@ class Kernels(Protocol):
 
     def canonical(self, x: Tensor, w_enc: Tensor, b_enc: Tensor, token: Tensor, feature: Tensor) -> Tensor:
         """π of any entries, as in a support. token, feature [n] → [n]."""
+        ...
+
+    def settle(self, pre: Tensor, unsure: Tensor, group: Tensor, x: Tensor, w_enc: Tensor, b_enc: Tensor) -> None:
+        """Put the canonical π into pre [m, B], of features `group` [m], where unsure (bool) says so."""
         ...
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
@@ -144,6 +167,10 @@ class Kernels(Protocol):
         """Per-feature sums of a support vector, [M], added in token order."""
         ...
 
+    def active(self, support: Support, on: Tensor) -> Tensor:
+        """How many entries of each token are on, [B], in π's dtype. on bool [|S|]."""
+        ...
+
     def rows(self, support: Support, update: RowUpdate, state: State, adam: Adam) -> Rows:
         """Step 5: update W_enc, W_dec, their second moments, `last` and the encoder of every touched feature."""
         ...
@@ -151,6 +178,21 @@ class Kernels(Protocol):
     def given_rows(self, features: Tensor, g_enc: Tensor, g_dec: Tensor, touched: Tensor, update: RowUpdate,
                    state: State, adam: Adam) -> None:  # fmt: skip
         """The end of step 5 for features [m] whose gradient rows [m, d] are there. touched [m] bool."""
+        ...
+
+
+class LateKernels(Kernels, Protocol):
+    """A kernel layer that does not wait for its device."""
+
+    demands: list[late.Demand]
+    """Of every support since the list was cleared."""
+
+    def largest_of_batch(self, x: Centred, encoder: Encoder, b_enc: Tensor, selection: LargestOfBatch) -> Selected:
+        """Step 1 for this selection: others are led there by `select.py`, which counts what it gets."""
+        ...
+
+    def note(self, w: Tensor, needed: int, *, short: bool) -> None:
+        """What a support of this W_enc would have needed; short: its guess was too high."""
         ...
 
 
@@ -175,6 +217,10 @@ class State:
     """The controller of λ, where an L0 was requested of an architecture that has λ."""
     encoder: Encoder | None = None
     """Made from W_enc when first needed: not in a checkpoint."""
+    popular: tuple[Tensor, Tensor] | None = None
+    """(share, who goes through products by it), where that is kept (dense.py): not in a checkpoint."""
+    flight: late.Flight | None = None
+    """The last step, where it may still be on its way (late.py): not in a checkpoint."""
 
     def encoder_for(self, kernels: Kernels) -> Encoder:
         """The encoder in the form of this kernel layer."""
@@ -185,32 +231,40 @@ class State:
 
 
 class StepResult(NamedTuple):
-    """What a step measured, before its update; means over the batch."""
+    """What a step measured, before its update; means over the batch. Floats, or 0-d tensors where the layer is late: a
+    step that has to be done again corrects them, so they are final when the next step, or `late.settle`, has returned.
+    """
 
-    error: float
+    error: Number
     """‖x − x̂‖²."""
-    penalty: float
+    penalty: Number
     """The sparsity term."""
-    l0: float
+    l0: Number
     """Active features per token."""
-    entries: float
+    entries: Number
     """|S| per token, features that go through products included."""
     dense: int
     """Features that went through products."""
 
+    def read(self) -> StepResult:
+        """As floats: waits for the device."""
+        error, penalty, l0, entries = map(float, self[:4])
+        return StepResult(error, penalty, l0, entries, self.dense)
+
 
 def fresh_state(arch: Architecture, d: int, width: int, seed: int, sample: Tensor) -> State:
-    """An untrained SAE. sample [n, d]: activations in the unit E‖x‖² = 1."""
-    p = arch.initialise(d, width, torch.Generator().manual_seed(seed), sample.float())
-    p = {name: tensor.to(sample.dtype).contiguous() for name, tensor in p.items()}
+    """An untrained SAE, on the device of sample [n, d]: activations in the unit E‖x‖² = 1. It starts with the same
+    numbers on every device: they are drawn on the CPU."""
+    p = arch.initialise(d, width, torch.Generator().manual_seed(seed), sample.float().cpu())
+    p = {name: tensor.to(sample.device, sample.dtype).contiguous() for name, tensor in p.items()}
     p["W_dec"] /= p["W_dec"].norm(dim=1, keepdim=True)
     trained = ("W_enc", "W_dec", "b_dec", *arch.trained)
     state = State(
         arch=arch,
         p=p,
         v={name: torch.zeros_like(p[name]) for name in trained},
-        last=torch.zeros(width, dtype=torch.int32),
-        silent=torch.zeros(width, dtype=torch.int64),
+        last=torch.zeros(width, dtype=torch.int32, device=sample.device),
+        silent=torch.zeros(width, dtype=torch.int64, device=sample.device),
         share=dense.first_share(arch, p, sample),
     )
     if arch.controlled:
@@ -218,14 +272,38 @@ def fresh_state(arch: Architecture, d: int, width: int, seed: int, sample: Tenso
     return state
 
 
+class Done(NamedTuple):
+    """One step, as it was done."""
+
+    result: StepResult
+    fine: Tensor | None
+    """As in `RowUpdate`: whether the state was touched."""
+    centred: Centred
+    error: Tensor
+    """[B, d] x̂ − x."""
+
+
 def step(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels, watch: Watch | None = None) -> StepResult:
     """Train on one batch x [B, d]. lr: Adam's learning rate; warmup: the share of a fixed λ in force.
 
     watch: is shown every entry and its gradients, and changes nothing.
-    Raises DivergedError, with the weights untouched, where the loss is not finite.
+    Raises DivergedError, with the weights untouched, where the loss is not finite; a late layer's is that of the step
+    before (`late.settle` asks for the last).
     """
+    if kernels.late:
+        done = late.step(state, x, lr, warmup, cast(LateKernels, kernels), watch)
+    else:
+        done = once(state, x, lr, warmup, kernels, watch)
+    if is_due(state):
+        late.settle(state, kernels)
+        resample(state, done.centred, done.error, float(done.result.l0), kernels)
+    return done.result
+
+
+def once(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels, watch: Watch | None = None) -> Done:
+    """The step without what comes after some of them."""
     arch, p, tokens = state.arch, state.p, len(x)
-    v, knobs, encoder = arch.derive(p), knobs_of(state, warmup), state.encoder_for(kernels)
+    v, knobs, encoder = arch.derive(p), knobs_of(state, warmup, kernels), state.encoder_for(kernels)
     centred = kernels.centre(x, p["b_dec"])
     selection = arch.selection(p, v, knobs, training=True)
     sparse, blocks = dense.divide(selection, state, centred, v, knobs, kernels)
@@ -239,27 +317,30 @@ def step(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels, wa
     parts = arch.reconstructions[: len(values)]
     residuals = reconstruct(parts, values, totals.decoded, support, x, p, kernels)
     weights = arch.weights(x, residuals[0].error) if len(parts) > 1 else (1.0,)
-    scales = tuple(float(2 * weight / tokens) for weight in weights)
+    scales = tuple(2 * weight / tokens for weight in weights)
     rule = arch.rule(entries, values, p, v, knobs, counts)
 
     result = StepResult(
         error=residuals[0].square / tokens,
-        penalty=arch.penalty(arch.charge(entries, values, v).item() + totals.charge, counts, knobs),
-        l0=counts.fired.sum(dtype=torch.float64).item() / tokens,
-        entries=(len(support.pre) + totals.entries) / tokens,
+        penalty=arch.penalty(arch.charge(entries, values, v).double() + totals.charge, counts, knobs),
+        l0=counts.fired.sum(dtype=torch.float64) / tokens,
+        entries=(support.colptr[-1] + totals.entries).double() / tokens,
         dense=totals.features,
     )
-    loss = result.error + result.penalty
-    if not loss < LARGEST:
-        raise DivergedError(f"the loss is {loss:.3g}")
+    if kernels.late:
+        fine, before = late.judge(state, result, cast(LateKernels, kernels)), late.small(state)
+    else:
+        result, scales, fine, before = result.read(), tuple(map(float, scales)), None, None
+        if not result.error + result.penalty < late.LARGEST:
+            raise DivergedError(f"the loss is {result.error + result.penalty:.3g}")
 
     state.t += 1
     adam = Adam(lr, arch.recipe.beta2, arch.recipe.adam_epsilon, state.t)
-    update = row_update(arch, rule, values, parts, residuals, scales, centred, support, kernels)
+    update = row_update(arch, rule, values, parts, residuals, scales, centred, support, fine, kernels)
     rows = kernels.rows(support, update, state, adam)
     sums = {name: kernels.sums(support, gradient.at(rows.projections)) for name, gradient in rule.vectors.items()}
     if watch is not None:
-        watch(entries, values, rule, rows.projections)
+        watch(*taken(support, entries, values, rule, rows.projections))
     share = support.colptr.diff() / tokens
     pull = rows.pull + blocks.rows(update, sums, counts, share, adam, watch) if blocks else rows.pull
 
@@ -273,17 +354,40 @@ def step(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels, wa
     if found.least is not None:
         arch.observe(p, found.least, lr)
     arch.constrain(p)
-    state.share = share.float()
+    if dense.is_decided(state.t, kernels):
+        state.share = dense.with_endless(share.float(), selection, kernels)
     remember(state, counts.fired, tokens, result.l0)
-    if is_due(state):
-        resample(state, centred, residuals[0].error, result.l0, kernels)
-    return result
+    if before is not None:
+        late.keep(state, before, fine)
+    return Done(result, fine, centred, residuals[0].error)
+
+
+def taken(
+    support: Support, entries: Entries, values: tuple[Tensor, ...], rule: Gradients, projections: tuple[Tensor, ...]
+) -> tuple[Entries, tuple[Tensor, ...], Gradients, tuple[Tensor, ...]]:
+    """What a watch is shown: all of these without padding."""
+    n = int(support.colptr[-1])
+    if n == len(support.pre):
+        return entries, values, rule, projections
+
+    def cut(gradient: Affine) -> Affine:
+        slopes = tuple(None if slope is None else slope[:n] for slope in gradient.slopes)
+        return Affine(slopes, None if gradient.constant is None else gradient.constant[:n])
+
+    vectors = {name: cut(gradient) for name, gradient in rule.vectors.items()}
+    some = Entries(support.pre[:n], support.feature[:n], None if support.part is None else support.part[:n])
+    return (
+        some,
+        tuple(v[:n] for v in values),
+        Gradients(cut(rule.pre), vectors, None),
+        tuple(p[:n] for p in projections),
+    )
 
 
 def count(support: Support, on: Tensor, arch: Architecture, kernels: Kernels) -> Counts:
     """What fired among the entries of the support. on bool [|S|]."""
     tokens, dtype = len(support.indptr) - 1, support.pre.dtype
-    active = torch.bincount(support.token[on], minlength=tokens).to(dtype) if arch.uses_active else None
+    active = kernels.active(support, on) if arch.uses_active else None
     return Counts(tokens, kernels.sums(support, on.to(dtype)), active)
 
 
@@ -307,12 +411,13 @@ def reconstruct(
 
 def row_update(
     arch: Architecture, rule: Gradients, values: tuple[Tensor, ...], parts: tuple[Reconstruction, ...],
-    residuals: list[Residual], scales: tuple[float, ...], centred: Centred, support: Support, kernels: Kernels,
+    residuals: list[Residual], scales: tuple[Number, ...], centred: Centred, support: Support, fine: Tensor | None,
+    kernels: Kernels,
 ) -> RowUpdate:  # fmt: skip
     """The rule as step 5 wants it."""
     live = sum(part.live for part in parts)
     assert all(part.live for part in parts[:live]), "live reconstructions come first"
-    nothing = torch.zeros(0, dtype=values[0].dtype)
+    nothing = values[0].new_zeros(0)
     zero = torch.zeros_like(values[0]) if any(slope is None for slope in rule.pre.slopes) else nothing
     others = [gradient for gradient in rule.vectors.values() if gradient is not rule.pre]
     return RowUpdate(
@@ -325,18 +430,21 @@ def row_update(
         shrink=None if rule.shrink is None else kernels.sums(support, rule.shrink),
         unit=arch.decoder_norm == "unit",
         spare=tuple(all(gradient.slopes[r] is None for gradient in others) for r in range(len(parts))),
+        fine=fine,
     )
 
 
-def knobs_of(state: State, warmup: float) -> Knobs:
+def knobs_of(state: State, warmup: float, kernels: Kernels | None = None) -> Knobs:
     """The step's λ and dead features."""
     arch = state.arch
     sparsity = arch.fixed_sparsity * warmup if state.control is None else state.control.sparsity
     dead = state.silent >= arch.recipe.dead_after if arch.uses_dead else None
+    if kernels is not None and kernels.late:  # none may be dead: asking would wait, and none is a case like another
+        return Knobs(sparsity, dead)
     return Knobs(sparsity, dead if dead is not None and bool(dead.any()) else None)
 
 
-def remember(state: State, fired: Tensor, tokens: int, l0: float) -> None:
+def remember(state: State, fired: Tensor, tokens: int, l0: Number) -> None:
     """Bookkeeping after a step: who fired, and the controller. fired [M]: tokens each feature fired on."""
     state.silent = torch.where(fired > 0, 0, state.silent + tokens)
     if state.t <= state.arch.recipe.revive_until:

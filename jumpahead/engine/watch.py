@@ -37,9 +37,14 @@ class Watch:
     def __init__(self, state: State, tokens: int, warmup: float):
         """Before the step: `tokens` is its batch, `warmup` its share of a fixed λ."""
         self._tokens, self._width = tokens, len(state.p["W_enc"])
-        self._sparsity = knobs_of(state, warmup).sparsity
+        self._device = state.last.device
+        self._sparsity = float(knobs_of(state, warmup).sparsity)
         found = state.arch.thresholds(state.arch.derive(state.p))
         self._edges = None if found is None else (found.lower, found.upper)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was seen: the step is done again."""
         self._window = self._zeros()
         self._fired = self._zeros()
         self._terms: dict[str, tuple[Tensor, Tensor]] = {}
@@ -83,7 +88,7 @@ class Watch:
         if now is None:
             return {}
         theta = now.theta.double()
-        quantiles = torch.quantile(theta, torch.tensor(QUANTILES, dtype=theta.dtype)).tolist()
+        quantiles = torch.quantile(theta, theta.new_tensor(QUANTILES)).tolist()
         found = {f"theta_{100 * q:02.0f}": value for q, value in zip(QUANTILES, quantiles, strict=True)}
         median, far = found["theta_50"], arch.trained[now.trained] * rate_left
         if self._sparsity > 0:
@@ -95,7 +100,7 @@ class Watch:
         }
 
     def _zeros(self) -> Tensor:
-        return torch.zeros(self._width, dtype=torch.float64)
+        return torch.zeros(self._width, dtype=torch.float64, device=self._device)
 
     def _add(self, total: Tensor, entries: Entries, what: Tensor) -> None:
         """Add `what` at each entry to its feature's total."""

@@ -9,7 +9,6 @@ L = ‖x − x̂‖² + α·(Var x/Var e)·‖e − ê‖²      means over toke
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from jumpahead.sae import base
@@ -24,9 +23,11 @@ from jumpahead.sae.base import (
     Knobs,
     Largest,
     LargestOfBatch,
+    Number,
     Params,
     Reconstruction,
 )
+from jumpahead.sae.checked import Field
 
 
 class Options(base.Options):
@@ -69,9 +70,9 @@ class WithAuxK(Architecture):
         d_pre = Affine(tuple((value > 0).to(value.dtype) for value in values))
         return Gradients(d_pre, {"b_enc": d_pre}, None)
 
-    def weights(self, x: Tensor, errors: Tensor) -> tuple[float, ...]:
-        variances = [variance(some) for some in (x, errors)]
-        return 1.0, self.options.aux * variances[0] / variances[1] if variances[1] > 0 else 0.0
+    def weights(self, x: Tensor, errors: Tensor) -> tuple[Number, ...]:
+        whole, left = variance(x), variance(errors)
+        return 1.0, torch.where(left > 0, self.options.aux * whole / left, 0.0)
 
     def loss(self, p: Params, x: Tensor, knobs: Knobs) -> Tensor:
         pre = (x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]
@@ -86,9 +87,9 @@ class WithAuxK(Architecture):
         return loss + self.weights(x, e)[1] * (e - dead @ p["W_dec"]).square().sum(1).mean()
 
 
-def variance(rows: Tensor) -> float:
-    """Σ ‖row − mean row‖² of rows [B, d]."""
-    return float(rows.var(0, correction=0).sum(dtype=torch.float64)) * len(rows)
+def variance(rows: Tensor) -> Tensor:
+    """Σ ‖row − mean row‖² of rows [B, d]. 0-d, float64."""
+    return rows.var(0, correction=0).sum(dtype=torch.float64) * len(rows)
 
 
 def largest(pre: Tensor, k: int) -> Tensor:

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from jumpahead import store
 from jumpahead.errors import ArtefactError, DataError, StudyError
 from jumpahead.sae import architecture
+from jumpahead.sae.checked import BaseModel, ConfigDict
 from jumpahead.sae.recipe import Recipe, Setting, Shape, TrainConfig, recipe, recipe_from, short_rate
 
 Params = dict[str, Tensor]
@@ -67,8 +67,9 @@ class LargestOfBatch(NamedTuple):
     wins, then the earlier token."""
 
     k: float
-    guess: float
-    """About where the smallest of them is. What is selected does not depend on it, only how long that takes."""
+    guess: float | Tensor
+    """About where the smallest of them is; may be 0-d, on the device. What is selected does not depend on it, only how
+    long that takes."""
     dead: Tensor | None = None
     """[M] bool: as in `Largest`, of each token, as part 2."""
     k_dead: int = 0
@@ -129,10 +130,14 @@ class Reconstruction(NamedTuple):
     """Whether b_dec is added."""
 
 
+Number = float | Tensor
+"""A float, or a 0-d float64 tensor on the device of an SAE: a step does not wait for the device to say what it is."""
+
+
 class Knobs(NamedTuple):
     """What changes from step to step."""
 
-    sparsity: float = 0.0
+    sparsity: Number = 0.0
     """λ in force, warm-up included."""
     dead: Tensor | None = None
     """[M] bool: features counted as dead; None where the architecture does not ask."""
@@ -296,13 +301,13 @@ class Architecture(ABC):
 
     def charge(self, entries: Entries, values: tuple[Tensor, ...], v: Params) -> Tensor:
         """Where the sparsity term is a sum over entries: what λ/B multiplies, summed over these. 0-d."""
-        return torch.zeros((), dtype=entries.pre.dtype)
+        return entries.pre.new_zeros(())
 
-    def penalty(self, charge: float, counts: Counts, knobs: Knobs) -> float:
+    def penalty(self, charge: Number, counts: Counts, knobs: Knobs) -> Number:
         """The sparsity term of the loss, mean over the batch. charge: the sum of all `charge`s."""
         return knobs.sparsity / counts.tokens * charge
 
-    def weights(self, x: Tensor, errors: Tensor) -> tuple[float, ...]:
+    def weights(self, x: Tensor, errors: Tensor) -> tuple[Number, ...]:
         """The weight of each squared error where there are several, given x and x̂ − x of the first, both [B, d]."""
         return (1.0,) * len(self.reconstructions)
 
@@ -318,7 +323,7 @@ class Architecture(ABC):
         """Features f of a batch in training, from its π [B, M], on dense tensors: as `selection` and `values` say."""
         return self.activate(p, pre)
 
-    def observe(self, p: Params, least: float, lr: float) -> None:  # noqa: B027 — only for `LargestOfBatch`
+    def observe(self, p: Params, least: Number, lr: float) -> None:  # noqa: B027 — only for `LargestOfBatch`
         """Take note of a batch after its step, in place: the smallest π that `LargestOfBatch` selected, and Adam's
         learning rate. Not called where it selected nothing."""
 
@@ -336,7 +341,7 @@ class Architecture(ABC):
         """What training's health looks at; None for architectures without learned thresholds. v: of `derive`."""
         return None
 
-    def steer(self, p: Params, growth: float) -> None:  # noqa: B027 — only for architectures with a controller
+    def steer(self, p: Params, growth: Number) -> None:  # noqa: B027 — only for architectures with a controller
         """Move every threshold by the factor exp(growth), or what stands for a threshold by that share, in place."""
 
     def started_l0(self, width: int, d: int) -> float:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from jumpahead.sae.auxk import WithAuxK, largest
-from jumpahead.sae.base import Above, Knobs, LargestOfBatch, Params, common_parameters, quantile_for_l0
+from jumpahead.sae.base import Above, Knobs, LargestOfBatch, Number, Params, common_parameters, quantile_for_l0
 
 RATE = 0.2
 """r at the peak learning rate."""
@@ -52,7 +52,7 @@ class BatchTopK(WithAuxK):
     def selection(self, p: Params, v: Params, knobs: Knobs, *, training: bool) -> Above | LargestOfBatch:
         if not training:
             return Above(p["threshold"])
-        chosen = LargestOfBatch(self.setting.value, guess=p["threshold"][0].item())
+        chosen = LargestOfBatch(self.setting.value, guess=p["threshold"][0])
         if knobs.dead is None:
             return chosen
         return chosen._replace(dead=knobs.dead, k_dead=self.k_dead(p))
@@ -67,7 +67,7 @@ class BatchTopK(WithAuxK):
     def begin(self, p: Params, features: Tensor, thresholds: Tensor) -> None:
         p["b_enc"][features] = p["threshold"][features] - thresholds
 
-    def observe(self, p: Params, least: float, lr: float) -> None:
+    def observe(self, p: Params, least: Number, lr: float) -> None:
         rate = RATE * min(1.0, lr / self.recipe.lr)
         p["threshold"] += rate * (least - p["threshold"])
 

@@ -16,30 +16,44 @@ of what it has seen: resuming continues exactly.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from jumpahead.sae.base import Number
 
 SMOOTHING = 0.3
 """s."""
 
 
 class Control(NamedTuple):
-    """The controller's state."""
+    """The controller's state: floats, or 0-d float64 tensors where training does not wait for its device."""
 
-    sparsity: float
+    sparsity: Number
     """λ now."""
-    l0: float
+    l0: Number
     """Smoothed L0, features per token."""
 
-    def after(self, l0: float, target: float, gain: float) -> Control:
+    def after(self, l0: Number, target: float, gain: float) -> Control:
         """The state after a step whose batch had `l0` active features per token. gain: g."""
         smooth = self.l0 + SMOOTHING * (l0 - self.l0)
-        return Control(self.sparsity * math.exp(gain * relative(smooth, target)), smooth)
+        return Control(self.sparsity * exp(gain * relative(smooth, target)), smooth)
 
-    def steering(self, target: float, gain: float) -> float:
+    def steering(self, target: float, gain: float) -> Number:
         """What to add to every log θ now. gain: h."""
         return gain * relative(self.l0, target)
 
+    def read(self) -> Control:
+        """As floats."""
+        return Control(float(self.sparsity), float(self.l0))
 
-def relative(l0: float, target: float) -> float:
+
+def relative(l0: Number, target: float) -> Number:
     """e: log(l0/target), within ±1."""
-    return max(-1.0, min(1.0, math.log(max(l0, 1e-9) / target)))
+    if isinstance(l0, int | float):
+        return max(-1.0, min(1.0, math.log(max(l0, 1e-9) / target)))
+    return (l0.clamp_min(1e-9) / target).log().clamp(-1.0, 1.0)
+
+
+def exp(growth: Any) -> Any:
+    """e^growth, of a float or a tensor."""
+    return math.exp(growth) if isinstance(growth, int | float) else growth.exp()

@@ -36,6 +36,7 @@ from jumpahead.sae.base import (
     Entries,
     Gradients,
     Knobs,
+    Number,
     Params,
     Reconstruction,
     common_parameters,
@@ -121,9 +122,9 @@ class Gated(Architecture):
             p[name][features] = -thresholds
         p["r_mag"][features] = 0.0
 
-    def steer(self, p: Params, growth: float) -> None:
+    def steer(self, p: Params, growth: Number) -> None:
         # π_mag does not depend on b_gate: only who is active moves, by a common shift of the gates.
-        p["b_enc"] -= growth * float(p["b_enc"].abs().mean())
+        p["b_enc"] -= growth * p["b_enc"].abs().mean().double()
 
     @classmethod
     def tuned(cls, short: Recipe, config: TrainConfig, shape: Shape) -> Recipe:

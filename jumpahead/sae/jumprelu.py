@@ -40,7 +40,6 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from jumpahead.sae import base, ste
@@ -52,11 +51,14 @@ from jumpahead.sae.base import (
     Entries,
     Gradients,
     Knobs,
+    Number,
     Params,
     Thresholds,
     common_parameters,
     quantile_for_l0,
 )
+from jumpahead.sae.checked import Field
+from jumpahead.sae.control import exp
 from jumpahead.sae.recipe import Recipe, Shape, TrainConfig
 
 LEAST = 1e-3
@@ -167,7 +169,7 @@ class JumpReLU(Architecture):
         d_theta = Affine((window * entries.at(weight * v["theta"]),), window * sparsity)
         return Gradients(d_pre, {"b_enc": d_pre, self._trained_threshold: d_theta}, None)
 
-    def _price(self, counts: Counts, knobs: Knobs) -> float | Tensor:
+    def _price(self, counts: Counts, knobs: Knobs) -> Number:
         """∂(sparsity term)/∂H(π − θ): a number, or [M]; for target = "token" without its token's factor."""
         price, l0 = knobs.sparsity / counts.tokens, self.setting.value
         if self.options.target == "token":
@@ -178,17 +180,17 @@ class JumpReLU(Architecture):
             return price
         return price * (1 + counts.fired * (2 / (counts.tokens * self.options.frequency_scale)))
 
-    def penalty(self, charge: float, counts: Counts, knobs: Knobs) -> float:
+    def penalty(self, charge: Number, counts: Counts, knobs: Knobs) -> Number:
         l0 = self.setting.value
         if self.options.target == "token":
             assert counts.active is not None
-            return knobs.sparsity * (counts.active.double() / l0 - 1).square().mean().item()
+            return knobs.sparsity * (counts.active.double() / l0 - 1).square().mean()
         if self.options.target == "batch":
             return knobs.sparsity * (_mean_l0(counts) / l0 - 1) ** 2
         if self.options.frequency_scale is None:
             return knobs.sparsity * _mean_l0(counts)
         p = counts.fired.double() / counts.tokens
-        return knobs.sparsity * (p * (1 + p / self.options.frequency_scale)).sum().item()
+        return knobs.sparsity * (p * (1 + p / self.options.frequency_scale)).sum()
 
     def loss(self, p: Params, x: Tensor, knobs: Knobs) -> Tensor:
         v = self.derive(p)
@@ -233,20 +235,20 @@ class JumpReLU(Architecture):
         name = self._trained_threshold
         return Thresholds(v["theta"], v["lower"], v["upper"], name, is_log=name == "log_threshold")
 
-    def steer(self, p: Params, growth: float) -> None:
+    def steer(self, p: Params, growth: Number) -> None:
         if "log_threshold" in p:
             p["log_threshold"] += growth
         else:
-            p["threshold"] *= math.exp(growth)
+            p["threshold"] *= exp(growth)
 
     def fold_vectors(self, p: Params, scale: float, norms: Tensor) -> Params:
         theta = self.derive(p)["theta"].double()
         return super().fold_vectors(p, scale, norms) | {"threshold": scale * theta}
 
 
-def _mean_l0(counts: Counts) -> float:
+def _mean_l0(counts: Counts) -> Tensor:
     """L̄0, active features per token."""
-    return counts.fired.sum(dtype=torch.float64).item() / counts.tokens
+    return counts.fired.sum(dtype=torch.float64) / counts.tokens
 
 
 ARCHITECTURE = JumpReLU

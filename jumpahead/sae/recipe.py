@@ -25,9 +25,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-
 from jumpahead.errors import StudyError, nearest
+from jumpahead.sae.checked import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 
 class TrainConfig(BaseModel):
@@ -43,6 +42,9 @@ class TrainConfig(BaseModel):
     lr: float | None = Field(None, gt=0, description="peak learning rate; the recipe's own when left out")
     checkpoint_minutes: float = Field(2.0, gt=0, description="minutes between two checkpoints")
     threads: int | None = Field(None, gt=0, description="CPU threads; all cores when left out")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where SAEs train; auto: on a GPU if there is one"
+    )
 
     @property
     def steps(self) -> int:

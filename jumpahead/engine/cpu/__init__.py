@@ -54,6 +54,7 @@ class Compiled:
     def __init__(self, product: Product | None = None):
         self.screening = product or choose()
         """Computes the encoder product."""
+        self.late = False
         self.name = f"numba, encoder product by {self.screening.name}"
         self.room = ROOM
         """Places per feature of an arena; grows where one overflows."""
@@ -154,6 +155,10 @@ class Compiled:
         spread(screen.canonical_at, len(token), *arrays)
         return out
 
+    def settle(self, pre: Tensor, unsure: Tensor, group: Tensor, x: Tensor, w_enc: Tensor, b_enc: Tensor) -> None:
+        row, token = unsure.nonzero(as_tuple=True)
+        pre[row, token] = self.canonical(x, w_enc, b_enc, token, group[row])
+
     # ------------------------------------------------------------------------------------------ products
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
@@ -173,12 +178,15 @@ class Compiled:
         out, squares = torch.empty_like(target), np.empty(len(target))
         what = (support.indptr, support.order, support.feature, values, w_dec, bias, target)
         spread(walk.decode, len(out), *(one.numpy() for one in what), sign, out.numpy(), squares)
-        return Residual(out, float(squares.sum()))
+        return Residual(out, torch.tensor(squares.sum()))
 
     def sums(self, support: Support, vector: Tensor) -> Tensor:
         out = torch.empty(len(support.colptr) - 1, dtype=vector.dtype)
         spread(walk.sums, len(out), support.colptr.numpy(), vector.numpy(), out.numpy())
         return out
+
+    def active(self, support: Support, on: Tensor) -> Tensor:
+        return torch.bincount(support.token[on], minlength=len(support.indptr) - 1).to(support.pre.dtype)
 
     def rows(self, support: Support, update: RowUpdate, state: State, adam: Adam) -> Rows:
         width, kind = len(support.colptr) - 1, update.x.numpy().dtype

@@ -1,0 +1,526 @@
+"""Training steps on the card that is here: checked first, then timed, in at most nine minutes.
+
+    make bench-gpu                      everything; results go to RESULTS/<card>_<yyyymm>.json and .md
+    make bench-gpu ARGS=--dry-run       tiny shapes, no card, nothing written: does every part run? With plain torch;
+                                        with TRITON_INTERPRET=1 in Triton's interpreter
+    make bench-gpu ARGS="--parts check steps"
+
+Needs torch, numpy and triton alone; the pair of LM and SAE needs transformers. Parts, each written once it is done:
+
+    check      float32 steps against plain torch in float64 on the same card; the same bytes twice
+    ceilings   a large bfloat16 product and a large copy: what the card gives
+    steps      every architecture at every shape, beside its own encoder product, and (JumpReLU, TopK) dense training:
+               torch.compile, bfloat16 autocast or TF32, fused Adam
+    breakdown  where a JumpReLU step's time goes
+    l0         JumpReLU from L0 16 to 1024, against the dense step, which does not depend on L0
+    pair       an LM's forward pass in bfloat16 and JumpReLU steps, each alone and both at once on two streams
+
+Activations are sums of a known dictionary (synthetic.py), SAEs start at it with thresholds at the asked L0. Times are
+medians of single steps between CUDA events, over different batches, after a warm-up. |S| is the support per token. A
+part that fails, or for which no time is left, says so instead of a number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks import synthetic
+from benchmarks.machine import command, slug
+from benchmarks.table import digits, render
+from jumpahead import sae, store
+from jumpahead.engine import Kernels, State, fresh_state, kernels, settle, step
+from jumpahead.sae.base import Knobs, quantile_for_l0
+from jumpahead.sae.recipe import Setting, Shape, TrainConfig
+
+RESULTS = Path(__file__).parent / "RESULTS"
+PAPER_TOKENS = 8e9
+LR = 1e-6
+"""Of timed steps: weights hardly move, so that L0 stays as asked."""
+PEERS = {"sparsify": "eai-sparsify", "sparse_autoencoder": "openai-sparse-autoencoder"}
+"""Libraries with TopK kernels of their own: only said to be there or not (peers.py times whole steps of theirs)."""
+
+
+class Size(NamedTuple):
+    """What a step is timed at."""
+
+    d: int
+    width: int
+    tokens: int
+    l0: int
+
+    def __str__(self) -> str:
+        return f"d {self.d:,}, M {self.width:,}, B {self.tokens:,}, L0 {self.l0}"
+
+
+SIZES = [Size(3584, 131072, 4096, 64), Size(2304, 131072, 4096, 64), Size(768, 16384, 4096, 50)]
+L0S = (16, 64, 256, 1024)
+TINY = Size(24, 96, 32, 4)
+
+
+class Bench:
+    """One call of this program."""
+
+    def __init__(self, device: torch.device, sizes: list[Size], l0s: tuple[int, ...], minutes: float):
+        self.device, self.sizes, self.l0s = device, sizes, l0s
+        interpreted = device.type != "cuda" and os.environ.get("TRITON_INTERPRET") == "1"
+        self.layer = kernels("cuda" if interpreted else None if device.type == "cuda" else "plain", device)
+        self.ends = time.monotonic() + 60 * minutes
+        self.repeats = 20 if device.type == "cuda" else 1
+        self._data: tuple[Size, synthetic.Data] | None = None
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.ends - time.monotonic()
+
+    # ------------------------------------------------------------------------------------------ parts
+
+    def check(self) -> dict[str, Any]:
+        """Steps of every architecture against plain torch in float64; and whether a run repeats its bytes."""
+        size, found = Size(256, 4096, 512, 16) if self.device.type == "cuda" else TINY, []
+        for name in sae.names():
+            runs = [self._run(name, size, layer, torch.float32) for layer in (self.layer, self.layer)]
+            exact = self._run(name, size, kernels("plain"), torch.float64)
+            worst = max(
+                ((runs[0].p[key].double() - exact.p[key]).norm() / exact.p[key].norm().clamp_min(1e-12)).item()
+                for key in exact.p
+            )
+            same = all(torch.equal(runs[0].p[key], runs[1].p[key]) for key in exact.p)
+            found.append({"architecture": name, "worst": worst, "repeats": same, "fine": worst < 1e-3 and same})
+        return {"size": size._asdict(), "steps": 5, "rows": found}
+
+    def _run(self, name: str, size: Size, layer: Kernels, dtype: torch.dtype) -> State:
+        state, batches = self.state(name, size, dtype, adam_epsilon=1.0)  # a smooth function of the gradient
+        for x in (batches * 5)[:5]:
+            step(state, x.to(dtype), 0.1, 1.0, layer)
+        settle(state, layer)
+        return state
+
+    def ceilings(self) -> dict[str, Any]:
+        """TFLOP/s of a bfloat16 product, GB/s of a copy (read and written)."""
+        n = 8192 if self.device.type == "cuda" else 64
+        a, b = (torch.randn(n, n, device=self.device).bfloat16() for _ in range(2))
+        product = self.milliseconds([lambda: torch.mm(a, b)])
+        source = torch.randn(2**28 if self.device.type == "cuda" else 2**10, device=self.device)
+        target = torch.empty_like(source)
+        copy = self.milliseconds([lambda: target.copy_(source)])
+        return {"product_tflops": 2 * n**3 / product / 1e9, "copy_gb_per_s": 8 * source.numel() / copy / 1e6}
+
+    def steps(self) -> dict[str, Any]:
+        """Every architecture at every size."""
+        rows: list[dict[str, Any]] = []
+        for size in self.sizes:
+            product = self.product(size)
+            for name in sae.names():
+                rows.append({"architecture": name, "size": size._asdict(), "product_ms": product})
+                self.tried(rows[-1], lambda n=name, s=size: self.sparse(n, s))
+            for name in ("jumprelu", "topk"):
+                for how in ("bfloat16", "tf32"):
+                    row = {"architecture": name, "size": size._asdict(), "dense": how, "product_ms": product}
+                    rows.append(row)
+                    self.tried(row, lambda n=name, s=size, h=how: self.dense(n, s, h))
+        return {"rows": rows, "peers": {title: is_there(package) for title, package in PEERS.items()}}
+
+    def breakdown(self) -> dict[str, Any]:
+        """Milliseconds of the layer's calls in a JumpReLU step; what is left is torch's between them."""
+        size = self.sizes[min(1, len(self.sizes) - 1)]
+        state, batches = self.state("jumprelu", size)
+        timed = Timed(self.layer, self.device)
+        for x in batches:
+            step(state, x, LR, 1.0, self.layer)
+        settle(state, self.layer)
+        whole = self.milliseconds([lambda x=x: step(state, x, LR, 1.0, self.layer) for x in batches])
+        for _ in range(self.repeats):
+            for x in batches:
+                step(state, x, LR, 1.0, timed)  # type: ignore[arg-type] — it stands for the layer
+        settle(state, self.layer)
+        return {"size": size._asdict(), "step_ms": whole, "calls_ms": timed.per_step(self.repeats * len(batches))}
+
+    def l0(self) -> dict[str, Any]:
+        """JumpReLU at several L0."""
+        size, rows = self.sizes[min(1, len(self.sizes) - 1)], []
+        for l0 in self.l0s:
+            rows.append({"asked": l0})
+            self.tried(rows[-1], lambda one=l0: self.sparse("jumprelu", size._replace(l0=one)))
+        dense: dict[str, Any] = {}
+        self.tried(dense, lambda: self.dense("jumprelu", size, "bfloat16"))
+        return {"size": size._asdict(), "rows": rows, "dense": dense}
+
+    def pair(self) -> dict[str, Any]:
+        """An LM with random weights, as wide as the SAE, and JumpReLU steps: alone, and at once."""
+        size = self.sizes[min(1, len(self.sizes) - 1)]
+        read, context = self.lm(size)
+        state, batches = self.state("jumprelu", size)
+        groups = max(1, size.tokens // context)
+        ids = torch.randint(0, 1000, (groups, context), device=self.device)
+        side = torch.cuda.Stream() if self.device.type == "cuda" else None
+
+        def harvest() -> None:
+            read(ids)
+
+        def both(x: Tensor) -> None:
+            if side is None:
+                harvest()
+            else:
+                with torch.cuda.stream(side):
+                    harvest()
+            step(state, x, LR, 1.0, self.layer)
+
+        alone = self.milliseconds([harvest])
+        steps = self.milliseconds([lambda x=x: step(state, x, LR, 1.0, self.layer) for x in batches])
+        settle(state, self.layer)
+        once = self.wall([lambda x=x: both(x) for x in batches])
+        settle(state, self.layer)
+        rows = groups * context
+        seconds = {"sae": steps / size.tokens, "lm": alone / rows, "both": once / max(size.tokens, rows)}
+        return {
+            "size": size._asdict(), "lm_ms": alone, "sae_ms": steps, "both_ms": once,
+            "lm_share": alone / (alone + steps),
+            "tokens_per_s": {key: 1e3 / value for key, value in seconds.items()},
+            "hours_to_8e9": {key: value * PAPER_TOKENS / 3.6e6 for key, value in seconds.items()},
+        }  # fmt: skip
+
+    # ------------------------------------------------------------------------------------------ what is timed
+
+    def state(
+        self, name: str, size: Size, dtype: torch.dtype = torch.float32, **changes: Any
+    ) -> tuple[State, list[Tensor]]:
+        """An SAE at the dictionary, thresholds at the asked L0, and batches."""
+        data = self.data(size)
+        kind = sae.architecture(name)
+        setting = Setting("l0", float(size.l0))
+        config = TrainConfig.model_validate({})
+        rules = kind.recipe_for(config, Shape(size.d, size.width, setting))
+        rules = rules._replace(resample_every=0, steering=0.0, **changes)
+        arch = kind(kind.Options(), setting, rules)
+        sample = data.batches[0][:256].to(dtype)
+        state = fresh_state(arch, size.d, size.width, 0, sample)
+        for matrix in ("W_enc", "W_dec"):
+            state.p[matrix].copy_(data.dictionary)
+        state.p["b_dec"].zero_()
+        pre = sample @ state.p["W_enc"].T
+        bound = 0.9999 * quantile_for_l0(pre, size.l0)  # no entry lies exactly there
+        everyone = torch.arange(size.width, device=self.device)
+        if name == "batchtopk":
+            state.p["threshold"].fill_(bound)
+        else:
+            arch.begin(state.p, everyone, torch.full((size.width,), bound, dtype=dtype, device=self.device))
+        state.share = (pre > bound).float().mean(0)
+        return state, data.batches
+
+    def data(self, size: Size) -> synthetic.Data:
+        """Kept for the size at hand."""
+        if self._data is None or self._data[0] != size:
+            self._data = None
+            self._data = size, synthetic.make(size.d, size.width, size.tokens, size.l0, count=4, device=self.device)
+        return self._data[1]
+
+    def sparse(self, name: str, size: Size) -> dict[str, Any]:
+        """One architecture's step."""
+        self.forget()
+        state, batches = self.state(name, size)
+        for x in batches:
+            step(state, x, LR, 1.0, self.layer)
+        settle(state, self.layer)
+        last = [step(state, x, LR, 1.0, self.layer) for x in batches]
+        milliseconds = self.milliseconds([lambda x=x: step(state, x, LR, 1.0, self.layer) for x in batches])
+        settle(state, self.layer)
+        measured = last[-1].read()
+        peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
+        return {
+            "ms": milliseconds, "tokens_per_s": 1e3 * size.tokens / milliseconds, "entries": measured.entries,
+            "l0": measured.l0, "through_products": measured.dense, "peak_bytes": peak,
+            "bytes_per_parameter": peak and peak / (2 * size.d * size.width),
+            "hours_to_8e9": PAPER_TOKENS / size.tokens * milliseconds / 3.6e6,
+        }  # fmt: skip
+
+    def dense(self, name: str, size: Size, how: str) -> dict[str, Any]:
+        """The architecture's loss on dense tensors, compiled, with fused Adam."""
+        self.forget()
+        state, batches = self.state(name, size)
+        trained = {key: state.p[key].requires_grad_() for key in state.v}
+        adam = torch.optim.Adam(list(trained.values()), lr=LR, betas=(0.0, 0.999), fused=self.device.type == "cuda")
+        knobs = Knobs(sparsity=1e-3)
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if how == "tf32" else "highest")
+        loss = torch.compile(state.arch.loss) if self.device.type == "cuda" else state.arch.loss
+
+        def train(x: Tensor) -> None:
+            adam.zero_grad(set_to_none=True)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=how == "bfloat16"):
+                value = loss(state.p, x, knobs)
+            value.backward()
+            adam.step()
+            with torch.no_grad():
+                state.p["W_dec"] /= state.p["W_dec"].norm(dim=1, keepdim=True)
+
+        try:
+            for x in batches[:2]:
+                train(x)
+            milliseconds = self.milliseconds([lambda x=x: train(x) for x in batches], repeats=max(1, self.repeats // 5))
+        finally:
+            torch.set_float32_matmul_precision(before)
+        return {"ms": milliseconds, "tokens_per_s": 1e3 * size.tokens / milliseconds}
+
+    def product(self, size: Size) -> float:
+        """Milliseconds of the encoder product alone, in bfloat16."""
+        w = torch.randn(size.width, size.d, device=self.device).bfloat16()
+        x = torch.randn(size.tokens, size.d, device=self.device).bfloat16()
+        return self.milliseconds([lambda: torch.mm(w, x.T)])
+
+    def lm(self, size: Size) -> tuple[Callable[[Tensor], Any], int]:
+        """A forward pass of an LM with random weights, as far as its middle, and its context."""
+        from transformers import AutoModel, GPTNeoXConfig  # pyright: ignore — not needed by the other parts
+
+        heads = max(1, size.d // 128) if self.device.type == "cuda" else 2
+        config = GPTNeoXConfig(
+            hidden_size=size.d, num_hidden_layers=13 if self.device.type == "cuda" else 1, num_attention_heads=heads,
+            intermediate_size=4 * size.d, vocab_size=1024, max_position_embeddings=1024,
+        )  # fmt: skip
+        model = AutoModel.from_config(config, dtype=torch.bfloat16).to(self.device).eval()
+        context = 1024 if self.device.type == "cuda" else 16
+        return torch.no_grad()(lambda ids: model(ids, use_cache=False)), context
+
+    # ------------------------------------------------------------------------------------------ timing
+
+    def milliseconds(self, calls: list[Callable[[], Any]], repeats: int | None = None) -> float:
+        """The median of single calls, by turns, after each was called once."""
+        for call in calls:
+            call()
+        found = []
+        for _ in range(repeats or self.repeats):
+            for call in calls:
+                if self.device.type != "cuda":
+                    begun = time.perf_counter()
+                    call()
+                    found.append(1e3 * (time.perf_counter() - begun))
+                    continue
+                before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                before.record()
+                call()
+                after.record()
+                found.append((before, after))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            found = [before.elapsed_time(after) for before, after in found]
+        return statistics.median(found)
+
+    def wall(self, calls: list[Callable[[], Any]]) -> float:
+        """Milliseconds per call on the clock, of many in a row."""
+        self._wait()
+        begun = time.perf_counter()
+        for _ in range(self.repeats):
+            for call in calls:
+                call()
+        self._wait()
+        return 1e3 * (time.perf_counter() - begun) / (self.repeats * len(calls))
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def forget(self) -> None:
+        """Give memory back, and count its peak anew."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def tried(self, row: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
+        """Fill the row with what was measured, or with why nothing was."""
+        if self.left < 0:
+            row["unavailable"] = "not measured: no time was left"
+            return
+        try:
+            row |= measure()
+        except Exception as error:  # noqa: BLE001 — one row must not cost the others
+            row["unavailable"] = (
+                f"failed: {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+            )
+
+
+class Timed:
+    """A kernel layer whose calls are timed."""
+
+    def __init__(self, layer: Kernels, device: torch.device):
+        self._layer, self._device = layer, device
+        self._spent: dict[str, list[Any]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._layer, name)
+        if name not in ("centre", "support", "largest_of_batch", "decode", "rows", "sums", "given_rows"):
+            return found
+
+        def call(*args: Any) -> Any:
+            if self._device.type != "cuda":
+                begun = time.perf_counter()
+                out = found(*args)
+                self._spent.setdefault(name, []).append(1e3 * (time.perf_counter() - begun))
+                return out
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before.record()
+            out = found(*args)
+            after.record()
+            self._spent.setdefault(name, []).append((before, after))
+            return out
+
+        return call
+
+    def per_step(self, steps: int) -> dict[str, float]:
+        """Milliseconds of each kind of call per step."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+            self._spent = {k: [a.elapsed_time(b) for a, b in v] for k, v in self._spent.items()}
+        return {name: sum(times) / steps for name, times in self._spent.items()}
+
+
+PARTS = ("check", "ceilings", "steps", "breakdown", "l0", "pair")
+
+
+def is_there(package: str) -> str:
+    """A package's version, or that it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def about(bench: Bench) -> dict[str, Any]:
+    """The card and the versions: nothing means anything without them."""
+    card: dict[str, Any] = {"name": "none"}
+    if bench.device.type == "cuda":
+        found = torch.cuda.get_device_properties(bench.device)
+        card = {
+            "name": found.name, "bytes": found.total_memory, "multiprocessors": found.multi_processor_count,
+            "capability": f"{found.major}.{found.minor}", "cuda": torch.version.cuda,
+        }  # fmt: skip
+    versions = {name: is_there(name) for name in ("torch", "triton", "numpy", "transformers")}
+    return {
+        "card": card, "versions": versions, "kernels": bench.layer.name, "command": command(),
+        "date": f"{datetime.date.today():%Y-%m-%d}",
+    }  # fmt: skip
+
+
+def page(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    card, parts = results["about"]["card"], []
+    memory = f", {card['bytes'] / 2**30:.0f} GiB" if "bytes" in card else ""
+    versions = ", ".join(f"{name} {version}" for name, version in results["about"]["versions"].items())
+    parts.append(f"# Steps on {card['name']}{memory}\n\n{results['about']['kernels']}. {versions}. `{results['about']['command']}`, {results['about']['date']}.")  # noqa: E501  # fmt: skip
+    for name in PARTS:
+        if name in results:
+            found = results[name]
+            text = f"Not available: {found['unavailable']}." if "unavailable" in found else TEXTS[name](found)
+            parts.append(f"## {name}\n\n{text}")
+    return "\n\n".join(parts) + "\n"
+
+
+def check_text(found: dict[str, Any]) -> str:
+    rows = [[r["architecture"], f"{r['worst']:.1e}", "yes" if r["repeats"] else "NO", "yes" if r["fine"] else "NO"]
+            for r in found["rows"]]  # fmt: skip
+    text = render(("architecture", "worst ‖error‖/‖value‖", "same bytes twice", "fine"), rows)
+    return f"{found['steps']} steps at {Size(**found['size'])}.\n\n{text}"
+
+
+def ceilings_text(found: dict[str, Any]) -> str:
+    return f"bfloat16 product {digits(found['product_tflops'])} TFLOP/s, copy {digits(found['copy_gb_per_s'])} GB/s."
+
+
+def steps_text(found: dict[str, Any]) -> str:
+    head = ("architecture", "size", "way", "ms", "÷ product", "tokens/s", "|S|", "L0", "B/parameter", "hours to 8e9")
+    rows = []
+    for row in found["rows"]:
+        way = f"dense, {row['dense']}" if "dense" in row else "sparse"
+        cells = [row["architecture"], str(Size(**row["size"])), way]
+        if "unavailable" in row:
+            rows.append([row["architecture"], f"{cells[1]}: {row['unavailable']}", way, *[""] * (len(head) - 3)])
+            continue
+        numbers = (row["ms"], row["ms"] / row["product_ms"], row["tokens_per_s"], row.get("entries"), row.get("l0"),
+                   row.get("bytes_per_parameter"), row.get("hours_to_8e9"))  # fmt: skip
+        rows.append([*cells, *map(digits, numbers)])
+    peers = "; ".join(f"{name}: {version}" for name, version in found["peers"].items())
+    return f"{render(head, rows)}\n\nTopK kernels of other libraries, not timed here: {peers}."
+
+
+def breakdown_text(found: dict[str, Any]) -> str:
+    calls = found["calls_ms"] | {"between them": found["step_ms"] - sum(found["calls_ms"].values())}
+    rows = [[name, digits(value)] for name, value in calls.items()]
+    return f"{Size(**found['size'])}, {digits(found['step_ms'])} ms.\n\n{render(('call', 'ms per step'), rows)}"
+
+
+def l0_text(found: dict[str, Any]) -> str:
+    rows = [[str(r["asked"]), *(["", r["unavailable"], ""] if "unavailable" in r else map(digits, (r["entries"], r["ms"], r["tokens_per_s"])))]  # noqa: E501
+            for r in found["rows"]]  # fmt: skip
+    dense = found["dense"].get("unavailable") or f"{digits(found['dense']['ms'])} ms"
+    beyond = [r["asked"] for r in found["rows"] if r.get("ms", 0) > found["dense"].get("ms", float("inf"))]
+    crossover = f"slower than dense from L0 {beyond[0]}" if beyond else "no crossover seen"
+    return f"{render(('L0', '|S|', 'ms', 'tokens/s'), rows)}\n\nDense, bfloat16: {dense}; {crossover}."
+
+
+def pair_text(found: dict[str, Any]) -> str:
+    rows = [
+        [key, digits(found["tokens_per_s"][key]), digits(found["hours_to_8e9"][key])] for key in ("lm", "sae", "both")
+    ]
+    text = render(("what", "tokens/s", "hours to 8e9"), rows)
+    return f"{Size(**found['size'])}. The LM takes {100 * found['lm_share']:.0f} % of the time of both.\n\n{text}"
+
+
+TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "check": check_text, "ceilings": ceilings_text, "steps": steps_text, "breakdown": breakdown_text, "l0": l0_text,
+    "pair": pair_text,
+}  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU; writes nothing")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--minutes", type=float, default=8.5, help="after which no further row is begun")
+    parser.add_argument("--out", type=Path, help="PATH of PATH.json and PATH.md")
+    options = parser.parse_args(arguments)
+    if not options.dry_run and not torch.cuda.is_available():
+        print("torch sees no GPU here: nothing is measured. --dry-run shows that everything runs.", file=sys.stderr)
+        return 1
+    device = torch.device("cpu" if options.dry_run else "cuda")
+    bench = Bench(device, *(([TINY], (4, 8)) if options.dry_run else (SIZES, L0S)), options.minutes)
+    results: dict[str, Any] = {"about": about(bench)}
+    out = None
+    if not options.dry_run:
+        folder = Path(os.environ.get("OUT", RESULTS))
+        name = slug(results["about"]["card"]["name"])
+        out = options.out or folder / f"{name}_{datetime.date.today():%Y%m}"
+    failed = False
+    for part in options.parts:
+        results[part] = {}
+        bench.tried(results[part], getattr(bench, part))
+        failed |= "unavailable" in results[part] or any(
+            "unavailable" in row or not row.get("fine", True) for row in results[part].get("rows", ())
+        )
+        if out is not None:
+            store.write_json(out.with_name(f"{out.name}.json"), results)
+            store.write_atomic(out.with_name(f"{out.name}.md"), page(results))
+    print(page(results) if out is not None else dry(page(results)))
+    if out is not None:
+        print(f"{out}.md")
+    return 1 if failed else 0
+
+
+def dry(text: str) -> str:
+    """A page of a dry run: its figures mean nothing, so they are not shown."""
+    return "".join("·" if c.isdigit() else c for c in text) + "\nA dry run: no figure above was measured on a card."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,312 @@
+"""The kernels of steps 3 and 5: walks over the support, token by token (decode) and feature by feature (rows).
+
+A feature with few entries is handled whole by one program: projections, gradient rows, decoder norm, lazy Adam. One
+with many is cut into pieces of LONG entries, whose sums are added in their order by a second kernel. No float is added
+by an atomic operation: every sum's order follows from the entries alone.
+
+Shapes: x, residuals [B, d] · w_enc, w_dec [M, d] · support vectors [n] · indptr [B + 1] · colptr [M + 1] · order [n],
+as in `supports.Support`. BLOCK ≥ d columns are held at once, ENTRIES rows of them. Offsets are 64 bits wide.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton  # pyright: ignore[reportMissingImports] — not installed with jumpahead: it comes with torch on a GPU
+import triton.language as tl  # pyright: ignore[reportMissingImports]
+
+jit: Any = triton.jit
+"""Its functions are launched with arguments that no type checker knows."""
+
+
+@jit
+def _rounded(value):
+    """(bits, number) of float32 values rounded to bfloat16, to nearest, ties to even."""
+    bits = value.to(tl.uint32, bitcast=True)
+    half = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return half.to(tl.uint16).to(tl.int16, bitcast=True), (half << 16).to(tl.float32, bitcast=True)
+
+
+@jit
+def _store_low(value, at, inside, low, gap_at):
+    """The row `value` in bfloat16, and how much of it is lost: ‖value − low‖."""
+    bits, back = _rounded(value)
+    tl.store(low + at, bits, mask=inside)
+    lost = tl.where(inside, value - back, 0.0)
+    tl.store(gap_at, tl.sqrt(tl.sum(lost * lost, 0)))
+
+
+@jit
+def centre(x, bias, out, norms, low, gaps, d, LOW: tl.constexpr, BLOCK: tl.constexpr):
+    """out = x − bias, the norm of each row, and its bfloat16 copy. One program per row."""
+    i = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, BLOCK)
+    inside = c < d
+    at = i * d + c
+    value = tl.load(x + at, mask=inside, other=0.0) - tl.load(bias + c, mask=inside, other=0.0)
+    tl.store(out + at, value, mask=inside)
+    tl.store(norms + i, tl.sqrt(tl.sum(value * value, 0)))
+    if LOW:
+        _store_low(value, at, inside, low, gaps + i)
+
+
+@jit
+def round_rows(w, norms, low, gaps, d, LOW: tl.constexpr, BLOCK: tl.constexpr):
+    """The norm of each row of w and its bfloat16 copy."""
+    j = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, BLOCK)
+    inside = c < d
+    value = tl.load(w + j * d + c, mask=inside, other=0.0)
+    tl.store(norms + j, tl.sqrt(tl.sum(value * value, 0)))
+    if LOW:
+        _store_low(value, j * d + c, inside, low, gaps + j)
+
+
+@jit
+def decode(indptr, order, feature, values, w_dec, bias, target, out, squares, d,
+           SIGN: tl.constexpr, ENTRIES: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """out[i] = Σ value·d_j + bias − sign·target_i over token i's entries; squares[i, ·]: its squared norm, by blocks
+    of columns. One program per token and block."""
+    i = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = c < d
+    start = tl.load(indptr + i)
+    n = (tl.load(indptr + i + 1) - start).to(tl.int32)
+    total = tl.zeros([BLOCK], out.dtype.element_ty)
+    for s in range(0, n, ENTRIES):
+        place = s + tl.arange(0, ENTRIES)
+        valid = place < n
+        q = tl.load(order + start + place, mask=valid, other=0).to(tl.int64)
+        value = tl.load(values + q, mask=valid, other=0.0)
+        used = valid & (value != 0)
+        j = tl.load(feature + q, mask=used, other=0).to(tl.int64)
+        rows = tl.load(w_dec + j[:, None] * d + c[None, :], mask=used[:, None] & inside[None, :], other=0.0)
+        total += tl.sum(value[:, None] * rows, 0)
+    goal = tl.load(target + i * d + c, mask=inside, other=0.0)
+    total = total + (tl.load(bias + c, mask=inside, other=0.0) - SIGN * goal)
+    tl.store(out + i * d + c, total, mask=inside)
+    exact = tl.where(inside, total, 0.0).to(tl.float64)
+    tl.store(squares + i * tl.num_programs(1) + tl.program_id(1), tl.sum(exact * exact, 0))
+
+
+@jit
+def sums(colptr, vector, out, width, FEATURES: tl.constexpr, TILE: tl.constexpr):
+    """out[j] = Σ vector over feature j's entries, in float64. One program per FEATURES features."""
+    j = tl.program_id(0).to(tl.int64) * FEATURES + tl.arange(0, FEATURES)
+    inside = j < width
+    start = tl.load(colptr + j, mask=inside, other=0)
+    stop = tl.load(colptr + j + 1, mask=inside, other=0)
+    most = tl.max((stop - start).to(tl.int32), 0)
+    total = tl.zeros([FEATURES], tl.float64)
+    for s in range(0, most, TILE):  # pyright: ignore[reportArgumentType]
+        place = start[:, None] + (s + tl.arange(0, TILE))[None, :]
+        total += tl.sum(tl.load(vector + place, mask=place < stop[:, None], other=0.0).to(tl.float64), 1)
+    tl.store(out + j, total.to(out.dtype.element_ty), mask=inside)
+
+
+@jit
+def _along(place, valid, at, inside, row, slopes, values, residual, scale, projections, d_pre, g_dec, touched,
+           LIVE: tl.constexpr, SPARE: tl.constexpr):  # fmt: skip
+    """One reconstruction's part of a few entries: their projections, and what they add to ∂L/∂π and ∂L/∂d_j."""
+    slope = tl.load(slopes + place, mask=valid, other=0.0)
+    weight = slope * 0.0
+    if LIVE:
+        weight = tl.load(values + place, mask=valid, other=0.0) * scale
+        touched = touched | (weight != 0)
+    used = (slope != 0) | (weight != 0)
+    seen = (valid & used) if SPARE else valid
+    rows = tl.load(residual + at, mask=seen[:, None] & inside[None, :], other=0.0)
+    projection = scale * tl.sum(rows * row[None, :], 1)
+    tl.store(projections + place, projection, mask=valid)
+    if LIVE:
+        g_dec += tl.sum(weight[:, None] * rows, 0)
+    return d_pre + slope * projection, g_dec, touched
+
+
+@jit
+def _gather(start, n, row, c, inside, token, x, slopes, values, constant, residual, slopes2, values2, residual2, scales,
+            projections, projections2, d, PARTS: tl.constexpr, LIVE: tl.constexpr, SPARE: tl.constexpr,
+            SPARE2: tl.constexpr, CONSTANT: tl.constexpr, ENTRIES: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """Of n entries of one feature from place `start`, d_j = row: (gradient row of w_j, of d_j, Σ ∂L/∂π, whether any
+    entry has a gradient)."""
+    kind: tl.constexpr = x.dtype.element_ty
+    g_enc = tl.zeros([BLOCK], kind)
+    g_dec = tl.zeros([BLOCK], kind)
+    total = tl.zeros([ENTRIES], tl.float64)
+    any_touched = tl.zeros([ENTRIES], tl.int32)
+    scale = tl.load(scales)
+    for s in range(0, n, ENTRIES):
+        offset = s + tl.arange(0, ENTRIES)
+        valid = offset < n
+        place = start + offset
+        i = tl.load(token + place, mask=valid, other=0).to(tl.int64)
+        at = i[:, None] * d + c[None, :]
+        d_pre = tl.zeros([ENTRIES], kind)
+        if CONSTANT:
+            d_pre = tl.load(constant + place, mask=valid, other=0.0)
+        touched = tl.zeros([ENTRIES], tl.int1)
+        d_pre, g_dec, touched = _along(
+            place, valid, at, inside, row, slopes, values, residual, scale, projections, d_pre, g_dec, touched,
+            LIVE > 0, SPARE,
+        )  # fmt: skip
+        if PARTS > 1:
+            d_pre, g_dec, touched = _along(
+                place, valid, at, inside, row, slopes2, values2, residual2, tl.load(scales + 1), projections2, d_pre,
+                g_dec, touched, LIVE > 1, SPARE2,
+            )  # fmt: skip
+        moves = d_pre != 0
+        rows = tl.load(x + at, mask=moves[:, None] & inside[None, :], other=0.0)
+        g_enc += tl.sum(d_pre[:, None] * rows, 0)
+        total += d_pre.to(tl.float64)
+        any_touched = any_touched | (touched | moves).to(tl.int32)
+    return g_enc, g_dec, tl.sum(total, 0), tl.max(any_touched, 0)
+
+
+@jit
+def _adam(w, v, g, at, inside, lr, decay, rest, correction, epsilon):
+    """One lazy Adam step on a row w: stores v, returns the new row. decay = β₂^skipped, rest = 1 − β₂."""
+    moment = decay * tl.load(v + at, mask=inside, other=0.0) + rest * g * g
+    tl.store(v + at, moment, mask=inside)
+    return w - lr * g / (tl.sqrt(moment) * correction + epsilon)
+
+
+@jit
+def _move(j, c, inside, g_enc, g_dec, encoder, row, shrink, w_enc, w_dec, v_enc, v_dec, last, decays, norms, low, gaps,
+          adam, step, d, SHRINK: tl.constexpr, UNIT: tl.constexpr, LOW: tl.constexpr):  # fmt: skip
+    """The gradient rows of feature j with w_j = encoder, d_j = row: decoder norm, lazy Adam, renormalise; and what the
+    screen needs of W_enc."""
+    at = j * d + c
+    if SHRINK:
+        push = tl.load(shrink + j)
+        if push != 0:
+            g_dec += push / tl.sqrt(tl.sum(row * row, 0)) * row
+    if UNIT:
+        g_dec -= tl.sum(g_dec * row, 0) * row
+    decay = tl.load(decays + j)
+    lr, rest, correction, epsilon = tl.load(adam), tl.load(adam + 1), tl.load(adam + 2), tl.load(adam + 3)
+    encoder = _adam(encoder, v_enc, g_enc, at, inside, lr, decay, rest, correction, epsilon)
+    row = _adam(row, v_dec, g_dec, at, inside, lr, decay, rest, correction, epsilon)
+    if UNIT:
+        row = row / tl.sqrt(tl.sum(row * row, 0))
+    tl.store(w_enc + at, encoder, mask=inside)
+    tl.store(w_dec + at, row, mask=inside)
+    tl.store(last + j, step)
+    tl.store(norms + j, tl.sqrt(tl.sum(encoder * encoder, 0)))
+    if LOW:
+        _store_low(encoder, at, inside, low, gaps + j)
+
+
+@jit(do_not_specialize=["step"])
+def rows(colptr, token, x, slopes, values, constant, residual, slopes2, values2, residual2, scales,
+         projections, projections2, pull, shrink, w_enc, w_dec, v_enc, v_dec, last, decays, norms, low, gaps,
+         adam, step, fine, d, width,
+         PARTS: tl.constexpr, LIVE: tl.constexpr, SPARE: tl.constexpr, SPARE2: tl.constexpr, CONSTANT: tl.constexpr,
+         SHRINK: tl.constexpr, UNIT: tl.constexpr, LOW: tl.constexpr, FEATURES: tl.constexpr, LONG: tl.constexpr,
+         ENTRIES: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """Features of at most LONG entries, FEATURES of them per program: project, gradient rows, decoder norm, lazy Adam.
+
+    pull [programs, d] gets Σ_j ∂L/∂b_enc,j·W_enc,j of the program's features, with W_enc as it was. Where `fine` is 0
+    nothing is touched.
+    """
+    block = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, BLOCK)
+    inside = c < d
+    part = tl.zeros([BLOCK], x.dtype.element_ty)
+    is_fine = tl.load(fine) != 0
+    for f in range(FEATURES):
+        j = block * FEATURES + f
+        here = (j < width) & is_fine
+        start = tl.load(colptr + j, mask=here, other=0)
+        n = (tl.load(colptr + j + 1, mask=here, other=0) - start).to(tl.int32)
+        if (n > 0) & (n <= LONG):
+            row = tl.load(w_dec + j * d + c, mask=inside, other=0.0)
+            g_enc, g_dec, total, touched = _gather(
+                start, n, row, c, inside, token, x, slopes, values, constant, residual, slopes2, values2, residual2,
+                scales, projections, projections2, d, PARTS, LIVE, SPARE, SPARE2, CONSTANT, ENTRIES, BLOCK,
+            )  # fmt: skip
+            if touched != 0:
+                encoder = tl.load(w_enc + j * d + c, mask=inside, other=0.0)
+                part += total.to(x.dtype.element_ty) * encoder
+                _move(
+                    j, c, inside, g_enc, g_dec, encoder, row, shrink, w_enc, w_dec, v_enc, v_dec, last, decays, norms,
+                    low, gaps, adam, step, d, SHRINK, UNIT, LOW,
+                )  # fmt: skip
+    tl.store(pull + block * d + c, part, mask=inside)
+
+
+@jit
+def pieces(features, numbers, colptr, token, x, slopes, values, constant, residual, slopes2, values2, residual2, scales,
+           projections, projections2, some_enc, some_dec, some_total, some_touched, w_dec, fine, d, width,
+           PARTS: tl.constexpr, LIVE: tl.constexpr, SPARE: tl.constexpr, SPARE2: tl.constexpr, CONSTANT: tl.constexpr,
+           LONG: tl.constexpr, ENTRIES: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """Piece numbers[s] of feature features[s] (M: none), one per program s: its part of the gradient rows."""
+    s = tl.program_id(0).to(tl.int64)
+    j = tl.load(features + s)
+    if (j < width) & (tl.load(fine) != 0):
+        c = tl.arange(0, BLOCK)
+        inside = c < d
+        start = tl.load(colptr + j) + tl.load(numbers + s) * LONG
+        n = tl.minimum(tl.load(colptr + j + 1) - start, LONG).to(tl.int32)
+        row = tl.load(w_dec + j * d + c, mask=inside, other=0.0)
+        g_enc, g_dec, total, touched = _gather(
+            start, n, row, c, inside, token, x, slopes, values, constant, residual, slopes2, values2, residual2,
+            scales, projections, projections2, d, PARTS, LIVE, SPARE, SPARE2, CONSTANT, ENTRIES, BLOCK,
+        )  # fmt: skip
+        tl.store(some_enc + s * d + c, g_enc, mask=inside)
+        tl.store(some_dec + s * d + c, g_dec, mask=inside)
+        tl.store(some_total + s, total)
+        tl.store(some_touched + s, touched)
+
+
+@jit(do_not_specialize=["step"])
+def joined(features, numbers, some_enc, some_dec, some_total, some_touched, pull, colptr,
+           shrink, w_enc, w_dec, v_enc, v_dec, last, decays, norms, low, gaps, adam, step, fine, d, width,
+           SHRINK: tl.constexpr, UNIT: tl.constexpr, LOW: tl.constexpr, LONG: tl.constexpr,
+           BLOCK: tl.constexpr):  # fmt: skip
+    """The features that were cut: adds their pieces in order and updates their rows. pull [pieces, d]: as in `rows`."""
+    s = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, BLOCK)
+    inside = c < d
+    kind: tl.constexpr = w_enc.dtype.element_ty
+    part = tl.zeros([BLOCK], kind)
+    j = tl.load(features + s)
+    if (j < width) & (tl.load(numbers + s) == 0) & (tl.load(fine) != 0):
+        n = tl.load(colptr + j + 1) - tl.load(colptr + j)
+        count = ((n + LONG - 1) // LONG).to(tl.int32)
+        g_enc = tl.zeros([BLOCK], kind)
+        g_dec = tl.zeros([BLOCK], kind)
+        total = tl.load(some_total + s) * 0.0
+        touched = tl.load(some_touched + s) * 0
+        for k in range(count):
+            g_enc += tl.load(some_enc + (s + k) * d + c, mask=inside, other=0.0)
+            g_dec += tl.load(some_dec + (s + k) * d + c, mask=inside, other=0.0)
+            total += tl.load(some_total + s + k)
+            touched = touched | tl.load(some_touched + s + k)
+        if touched != 0:
+            encoder = tl.load(w_enc + j * d + c, mask=inside, other=0.0)
+            row = tl.load(w_dec + j * d + c, mask=inside, other=0.0)
+            part += total.to(kind) * encoder
+            _move(
+                j, c, inside, g_enc, g_dec, encoder, row, shrink, w_enc, w_dec, v_enc, v_dec, last, decays, norms,
+                low, gaps, adam, step, d, SHRINK, UNIT, LOW,
+            )  # fmt: skip
+    tl.store(pull + s * d + c, part, mask=inside)
+
+
+@jit(do_not_specialize=["step"])
+def given_rows(features, g_enc, g_dec, touched, shrink, w_enc, w_dec, v_enc, v_dec, last, decays, norms, low, gaps,
+               adam, step, fine, d, SHRINK: tl.constexpr, UNIT: tl.constexpr, LOW: tl.constexpr,
+               BLOCK: tl.constexpr):  # fmt: skip
+    """The end of `rows` with gradient rows [m, d] that are there already, of `features` [m]. One program per row."""
+    s = tl.program_id(0).to(tl.int64)
+    if (tl.load(touched + s) != 0) & (tl.load(fine) != 0):
+        c = tl.arange(0, BLOCK)
+        inside = c < d
+        j = tl.load(features + s)
+        encoder = tl.load(w_enc + j * d + c, mask=inside, other=0.0)
+        row = tl.load(w_dec + j * d + c, mask=inside, other=0.0)
+        _move(
+            j, c, inside, tl.load(g_enc + s * d + c, mask=inside, other=0.0),
+            tl.load(g_dec + s * d + c, mask=inside, other=0.0), encoder, row, shrink, w_enc, w_dec, v_enc, v_dec, last,
+            decays, norms, low, gaps, adam, step, d, SHRINK, UNIT, LOW,
+        )  # fmt: skip

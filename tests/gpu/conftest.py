@@ -1,0 +1,12 @@
+"""Tests of the GPU's kernels: on a card where there is one, else in Triton's interpreter (`make test-gpu`)."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+if os.environ.get("TRITON_INTERPRET") == "1" and not torch.cuda.is_available():
+    from tests.gpu.interpreter import patch_once_per_launch
+
+    patch_once_per_launch()

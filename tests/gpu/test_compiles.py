@@ -1,0 +1,33 @@
+"""Every kernel compiles for a Hopper card, and keeps its numbers in registers; no card needed (compiling.py)."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed: make test-gpu")
+QUICK = [("2304", "jumprelu")]
+ALL = [
+    ("3584", "gated", "topk"), ("768", "batchtopk", "relu"), ("2304", "jumprelu", "topk"), ("48", "--float64"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ALL if os.environ.get("TRITON_INTERPRET") else QUICK, ids=" ".join)
+def test_kernels_compile_for_sm_90(what, tmp_path):
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.gpu.compiling", *what],
+        capture_output=True, text=True, check=False, env=environment, timeout=900,
+    )  # fmt: skip
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
+    made = re.findall(r"^(\w+) .* registers=(\d+) stack=(\d+)$", done.stdout, re.MULTILINE)
+    assert {"rows", "decode", "canonical", "sums"} <= {name for name, _, _ in made}
+    for name, _, stack in made:
+        assert "--float64" in what or int(stack) <= 64, f"{name} spills registers"
