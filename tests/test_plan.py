@@ -249,12 +249,12 @@ def test_the_disk_planned_is_the_disk_used(lm_folder, text: Path, tmp_path: Path
 
 
 def test_a_study_without_a_language_model_is_counted_exactly(text: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(engine, "kernels", Plain)
+    monkeypatch.setattr(engine, "kernels", lambda **_: Plain())
     options = {"d": 10, "groups": 12, "rows": 200, "features": 30}
     activations = {"origin": "synthetic", "options": options, "block": 32}
     study = small(Path("./gone"), text, activations=activations, sae={"width": 48})
     made = plan.make(study, tmp_path, measure=True)
-    assert made.tokens == (2_400, 2_400, True)
+    assert made.tokens == (2_400, 2_400, True, True)
     assert [(panel.d, panel.saes, panel.parameters) for panel in made.panels] == [(10, 3, 2 * 480 + 3 * 48 + 10)]
     assert made.model == "none: activations from elsewhere"
     assert made.memory_bytes == 10 * 3 * (960 + 154) + 2 * 2 * 200 * 10 * 4 + plan.step_workspace(64, 10)

@@ -45,8 +45,11 @@ def test_every_linked_file_exists() -> None:
 def test_the_python_block_runs() -> None:
     if not (ROOT / "runs/demo/frontier.json").exists():
         pytest.skip("there is no runs/demo: `make demo` makes it")
-    block = re.search(r"```python\n(.*?)```", README, re.DOTALL)
-    assert block
-    done = subprocess.run([sys.executable, "-c", block[1]], cwd=ROOT, capture_output=True, text=True, check=False)
+    (block,) = (
+        one
+        for one in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+        if "Frontier.load" in one and "splice" in one
+    )
+    done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "features are active per token" in done.stdout

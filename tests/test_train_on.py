@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import textwrap
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,25 +14,12 @@ from jumpahead import log, store, study
 from jumpahead.activations import origin
 from jumpahead.errors import DataError, StudyError
 
-VISION = """
-    import torch
-    import jumpahead
-
-    conv = torch.nn.Conv2d(3, 48, kernel_size=5, stride=3).requires_grad_(False)  # stands for any network
-
-    def activations():
-        while True:
-            yield conv(torch.rand(16, 3, 32, 32)).permute(0, 2, 3, 1).flatten(0, 2)  # [n, 48]: one row per patch
-
-    run = jumpahead.train_on(activations, series=[{"architecture": "topk", "k": [2, 4, 8]}], width=256,
-                             tokens=40_000, train={"batch": 512}, out="runs/vision")
-    print(jumpahead.Frontier.load(run).ask(l0=4).panels[0].recommendation.reason)
-"""
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
-    example = textwrap.dedent(VISION).strip()
-    assert len([line for line in example.splitlines() if line]) <= 12
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "train_on" in block)
+    assert len([line for line in example.splitlines() if line]) <= 16
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "README.md", "exec"), {})
     said = capsys.readouterr()
