@@ -9,12 +9,13 @@ B tokens · d dimensions · M features · n entries of `room` places. Offsets ar
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import triton  # pyright: ignore[reportMissingImports] — not installed with jumpahead: it comes with torch on a GPU
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
-jit: Any = triton.jit
+jit = cast("Callable[..., Any]", triton.jit)
 """Its functions are launched with arguments that no type checker knows."""
 
 

@@ -10,12 +10,13 @@ as in `supports.Support`. BLOCK ≥ d columns are held at once, ENTRIES rows of 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import triton  # pyright: ignore[reportMissingImports] — not installed with jumpahead: it comes with torch on a GPU
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
-jit: Any = triton.jit
+jit = cast("Callable[..., Any]", triton.jit)
 """Its functions are launched with arguments that no type checker knows."""
 
 
