@@ -15,7 +15,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if DEVICE.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("no GPU, and not in Triton's interpreter: make test-gpu", allow_module_level=True)
 
-from jumpahead.engine.cuda import Triton  # noqa: E402 — decides at import whether kernels are interpreted
+from jumpahead.engine import cuda  # noqa: E402 — decides at import whether kernels are interpreted
 
 PATHS: dict[str, dict[str, float]] = {
     "support": {"POPULAR": 1.0, "FEWEST": 10**9},
@@ -40,9 +40,9 @@ def is_largest(case: Case) -> bool:
 WAYS = ways()
 
 
-def layer(is_late: bool = True) -> Triton:
+def layer(is_late: bool = True) -> cuda.Triton:
     """A fresh kernel layer."""
-    return Triton(DEVICE, late=is_late)
+    return cuda.Triton(DEVICE, late=is_late)
 
 
 def there(state: State) -> State:
@@ -50,7 +50,7 @@ def there(state: State) -> State:
     return moved(state, DEVICE)
 
 
-def back(state: State, kernels: Triton) -> State:
+def back(state: State, kernels: cuda.Triton) -> State:
     """A copy on the CPU, after the last step is done."""
     late.settle(state, kernels)
     return moved(state, torch.device("cpu"))

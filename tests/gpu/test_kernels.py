@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-import jumpahead.engine.cuda as cuda
 from jumpahead.engine import dense, kernels, reference, step
 from jumpahead.engine.select import select
 from jumpahead.sae.base import Above, Largest, LargestOfBatch
 from tests.engine.cases import CASES, activations, assert_close, clone, draw, scrambled, settled, start
-from tests.gpu.card import DEVICE, PATHS, WAYS, back, layer, there
+from tests.gpu.card import DEVICE, PATHS, WAYS, back, cuda, layer, there
 
 ONE = [
     next(case for case in CASES if case.architecture == name) for name in dict.fromkeys(c.architecture for c in CASES)

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import jumpahead.engine.cuda as cuda
 from jumpahead.engine import dense, late, step
 from jumpahead.errors import DivergedError
 from tests.engine.cases import CASES, activations, assert_close, assert_same_bytes, scrambled
-from tests.gpu.card import DEVICE, PATHS, WAYS, back, layer, moved, there
+from tests.gpu.card import DEVICE, PATHS, WAYS, back, cuda, layer, moved, there
 
 B, D, M = 8, 5, 12
 
