@@ -19,8 +19,8 @@ setup: .venv/.done  ## make .venv and install everything into it
 	else $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'; fi
 	@touch $@
 
-demo: setup  ## train the demo frontier and print where the report lies
-	$(BIN)/jumpahead run studies/demo.toml
+demo: setup  ## train the demo frontier and print where the report lies; ARGS="--set train.tokens=300_000" for a part of it
+	$(BIN)/jumpahead run studies/demo.toml $(ARGS)
 	$(BIN)/jumpahead ask runs/demo --delta-loss 0.2
 
 test: lint types unit  ## lint, types and tests
