@@ -32,7 +32,8 @@ def examine(lm: LM, sites: Sequence[str]) -> list[str]:
     The model can only `read` afterwards. Returns what was checked; StudyError in one sentence where something fails.
     """
     ids = _tokens(lm)
-    done = [_identity(lm, ids, site) for site in sites]
+    clean = lm.logits(ids)
+    done = [_identity(lm, ids, clean, site) for site in sites]
     states = _hidden_states(lm, ids)
     found = lm.read(ids, sites)
     done += [_is_hidden(lm, found, states, site) for site in sites if _block(site) in states]
@@ -62,9 +63,9 @@ def _require(holds: bool, lm: LM, failing: str) -> None:
         )
 
 
-def _identity(lm: LM, ids: Tensor, site: str) -> str:
+def _identity(lm: LM, ids: Tensor, clean: Tensor, site: str) -> str:
     """Delta LM loss of the identity is 0, by both ways of splicing."""
-    clean, resume = lm.logits(ids), lm.resume_point(ids, site)
+    resume = lm.resume_point(ids, site)
     _require(
         torch.equal(lm.splice(ids, site, lambda x: x), clean),
         lm,
