@@ -22,7 +22,7 @@ from jumpahead.lm.sites import parse_site
 from jumpahead.lm.sources import source_of
 from jumpahead.lm.text import documents
 from jumpahead.sae import architecture
-from jumpahead.sae.recipe import Recipe, Shape
+from jumpahead.sae.recipe import Recipe, Shape, digested
 from jumpahead.study import Study, Unit, to_toml, units
 
 if TYPE_CHECKING:
@@ -220,7 +220,8 @@ class Work:
             "options": kind.Options(**unit.series.options).model_dump(), "setting": unit.setting,
             "seeds": [unit.sae_seed, unit.stream_seed],
             "tokens": study.train.tokens, "batch": study.train.batch,
-            "recipe": self._recipe(unit, REFERENCE)._asdict(),
+            "recipe": digested(self._recipe(unit, REFERENCE)),
+            **({"revision": kind.revision} if kind.revision else {}),
         })  # fmt: skip
 
     def _recipe(self, unit: Unit, d: int) -> Recipe:

@@ -123,7 +123,7 @@ class Job:
             "seconds": round(self.seconds, 3),
         }
         if state.control is not None:
-            line["lambda"] = float(state.control.sparsity)
+            line["lambda"] = float(state.sparsity)
         if health is not None:
             line["health"] = health
         self.records.append(line)
@@ -170,11 +170,7 @@ class Job:
     def finished(self, about: dict[str, Any] | None = None) -> SAE:
         """The SAE for the LM's own activations; saved, and the checkpoint removed, where it has a folder."""
         state = self.state
-        knob = (
-            {"lambda": float(state.control.sparsity)}
-            if state.control
-            else {state.arch.setting.kind: state.arch.setting[1]}
-        )
+        knob = {"lambda": float(state.sparsity)} if state.control else {state.arch.setting.kind: state.arch.setting[1]}
         known = {"inputs": self.inputs, "scale": self.scale, "steps": state.t, "seconds": self.seconds, "knob": knob}
         p = {name: tensor.cpu() for name, tensor in state.p.items()}
         sae = SAE(state.arch, state.arch.fold(p, self.scale), {**known, **(about or {})})

@@ -216,7 +216,7 @@ def test_what_is_saved_takes_the_lms_own_activations(data, tmp_path):
     assert again.about["inputs"] == "abc"
     assert again.about["steps"] == 30
     assert again.about["scale"] == made.scale
-    assert again.about["knob"] == {"lambda": made.state.control.sparsity}
+    assert again.about["knob"] == {"lambda": float(made.state.sparsity)}
     assert not (tmp_path / "one" / "checkpoint").exists()
     assert store.SAEFolder(tmp_path / "one").is_done("abc")
     lines = store.read_lines(tmp_path / "one" / "train.jsonl")

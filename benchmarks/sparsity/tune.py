@@ -39,7 +39,8 @@ def wanted(rules: dict[str, Any]) -> list[Wanted]:
         tokens, options = one.get("tokens", rules["tokens"]), json.dumps(config.get("options", {}))
         for place in one.get("places", rules["places"]):
             for l0 in map(float, one.get("l0", rules["l0"])):
-                changes = json.dumps(rules["base"] | with_rate(config, place, l0, tokens))
+                base = rules["base"] | rules["base_of"].get(architecture, {})
+                changes = json.dumps(base | with_rate(config, place, l0, tokens))
                 found.append(Wanted(place, "development", tokens, rules["held_out"], series, architecture,
                                     ("l0", l0), 0, options, changes))  # fmt: skip
     return found

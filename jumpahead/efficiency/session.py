@@ -225,7 +225,7 @@ class Group:
     def state_and_losses(self, x: Tensor) -> tuple[State, dict[str, Loss], Knobs]:
         """An untrained SAE, and how the field would compute its loss. x [n, d]."""
         state = fresh_state(self.arch, self.shape.d, self.shape.width, 0, x[:SAMPLE])
-        knobs = Knobs(state.control.sparsity if state.control else 0.0, self.dead)
+        knobs = Knobs(state.sparsity if state.control else 0.0, self.dead)
         with torch.no_grad():
             return state, losses(self.arch, state.p, x[:64], knobs), knobs
 

@@ -33,7 +33,7 @@ def step(state: State, x: Tensor, lr: float, warmup: float) -> float:
     with torch.enable_grad():
         loss, g = gradients(state, x, knobs)
     pre = (x - state.p["b_dec"]) @ state.p["W_enc"].T + state.p["b_enc"]
-    f = state.arch.activate_batch(state.p, pre)
+    f = state.arch.activate_batch(state.p, pre, knobs)
     state.t += 1
     adam = Adam(lr, state.arch.recipe.beta2, state.arch.recipe.adam_epsilon, state.t)
     for name in state.v:
@@ -42,6 +42,7 @@ def step(state: State, x: Tensor, lr: float, warmup: float) -> float:
         state.p["W_dec"] /= state.p["W_dec"].norm(dim=1, keepdim=True)
     if bool((f > 0).any()):
         state.arch.observe(state.p, f[f > 0].min().item(), lr)
+    state.arch.decay(state.p, lr)
     state.arch.constrain(state.p)
     remember(state, (f > 0).sum(0), len(x), (f > 0).sum().item() / len(x))
     return float(loss)

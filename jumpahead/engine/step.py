@@ -44,6 +44,7 @@ from jumpahead.sae.base import (
     Simple,
 )
 from jumpahead.sae.control import Control
+from jumpahead.sae.recipe import wanted_l0
 
 if TYPE_CHECKING:
     from jumpahead.engine.select import Selected
@@ -222,6 +223,12 @@ class State:
     flight: late.Flight | None = None
     """The last step, where it may still be on its way (late.py): not in a checkpoint."""
 
+    @property
+    def sparsity(self) -> Number:
+        """λ, where it is controlled."""
+        assert self.control is not None
+        return self.control.price * self.arch.sparsity_unit(self.p)
+
     def encoder_for(self, kernels: Kernels) -> Encoder:
         """The encoder in the form of this kernel layer."""
         found = self.encoder
@@ -268,7 +275,7 @@ def fresh_state(arch: Architecture, d: int, width: int, seed: int, sample: Tenso
         share=dense.first_share(arch, p, sample),
     )
     if arch.controlled:
-        state.control = Control(sparsity=arch.first_sparsity(p), l0=arch.setting.value)
+        state.control = Control(price=arch.first_price, l0=wanted_l0(arch.recipe, arch.setting, 0))
     return state
 
 
@@ -353,6 +360,7 @@ def once(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels, wa
         update_(p[name], state.v[name], sums[name], adam, rate)
     if found.least is not None:
         arch.observe(p, found.least, lr)
+    arch.decay(p, lr)
     arch.constrain(p)
     if dense.is_decided(state.t, kernels):
         state.share = dense.with_endless(share.float(), selection, kernels)
@@ -437,11 +445,12 @@ def row_update(
 def knobs_of(state: State, warmup: float, kernels: Kernels | None = None) -> Knobs:
     """The step's λ and dead features."""
     arch = state.arch
-    sparsity = arch.fixed_sparsity * warmup if state.control is None else state.control.sparsity
+    sparsity = state.sparsity if state.control is not None else arch.fixed_sparsity * warmup
     dead = state.silent >= arch.recipe.dead_after if arch.uses_dead else None
+    l0 = None if arch.setting.kind == "lambda" else wanted_l0(arch.recipe, arch.setting, state.t)
     if kernels is not None and kernels.late:  # none may be dead: asking would wait, and none is a case like another
-        return Knobs(sparsity, dead)
-    return Knobs(sparsity, dead if dead is not None and bool(dead.any()) else None)
+        return Knobs(sparsity, dead, l0)
+    return Knobs(sparsity, dead if dead is not None and bool(dead.any()) else None, l0)
 
 
 def remember(state: State, fired: Tensor, tokens: int, l0: Number) -> None:
@@ -450,6 +459,7 @@ def remember(state: State, fired: Tensor, tokens: int, l0: Number) -> None:
     if state.t <= state.arch.recipe.revive_until:
         state.arch.revive(state.p, state.silent >= state.arch.recipe.dead_after)
     if state.control is not None:
-        rules, target = state.arch.recipe, state.arch.setting.value
+        rules = state.arch.recipe
+        target = wanted_l0(rules, state.arch.setting, state.t)
         state.control = state.control.after(l0, target, rules.control_gain)
         state.arch.steer(state.p, state.control.steering(target, rules.steering))

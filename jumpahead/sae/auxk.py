@@ -76,7 +76,7 @@ class WithAuxK(Architecture):
 
     def loss(self, p: Params, x: Tensor, knobs: Knobs) -> Tensor:
         pre = (x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]
-        error = x - self.activate_batch(p, pre) @ p["W_dec"] - p["b_dec"]
+        error = x - self.activate_batch(p, pre, knobs) @ p["W_dec"] - p["b_dec"]
         loss = error.square().sum(1).mean()
         selection = self.selection(p, {}, knobs, training=True)
         assert isinstance(selection, Largest | LargestOfBatch)

@@ -29,7 +29,7 @@ from jumpahead import store
 from jumpahead.errors import ArtefactError, DataError, StudyError
 from jumpahead.sae import architecture
 from jumpahead.sae.checked import BaseModel, ConfigDict
-from jumpahead.sae.recipe import Recipe, Setting, Shape, TrainConfig, recipe, recipe_from, short_rate
+from jumpahead.sae.recipe import Recipe, Setting, Shape, TrainConfig, recipe, recipe_from, short_rate, wanted_l0
 
 Params = dict[str, Tensor]
 
@@ -141,6 +141,8 @@ class Knobs(NamedTuple):
     """λ in force, warm-up included."""
     dead: Tensor | None = None
     """[M] bool: features counted as dead; None where the architecture does not ask."""
+    l0: float | None = None
+    """L0, or k, asked for in this step; None: the setting's."""
 
 
 class Counts(NamedTuple):
@@ -223,6 +225,10 @@ class Architecture(ABC):
     rate: ClassVar[float] = 0.064
     """The learning rate of the `short` recipe, as `recipe.short_rate` counts it."""
     reconstructions: ClassVar[tuple[Reconstruction, ...]] = (Reconstruction("input", live=True, bias=True),)
+    first_price: ClassVar[float] = 0.1
+    """Where the controller starts λ, in units of `sparsity_unit`."""
+    revision: ClassVar[int] = 0
+    """Raised when the same recipe trains another SAE than before: those are trained again."""
 
     def __init__(self, options: Options, setting: Setting, recipe: Recipe):
         assert setting.kind in self.settings, (self.name, setting)
@@ -255,6 +261,11 @@ class Architecture(ABC):
         return dict.fromkeys(self.vectors, 1.0)
 
     @property
+    def gate(self) -> str:
+        """The trained vector that decides, beside π, who is active: what `threshold_pull` pulls on."""
+        return "b_enc"
+
+    @property
     def uses_dead(self) -> bool:
         """Whether `knobs.dead` is wanted."""
         return False
@@ -273,6 +284,10 @@ class Architecture(ABC):
     def fixed_sparsity(self) -> float:
         """λ after its warm-up, where no controller moves it; 0 without a sparsity term."""
         return self.setting.value if self.setting.kind == "lambda" else 0.0
+
+    def asked(self, knobs: Knobs) -> float:
+        """The L0, or k, asked for in this step; of a saved SAE, the setting's."""
+        return self.setting.value if knobs.l0 is None else knobs.l0
 
     @abstractmethod
     def initialise(self, d: int, width: int, generator: torch.Generator, sample: Tensor) -> Params:
@@ -319,13 +334,20 @@ class Architecture(ABC):
     def activate(self, p: Params, pre: Tensor) -> Tensor:
         """Features f [..., M] from pre-activations π [..., M]: the dense forward pass of a saved SAE."""
 
-    def activate_batch(self, p: Params, pre: Tensor) -> Tensor:
+    def activate_batch(self, p: Params, pre: Tensor, knobs: Knobs) -> Tensor:
         """Features f of a batch in training, from its π [B, M], on dense tensors: as `selection` and `values` say."""
         return self.activate(p, pre)
 
     def observe(self, p: Params, least: Number, lr: float) -> None:  # noqa: B027 — only for `LargestOfBatch`
         """Take note of a batch after its step, in place: the smallest π that `LargestOfBatch` selected, and Adam's
         learning rate. Not called where it selected nothing."""
+
+    @final
+    def decay(self, p: Params, lr: float) -> None:
+        """Draw the gate's values towards their median, after Adam's update, in place. lr: Adam's learning rate."""
+        if pull := self.recipe.threshold_pull:
+            gate = p[self.gate]
+            gate += min(1.0, pull * self.trained[self.gate] * lr) * (gate.median() - gate)
 
     def constrain(self, p: Params) -> None:  # noqa: B027 — most have nothing to constrain
         """Bring parameters back into their domain after a step, in place."""
@@ -346,12 +368,12 @@ class Architecture(ABC):
 
     def started_l0(self, width: int, d: int) -> float:
         """The mean L0 that training starts from in the `short` recipe."""
-        wanted = self.setting.value if self.setting.kind == "l0" else d / 4
+        wanted = d / 4 if self.setting.kind == "lambda" else wanted_l0(self.recipe, self.setting, 0)
         return min(wanted, width / 8)
 
-    def first_sparsity(self, p: Params) -> float:
-        """Where the controller starts λ."""
-        return 1e-3
+    def sparsity_unit(self, p: Params) -> Number:
+        """What the controller's λ is a multiple of: what moves with the thresholds need not be found by control."""
+        return 1.0
 
     def fold_vectors(self, p: Params, scale: float, norms: Tensor) -> Params:
         """The trained vectors of the folded SAE. norms [M]: ‖d_j‖ before folding, float64."""

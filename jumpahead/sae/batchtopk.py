@@ -28,6 +28,7 @@ from torch import Tensor
 
 from jumpahead.sae.auxk import WithAuxK, largest
 from jumpahead.sae.base import Above, Knobs, LargestOfBatch, Number, Params, common_parameters, quantile_for_l0
+from jumpahead.sae.recipe import wanted_l0
 
 RATE = 0.2
 """r at the peak learning rate."""
@@ -46,13 +47,13 @@ class BatchTopK(WithAuxK):
 
     def initialise(self, d: int, width: int, generator: torch.Generator, sample: Tensor) -> Params:
         p, pre = common_parameters(d, width, generator, sample, self.recipe)
-        start = max(0.0, quantile_for_l0(pre, min(self.setting.value, width / 2)))
+        start = max(0.0, quantile_for_l0(pre, min(wanted_l0(self.recipe, self.setting, 0), width / 2)))
         return p | {"threshold": torch.full((width,), start)}
 
     def selection(self, p: Params, v: Params, knobs: Knobs, *, training: bool) -> Above | LargestOfBatch:
         if not training:
             return Above(p["threshold"])
-        chosen = LargestOfBatch(self.setting.value, guess=p["threshold"][0])
+        chosen = LargestOfBatch(self.asked(knobs), guess=p["threshold"][0])
         if knobs.dead is None:
             return chosen
         return chosen._replace(dead=knobs.dead, k_dead=self.k_dead(p))
@@ -60,8 +61,8 @@ class BatchTopK(WithAuxK):
     def activate(self, p: Params, pre: Tensor) -> Tensor:
         return pre * (pre > p["threshold"])
 
-    def activate_batch(self, p: Params, pre: Tensor) -> Tensor:
-        n = LargestOfBatch(self.setting.value, guess=0.0).count(len(pre))
+    def activate_batch(self, p: Params, pre: Tensor, knobs: Knobs) -> Tensor:
+        n = LargestOfBatch(self.asked(knobs), guess=0.0).count(len(pre))
         return largest(pre.T.reshape(-1), n).view(pre.shape[1], len(pre)).T
 
     def begin(self, p: Params, features: Tensor, thresholds: Tensor) -> None:

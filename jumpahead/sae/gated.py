@@ -130,10 +130,6 @@ class Gated(Architecture):
     def tuned(cls, short: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
         return short._replace(steering=0.0)
 
-    def first_sparsity(self, p: Params) -> float:
-        # On the bundled model λ settles at 0.12 for L0 = 32 (docs/LOG.md, 2026-11-22).
-        return 0.1
-
     def fold_vectors(self, p: Params, scale: float, norms: Tensor) -> Params:
         shift = p["W_enc"].double() @ p["b_dec"].double()
         growth = p["r_mag"].double().exp()

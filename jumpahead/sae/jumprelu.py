@@ -101,17 +101,25 @@ class JumpReLU(Architecture):
     vectors = ("b_enc", "threshold")
     Options = Options
     options: Options
+    first_price = 0.75  # where it ends: 0.6 to 0.9, over L0 4 to 64 (docs/LOG.md, 2026-11-26)
+    revision = 1
 
     @classmethod
     def tuned(cls, short: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
-        return short._replace(resample_every=max(1, config.steps // 24))
+        return short._replace(
+            bandwidth_share=0.5,
+            threshold_pull=12.0,
+            resample_every=max(1, config.steps // 24),
+            control_gain=0.01,
+            steering=0.1,
+        )
 
     @property
     def trained(self) -> dict[str, float]:
-        return {"b_enc": 1.0, self._trained_threshold: self.recipe.threshold_rate}
+        return {"b_enc": 1.0, self.gate: self.recipe.threshold_rate}
 
     @property
-    def _trained_threshold(self) -> str:
+    def gate(self) -> str:
         return "log_threshold" if self.recipe.threshold_form == "log" else "threshold"
 
     @property
@@ -132,7 +140,7 @@ class JumpReLU(Architecture):
         if start is None:
             start = max(quantile_for_l0(pre, self.started_l0(width, d)), LEAST)
         theta = torch.full((width,), start)
-        return p | {self._trained_threshold: theta.log() if self._trained_threshold == "log_threshold" else theta}
+        return p | {self.gate: theta.log() if self.gate == "log_threshold" else theta}
 
     def derive(self, p: Params) -> Params:
         theta = p["log_threshold"].exp() if "log_threshold" in p else p["threshold"]
@@ -159,19 +167,19 @@ class JumpReLU(Architecture):
     ) -> Gradients:
         on = (values[0] > 0).to(values[0].dtype)
         window = (entries.pre > entries.at(v["lower"])) & (entries.pre < entries.at(v["upper"]))
-        chain = v["theta"] if self._trained_threshold == "log_threshold" else torch.ones_like(v["theta"])
+        chain = v["theta"] if self.gate == "log_threshold" else torch.ones_like(v["theta"])
         weight = -chain / v["epsilon"]
         sparsity = entries.at(weight * self._price(counts, knobs))
         if self.options.target == "token":
             assert counts.active is not None
-            sparsity = sparsity * entries.across(counts.active / self.setting.value - 1)
+            sparsity = sparsity * entries.across(counts.active / self.asked(knobs) - 1)
         d_pre = Affine((on,))
         d_theta = Affine((window * entries.at(weight * v["theta"]),), window * sparsity)
-        return Gradients(d_pre, {"b_enc": d_pre, self._trained_threshold: d_theta}, None)
+        return Gradients(d_pre, {"b_enc": d_pre, self.gate: d_theta}, None)
 
     def _price(self, counts: Counts, knobs: Knobs) -> Number:
         """∂(sparsity term)/∂H(π − θ): a number, or [M]; for target = "token" without its token's factor."""
-        price, l0 = knobs.sparsity / counts.tokens, self.setting.value
+        price, l0 = knobs.sparsity / counts.tokens, self.asked(knobs)
         if self.options.target == "token":
             return price * (2 / l0)
         if self.options.target == "batch":
@@ -181,7 +189,7 @@ class JumpReLU(Architecture):
         return price * (1 + counts.fired * (2 / (counts.tokens * self.options.frequency_scale)))
 
     def penalty(self, charge: Number, counts: Counts, knobs: Knobs) -> Number:
-        l0 = self.setting.value
+        l0 = self.asked(knobs)
         if self.options.target == "token":
             assert counts.active is not None
             return knobs.sparsity * (counts.active.double() / l0 - 1).square().mean()
@@ -198,13 +206,13 @@ class JumpReLU(Architecture):
         f = ste.jumprelu(pre, v["theta"], v["epsilon"])
         error = (x - f @ p["W_dec"] - p["b_dec"]).square().sum(1)
         on = ste.step(pre, v["theta"], v["epsilon"])
-        return error.mean() + knobs.sparsity * self._sparsity(on)
+        return error.mean() + knobs.sparsity * self._sparsity(on, self.asked(knobs))
 
-    def _sparsity(self, on: Tensor) -> Tensor:
+    def _sparsity(self, on: Tensor, asked: float) -> Tensor:
         """The sparsity term without λ. on [B, M]: H(π − θ)."""
         if self.options.target != "controller":
             l0 = on.sum(1) if self.options.target == "token" else on.sum(1).mean()
-            return (l0 / self.setting.value - 1).square().mean()
+            return (l0 / asked - 1).square().mean()
         if self.options.frequency_scale is None:
             return on.sum(1).mean()
         frequency = on.mean(0)
@@ -213,12 +221,15 @@ class JumpReLU(Architecture):
     def activate(self, p: Params, pre: Tensor) -> Tensor:
         return pre * (pre > p["threshold"])
 
-    def activate_batch(self, p: Params, pre: Tensor) -> Tensor:
+    def activate_batch(self, p: Params, pre: Tensor, knobs: Knobs) -> Tensor:
         return pre * (pre > self.derive(p)["theta"])
 
     def constrain(self, p: Params) -> None:
         if "threshold" in p:
             p["threshold"].clamp_min_(1e-6)
+
+    def sparsity_unit(self, p: Params) -> Number:
+        return self.derive(p)["theta"].median().double().square()
 
     def revive(self, p: Params, dead: Tensor) -> None:
         if "log_threshold" in p:
@@ -229,10 +240,10 @@ class JumpReLU(Architecture):
     def begin(self, p: Params, features: Tensor, thresholds: Tensor) -> None:
         super().begin(p, features, thresholds)
         theta = thresholds.clamp_min(LEAST)
-        p[self._trained_threshold][features] = theta.log() if "log_threshold" in p else theta
+        p[self.gate][features] = theta.log() if "log_threshold" in p else theta
 
     def thresholds(self, v: Params) -> Thresholds:
-        name = self._trained_threshold
+        name = self.gate
         return Thresholds(v["theta"], v["lower"], v["upper"], name, is_log=name == "log_threshold")
 
     def steer(self, p: Params, growth: Number) -> None:

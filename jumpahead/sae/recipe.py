@@ -90,9 +90,16 @@ class Recipe(NamedTuple):
     resample_every: int = 0
     """Steps between two rounds of starting dead features anew (engine/resample.py); 0 for never."""
     control_gain: float = 0.05
-    """g of the controller (control.py): how fast λ follows the error of L0."""
+    """g of the controller (control.py): how fast λ's multiple follows the error of L0."""
     steering: float = 0.05
     """h of the controller: how far all thresholds move together, per step; 0 leaves L0 to λ."""
+    threshold_pull: float = 0.0
+    """κ: decoupled decay of what decides who is active (Architecture.gate) towards its median over features. Each step
+    takes κ·(its learning rate) of the distance; with Adam's steps of about that rate, it stays within about 1/κ."""
+    l0_start: float = 1.0
+    """The L0 (or k) asked for at the first step, in multiples of the requested one."""
+    l0_steps: int = 0
+    """Steps over which what is asked for falls to the requested L0, by the same factor in each."""
 
 
 class Setting(NamedTuple):
@@ -206,6 +213,21 @@ def learning_rate(r: Recipe, step: int, steps: int) -> float:
         warm = r.lr_start + (1 - r.lr_start) * 0.5 * (1 - math.cos(math.pi * step / r.lr_warmup))
     fade = min(1.0, (steps - step) / r.lr_decay) if r.lr_decay else 1.0
     return r.lr * warm * fade
+
+
+LATER = {name: Recipe._field_defaults[name] for name in ("threshold_pull", "l0_start", "l0_steps")}
+"""Hyper-parameters that came after SAEs had been trained without them: at these values the digests of those stand."""
+
+
+def digested(r: Recipe) -> dict[str, Any]:
+    """A recipe as it enters an SAE's digest."""
+    return {name: value for name, value in r._asdict().items() if name not in LATER or value != LATER[name]}
+
+
+def wanted_l0(r: Recipe, setting: Setting, step: int) -> float:
+    """The L0 (or k) asked for in `step` (0-based): l0_start times the requested one, falling to it over l0_steps."""
+    left = max(0.0, 1 - step / r.l0_steps) if r.l0_steps else 0.0
+    return setting.value * r.l0_start**left
 
 
 def sparsity_warmup(r: Recipe, step: int) -> float:

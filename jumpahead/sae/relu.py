@@ -91,10 +91,6 @@ class ReLU(Architecture):
         # λ alone ends 3 % below the requested L0 after 146 steps; with this hand, within 1 % (docs/LOG.md, 2026-11-24).
         p["b_enc"] -= growth * p["b_enc"].abs().mean()
 
-    def first_sparsity(self, p: Params) -> float:
-        # On the bundled model λ settles at 0.1 to 0.2 for L0 = 32 and 8, 1,024 features (docs/LOG.md, 2026-11-24).
-        return 0.1
-
     def fold(self, p: Params, scale: float) -> Params:
         """Unit d_j by π_j ← ‖d_j‖·π_j: the ReLU lets a positive factor through."""
         norms = p["W_dec"].double().norm(dim=1).clamp_min(1e-30)

@@ -32,21 +32,23 @@ class TopK(WithAuxK):
     keeps_whole = True
     vectors = ("b_enc",)
 
-    @property
-    def k(self) -> int:
+    def k(self, knobs: Knobs) -> int:
         """Features kept per token."""
-        return max(1, round(self.setting.value))
+        return max(1, round(self.asked(knobs)))
 
     def initialise(self, d: int, width: int, generator: torch.Generator, sample: Tensor) -> Params:
         return common_parameters(d, width, generator, sample, self.recipe)[0]
 
     def selection(self, p: Params, v: Params, knobs: Knobs, *, training: bool) -> Largest:
         if not training or knobs.dead is None:
-            return Largest(self.k)
-        return Largest(self.k, knobs.dead, self.k_dead(p))
+            return Largest(self.k(knobs))
+        return Largest(self.k(knobs), knobs.dead, self.k_dead(p))
 
     def activate(self, p: Params, pre: Tensor) -> Tensor:
-        return largest(pre, self.k)
+        return largest(pre, self.k(Knobs()))
+
+    def activate_batch(self, p: Params, pre: Tensor, knobs: Knobs) -> Tensor:
+        return largest(pre, self.k(knobs))
 
 
 ARCHITECTURE = TopK

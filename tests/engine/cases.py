@@ -177,7 +177,7 @@ def assert_close(found: State, wanted: State, tolerance: float) -> None:
     """Same parameters, moments (both settled) and counters; |difference| ≤ tolerance·max(1, |value|)."""
     assert (found.t, found.control is None) == (wanted.t, wanted.control is None)
     if found.control is not None and wanted.control is not None:
-        assert abs(found.control.sparsity / wanted.control.sparsity - 1) < tolerance
+        assert abs(found.control.price / wanted.control.price - 1) < tolerance
         assert abs(found.control.l0 - wanted.control.l0) < tolerance * 100
     assert torch.equal(found.silent, wanted.silent)
     found, wanted = settled(found), settled(wanted)

@@ -12,7 +12,7 @@ from jumpahead.engine import step
 from jumpahead.engine.cpu import Compiled
 from jumpahead.engine.cpu.product import PRODUCTS, is_exact
 from jumpahead.engine.select import GUESSES, guesses, select
-from jumpahead.sae.base import DEAD, MAIN, LargestOfBatch
+from jumpahead.sae.base import DEAD, MAIN, Knobs, LargestOfBatch
 from tests.engine.cases import CASES, LAYERS, activations, assert_same_bytes, clone, draw, layer, scrambled
 from tests.engine.test_step_is_exact import adversarial, check_layout, dense, dyadic
 
@@ -173,7 +173,7 @@ def test_the_threshold_is_observed_before_dead_features_leave_for_their_block(na
     """θ ← θ + r·(τ − θ), r = 0.2·lr/peak, 0.2 at most; τ over features in a block as well."""
     state = scrambled(CASE, 9, 40, seed=3, adam_epsilon=1.0)
     x, p = activations(30, 9, 4), state.p
-    f = state.arch.activate_batch(p, (x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"])
+    f = state.arch.activate_batch(p, (x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"], Knobs())
     assert (f > 0).sum() == 30 * CASE.setting.value
     rare = f.masked_fill(f == 0, torch.inf).amin(0).argmin()
     state.silent[:] = 0
@@ -192,7 +192,7 @@ def test_at_evaluation_a_token_does_not_depend_on_its_batch():
     pre = draw(30, 40, seed=5)
     whole = state.arch.activate(state.p, pre)
     assert torch.equal(whole, torch.cat([state.arch.activate(state.p, row[None]) for row in pre]))
-    assert not torch.equal(whole, state.arch.activate_batch(state.p, pre))
+    assert not torch.equal(whole, state.arch.activate_batch(state.p, pre, Knobs()))
 
 
 def test_steps_of_both_layers_and_from_any_threshold_have_the_same_bytes():

@@ -24,7 +24,7 @@ from jumpahead.engine.cpu.product import PRODUCTS, is_exact
 from jumpahead.engine.select import select
 from jumpahead.engine.step import State
 from jumpahead.errors import DivergedError
-from jumpahead.sae.base import DEAD, MAIN, Above, Largest, LargestOfBatch
+from jumpahead.sae.base import DEAD, MAIN, Above, Knobs, Largest, LargestOfBatch
 from jumpahead.sae.recipe import learning_rate, sparsity_warmup
 from tests.engine.cases import (
     CASES,
@@ -103,7 +103,7 @@ def test_sixty_steps_equal_dense_autograd_with_dense_adam(case, name, path):
     wanted = {"support": [False], "products": [case.options.get("aux") != 0], "both": [False, True]}
     assert (through > 0) in wanted[path], "features went the other way"
     if case.setting.kind == "l0" and ours.control is not None:
-        assert ours.control.sparsity != ours.arch.first_sparsity(ours.p)
+        assert ours.control.price != ours.arch.first_price
 
 
 @layers
@@ -678,7 +678,7 @@ def features(state: State, x):
     """f of a state in training, dense: [B, M]."""
     p = state.p
     pre = (x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]
-    return state.arch.activate_batch(p, pre)
+    return state.arch.activate_batch(p, pre, Knobs())
 
 
 def assert_step_is_exact(state: State, x, name: str) -> State:

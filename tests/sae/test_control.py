@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from jumpahead.sae.base import Architecture
+from jumpahead.sae.base import Architecture, Knobs
 from jumpahead.sae.control import SMOOTHING, Control
 from tests.engine.cases import CASES, activations, scrambled
 
@@ -17,7 +17,7 @@ STEERED = [case for case in CASES if case.arch().controlled and type(case.arch()
 
 
 def test_it_rests_where_the_requested_l0_is_reached():
-    at = Control(sparsity=0.0037, l0=TARGET)
+    at = Control(price=0.0037, l0=TARGET)
     assert at.after(TARGET, TARGET, GAIN) == at
     assert at.steering(TARGET, STEER) == 0
 
@@ -25,7 +25,7 @@ def test_it_rests_where_the_requested_l0_is_reached():
 @pytest.mark.parametrize(("l0", "sign"), [(17.0, 1), (1000.0, 1), (15.0, -1), (0.5, -1), (0.0, -1)])
 def test_too_many_active_features_raise_the_price_and_the_thresholds_too_few_lower_them(l0, sign):
     after = Control(0.0037, TARGET).after(l0, TARGET, GAIN)
-    assert sign * (after.sparsity - 0.0037) > 0
+    assert sign * (after.price - 0.0037) > 0
     assert sign * after.steering(TARGET, STEER) > 0
     assert sign * (after.l0 - TARGET) > 0
 
@@ -33,7 +33,7 @@ def test_too_many_active_features_raise_the_price_and_the_thresholds_too_few_low
 @pytest.mark.parametrize(("l0", "error"), [(1e6, 1), (100.0, 1), (1e-6, -1), (0.0, -1)])
 def test_one_step_moves_at_most_by_its_gains(l0, error):
     after = Control(0.0037, l0).after(l0, TARGET, GAIN)
-    assert after.sparsity == pytest.approx(0.0037 * math.exp(error * GAIN), rel=1e-12)
+    assert after.price == pytest.approx(0.0037 * math.exp(error * GAIN), rel=1e-12)
     assert after.steering(TARGET, STEER) == pytest.approx(error * STEER, rel=1e-12)
 
 
@@ -46,8 +46,8 @@ def test_l0_is_smoothed_exponentially():
 
 def test_errors_of_the_same_size_in_both_directions_cancel():
     """As ratios: twice too many and half too few."""
-    up = Control(0.002, 1.5 * TARGET).after(1.5 * TARGET, TARGET, GAIN).sparsity
-    down = Control(0.002, TARGET / 1.5).after(TARGET / 1.5, TARGET, GAIN).sparsity
+    up = Control(0.002, 1.5 * TARGET).after(1.5 * TARGET, TARGET, GAIN).price
+    down = Control(0.002, TARGET / 1.5).after(TARGET / 1.5, TARGET, GAIN).price
     assert up * down == pytest.approx(0.002**2, rel=1e-12)
 
 
@@ -60,7 +60,7 @@ def test_in_a_closed_loop_it_settles_at_the_target(start, power):
     for _ in range(1500):
         l0 = TARGET * math.exp(-power * log_theta)
         at = at.after(l0, TARGET, GAIN)
-        log_theta += at.steering(TARGET, STEER) + 0.002 * (math.log(at.sparsity) - log_start - log_theta)
+        log_theta += at.steering(TARGET, STEER) + 0.002 * (math.log(at.price) - log_start - log_theta)
         seen.append(l0)
     assert sum(seen[-50:]) / 50 == pytest.approx(TARGET, rel=0.05)
 
@@ -73,7 +73,7 @@ def test_steering_moves_l0_the_right_way(case):
         state.arch.steer(state.p, growth)
         p = state.p
         pre = (activations(200, 12, 1) - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]
-        found.append((state.arch.activate_batch(p, pre) > 0).sum().item())
+        found.append((state.arch.activate_batch(p, pre, Knobs()) > 0).sum().item())
     assert found[0] > found[1]
     assert found[1] > found[2]
 

@@ -205,7 +205,7 @@ def test_sparsity_terms_of_the_whole_batch_have_the_expected_losss_derivative(fo
 
     parameter = p[trained(form)].clone().requires_grad_()
     on = ste.step(pre.T.relu(), parameter.exp() if form == "log" else parameter, v["epsilon"])
-    (by_autograd,) = torch.autograd.grad(sparsity * arch._sparsity(on), [parameter])
+    (by_autograd,) = torch.autograd.grad(sparsity * arch._sparsity(on, arch.setting.value), [parameter])
     for j in range(2):
         step = 1e-5 * scale
         sides = [expected([t + sign * step * (i == j) for i, t in enumerate(thetas)]) for sign in (1, -1)]
