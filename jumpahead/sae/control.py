@@ -46,7 +46,7 @@ class Control(NamedTuple):
 
     def read(self) -> Control:
         """As floats."""
-        return Control(float(self.sparsity), float(self.l0))
+        return Control(float(self.price), float(self.l0))
 
 
 def relative(l0: Number, target: float) -> Number:

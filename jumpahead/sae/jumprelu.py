@@ -29,9 +29,16 @@ that feature is in its support.
 
 Departures from the paper: none in the preset `paper`, whose target is the unshifted x. The preset `short` starts θ at
 the quantile of the first pre-activations that gives the requested L0, lets the bandwidth follow the thresholds,
-ε_j = min(share·median θ, 1.8·θ_j), starts b_dec at the mean activation, starts dead features anew at a dozen steps of
-the first half (engine/resample.py), and steers λ towards a requested L0 (control.py) where `target` does not say
-otherwise. The fixed-L0 loss is often implemented on the batch's mean instead of every token: both are here.
+ε_j = min(share·median θ, 1.8·θ_j), starts b_dec at the mean activation, and starts dead features anew at a dozen steps
+of the first half (engine/resample.py). Its log θ decay towards their median,
+
+    log θ_j ← log θ_j + κ·lr_θ·(median log θ − log θ_j)          after Adam's step, lr_θ its learning rate
+
+because a feature that hardly fires has a noisy gradient of θ and, once θ_j is out of reach of π_j, none: it never comes
+back. Where features explain a token independently of each other an entry pays if f² > λ, so one θ = √λ is right for
+all; κ = 12 leaves room for a twelfth of a nat around it. A requested L0 is steered (control.py) with λ = c·(median θ)²,
+where `target` does not say otherwise. The fixed-L0 loss is often implemented on the batch's mean instead of every token:
+both are here.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ the learning rate per step). By rule from tokens, batch, d and L0:
     its schedule     cosine warm-up over 1/20 of the steps, constant, linear to zero over the last third
     Adam             β₁ = 0, β₂ = 0.98: a rare feature's step is at most 1/√(1 − β₂) = 7 times lr, with 0.999 it is 32
     θ                log θ at 2·lr, from the quantile of the first pre-activations that gives the L0 to start from
-    ε                ε_i = min(median θ, 1.8·θ_i): wide, so that rare features have entries in their window
+    ε                ε_i = min(half the median θ, 1.8·θ_i)
+    κ                log θ decay to their median at 12·2·lr: rare features' thresholds drift up and away without it
     λ                moved by the controller (control.py), or warmed up over a tenth of the steps where it is fixed
     dead             silent for a twentieth of the run; cared for in its first half, by the architecture's own means
 

@@ -29,7 +29,9 @@ def test_two_steps_equal_dense_autograd_with_dense_adam(case, path, monkeypatch)
     for i in range(2):
         x = activations(tokens, d, seed=7 * i)
         results.append(step(ours, x.to(DEVICE), 0.3, 0.37, layer_))
-        f = theirs.arch.activate_batch(theirs.p, (x - theirs.p["b_dec"]) @ theirs.p["W_enc"].T + theirs.p["b_enc"], Knobs())
+        f = theirs.arch.activate_batch(
+            theirs.p, (x - theirs.p["b_dec"]) @ theirs.p["W_enc"].T + theirs.p["b_enc"], Knobs()
+        )
         error = (x - f @ theirs.p["W_dec"] - theirs.p["b_dec"]).square().sum() / tokens
         wanted.append((error.item(), (f > 0).sum().item() / tokens))
         reference.step(theirs, x, 0.3, 0.37)

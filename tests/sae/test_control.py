@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 
+from jumpahead.engine import step
 from jumpahead.sae.base import Architecture, Knobs
 from jumpahead.sae.control import SMOOTHING, Control
-from tests.engine.cases import CASES, activations, scrambled
+from jumpahead.sae.recipe import wanted_l0
+from tests.engine.cases import CASES, LAYERS, activations, layer, scrambled, start
 
 TARGET = 16.0
 GAIN, STEER = 0.07, 0.04
@@ -76,6 +78,51 @@ def test_steering_moves_l0_the_right_way(case):
         found.append((state.arch.activate_batch(p, pre, Knobs()) > 0).sum().item())
     assert found[0] > found[1]
     assert found[1] > found[2]
+
+
+@pytest.mark.parametrize("form", ["log", "raw"])
+def test_the_price_is_in_units_of_the_squared_median_threshold(form):
+    """λ = price·(median θ)² of JumpReLU: thrice the thresholds, nine times the λ."""
+    case = next(one for one in CASES if one.architecture == "jumprelu" and one.setting.kind == "l0")
+    state = scrambled(case._replace(changes={"threshold_form": form}), 6, 21, seed=2)
+    median = state.arch.derive(state.p)["theta"].sort().values[10]
+    state.control = Control(0.37, TARGET)
+    assert float(state.sparsity) == pytest.approx(0.37 * median.item() ** 2, rel=1e-12)
+    state.arch.steer(state.p, math.log(3))
+    assert float(state.sparsity) == pytest.approx(9 * 0.37 * median.item() ** 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
+def test_decay_takes_the_same_share_of_every_distance_to_the_median(case):
+    state = scrambled(case, 6, 21, seed=2, threshold_pull=2.5)
+    arch, p = state.arch, state.p
+    before = {name: tensor.clone() for name, tensor in p.items()}
+    share, gate = 2.5 * arch.trained[arch.gate] * 0.03, before[arch.gate]
+    arch.decay(p, 0.03)
+    torch.testing.assert_close(p[arch.gate] - gate.median(), (1 - share) * (gate - gate.median()), rtol=0, atol=1e-12)
+    assert all(torch.equal(p[name], tensor) for name, tensor in before.items() if name != arch.gate)
+    arch.decay(p, 1e9)
+    torch.testing.assert_close(p[arch.gate], gate.median().expand(21), rtol=0, atol=1e-12)
+    alone = scrambled(case, 6, 21, seed=2)
+    alone.arch.decay(alone.p, 0.03)
+    assert torch.equal(alone.p[arch.gate], gate)
+
+
+KEPT = [case for case in CASES if case.architecture in ("topk", "batchtopk") and case.options.get("aux") == 0.0]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("case", KEPT, ids=lambda case: case.label)
+def test_a_falling_request_is_what_a_step_keeps(case, name):
+    """k = 4 or 5 from three times of it in 8 steps: as many features as `wanted_l0` says, on every token."""
+    found, wanted = [], []
+    state, kernels = start(case, 12, 60, l0_start=3.0, l0_steps=8), layer(name)
+    for i in range(11):
+        asked = wanted_l0(state.arch.recipe, case.setting, i)
+        wanted.append(round(asked) if case.architecture == "topk" else round(asked * 40) / 40)
+        found.append(step(state, activations(40, 12, i), 1e-4, 0.37, kernels).l0)
+    assert found == pytest.approx(wanted, rel=1e-12)
+    assert found[0] == pytest.approx(3 * found[-1])
 
 
 @pytest.mark.parametrize("form", ["log", "raw"])

@@ -9,7 +9,17 @@ import pytest
 from pydantic import ValidationError
 
 from jumpahead import sae
-from jumpahead.sae.recipe import Setting, Shape, TrainConfig, learning_rate, recipe, sparsity_warmup
+from jumpahead.sae.recipe import (
+    Recipe,
+    Setting,
+    Shape,
+    TrainConfig,
+    digested,
+    learning_rate,
+    recipe,
+    sparsity_warmup,
+    wanted_l0,
+)
 from jumpahead.store import setting_text
 from tests.engine.cases import some_recipe
 
@@ -101,6 +111,24 @@ def test_without_decay_the_rate_stays():
 def test_lambda_rises_linearly():
     r = some_recipe(sparsity_warmup=8)
     assert [sparsity_warmup(r, i) for i in range(10)] == [1 / 8, 2 / 8, 3 / 8, 4 / 8, 5 / 8, 6 / 8, 7 / 8, 1, 1, 1]
+
+
+def test_what_is_asked_for_falls_by_the_same_factor_in_every_step():
+    """From four times the requested L0 to it in 20 steps: twice of it half-way."""
+    r, setting = some_recipe(l0_start=4.0, l0_steps=20), Setting("l0", 6.0)
+    asked = [wanted_l0(r, setting, i) for i in range(40)]
+    assert asked[0] == 24.0
+    assert asked[10] == pytest.approx(12.0)
+    assert [b / a for a, b in itertools.pairwise(asked[:21])] == pytest.approx([4 ** (-1 / 20)] * 20)
+    assert set(asked[20:]) == {6.0}
+    assert {wanted_l0(some_recipe(), setting, i) for i in range(40)} == {6.0}
+
+
+def test_a_new_hyper_parameter_at_its_default_leaves_digests_as_they_were():
+    r = recipe(config())
+    new = {name: value for name, value in r._asdict().items() if name not in digested(r)}
+    assert new == {"threshold_pull": 0.0, "l0_start": 1.0, "l0_steps": 0} == {k: Recipe._field_defaults[k] for k in new}
+    assert digested(r._replace(threshold_pull=3.5))["threshold_pull"] == 3.5
 
 
 def test_steps_are_whole_batches():
