@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from jumpahead.activations.blocks import Stream
 
 REPORTS = 200
-"""Lines of train.jsonl per SAE and run, about."""
+"""Lines of train.jsonl per SAE and run, about: one every so many steps, an odd number. With β₁ = 0 L0 may swing from step
+to step, and an even number would show one side of it."""
 WATCHED = 7
 """Every so many of these lines says how healthy training is: about 30 steps of a run, each some 3 % longer for it."""
 STATE = "state.safetensors"
@@ -188,7 +189,7 @@ def train(
     progress, steps = progress or log.Silent(), config.steps
     first = min(job.state.t for job in jobs)
     saved = time.monotonic()
-    every = max(1, steps // REPORTS)
+    every = max(1, steps // REPORTS) | 1
     with (
         interruptible() as interrupted,
         progress.phase("training", config.tokens, "tokens", first * config.batch) as p,

@@ -22,6 +22,8 @@ WITHIN = 0.03
 FREQUENCY_SCALES = (0.1, 0.01)
 FIXED = 7
 """SAEs of the curve of fixed λ."""
+BEYOND = 1.4
+"""How far that curve reaches past the requested SAEs' λ, as a factor."""
 AGAINST = "jumprelu"
 Lines = dict[str, dict[str, Any]]
 
@@ -45,13 +47,13 @@ def requested(budgets: Iterable[int], series: list[str] | None = None) -> list[W
 
 
 def fixed(lines: Lines, budgets: Iterable[int]) -> list[Wanted]:
-    """JumpReLU with fixed λ, spread over the λ that the controller of the requested SAEs ended with."""
+    """JumpReLU with fixed λ, spread over the λ that the controller of the requested SAEs ended with and beyond."""
     found = []
     for tokens in budgets:
         for place in PLACES.values():
             ends = [line["knob"]["lambda"] for line in members(lines, place.name, tokens, "jumprelu")]
             if len(ends) == len(place.l0):
-                grid = np.geomspace(min(ends), max(ends), FIXED)
+                grid = np.geomspace(min(ends) / BEYOND, max(ends) * BEYOND, FIXED)
                 found += [
                     Wanted(
                         place.name,

@@ -37,8 +37,8 @@ of the first half (engine/resample.py). Its log θ decay towards their median,
 because a feature that hardly fires has a noisy gradient of θ and, once θ_j is out of reach of π_j, none: it never comes
 back. Where features explain a token independently of each other an entry pays if f² > λ, so one θ = √λ is right for
 all; κ = 12 leaves room for a twelfth of a nat around it. A requested L0 is steered (control.py) with λ = c·(median θ)²,
-where `target` does not say otherwise. The fixed-L0 loss is often implemented on the batch's mean instead of every token:
-both are here.
+where `target` does not say otherwise. The fixed-L0 loss is often implemented on the batch's mean instead of every
+token: both are here.
 """
 
 from __future__ import annotations
