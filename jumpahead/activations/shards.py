@@ -317,22 +317,12 @@ def _write(layout: _Layout, folder: Path, number: int, phase: log.Phase) -> None
 
     def groups() -> Iterator[Mapping[str, Tensor]]:
         for group in range(*layout.parts[number]):
-            yield {**layout.live.rows(group), **_labels(layout.live.contexts, group)}
+            labels = {key: torch.from_numpy(value) for key, value in layout.live.contexts.labels(group).items()}
+            yield {**layout.live.rows(group), **labels}
             phase.advance(int(layout.live.rows_per_group[group]))
 
     on_cpu = ({key: value.cpu() for key, value in tensors.items()} for tensors in groups())
     write(folder / _name(number), layout.columns, layout.rows(number), on_cpu, layout.info(number))
-
-
-def _labels(contexts: Contexts, group: int) -> dict[str, Tensor]:
-    """int32 [n] each, of every row of a group."""
-    mask = contexts.trained(group)
-    labels = {
-        "token": contexts.ids(group)[mask],
-        "document": contexts.document(group)[contexts.chunk(group)[mask]],
-        "position": np.nonzero(mask)[1],
-    }
-    return {key: torch.from_numpy(value.astype(np.int32)) for key, value in labels.items()}
 
 
 def _name(number: int) -> str:
