@@ -36,6 +36,7 @@ from jumpahead.lm.outline import Outline, model_folder, outline
 from jumpahead.lm.sites import parse_site
 from jumpahead.lm.sources import source_of
 from jumpahead.log import duration, size
+from jumpahead.nouns import TEXT, Nouns
 from jumpahead.study import Series, Study, Unit, units
 
 if TYPE_CHECKING:
@@ -144,10 +145,13 @@ class Plan:
     card: Card | None = None
     """The GPU here that SAEs would train on."""
     notes: list[str] = field(default_factory=list)
+    nouns: Nouns = TEXT
+    """What the activations are called."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; sizes in bytes, times in seconds."""
         plain = asdict(self)
+        del plain["nouns"]
         plain["tokens"] = self.tokens._asdict()
         plain["card"] = self.card and self.card._asdict()
         plain["panels"] = [panel._asdict() for panel in self.panels]
@@ -157,6 +161,7 @@ class Plan:
 
     def facts(self) -> list[tuple[str, str]]:
         """What, and how much: the rows of the table."""
+        nouns = self.nouns
         train, held_out = (self._count(tokens) for tokens in self.tokens[:2])
         rows = [("model", self.model)]
         for panel in self.panels:
@@ -166,12 +171,13 @@ class Plan:
             rows.append((panel.site, shape))
         rows += list(self.series.items())
         rows.append(("SAEs", f"{self.saes}" + (f", of which {self.found} are in {self.folder}" if self.found else "")))
-        rows.append(("training text", f"{train} tokens"))
-        times = f"each token {self.epochs:.1f} times" if self.epochs > 1 else f"{100 * self.epochs:.0f} % of the text"
+        rows.append((nouns("training text"), nouns(f"{train} tokens")))
+        times = nouns("each token") + f" {self.epochs:.1f} times" if self.epochs > 1 else ""
+        times = times or f"{100 * self.epochs:.0f} % of the {'rows' if nouns.of_rows else 'text'}"
         times = f": {times}" if self.tokens.is_known else ""
         rows.append(("trained on", f"{self.train_tokens:,} activations per SAE{times}"))
         scored = self._count(self.scored_tokens) if self.tokens.is_known else f"at most {self.scored_tokens:,}"
-        rows.append(("held-out text", f"{held_out} tokens, of which {scored} are scored"))
+        rows.append((nouns("held-out text"), nouns(f"{held_out} tokens, of which {scored} are scored")))
         if self.memory_bytes is not None:
             rows.append(("memory", f"about {size(self.memory_bytes)}"))
         if self.card is not None:
@@ -235,7 +241,7 @@ def make(study: Study, folder: str | Path, *, measure: bool = False) -> Plan:
 
 def _assembled(
     study: Study, run: store.Run, panels: list[Panel], tokens: Tokens, model: str, beside: int, workspace: int,
-    kept: Kept | None, seconds: Seconds | None,
+    kept: Kept | None, seconds: Seconds | None, nouns: Nouns = TEXT,
 ) -> Plan:  # fmt: skip
     """beside, workspace: bytes on disk and in memory that are no SAE's."""
     found = units(study)
@@ -260,6 +266,7 @@ def _assembled(
         memory_bytes=None if at_once is None else 10 * at_once + workspace,
         kept=kept,
         seconds=seconds,
+        nouns=nouns,
     )
     if study.train.device != "cpu" and (found_card := gpu()) is not None:
         plan = replace(plan, card=Card(*found_card, _fits(study, workspace, known, found_card[1])))
@@ -318,7 +325,9 @@ def _without_lm(study: Study, run: store.Run, *, measure: bool) -> Plan:
     )
     memory = 2 * block + step_workspace(study.train.batch, max(data.widths.values()))
     seconds = _measured_without_lm(study, found, data, held_out) if measure else None
-    return _assembled(study, run, panels, tokens, "none: activations from elsewhere", 0, memory, None, seconds)
+    return _assembled(
+        study, run, panels, tokens, "none: activations from elsewhere", 0, memory, None, seconds, Nouns(of_rows=True)
+    )
 
 
 def _kept(study: Study, run: store.Run, shape: Outline | None, tokens: Tokens) -> Kept | None:
@@ -412,7 +421,8 @@ def _notes(study: Study, plan: Plan) -> list[str]:
         )
     elif plan.epochs > 1:
         notes.append(
-            f"each training token is seen {plan.epochs:.1f} times: give more text, or fewer train.tokens,"
+            plan.nouns("each training token is seen ")
+            + f"{plan.epochs:.1f} times: give more {'rows' if plan.nouns.of_rows else 'text'}, or fewer train.tokens,"
             " for an SAE that has not seen its data before"
         )
     if plan.tokens.held_out == 0:
@@ -421,9 +431,8 @@ def _notes(study: Study, plan: Plan) -> list[str]:
             " text.separator to cut a file into parts), or another text.held_out"
         )
     elif plan.tokens.held_out < study.evaluate.tokens:
-        notes.append(
-            f"evaluate.tokens asks for {study.evaluate.tokens:,}, the held-out text has fewer: all of it is scored"
-        )
+        held_out = plan.nouns(f"only {plan.tokens.held_out:,} held-out tokens")
+        notes.append(f"evaluate.tokens asks for {study.evaluate.tokens:,}, and there are {held_out}: all are scored")
     if plan.kept is not None and plan.kept.bytes - plan.kept.there > plan.kept.free:
         ways = ways_to_fit(len(study.activations.sites), study.activations.dtype)
         notes.append(f"the activations do not fit on the disk: {ways}")

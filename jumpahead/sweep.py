@@ -21,6 +21,7 @@ from jumpahead.lm.contexts import SPLITS, Contexts, Split, tokenize_into
 from jumpahead.lm.sites import parse_site
 from jumpahead.lm.sources import source_of
 from jumpahead.lm.text import documents
+from jumpahead.nouns import Nouns
 from jumpahead.sae import architecture
 from jumpahead.sae.recipe import Recipe, Shape, digested
 from jumpahead.study import Study, Unit, to_toml, units
@@ -243,6 +244,11 @@ class Work:
     def needs_lm(self) -> bool:
         return self.study.activations.origin not in WITHOUT_LM
 
+    @property
+    def nouns(self) -> Nouns:
+        """What the activations are called."""
+        return Nouns(of_rows=not self.needs_lm)
+
     def tokenize(self) -> None:
         """Tokens of both splits on disk."""
         if self.needs_lm:
@@ -389,7 +395,7 @@ class Work:
         layer = kernels(device=device_for(config))
         self.progress.say(f"kernels: {layer.name}")
         jobs = [self._job(unit) for unit in members]
-        train(jobs, stream, config, layer, self.progress)
+        train(jobs, stream, config, layer, self.progress, self.nouns("tokens"))
         distinct = stream.distinct_rows(config.steps)
         for job, unit in zip(jobs, members, strict=True):
             tokens = config.steps * config.batch
@@ -416,7 +422,8 @@ class Work:
             f"({config.steps:,} steps of {config.batch:,}; {total:,} distinct, {epochs:.2g} epochs)"
         )
         if epochs > 1:
-            self.progress.say(f"The text is repeated: {epochs:.1f} epochs. More text would be better.")
+            what, more = ("text is", "text") if self.needs_lm else ("activations are", "of them")
+            self.progress.say(f"The {what} repeated: {epochs:.1f} epochs. More {more} would be better.")
 
     def label(self, unit: Unit) -> str:
         """For people: the unit's own label, and its site and width where the study has several."""
@@ -503,7 +510,7 @@ class Work:
 
         text = self.measured_on
         if not isinstance(text, HeldOut):
-            return reconstruct(saes, text, site, self.progress)
+            return reconstruct(saes, text, site, self.progress, unit=self.nouns("tokens"))
         mean = torch.tensor(next(iter(saes.values())).about["mean"])
         return evaluate(saes, self.whole_lm, text, site, mean, self.progress)
 
@@ -518,7 +525,7 @@ class Work:
         for unit in members:
             sae, lines = saes[unit.key], store.read_lines(self.target.at(unit.key).log)
             where = health.settled(lines, health.asked_l0(unit.setting._asdict()))
-            verdicts = health.verdicts(lines, unit.setting._asdict(), unit.width)
+            verdicts = [self.nouns(one) for one in health.verdicts(lines, unit.setting._asdict(), unit.width)]
             found = document_evaluation(measured[unit.key], text, weights, [*verdicts, *self._notes(sae)])
             store.write_json(
                 self.target.at(unit.key).evaluation,

@@ -182,16 +182,24 @@ class Job:
 
 
 def train(
-    jobs: Sequence[Job], stream: Stream, config: TrainConfig, kernels: Kernels, progress: log.Progress | None = None
+    jobs: Sequence[Job],
+    stream: Stream,
+    config: TrainConfig,
+    kernels: Kernels,
+    progress: log.Progress | None = None,
+    unit: str = "tokens",
 ) -> None:
-    """Train every job to config.steps. Ctrl-C finishes the step at hand, checkpoints all, and raises."""
+    """Train every job to config.steps. Ctrl-C finishes the step at hand, checkpoints all, and raises.
+
+    unit: what progress calls the activations.
+    """
     progress, steps = progress or log.Silent(), config.steps
     first = min(job.state.t for job in jobs)
     saved = time.monotonic()
     every = max(1, steps // REPORTS)
     with (
         interruptible() as interrupted,
-        progress.phase("training", config.tokens, "tokens", first * config.batch) as p,
+        progress.phase("training", config.tokens, unit, first * config.batch) as p,
         contextlib.closing(stream.batches(first)) as batches,
     ):
         for i, batch in zip(range(first, steps), batches, strict=False):

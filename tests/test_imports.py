@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "jumpahead"
 
 # From the ground up. A file or folder of jumpahead/ may import its own floor and those below.
 FLOORS = [
-    {"errors", "shapes", "log"},
+    {"errors", "shapes", "log", "nouns"},
     {"store"},
     {"world"},
     {"sae"},
