@@ -28,6 +28,7 @@ from jumpahead.study import Study, Unit, to_toml, units
 
 if TYPE_CHECKING:
     from jumpahead.activations.base import Activations, Scale
+    from jumpahead.activations.live import Live
     from jumpahead.activations.shards import Part
     from jumpahead.evaluate import HeldOut, HeldOutRows, Measured
     from jumpahead.lm.config import LMConfig
@@ -201,11 +202,9 @@ class Work:
         if not path.exists() or store.read_json(path) != known:
             store.write_json(path, known)
 
-    @cached_property
-    def kept(self) -> str:
-        """Digest of what the activations on disk are activations of."""
-        activations = self.study.activations
-        return store.digest_json([self.source, sorted(activations.sites), activations.dtype])
+    def kept(self, sites: Sequence[str]) -> str:
+        """Digest of what activations on disk at these sites are activations of."""
+        return store.digest_json([self.source, sorted(sites), self.study.activations.dtype])
 
     def inputs(self, unit: Unit) -> str:
         """Digest of everything the trained SAE depends on."""
@@ -324,12 +323,12 @@ class Work:
     @cached_property
     def activations(self) -> Activations:
         from jumpahead.activations import origin
-        from jumpahead.activations.shards import is_complete
+        from jumpahead.activations.shards import missing
 
         kind = origin(self.study.activations.origin)
         lm, contexts = None, None
         if self.study.activations.origin == "shards":
-            if not is_complete(self.target.activations, self.kept):
+            if missing(self.target.activations, self.study.activations.sites, self.kept):
                 self.keep()
         elif self.needs_lm:
             lm, contexts = self.lm, self.contexts
@@ -353,23 +352,32 @@ class Work:
     def keep(self, part: Part | None = None) -> bool:
         """Write what is missing of the activations on disk, this process's part of it; True where all are there then.
 
-        Those of the held-out text too, as many as are evaluated on. Nothing is loaded where nothing is missing.
+        Those of the held-out text too, as many as are evaluated on. Nothing is loaded where nothing is missing, and of
+        sites that are there already nothing is written again.
         """
-        from jumpahead.activations.shards import HELD_OUT, Part, is_complete, live_of, shard_mib, write_shards
+        from jumpahead.activations.shards import HELD_OUT, Part, live_of, missing, shard_mib, write_sites
 
         config, is_done = self.study.activations, True
+
+        def measured(sites: Sequence[str]) -> str:
+            return store.digest_json([self.kept(sites), self.study.evaluate.tokens])
+
         train = self.target.activations
-        measured = store.digest_json([self.kept, self.study.evaluate.tokens])
-        kept: list[tuple[Split, Path, str]] = [("held_out", train / HELD_OUT, measured), ("train", train, self.kept)]
-        for split, folder, inputs in kept:
-            if is_complete(folder, inputs):
+        for split, folder, inputs_of in (("held_out", train / HELD_OUT, measured), ("train", train, self.kept)):
+            if not missing(folder, config.sites, inputs_of):
                 continue
-            live = live_of(config, self.lm, self._contexts(split))
-            if split == "held_out":
-                live.rows_per_group = live.rows_per_group[: self.held_out.groups]
-            is_done &= write_shards(
-                live, folder, shard_mib=shard_mib(config), part=part or Part(), inputs=inputs, progress=self.progress
-            )
+            contexts = self._contexts(split)
+
+            def live(sites: Sequence[str], contexts: Contexts = contexts, split: str = split) -> Live:
+                made = live_of(config, self.lm, contexts, sites)
+                if split == "held_out":
+                    made.rows_per_group = made.rows_per_group[: self.held_out.groups]
+                return made
+
+            is_done &= write_sites(
+                live, folder, config.sites, inputs_of, shard_mib=shard_mib(config), part=part or Part(),
+                progress=self.progress,
+            )  # fmt: skip
         return is_done
 
     def train(self) -> None:

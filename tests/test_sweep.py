@@ -671,6 +671,20 @@ def test_parts_of_a_harvest_and_then_training_without_the_model(study_file, fini
     assert "activations.origin = 'live' keeps nothing on disk" in live.stderr
 
 
+def test_a_site_that_comes_later_is_harvested_alone(study_file, tmp_path):
+    """Of the held-out text too; what was there is not written again."""
+    folder, sites = tmp_path / "small", ["layers.1.residual", "layers.0.mlp"]
+    both = f"activations.sites={sites}".replace("'", '"')
+    run(study_file, folder, *SHARDS, until="activations")
+    before = {path: stamp for path, stamp in stamps(folder / "activations").items() if "shard-" in path.name}
+    run(study_file, folder, *SHARDS, both, until="activations")
+    after = {path: stamp for path, stamp in stamps(folder / "activations").items() if "shard-" in path.name}
+    assert before.items() < after.items()
+    assert sum("held_out" in path.parts for path in after.keys() - before.keys()) >= 1
+    found = sweep.Work(studies.load(study_file, [*SHARDS, both]), store.Run(folder), log.Silent()).activations
+    assert list(found.widths) == list(found.held_out.widths) == sites
+
+
 def test_a_model_and_a_text_that_are_gone_stop_nothing_but_the_loss(study_file, finished, tmp_path, lm_folder):
     model, text = tmp_path / "model", tmp_path / "text"
     shutil.copytree(lm_folder("neox"), model)
