@@ -24,7 +24,7 @@ from jumpahead.lm.text import documents
 from jumpahead.nouns import Nouns
 from jumpahead.sae import architecture
 from jumpahead.sae.recipe import Recipe, Shape, digested
-from jumpahead.study import Study, Unit, to_toml, units
+from jumpahead.study import Series, Study, Unit, to_toml, units
 
 if TYPE_CHECKING:
     from jumpahead.activations.base import Activations, Scale
@@ -85,6 +85,7 @@ class Work:
     def __init__(self, study: Study, target: store.Run, progress: log.Progress):
         self.study, self.target, self.progress = study, target, progress
         self.units = units(study)
+        self._starts: dict[str, tuple[SAE, list[Any]]] = {}
 
     # ------------------------------------------------------------------------------------------ what SAEs depend on
 
@@ -214,15 +215,38 @@ class Work:
         activations["options"] = {} if self.needs_lm else {key: options[key] for key in options if key != "source"}
         origin = "lm" if self.needs_lm else study.activations.origin
         kind = architecture(unit.series.architecture)
+        start = {"start": store.digest_json(self.start(unit.series)[1])} if unit.series.start else {}
         return store.digest_json({
             "version": VERSION, "source": self.source, "activations": activations, "origin": origin,
             "site": unit.site, "width": unit.width, "architecture": unit.series.architecture,
             "options": kind.Options(**unit.series.options).model_dump(), "setting": unit.setting,
             "seeds": [unit.sae_seed, unit.stream_seed],
             "tokens": study.train.tokens, "batch": study.train.batch,
-            "recipe": digested(self._recipe(unit, REFERENCE)),
+            "recipe": digested(self._recipe(unit, REFERENCE)), **start,
             **({"revision": kind.revision} if kind.revision else {}),
         })  # fmt: skip
+
+    def start(self, series: Series) -> tuple[SAE, list[Any]]:
+        """The SAE that those of a series begin as, and what is digested of it; StudyError where that cannot be."""
+        assert series.start is not None
+        if series.start not in self._starts:
+            from jumpahead.sae.base import SAE
+
+            path = Path(series.start).expanduser()
+            try:
+                found = SAE.load(path)
+            except ArtefactError as exc:
+                raise StudyError(f"series '{series.name}' cannot start from {series.start}: {exc}") from exc
+            known = [store.digest_file(store.SAEFolder(path).weights), found.about.get("knob")]
+            self._starts[series.start] = found, known
+        found, known = self._starts[series.start]
+        for fits, what in (
+            (found.architecture == series.architecture, f"the series is {series.architecture}"),
+            (self.study.sae.width == (found.width,), f"sae.width must be {found.width} alone"),
+        ):
+            if not fits:
+                raise StudyError(f"series '{series.name}' cannot start from {series.start}, an {found!r}: {what}.")
+        return found, known
 
     def _recipe(self, unit: Unit, d: int) -> Recipe:
         kind, shape = architecture(unit.series.architecture), Shape(d, unit.width, unit.setting)
@@ -441,13 +465,21 @@ class Work:
 
     def _job(self, unit: Unit) -> Job:
         from jumpahead.engine import fresh_state
-        from jumpahead.train import Job, device_for
+        from jumpahead.train import Job, begin_as, device_for
 
         kind = architecture(unit.series.architecture)
         d, scale = self.activations.widths[unit.site], self.scales[unit.site].C
         arch = kind(kind.Options(**unit.series.options), unit.setting, self._recipe(unit, d))
         sample = (self.sample[unit.site] / scale).to(device_for(self.study.train))
         state = fresh_state(arch, d, unit.width, unit.sae_seed, sample)
+        if unit.series.start:
+            found, _ = self.start(unit.series)
+            if found.d != d:
+                raise StudyError(
+                    f"series '{unit.series.name}' cannot start from {unit.series.start}, an {found!r}: {unit.site} has "
+                    f"d = {d}."
+                )
+            begin_as(state, found, scale, sample)
         job = Job(self.label(unit), unit.site, scale, state, self.target.at(unit.key), self.inputs(unit))
         job.resume()
         return job

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from jumpahead import log, store
-from jumpahead.engine import Kernels, State, StepResult, Watch, settle, step
+from jumpahead.engine import Kernels, State, StepResult, Watch, dense, settle, step
 from jumpahead.errors import ArtefactError, DivergedError, StudyError
 from jumpahead.sae.base import SAE
 from jumpahead.sae.control import Control
@@ -179,6 +179,20 @@ class Job:
             sae.save(self.folder.path)
             store.remove(self.folder.checkpoint)
         return sae
+
+
+def begin_as(state: State, sae: SAE, scale: float, sample: Tensor) -> None:
+    """Makes an untrained state that of a saved SAE, of the same architecture, width and d; λ goes on from its last.
+
+    scale: C of the site. sample [n, d]: activations in the unit E‖x‖² = 1.
+    """
+    p = state.arch.unfold(sae.params, scale)
+    assert p.keys() == state.p.keys(), (sorted(p), sorted(state.p))
+    state.p = {name: p[name].to(like) for name, like in state.p.items()}
+    state.share = dense.first_share(state.arch, state.p, sample)
+    sparsity = (sae.about.get("knob") or {}).get("lambda")
+    if state.control is not None and sparsity is not None:
+        state.control = state.control._replace(price=float(sparsity / state.arch.sparsity_unit(state.p)))
 
 
 def train(

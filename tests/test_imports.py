@@ -27,7 +27,8 @@ FLOORS = [
     {"train"},
     {"study"},  # only assembles what lies below; sweep takes a study
     {"sweep"},
-    {"plan", "probe", "rehearsal", "starter", "terminal", "efficiency", "train_on"},
+    {"probe"},
+    {"plan", "rehearsal", "starter", "terminal", "efficiency", "train_on"},
     {"cli"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

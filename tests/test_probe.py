@@ -94,7 +94,7 @@ def test_whole_blocks_are_read():
     """45 steps of 64 are 2,880 rows: two blocks of 1,500 for each of two streams, after 200 for the scale and all for
     the start."""
     study = parse({
-        "name": "x", "train": {"tokens": 2_900, "batch": 64}, "stream": {"seed": [1, 2]},
+        "name": "x", "sae": {"width": 9}, "train": {"tokens": 2_900, "batch": 64}, "stream": {"seed": [1, 2]},
         "activations": {"scale_rows": 200}, "series": [{"architecture": "topk", "k": 3}],
     })  # fmt: skip
     assert probe._rows_read(study, 1_500) == 200 + 2_880 + 2 * 2 * 1_500
