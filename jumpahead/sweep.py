@@ -29,7 +29,7 @@ from jumpahead.study import Series, Study, Unit, to_toml, units
 if TYPE_CHECKING:
     from jumpahead.activations.base import Activations, Scale
     from jumpahead.activations.live import Live
-    from jumpahead.activations.shards import Part
+    from jumpahead.activations.shards import InputsOf, Part
     from jumpahead.evaluate import HeldOut, HeldOutRows, Measured
     from jumpahead.lm.config import LMConfig
     from jumpahead.lm.model import LM
@@ -387,12 +387,15 @@ class Work:
             return store.digest_json([self.kept(sites), self.study.evaluate.tokens])
 
         train = self.target.activations
-        for split, folder, inputs_of in (("held_out", train / HELD_OUT, measured), ("train", train, self.kept)):
+        todo: list[tuple[Split, Path, InputsOf]] = [
+            ("held_out", train / HELD_OUT, measured), ("train", train, self.kept),
+        ]  # fmt: skip
+        for split, folder, inputs_of in todo:
             if not missing(folder, config.sites, inputs_of):
                 continue
             contexts = self._contexts(split)
 
-            def live(sites: Sequence[str], contexts: Contexts = contexts, split: str = split) -> Live:
+            def live(sites: Sequence[str], contexts: Contexts = contexts, split: Split = split) -> Live:
                 made = live_of(config, self.lm, contexts, sites)
                 if split == "held_out":
                     made.rows_per_group = made.rows_per_group[: self.held_out.groups]

@@ -36,8 +36,8 @@ def test_a_run_without_a_model_speaks_of_rows(tmp_path):
     told = []
 
     class Heard(log.Progress):
-        def say(self, text):
-            told.append(text)
+        def say(self, sentence):
+            told.append(sentence)
 
         def phase(self, title, total, unit, done=0):
             told.append(f"{title}: {total} {unit}")
