@@ -215,7 +215,7 @@ class Work:
         activations["options"] = {} if self.needs_lm else {key: options[key] for key in options if key != "source"}
         origin = "lm" if self.needs_lm else study.activations.origin
         kind = architecture(unit.series.architecture)
-        start = {"start": store.digest_json(self.start(unit.series)[1])} if unit.series.start else {}
+        start = {"start": store.digest_json(self.start(unit.series)[1])} if unit.series.start_from else {}
         return store.digest_json({
             "version": VERSION, "source": self.source, "activations": activations, "origin": origin,
             "site": unit.site, "width": unit.width, "architecture": unit.series.architecture,
@@ -228,24 +228,25 @@ class Work:
 
     def start(self, series: Series) -> tuple[SAE, list[Any]]:
         """The SAE that those of a series begin as, and what is digested of it; StudyError where that cannot be."""
-        assert series.start is not None
-        if series.start not in self._starts:
+        assert series.start_from is not None
+        refused = f"series '{series.name}' cannot start from {series.start_from}"
+        if series.start_from not in self._starts:
             from jumpahead.sae.base import SAE
 
-            path = Path(series.start).expanduser()
+            path = Path(series.start_from).expanduser()
             try:
                 found = SAE.load(path)
             except ArtefactError as exc:
-                raise StudyError(f"series '{series.name}' cannot start from {series.start}: {exc}") from exc
+                raise StudyError(f"{refused}: {exc}") from exc
             known = [store.digest_file(store.SAEFolder(path).weights), found.about.get("knob")]
-            self._starts[series.start] = found, known
-        found, known = self._starts[series.start]
+            self._starts[series.start_from] = found, known
+        found, known = self._starts[series.start_from]
         for fits, what in (
             (found.architecture == series.architecture, f"the series is {series.architecture}"),
             (self.study.sae.width == (found.width,), f"sae.width must be {found.width} alone"),
         ):
             if not fits:
-                raise StudyError(f"series '{series.name}' cannot start from {series.start}, an {found!r}: {what}.")
+                raise StudyError(f"{refused}, an {found!r}: {what}.")
         return found, known
 
     def _recipe(self, unit: Unit, d: int) -> Recipe:
@@ -475,12 +476,12 @@ class Work:
         arch = kind(kind.Options(**unit.series.options), unit.setting, self._recipe(unit, d))
         sample = (self.sample[unit.site] / scale).to(device_for(self.study.train))
         state = fresh_state(arch, d, unit.width, unit.sae_seed, sample)
-        if unit.series.start:
+        if unit.series.start_from:
             found, _ = self.start(unit.series)
             if found.d != d:
                 raise StudyError(
-                    f"series '{unit.series.name}' cannot start from {unit.series.start}, an {found!r}: {unit.site} has "
-                    f"d = {d}."
+                    f"series '{unit.series.name}' cannot start from {unit.series.start_from}, an {found!r}: "
+                    f"{unit.site} has d = {d}."
                 )
             begin_as(state, found, scale, sample)
         job = Job(self.label(unit), unit.site, scale, state, self.target.at(unit.key), self.inputs(unit))

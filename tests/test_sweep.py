@@ -658,10 +658,10 @@ def test_no_steps_from_an_existing_sae_leave_it_what_it_is(study_file, copied, n
     """And one step does not; the first SAE's digest is among the inputs, and its λ goes on."""
     first = next(point for point in Frontier.load(copied).points(name))
     path, setting = str(copied / first["path"]), first["setting"]
-    series = {"architecture": name, setting["kind"]: [setting["value"]], "start": path}
+    series = {"architecture": name, setting["kind"]: [setting["value"]], "start_from": path}
     work = started(study_file, copied, series)
     (unit,) = work.units
-    plain = started(study_file, copied, {**series, "start": None})
+    plain = started(study_file, copied, {**series, "start_from": None})
     assert plain.pending() == []
     assert work.pending() == [unit]
     job, sae = work._job(unit), SAE.load(path)
@@ -677,23 +677,23 @@ def test_no_steps_from_an_existing_sae_leave_it_what_it_is(study_file, copied, n
 
 def test_an_sae_that_cannot_be_started_from_is_named(study_file, copied, tmp_path):
     path = str(copied / Frontier.load(copied).points("topk")[0]["path"])
-    topk = {"architecture": "topk", "k": [3], "start": path}
+    topk = {"architecture": "topk", "k": [3], "start_from": path}
 
     def refused(says, series, *overrides):
         work = started(study_file, copied, series, *overrides)
         with pytest.raises(StudyError, match=f"^series '{series['architecture']}' cannot start from .*{says}"):
             work._job(work.units[0])
 
-    refused("an SAE.topk, .*: the series is gated", {"architecture": "gated", "l0": [3], "start": path})
+    refused("an SAE.topk, .*: the series is gated", {"architecture": "gated", "l0": [3], "start_from": path})
     refused("sae.width must be 64 alone", topk, "sae.width=[64, 80]")
-    refused("config.json does not exist", {**topk, "start": str(tmp_path / "nowhere")})
+    refused("config.json does not exist", {**topk, "start_from": str(tmp_path / "nowhere")})
     other = SAE.load(path)
     params = {
         name: tensor[..., :10] if name in ("W_enc", "W_dec", "b_dec") else tensor
         for name, tensor in other.params.items()
     }
     SAE(other.arch, params).save(tmp_path / "narrow")
-    refused("layers.1.residual has d = 24", {**topk, "start": str(tmp_path / "narrow")})
+    refused("layers.1.residual has d = 24", {**topk, "start_from": str(tmp_path / "narrow")})
 
 
 # ---------------------------------------------------------------------------------------------- activations on disk
