@@ -149,8 +149,12 @@ def reconstruct(
     site: str,
     progress: log.Progress | None = None,
     layer: Kernels | None = None,
+    unit: str = "tokens",
 ) -> dict[str, Measured]:
-    """Sums of every SAE at `site` without a language model: what is in nats is nan, a row counts as a token."""
+    """Sums of every SAE at `site` without a language model: what is in nats is nan, a row counts as a token.
+
+    unit: what progress calls the rows.
+    """
     width = text.activations.widths[site]
     for name, sae in saes.items():
         if sae.d != width:
@@ -159,7 +163,7 @@ def reconstruct(
     coders = {name: Coder(sae, layer) for name, sae in saes.items()}
     found = {name: Measured.nothing(sae, text) for name, sae in saes.items()}
     rows, progress = int(text.activations.rows_per_group[: text.groups].sum()), progress or log.Silent()
-    with progress.phase("evaluating", rows * max(1, len(saes)), "tokens") as phase:
+    with progress.phase("evaluating", rows * max(1, len(saes)), unit) as phase:
         for group in range(text.groups):
             x = text.activations.rows(group)[site].float().cpu()
             document, place = np.unique(text.activations.documents(group), return_inverse=True)

@@ -7,10 +7,7 @@ P = 2·M·d + M·(vectors) + d  parameters of one SAE
               + one step's working memory (`step_workspace`) + the LM
     disk      4 bytes per parameter and SAE, 8 more while it trains (a checkpoint), the token ids, activations if kept
               (rows · (Σ_sites d · itemsize + 12), of the text that is trained on and of what is scored)
-    time      stream: activations at the LM's rate, what the scale and the start are measured on, and then every one of
-              a training, once per stream seed (once in all where they are kept); SAEs: steps × a step's time, measured
-              at the smallest and the largest setting of each series; evaluation: the LM up to the site, clean, zeroed
-              and with the mean, once per site, and per SAE the layers after the site, its encoder and its decoder
+    time      probe.py
 
 Nothing heavy is imported unless time is measured.
 """
@@ -21,8 +18,6 @@ import itertools
 import os
 import subprocess
 import textwrap
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,16 +31,12 @@ from jumpahead.lm.outline import Outline, model_folder, outline
 from jumpahead.lm.sites import parse_site
 from jumpahead.lm.sources import source_of
 from jumpahead.log import duration, size
+from jumpahead.nouns import TEXT, Nouns
+from jumpahead.probe import Seconds, measured, measured_without_lm
 from jumpahead.study import Series, Study, Unit, units
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from jumpahead.activations.base import Activations
-    from jumpahead.lm.contexts import Contexts
-    from jumpahead.lm.model import LM
     from jumpahead.lm.sources.base import Source
-    from jumpahead.sae.base import SAE
 
 BYTES_PER_TOKEN = 4.0
 """Of English or code in a vocabulary of tens of thousands; used where the tokenizer is not on this machine."""
@@ -101,18 +92,6 @@ class Card(NamedTuple):
     """How many SAEs of which width fit at once: a clause."""
 
 
-class Seconds(NamedTuple):
-    """A rough time, from a short measurement on this machine."""
-
-    stream: float
-    saes: float
-    evaluation: float
-
-    @property
-    def total(self) -> float:
-        return sum(self)
-
-
 @dataclass(frozen=True)
 class Plan:
     """What a study will do."""
@@ -144,10 +123,13 @@ class Plan:
     card: Card | None = None
     """The GPU here that SAEs would train on."""
     notes: list[str] = field(default_factory=list)
+    nouns: Nouns = TEXT
+    """What the activations are called."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; sizes in bytes, times in seconds."""
         plain = asdict(self)
+        del plain["nouns"]
         plain["tokens"] = self.tokens._asdict()
         plain["card"] = self.card and self.card._asdict()
         plain["panels"] = [panel._asdict() for panel in self.panels]
@@ -157,6 +139,7 @@ class Plan:
 
     def facts(self) -> list[tuple[str, str]]:
         """What, and how much: the rows of the table."""
+        nouns = self.nouns
         train, held_out = (self._count(tokens) for tokens in self.tokens[:2])
         rows = [("model", self.model)]
         for panel in self.panels:
@@ -166,12 +149,13 @@ class Plan:
             rows.append((panel.site, shape))
         rows += list(self.series.items())
         rows.append(("SAEs", f"{self.saes}" + (f", of which {self.found} are in {self.folder}" if self.found else "")))
-        rows.append(("training text", f"{train} tokens"))
-        times = f"each token {self.epochs:.1f} times" if self.epochs > 1 else f"{100 * self.epochs:.0f} % of the text"
+        rows.append((nouns("training text"), nouns(f"{train} tokens")))
+        times = nouns("each token") + f" {self.epochs:.1f} times" if self.epochs > 1 else ""
+        times = times or f"{100 * self.epochs:.0f} % of the {'rows' if nouns.of_rows else 'text'}"
         times = f": {times}" if self.tokens.is_known else ""
         rows.append(("trained on", f"{self.train_tokens:,} activations per SAE{times}"))
         scored = self._count(self.scored_tokens) if self.tokens.is_known else f"at most {self.scored_tokens:,}"
-        rows.append(("held-out text", f"{held_out} tokens, of which {scored} are scored"))
+        rows.append((nouns("held-out text"), nouns(f"{held_out} tokens, of which {scored} are scored")))
         if self.memory_bytes is not None:
             rows.append(("memory", f"about {size(self.memory_bytes)}"))
         if self.card is not None:
@@ -182,8 +166,8 @@ class Plan:
             there = f", {size(self.kept.there)} are there" if self.kept.there else ""
             rows.append(("activations", f"{size(self.kept.bytes)} of that{there}; {size(self.kept.free)} are free"))
         if self.seconds is not None:
-            parts = f"LM {duration(self.seconds.stream)}, SAEs {duration(self.seconds.saes)}"
-            parts += f", evaluation {duration(self.seconds.evaluation)}"
+            named = zip(("start", "LM", "SAEs", "evaluation", "intervals"), self.seconds, strict=True)
+            parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in named)
             rows.append(("time", f"roughly {duration(self.seconds.total)}: {parts}"))
         else:
             rows.append(("time", "unknown: --measure times a few steps on this machine"))
@@ -223,10 +207,13 @@ def make(study: Study, folder: str | Path, *, measure: bool = False) -> Plan:
     ]
     source = source_of(study.text, run.folder)
     tokens = _tokens(study, run, source)
-    dtype = _decided(study.lm, run)
+    dtype, seconds = _decided(study.lm, run), None
     kept = _kept(study, run, shape, tokens)
     from_disk = kept and kept.bytes // row_bytes(_widths(study, shape), DTYPE_BYTES[study.activations.dtype])
-    seconds = measured(study, found, source, dtype, from_disk) if measure else None
+    if measure:
+        new = 0 if tokens.is_counted else tokens.train + tokens.held_out
+        scored = min(study.evaluate.tokens, tokens.held_out)
+        seconds = measured(study, source, dtype=dtype, kept=from_disk, new=new, scored=scored)
     beside = _token_bytes(study, shape, tokens) + (kept.bytes if kept else 0)
     return _assembled(
         study, run, panels, tokens, _model(study.lm, shape, dtype), beside, _workspace(study, shape), kept, seconds
@@ -235,7 +222,7 @@ def make(study: Study, folder: str | Path, *, measure: bool = False) -> Plan:
 
 def _assembled(
     study: Study, run: store.Run, panels: list[Panel], tokens: Tokens, model: str, beside: int, workspace: int,
-    kept: Kept | None, seconds: Seconds | None,
+    kept: Kept | None, seconds: Seconds | None, nouns: Nouns = TEXT,
 ) -> Plan:  # fmt: skip
     """beside, workspace: bytes on disk and in memory that are no SAE's."""
     found = units(study)
@@ -260,6 +247,7 @@ def _assembled(
         memory_bytes=None if at_once is None else 10 * at_once + workspace,
         kept=kept,
         seconds=seconds,
+        nouns=nouns,
     )
     if study.train.device != "cpu" and (found_card := gpu()) is not None:
         plan = replace(plan, card=Card(*found_card, _fits(study, workspace, known, found_card[1])))
@@ -317,8 +305,10 @@ def _without_lm(study: Study, run: store.Run, *, measure: bool) -> Plan:
         * DTYPE_BYTES[study.activations.dtype]
     )
     memory = 2 * block + step_workspace(study.train.batch, max(data.widths.values()))
-    seconds = _measured_without_lm(study, found, data, held_out) if measure else None
-    return _assembled(study, run, panels, tokens, "none: activations from elsewhere", 0, memory, None, seconds)
+    seconds = measured_without_lm(study, data, held_out) if measure else None
+    return _assembled(
+        study, run, panels, tokens, "none: activations from elsewhere", 0, memory, None, seconds, Nouns(of_rows=True)
+    )
 
 
 def _kept(study: Study, run: store.Run, shape: Outline | None, tokens: Tokens) -> Kept | None:
@@ -412,7 +402,8 @@ def _notes(study: Study, plan: Plan) -> list[str]:
         )
     elif plan.epochs > 1:
         notes.append(
-            f"each training token is seen {plan.epochs:.1f} times: give more text, or fewer train.tokens,"
+            plan.nouns("each training token is seen ")
+            + f"{plan.epochs:.1f} times: give more {'rows' if plan.nouns.of_rows else 'text'}, or fewer train.tokens,"
             " for an SAE that has not seen its data before"
         )
     if plan.tokens.held_out == 0:
@@ -421,9 +412,8 @@ def _notes(study: Study, plan: Plan) -> list[str]:
             " text.separator to cut a file into parts), or another text.held_out"
         )
     elif plan.tokens.held_out < study.evaluate.tokens:
-        notes.append(
-            f"evaluate.tokens asks for {study.evaluate.tokens:,}, the held-out text has fewer: all of it is scored"
-        )
+        held_out = plan.nouns(f"only {plan.tokens.held_out:,} held-out tokens")
+        notes.append(f"evaluate.tokens asks for {study.evaluate.tokens:,}, and there are {held_out}: all are scored")
     if plan.kept is not None and plan.kept.bytes - plan.kept.there > plan.kept.free:
         ways = ways_to_fit(len(study.activations.sites), study.activations.dtype)
         notes.append(f"the activations do not fit on the disk: {ways}")
@@ -490,159 +480,3 @@ def _bytes_per_token(config: LMConfig, sample: str) -> float:
 
     tokens = len(Tokenizer.from_file(str(file)).encode(sample, add_special_tokens=False).ids)
     return len(sample.encode("utf-8", "surrogatepass")) / max(1, tokens)
-
-
-# ---------------------------------------------------------------------------------------------- time
-
-
-def measured(
-    study: Study, found: list[Unit], source: Source, dtype: str | None = None, rows: int | None = None
-) -> Seconds:
-    """Times the LM on a few groups, and on each panel a few steps and an evaluation of each series' extreme settings.
-
-    On this machine, now. `dtype` is what `lm.dtype = "fast"` was decided to be; None decides it here. `rows`: how many
-    activations the LM makes, where each is made once and kept.
-    """
-    import torch
-
-    from jumpahead.lm import precision
-    from jumpahead.lm.model import LM
-    from jumpahead.train import use_threads
-
-    use_threads(study.train.threads)
-    sites = list(study.activations.sites)
-    if study.lm.dtype == "fast" and dtype is None:
-        dtype = precision.decide(study.lm, source, sites).dtype
-    lm = LM.load(study.lm)
-    reader = LM.load(study.lm.model_copy(update={"dtype": dtype}) if dtype else study.lm, only=sites)
-    contexts = _some(study, source, lm, "train")
-    groups = range(min(contexts.groups, 4))
-    ids, trained = zip(
-        *[(torch.from_numpy(array(g)) for array in (contexts.ids, contexts.trained)) for g in groups], strict=True
-    )
-    per_row = _timed(lambda: [reader.read(one, sites) for one in ids]) / int(
-        contexts.rows_per_group[: len(groups)].sum()
-    )
-    seen = {}
-    for site in sites:
-        values = [reader.read(one, [site])[site][where] for one, where in zip(ids, trained, strict=True)]
-        seen[site] = _in_unit(torch.cat(values).float())
-    steps, tried = _steps(study, found, seen)
-    return Seconds(
-        stream=per_row * (rows or _rows_read(study)),
-        saes=steps * study.train.steps,
-        evaluation=sum(_evaluation(study, found, source, lm, site, tried) for site in sites),
-    )
-
-
-def _measured_without_lm(study: Study, found: list[Unit], data: Activations, held_out: Activations) -> Seconds:
-    """The same of activations that are read: a block of them, the steps, and encoding what is held out."""
-    from jumpahead.evaluate import HeldOutRows, reconstruct
-    from jumpahead.train import use_threads
-
-    use_threads(study.train.threads)
-    groups = list(range(min(len(data.rows_per_group), 4)))
-    per_row = _timed(lambda: data.gather(groups)) / int(data.rows_per_group[groups].sum())
-    seen = {site: _in_unit(x.float()) for site, x in data.gather(groups).items()}
-    steps, tried = _steps(study, found, seen)
-    some = HeldOutRows.of(held_out, 2 * study.train.batch)
-    seconds = 0.0
-    for (site, *_), (sae, count) in tried.items():
-        seconds += count * _timed(lambda sae=sae, site=site: reconstruct({"": sae}, some, site)) / some.tokens
-    scored = min(study.evaluate.tokens, held_out.total)
-    return Seconds(per_row * _rows_read(study), steps * study.train.steps, seconds * scored)
-
-
-def _rows_read(study: Study) -> int:
-    """Activations that are asked of the LM (or read) in all: for scale and start, and for every training."""
-    from jumpahead.sweep import SAMPLE
-
-    total = study.train.steps * study.train.batch
-    first = min(study.activations.scale_rows, total) + min(SAMPLE, total)
-    return first + total * len(study.stream.seed)
-
-
-def _some(study: Study, source: Source, lm: LM, split: Any) -> Contexts:
-    """A few groups of the study's text."""
-    from jumpahead.lm.contexts import tokenize
-    from jumpahead.lm.text import documents
-
-    some, needed = itertools.islice(documents(source), 2_000), 6 * study.lm.batch * lm.context
-    return tokenize(some, lm, split=split, held_out=study.text.held_out, max_tokens=needed)
-
-
-def _in_unit(x: Tensor) -> Tensor:
-    return x / x.square().sum(1).mean().sqrt()
-
-
-def _timed(work: Callable[[], object]) -> float:
-    """Seconds of the second call."""
-    work()
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-Tried = dict[tuple[str, int, str, Any], "tuple[SAE, float]"]
-"""(site, width, series, setting) → a fresh SAE, and how many of the study's it stands for."""
-
-
-def _steps(study: Study, found: list[Unit], seen: dict[str, Tensor]) -> tuple[float, Tried]:
-    """Seconds of one step of all SAEs: of each series the extreme settings are timed, and stand for those between."""
-    total, tried = 0.0, {}
-    for site, width, one in itertools.product(seen, study.sae.width, study.series):
-        settings = sorted(one.settings, key=lambda setting: setting.value)
-        extremes = list(dict.fromkeys((settings[0], settings[-1])))
-        stands_for = sum((u.site, u.width, u.series.name) == (site, width, one.name) for u in found) / len(extremes)
-        for setting in extremes:
-            seconds, sae = _one_step(study, one, setting, width, seen[site])
-            total += stands_for * seconds
-            tried[site, width, one.name, setting] = sae, stands_for
-    return total, tried
-
-
-def _one_step(study: Study, one: Series, setting: Any, width: int, x: Tensor) -> tuple[float, SAE]:
-    """Seconds of a step on x [n, d], and the SAE."""
-    from jumpahead import sae
-    from jumpahead.engine import fresh_state, kernels, settle, step
-    from jumpahead.sae.base import SAE
-    from jumpahead.sae.recipe import Shape
-    from jumpahead.train import device_for
-
-    x = x.to(device_for(study.train))
-    kind, layer = sae.architecture(one.architecture), kernels(device=x.device)
-    rules = kind.recipe_for(study.train, Shape(x.shape[1], width, setting), one.recipe)
-    arch = kind(kind.Options(**one.options), setting, rules)
-    state = fresh_state(arch, x.shape[1], width, 0, x)
-    batch = x.repeat(-(-study.train.batch // len(x)), 1)[: study.train.batch]
-    rate = rules.lr * 1e-3  # hardly moves: what is timed is the start
-
-    def three() -> None:
-        for _ in range(3):
-            step(state, batch, rate, 1.0, layer)
-        settle(state, layer)
-
-    seconds = _timed(three) / 3
-    return seconds, SAE(arch, arch.fold({name: tensor.cpu() for name, tensor in state.p.items()}, 1.0), {})
-
-
-def _evaluation(study: Study, found: list[Unit], source: Source, lm: LM, site: str, tried: Tried) -> float:
-    """Seconds of evaluating all SAEs of a site: what they share, and what each of them takes."""
-    import torch
-
-    from jumpahead.errors import DataError
-    from jumpahead.evaluate import HeldOut, evaluate
-
-    try:
-        contexts = _some(study, source, lm, "held_out")
-    except DataError:  # too little of the text is held out: any other will do
-        contexts = _some(study, source, lm, "train")
-    text = HeldOut.of(contexts, 2 * lm.batch * lm.context)
-    mean = torch.zeros(lm.width_at(site))
-    shared = _timed(lambda: evaluate({}, lm, text, site, mean))
-    seconds = shared
-    for (place, *_), (sae, count) in tried.items():
-        if place == site:
-            with_it = _timed(lambda sae=sae: evaluate({"": sae}, lm, text, site, mean))
-            seconds += count * max(0.0, with_it - shared)
-    return seconds / text.tokens * study.evaluate.tokens

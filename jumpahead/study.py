@@ -84,6 +84,9 @@ class Series(_Table):
     """The architecture's own options."""
     recipe: dict[str, Any] = {}
     """Hyper-parameters of its own, by the names of sae/recipe.py: `{lr = 2e-3, bandwidth_share = 0.5}`."""
+    start_from: str | None = None
+    """The folder of a saved SAE that all of its SAEs begin as, seen from the current folder; it must be of the same
+    architecture, width and site's d."""
 
     @model_validator(mode="before")
     @classmethod

@@ -21,13 +21,15 @@ from jumpahead.lm.contexts import SPLITS, Contexts, Split, tokenize_into
 from jumpahead.lm.sites import parse_site
 from jumpahead.lm.sources import source_of
 from jumpahead.lm.text import documents
+from jumpahead.nouns import Nouns
 from jumpahead.sae import architecture
 from jumpahead.sae.recipe import Recipe, Shape, digested
-from jumpahead.study import Study, Unit, to_toml, units
+from jumpahead.study import Series, Study, Unit, to_toml, units
 
 if TYPE_CHECKING:
     from jumpahead.activations.base import Activations, Scale
-    from jumpahead.activations.shards import Part
+    from jumpahead.activations.live import Live
+    from jumpahead.activations.shards import InputsOf, Part
     from jumpahead.evaluate import HeldOut, HeldOutRows, Measured
     from jumpahead.lm.config import LMConfig
     from jumpahead.lm.model import LM
@@ -83,6 +85,7 @@ class Work:
     def __init__(self, study: Study, target: store.Run, progress: log.Progress):
         self.study, self.target, self.progress = study, target, progress
         self.units = units(study)
+        self._starts: dict[str, tuple[SAE, list[Any]]] = {}
 
     # ------------------------------------------------------------------------------------------ what SAEs depend on
 
@@ -200,11 +203,9 @@ class Work:
         if not path.exists() or store.read_json(path) != known:
             store.write_json(path, known)
 
-    @cached_property
-    def kept(self) -> str:
-        """Digest of what the activations on disk are activations of."""
-        activations = self.study.activations
-        return store.digest_json([self.source, sorted(activations.sites), activations.dtype])
+    def kept(self, sites: Sequence[str]) -> str:
+        """Digest of what activations on disk at these sites are activations of."""
+        return store.digest_json([self.source, sorted(sites), self.study.activations.dtype])
 
     def inputs(self, unit: Unit) -> str:
         """Digest of everything the trained SAE depends on."""
@@ -214,15 +215,39 @@ class Work:
         activations["options"] = {} if self.needs_lm else {key: options[key] for key in options if key != "source"}
         origin = "lm" if self.needs_lm else study.activations.origin
         kind = architecture(unit.series.architecture)
+        start = {"start": store.digest_json(self.start(unit.series)[1])} if unit.series.start_from else {}
         return store.digest_json({
             "version": VERSION, "source": self.source, "activations": activations, "origin": origin,
             "site": unit.site, "width": unit.width, "architecture": unit.series.architecture,
             "options": kind.Options(**unit.series.options).model_dump(), "setting": unit.setting,
             "seeds": [unit.sae_seed, unit.stream_seed],
             "tokens": study.train.tokens, "batch": study.train.batch,
-            "recipe": digested(self._recipe(unit, REFERENCE)),
+            "recipe": digested(self._recipe(unit, REFERENCE)), **start,
             **({"revision": kind.revision} if kind.revision else {}),
         })  # fmt: skip
+
+    def start(self, series: Series) -> tuple[SAE, list[Any]]:
+        """The SAE that those of a series begin as, and what is digested of it; StudyError where that cannot be."""
+        assert series.start_from is not None
+        refused = f"series '{series.name}' cannot start from {series.start_from}"
+        if series.start_from not in self._starts:
+            from jumpahead.sae.base import SAE
+
+            path = Path(series.start_from).expanduser()
+            try:
+                found = SAE.load(path)
+            except ArtefactError as exc:
+                raise StudyError(f"{refused}: {exc}") from exc
+            known = [store.digest_file(store.SAEFolder(path).weights), found.about.get("knob")]
+            self._starts[series.start_from] = found, known
+        found, known = self._starts[series.start_from]
+        for fits, what in (
+            (found.architecture == series.architecture, f"the series is {series.architecture}"),
+            (self.study.sae.width == (found.width,), f"sae.width must be {found.width} alone"),
+        ):
+            if not fits:
+                raise StudyError(f"{refused}, an {found!r}: {what}.")
+        return found, known
 
     def _recipe(self, unit: Unit, d: int) -> Recipe:
         kind, shape = architecture(unit.series.architecture), Shape(d, unit.width, unit.setting)
@@ -242,6 +267,11 @@ class Work:
     @property
     def needs_lm(self) -> bool:
         return self.study.activations.origin not in WITHOUT_LM
+
+    @property
+    def nouns(self) -> Nouns:
+        """What the activations are called."""
+        return Nouns(of_rows=not self.needs_lm)
 
     def tokenize(self) -> None:
         """Tokens of both splits on disk."""
@@ -318,12 +348,12 @@ class Work:
     @cached_property
     def activations(self) -> Activations:
         from jumpahead.activations import origin
-        from jumpahead.activations.shards import is_complete
+        from jumpahead.activations.shards import missing
 
         kind = origin(self.study.activations.origin)
         lm, contexts = None, None
         if self.study.activations.origin == "shards":
-            if not is_complete(self.target.activations, self.kept):
+            if missing(self.target.activations, self.study.activations.sites, self.kept):
                 self.keep()
         elif self.needs_lm:
             lm, contexts = self.lm, self.contexts
@@ -347,23 +377,35 @@ class Work:
     def keep(self, part: Part | None = None) -> bool:
         """Write what is missing of the activations on disk, this process's part of it; True where all are there then.
 
-        Those of the held-out text too, as many as are evaluated on. Nothing is loaded where nothing is missing.
+        Those of the held-out text too, as many as are evaluated on. Nothing is loaded where nothing is missing, and of
+        sites that are there already nothing is written again.
         """
-        from jumpahead.activations.shards import HELD_OUT, Part, is_complete, live_of, shard_mib, write_shards
+        from jumpahead.activations.shards import HELD_OUT, Part, live_of, missing, shard_mib, write_sites
 
         config, is_done = self.study.activations, True
+
+        def measured(sites: Sequence[str]) -> str:
+            return store.digest_json([self.kept(sites), self.study.evaluate.tokens])
+
         train = self.target.activations
-        measured = store.digest_json([self.kept, self.study.evaluate.tokens])
-        kept: list[tuple[Split, Path, str]] = [("held_out", train / HELD_OUT, measured), ("train", train, self.kept)]
-        for split, folder, inputs in kept:
-            if is_complete(folder, inputs):
+        todo: list[tuple[Split, Path, InputsOf]] = [
+            ("held_out", train / HELD_OUT, measured), ("train", train, self.kept),
+        ]  # fmt: skip
+        for split, folder, inputs_of in todo:
+            if not missing(folder, config.sites, inputs_of):
                 continue
-            live = live_of(config, self.lm, self._contexts(split))
-            if split == "held_out":
-                live.rows_per_group = live.rows_per_group[: self.held_out.groups]
-            is_done &= write_shards(
-                live, folder, shard_mib=shard_mib(config), part=part or Part(), inputs=inputs, progress=self.progress
-            )
+            contexts = self._contexts(split)
+
+            def live(sites: Sequence[str], contexts: Contexts = contexts, split: Split = split) -> Live:
+                made = live_of(config, self.lm, contexts, sites)
+                if split == "held_out":
+                    made.rows_per_group = made.rows_per_group[: self.held_out.groups]
+                return made
+
+            is_done &= write_sites(
+                live, folder, config.sites, inputs_of, shard_mib=shard_mib(config), part=part or Part(),
+                progress=self.progress,
+            )  # fmt: skip
         return is_done
 
     def train(self) -> None:
@@ -389,7 +431,7 @@ class Work:
         layer = kernels(device=device_for(config))
         self.progress.say(f"kernels: {layer.name}")
         jobs = [self._job(unit) for unit in members]
-        train(jobs, stream, config, layer, self.progress)
+        train(jobs, stream, config, layer, self.progress, self.nouns("tokens"))
         distinct = stream.distinct_rows(config.steps)
         for job, unit in zip(jobs, members, strict=True):
             tokens = config.steps * config.batch
@@ -416,7 +458,8 @@ class Work:
             f"({config.steps:,} steps of {config.batch:,}; {total:,} distinct, {epochs:.2g} epochs)"
         )
         if epochs > 1:
-            self.progress.say(f"The text is repeated: {epochs:.1f} epochs. More text would be better.")
+            what, more = ("text is", "text") if self.needs_lm else ("activations are", "of them")
+            self.progress.say(f"The {what} repeated: {epochs:.1f} epochs. More {more} would be better.")
 
     def label(self, unit: Unit) -> str:
         """For people: the unit's own label, and its site and width where the study has several."""
@@ -426,13 +469,21 @@ class Work:
 
     def _job(self, unit: Unit) -> Job:
         from jumpahead.engine import fresh_state
-        from jumpahead.train import Job, device_for
+        from jumpahead.train import Job, begin_as, device_for
 
         kind = architecture(unit.series.architecture)
         d, scale = self.activations.widths[unit.site], self.scales[unit.site].C
         arch = kind(kind.Options(**unit.series.options), unit.setting, self._recipe(unit, d))
         sample = (self.sample[unit.site] / scale).to(device_for(self.study.train))
         state = fresh_state(arch, d, unit.width, unit.sae_seed, sample)
+        if unit.series.start_from:
+            found, _ = self.start(unit.series)
+            if found.d != d:
+                raise StudyError(
+                    f"series '{unit.series.name}' cannot start from {unit.series.start_from}, an {found!r}: "
+                    f"{unit.site} has d = {d}."
+                )
+            begin_as(state, found, scale, sample)
         job = Job(self.label(unit), unit.site, scale, state, self.target.at(unit.key), self.inputs(unit))
         job.resume()
         return job
@@ -503,7 +554,7 @@ class Work:
 
         text = self.measured_on
         if not isinstance(text, HeldOut):
-            return reconstruct(saes, text, site, self.progress)
+            return reconstruct(saes, text, site, self.progress, unit=self.nouns("tokens"))
         mean = torch.tensor(next(iter(saes.values())).about["mean"])
         return evaluate(saes, self.whole_lm, text, site, mean, self.progress)
 
@@ -518,7 +569,7 @@ class Work:
         for unit in members:
             sae, lines = saes[unit.key], store.read_lines(self.target.at(unit.key).log)
             where = health.settled(lines, health.asked_l0(unit.setting._asdict()))
-            verdicts = health.verdicts(lines, unit.setting._asdict(), unit.width)
+            verdicts = [self.nouns(one) for one in health.verdicts(lines, unit.setting._asdict(), unit.width)]
             found = document_evaluation(measured[unit.key], text, weights, [*verdicts, *self._notes(sae)])
             store.write_json(
                 self.target.at(unit.key).evaluation,

@@ -16,6 +16,7 @@ from rich.text import Text
 from jumpahead.frontier import Answer, Crossing, Estimate, Frontier, PanelAnswer, SeriesAnswer
 from jumpahead.frontier.frontier import fidelity
 from jumpahead.frontier.words import FIDELITY, a_fidelity, amount, bare, between, digits, number, percent, setting_label
+from jumpahead.nouns import Nouns
 
 COLUMNS = {
     "delta_lm_loss": "delta loss",
@@ -48,7 +49,7 @@ def _panel(console: Console, found: Answer, panel: PanelAnswer) -> None:
     inside = [(series, crossing) for series in panel.series for crossing in series.crossings]
     if inside:
         console.print(_answers(found, panel, inside))
-        _line(console, ">10%, >1%: features active on more than that share of tokens", "dim")
+        _line(console, found.nouns(">10%, >1%: features active on more than that share of tokens"), "dim")
         _heading(console, "Nearest trained SAE")
         for series, crossing in inside:
             near = crossing.nearest
@@ -136,7 +137,7 @@ def show(frontier: Frontier, console: Console | None = None) -> None:
     for panel in frontier.data["panels"]:
         console.print()
         _line(console, f"{panel['site']}, width {panel['width']:,}", "bold")
-        _line(console, _measured_on(panel))
+        _line(console, _measured_on(panel, frontier.nouns))
         console.print(_points(panel, titles))
         compared = FIDELITY[fidelity(panel)]
         both = f"an L0 and {a_fidelity(fidelity(panel))}"
@@ -159,10 +160,10 @@ def _lm(name: str | None) -> str:
     return f"LM {name}" if name else "no LM"
 
 
-def _measured_on(panel: Mapping[str, Any]) -> str:
+def _measured_on(panel: Mapping[str, Any], nouns: Nouns) -> str:
     losses = [("of the LM", "ce_clean"), ("zeroed", "ce_zero"), ("set to its mean", "ce_mean")]
     known = [f"{number(panel[key])} {word}" for word, key in losses if panel.get(key) is not None]
-    text = f"{panel['tokens']:,} held-out tokens in {panel['documents']:,} documents."
+    text = nouns(f"{panel['tokens']:,} held-out tokens in {panel['documents']:,} documents.")
     return text + (f" Loss: {', '.join(known)}." if known else "")
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from jumpahead import log, store
-from jumpahead.engine import Kernels, State, StepResult, Watch, settle, step
+from jumpahead.engine import Kernels, State, StepResult, Watch, dense, settle, step
 from jumpahead.errors import ArtefactError, DivergedError, StudyError
 from jumpahead.sae.base import SAE
 from jumpahead.sae.control import Control
@@ -182,17 +182,39 @@ class Job:
         return sae
 
 
+def begin_as(state: State, sae: SAE, scale: float, sample: Tensor) -> None:
+    """Makes an untrained state that of a saved SAE, of the same architecture, width and d; λ goes on from its last.
+
+    scale: C of the site. sample [n, d]: activations in the unit E‖x‖² = 1.
+    """
+    p = state.arch.unfold(sae.params, scale)
+    assert p.keys() == state.p.keys(), (sorted(p), sorted(state.p))
+    state.p = {name: p[name].to(like) for name, like in state.p.items()}
+    state.share = dense.first_share(state.arch, state.p, sample)
+    sparsity = (sae.about.get("knob") or {}).get("lambda")
+    if state.control is not None and sparsity is not None:
+        state.control = state.control._replace(price=float(sparsity / state.arch.sparsity_unit(state.p)))
+
+
 def train(
-    jobs: Sequence[Job], stream: Stream, config: TrainConfig, kernels: Kernels, progress: log.Progress | None = None
+    jobs: Sequence[Job],
+    stream: Stream,
+    config: TrainConfig,
+    kernels: Kernels,
+    progress: log.Progress | None = None,
+    unit: str = "tokens",
 ) -> None:
-    """Train every job to config.steps. Ctrl-C finishes the step at hand, checkpoints all, and raises."""
+    """Train every job to config.steps. Ctrl-C finishes the step at hand, checkpoints all, and raises.
+
+    unit: what progress calls the activations.
+    """
     progress, steps = progress or log.Silent(), config.steps
     first = min(job.state.t for job in jobs)
     saved = time.monotonic()
     every = max(1, steps // REPORTS) | 1
     with (
         interruptible() as interrupted,
-        progress.phase("training", config.tokens, "tokens", first * config.batch) as p,
+        progress.phase("training", config.tokens, unit, first * config.batch) as p,
         contextlib.closing(stream.batches(first)) as batches,
     ):
         for i, batch in zip(range(first, steps), batches, strict=False):

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "jumpahead"
 
 # From the ground up. A file or folder of jumpahead/ may import its own floor and those below.
 FLOORS = [
-    {"errors", "shapes", "log"},
+    {"errors", "shapes", "log", "nouns"},
     {"store"},
     {"world"},
     {"sae"},
@@ -27,6 +27,7 @@ FLOORS = [
     {"train"},
     {"study"},  # only assembles what lies below; sweep takes a study
     {"sweep"},
+    {"probe"},
     {"plan", "rehearsal", "starter", "terminal", "efficiency", "train_on"},
     {"cli"},
 ]

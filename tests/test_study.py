@@ -261,7 +261,8 @@ def test_toml_errors_name_the_line(tmp_path: Path, text: str, message: str):
         (
             "k = [8, 16]",
             "k = 8\nsparsity = 3",
-            "there is no key 'series.topk.sparsity'. Valid names: architecture, k, l0, lambda, name, options, recipe.",
+            "there is no key 'series.topk.sparsity'. Valid names: architecture, k, l0, lambda, name, options, recipe, "
+            "start_from.",
         ),
         ("k = [8, 16]", "k = 8\noptions = { axu = 3 }", "series 'topk' has no option 'axu'. Did you mean 'aux'?"),
         ("k = [8, 16]", "k = 8\noptions = { aux = -3 }", "'series.topk.options.aux' must be at least 0, not -3."),

@@ -15,18 +15,21 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from jumpahead import health, log, store, sweep
 from jumpahead import study as studies
 from jumpahead.activations.live import Live
 from jumpahead.cli import app
+from jumpahead.engine import kernels
 from jumpahead.errors import ArtefactError, DataError, StudyError
 from jumpahead.frontier import Frontier
 from jumpahead.lm import isolation, precision
 from jumpahead.lm.contexts import Contexts
 from jumpahead.lm.model import LM
 from jumpahead.lm.precision import Precision
+from jumpahead.sae.base import SAE
 
 STUDY = """
 name = "small"
@@ -308,6 +311,7 @@ import os, signal, sys
 from jumpahead import train
 from jumpahead.activations.live import Live
 from jumpahead.cli import app
+from jumpahead.engine import kernels
 from jumpahead.errors import ArtefactError, DataError, StudyError
 
 written, left = train.Job.checkpoint, int(sys.argv[1])
@@ -640,6 +644,58 @@ def fvu_at(frontier, name, l0=5):
     return min((crossing.metrics["fvu"].value for crossing in answer.crossings), default=float("inf"))
 
 
+# ---------------------------------------------------------------------------------------------- from an existing SAE
+
+
+def started(study_file, folder, series, *overrides):
+    """The work of a study with one series, and its units."""
+    study = studies.load(study_file, overrides).model_copy(update={"series": (studies.Series.model_validate(series),)})
+    return sweep.Work(study, store.Run(folder), log.Silent())
+
+
+@pytest.mark.parametrize("name", ["jumprelu", "gated", "topk"])
+def test_no_steps_from_an_existing_sae_leave_it_what_it_is(study_file, copied, name):
+    """And one step does not; the first SAE's digest is among the inputs, and its λ goes on."""
+    first = next(point for point in Frontier.load(copied).points(name))
+    path, setting = str(copied / first["path"]), first["setting"]
+    series = {"architecture": name, setting["kind"]: [setting["value"]], "start_from": path}
+    work = started(study_file, copied, series)
+    (unit,) = work.units
+    plain = started(study_file, copied, {**series, "start_from": None})
+    assert plain.pending() == []
+    assert work.pending() == [unit]
+    job, sae = work._job(unit), SAE.load(path)
+    job.folder = None
+    x = work.sample[unit.site][:200]
+    torch.testing.assert_close(job.finished()(x), sae(x), rtol=1e-4, atol=1e-4)
+    assert float((job.finished().encode(x) > 0).sum()) == pytest.approx(float((sae.encode(x) > 0).sum()), rel=0.01)
+    if job.state.control is not None:
+        assert float(job.state.sparsity) == pytest.approx(sae.about["knob"]["lambda"], rel=1e-5)
+    job.step(x[:128] / job.scale, 0.01, 1.0, kernels())
+    assert not torch.allclose(job.finished()(x), sae(x), rtol=1e-4, atol=1e-4)
+
+
+def test_an_sae_that_cannot_be_started_from_is_named(study_file, copied, tmp_path):
+    path = str(copied / Frontier.load(copied).points("topk")[0]["path"])
+    topk = {"architecture": "topk", "k": [3], "start_from": path}
+
+    def refused(says, series, *overrides):
+        work = started(study_file, copied, series, *overrides)
+        with pytest.raises(StudyError, match=f"^series '{series['architecture']}' cannot start from .*{says}"):
+            work._job(work.units[0])
+
+    refused("an SAE.topk, .*: the series is gated", {"architecture": "gated", "l0": [3], "start_from": path})
+    refused("sae.width must be 64 alone", topk, "sae.width=[64, 80]")
+    refused("config.json does not exist", {**topk, "start_from": str(tmp_path / "nowhere")})
+    other = SAE.load(path)
+    params = {
+        name: tensor[..., :10] if name in ("W_enc", "W_dec", "b_dec") else tensor
+        for name, tensor in other.params.items()
+    }
+    SAE(other.arch, params).save(tmp_path / "narrow")
+    refused("layers.1.residual has d = 24", {**topk, "start_from": str(tmp_path / "narrow")})
+
+
 # ---------------------------------------------------------------------------------------------- activations on disk
 
 
@@ -669,6 +725,20 @@ def test_parts_of_a_harvest_and_then_training_without_the_model(study_file, fini
     assert wrong.stderr.startswith("jumpahead: --shard 3/2: write it as I/N")
     live = CliRunner().invoke(app, ["harvest", str(study_file), "--out", str(folder)])
     assert "activations.origin = 'live' keeps nothing on disk" in live.stderr
+
+
+def test_a_site_that_comes_later_is_harvested_alone(study_file, tmp_path):
+    """Of the held-out text too; what was there is not written again."""
+    folder, sites = tmp_path / "small", ["layers.1.residual", "layers.0.mlp"]
+    both = f"activations.sites={sites}".replace("'", '"')
+    run(study_file, folder, *SHARDS, until="activations")
+    before = {path: stamp for path, stamp in stamps(folder / "activations").items() if "shard-" in path.name}
+    run(study_file, folder, *SHARDS, both, until="activations")
+    after = {path: stamp for path, stamp in stamps(folder / "activations").items() if "shard-" in path.name}
+    assert before.items() < after.items()
+    assert sum("held_out" in path.parts for path in after.keys() - before.keys()) >= 1
+    found = sweep.Work(studies.load(study_file, [*SHARDS, both]), store.Run(folder), log.Silent()).activations
+    assert list(found.widths) == list(found.held_out.widths) == sites
 
 
 def test_a_model_and_a_text_that_are_gone_stop_nothing_but_the_loss(study_file, finished, tmp_path, lm_folder):

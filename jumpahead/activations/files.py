@@ -68,7 +68,7 @@ def write(
         sums: dict[str, list[int]] = {key: [] for key in columns}
         start = _header(columns, rows, {key: [2**32 - 1] * len(rows) for key in columns}, info)
         with open(temporary, "wb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
-            first, waiting, flushed = 0, 0, None
+            total, first, waiting, flushed = sum(rows), 0, 0, None
             for n, tensors in zip(rows, groups, strict=True):
                 place = len(start)
                 for key, column in columns.items():
@@ -77,7 +77,7 @@ def write(
                     sums[key].append(zlib.crc32(data))
                     file.seek(place + first * column.bytes)
                     _write_all(file, data)
-                    place += sum(rows) * column.bytes
+                    place += total * column.bytes
                     waiting += len(data)
                 first += n
                 if waiting >= _FLUSHED and (flushed is None or flushed.done()):

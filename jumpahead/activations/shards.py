@@ -4,7 +4,8 @@
     activations.json             what they are activations of, and which groups lie in which file; says whether all do
     shard-00000.safetensors      whole groups: one tensor [rows, d] per site, and beside it int32 [rows] `token`,
                                  `document` (an index into the contexts' documents) and `position`; `files.py`
-    held_out/                    the same of the text that is evaluated on: what SAEs are measured on without the LM
+    also/NAME/                   the same of sites that the study got later; what was there is not written again
+    held_out/                    all of this of the text that is evaluated on: what SAEs are measured on without the LM
 
 Which groups a file holds follows from rows per group and `shard_mib` alone, and a file says itself what it is. So any
 process can tell what is missing; process i of n writes the files i − 1, i − 1 + n, …, whatever the others do, and who
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -39,11 +40,13 @@ from jumpahead.store import read_json, write_json
 
 SCHEMA = "jumpahead.activations/2"
 INDEX = "activations.json"
-HELD_OUT = "held_out"
+HELD_OUT, ALSO = "held_out", "also"
 LABELS = ("token", "document", "position")
 MAKE = "jumpahead harvest"
 WAY_OUT = f"remove it, and `{MAKE}` writes it again"
 _OPEN = 64  # files kept open at once
+InputsOf = Callable[[Sequence[str]], str]
+"""A digest by which activations at some sites are known without a language model."""
 
 
 class ShardsOptions(Options):
@@ -77,28 +80,62 @@ class Part(NamedTuple):
         return number % self.of == self.number - 1
 
 
+class _Set:
+    """The files of one folder, which hold the same sites."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.index = read_json(folder / INDEX, SCHEMA, verb=MAKE)
+        self.rows_per_group = np.array(self.index["rows_per_group"], dtype=np.int64)
+        self._first = np.array([first for first, _ in self.index["shards"]])
+        self._files: dict[int, Reader] = {}
+
+    @property
+    def sites(self) -> dict[str, int]:
+        """d of each."""
+        return {str(site): int(width) for site, width in self.index["sites"].items()}
+
+    @property
+    def there(self) -> int:
+        """How many of its files."""
+        return sum((self.folder / _name(number)).is_file() for number in range(len(self.index["shards"])))
+
+    @property
+    def is_complete(self) -> bool:
+        return bool(self.index["complete"]) and self.there == len(self.index["shards"])
+
+    def find(self, group: int) -> tuple[Reader, int]:
+        """The file that holds a group, and the group's number in it."""
+        number = int(np.searchsorted(self._first, group, side="right")) - 1
+        first = int(self._first[number])
+        if number not in self._files:
+            while len(self._files) >= _OPEN:
+                self._files.pop(next(iter(self._files))).close()
+            self._files[number] = Reader(self.folder / _name(number), WAY_OUT)
+        return self._files[number], group - first
+
+
 class Shards(Activations):
-    """Activations that `write_shards` wrote. A group is checked the first time it is read."""
+    """Activations that `write_sites` or `write_shards` wrote. A group is checked the first time it is read."""
 
     Options = ShardsOptions
     is_read_ahead = True
 
-    def __init__(self, folder: str | Path, block: int = 256) -> None:
+    def __init__(self, folder: str | Path, block: int = 256, sites: Sequence[str] | None = None) -> None:
+        """sites: by default all that are there. ArtefactError where one of them is not, or not all of it."""
         self.folder = Path(folder)
-        index = read_json(self.folder / INDEX, SCHEMA, verb=MAKE)
-        self.widths = {str(site): int(width) for site, width in index["sites"].items()}
-        self.dtype = DTYPES[index["dtype"]]
-        self.rows_per_group = np.array(index["rows_per_group"], dtype=np.int64)
-        self.groups_per_block = max(1, block // index["batch"])
-        self.digest = str(index["digest"])
-        self._first = np.array([first for first, _ in index["shards"]])
-        self._last = [last for _, last in index["shards"]]
-        self._files: dict[int, Reader] = {}
-        if not index["complete"]:
-            there = sum((self.folder / _name(number)).is_file() for number in range(len(self._last)))
-            raise ArtefactError(
-                f"{self.folder} holds {there} of {len(self._last)} files of activations: `{MAKE}` writes the others."
-            )
+        first, *more = [_Set(path) for path in _sets(self.folder)] or [_Set(self.folder)]
+        if sites is None:
+            sites = [site for one in (first, *(each for each in more if each.is_complete)) for site in one.sites]
+        self._of = {site: _holding(self.folder, site, [first, *more]) for site in dict.fromkeys(sites)}
+        shortest = min(self._of.values(), key=lambda one: len(one.rows_per_group))
+        used = list(dict.fromkeys(self._of.values()))
+        self.widths = {site: one.sites[site] for site, one in self._of.items()}
+        self.dtype = DTYPES[shortest.index["dtype"]]
+        self.rows_per_group = shortest.rows_per_group
+        self.groups_per_block = max(1, block // shortest.index["batch"])
+        digests = [str(one.index["digest"]) for one in used]
+        self.digest = digests[0] if len(digests) == 1 else store.digest_json(sorted(digests))
 
     @classmethod
     def open(
@@ -113,52 +150,67 @@ class Shards(Activations):
         assert folder is not None
         read_options(cls, config)
         if lm is not None and contexts is not None:
-            write_shards(live_of(config, lm, contexts), folder, shard_mib=shard_mib(config))
-        return cls(folder, config.block)
+            write_sites(
+                lambda sites: live_of(config, lm, contexts, sites), folder, config.sites, shard_mib=shard_mib(config)
+            )
+        return cls(folder, config.block, config.sites)
 
     @property
     def held_out(self) -> Shards | None:
         folder = self.folder / HELD_OUT
-        return Shards(folder) if (folder / INDEX).exists() else None
+        return Shards(folder, sites=list(self.widths)) if (folder / INDEX).exists() else None
 
     def rows(self, group: int) -> dict[str, Tensor]:
-        file, here = self._find(group)
-        return {site: file.group(here, site) for site in self.widths}
+        return {site: file.group(here, site) for site, (file, here) in self._find(group).items()}
 
     def gather(self, groups: Sequence[int]) -> dict[str, Tensor]:
         total = int(self.rows_per_group[groups].sum())
         block = {site: torch.empty(total, width, dtype=self.dtype) for site, width in self.widths.items()}
         done = 0
         for group in groups:
-            file, here = self._find(group)
+            found = self._find(group)
             rows = int(self.rows_per_group[group])
             for site, x in block.items():
+                file, here = found[site]
                 file.group(here, site, x[done : done + rows])
             done += rows
         return block
 
     def labels(self, group: int) -> dict[str, Tensor]:
         """int32 [n]: `token`, `document` and `position` of every row of a group."""
-        file, here = self._find(group)
+        file, here = next(iter(self._find(group).values()))
         return {key: file.group(here, key) for key in LABELS}
 
     def documents(self, group: int) -> np.ndarray:
         return self.labels(group)["document"].long().numpy()
 
-    def _find(self, group: int) -> tuple[Reader, int]:
-        """The file that holds a group, and the group's number in it."""
-        number = int(np.searchsorted(self._first, group, side="right")) - 1
-        first = int(self._first[number])
-        if number not in self._files:
-            while len(self._files) >= _OPEN:
-                self._files.pop(next(iter(self._files))).close()
-            self._files[number] = Reader(self.folder / _name(number), WAY_OUT)
-        return self._files[number], group - first
+    def _find(self, group: int) -> dict[str, tuple[Reader, int]]:
+        """Per site the file that holds a group, and the group's number in it."""
+        return {site: one.find(group) for site, one in self._of.items()}
 
 
-def live_of(config: ActivationsConfig, lm: LM, contexts: Contexts) -> Live:
-    """What is written."""
-    return Live(lm, contexts, config.sites, config.dtype, config.block)
+def _sets(folder: Path) -> list[Path]:
+    """The folder itself and those of sites that came later, where they have an index."""
+    return [path.parent for path in (folder / INDEX, *sorted(folder.glob(f"{ALSO}/*/{INDEX}"))) if path.exists()]
+
+
+def _holding(folder: Path, site: str, sets: Sequence[_Set]) -> _Set:
+    """The complete set that holds a site, of several the longest."""
+    holding = [one for one in sets if site in one.sites]
+    whole = [one for one in holding if one.index["complete"]]
+    if not holding:
+        raise ArtefactError(f"{folder} holds no activations at {site}: `{MAKE}` writes them.")
+    if not whole:
+        files = len(holding[0].index["shards"])
+        raise ArtefactError(
+            f"{holding[0].folder} holds {holding[0].there} of {files} files of activations: `{MAKE}` writes the others."
+        )
+    return max(whole, key=lambda one: len(one.rows_per_group))
+
+
+def live_of(config: ActivationsConfig, lm: LM, contexts: Contexts, sites: Sequence[str] | None = None) -> Live:
+    """What is written; by default at all sites of the study."""
+    return Live(lm, contexts, config.sites if sites is None else sites, config.dtype, config.block)
 
 
 def shard_mib(config: ActivationsConfig) -> float:
@@ -166,14 +218,24 @@ def shard_mib(config: ActivationsConfig) -> float:
     return cast(ShardsOptions, read_options(Shards, config)).shard_mib
 
 
+def missing(folder: Path, sites: Sequence[str], inputs_of: InputsOf) -> list[str]:
+    """The sites of which not all activations of these inputs are there."""
+    found: set[str] = set()
+    for path in _sets(folder):
+        with contextlib.suppress(ArtefactError):
+            one = _Set(path)
+            if one.is_complete and one.index["inputs"] == inputs_of(list(one.sites)):
+                found |= one.sites.keys()
+    return [site for site in sites if site not in found]
+
+
 def is_complete(folder: Path, inputs: str) -> bool:
     """Whether all activations of these inputs (a digest; see `write_shards`) are there."""
     try:
-        index = read_json(folder / INDEX, SCHEMA)
+        one = _Set(folder)
     except ArtefactError:
         return False
-    names = (folder / _name(number) for number in range(len(index["shards"])))
-    return bool(index["complete"] and index["inputs"] == inputs and all(path.is_file() for path in names))
+    return one.is_complete and one.index["inputs"] == inputs
 
 
 # ---------------------------------------------------------------------------------------------- writing
@@ -208,6 +270,56 @@ class _Layout(NamedTuple):
             "batch": self.live.contexts.batch, "complete": complete, "shards": self.parts,
             "rows_per_group": self.live.rows_per_group.tolist(),
         }  # fmt: skip
+
+
+def write_sites(
+    live_of: Callable[[Sequence[str]], Live],
+    folder: str | Path,
+    sites: Sequence[str],
+    inputs_of: InputsOf = lambda _: "",
+    *,
+    shard_mib: float = 256,
+    part: Part = Part(),
+    progress: log.Progress | None = None,
+) -> bool:
+    """Writes this process's part of what is missing at these sites; True where nothing is then. What is there stays.
+
+    Each set of sites that is begun is finished as it is; sites that are in none make a set of their own, in the folder
+    itself or, where that has one, below `also`. Raises what `write_shards` does.
+    """
+    folder, is_done, wanted = Path(folder), True, list(sites)
+    todo: list[tuple[Path, Sequence[str]]] = []
+    for path in _sets(folder):
+        one = _Set(path)
+        is_whole = one.is_complete and one.index["inputs"] == inputs_of(list(one.sites))
+        if not one.sites.keys() & set(wanted) or not (is_whole or one.sites.keys() <= set(sites)):
+            _require_alike(one, live_of(sites))
+        else:
+            wanted = [site for site in wanted if site not in one.sites]
+            if not is_whole or one.sites.keys() <= set(sites):  # what can be compared with the LM is
+                todo.append((path, list(one.sites)))
+    if wanted:
+        own = folder / ALSO / store.digest_json(sorted(wanted))[:12] if (folder / INDEX).exists() else folder
+        todo.append((own, wanted))
+    for path, here in todo:
+        is_done &= write_shards(
+            live_of(here), path, shard_mib=shard_mib, part=part, inputs=inputs_of(here), progress=progress
+        )
+    return is_done
+
+
+def _require_alike(one: _Set, live: Live) -> None:
+    """ArtefactError unless a set of other sites is of the same text and dtype."""
+    dtype = str(live.dtype).removeprefix("torch.")
+    if (one.index["contexts"], one.index["dtype"]) != (live.contexts.digest, dtype):
+        raise _foreign(one.folder)
+
+
+def _foreign(folder: Path) -> ArtefactError:
+    return ArtefactError(
+        f"{folder} holds activations of another model, text, site or dtype: remove the folder, and `{MAKE}` "
+        "writes them again."
+    )
 
 
 def write_shards(
@@ -266,10 +378,7 @@ def _begin(layout: _Layout, folder: Path, inputs: str) -> None:
     if (folder / INDEX).exists():
         index = read_json(folder / INDEX, SCHEMA, verb=MAKE)
         if index.get("digest") != layout.live.digest:
-            raise ArtefactError(
-                f"{folder} holds activations of another model, text, site or dtype: remove the folder, and `{MAKE}` "
-                "writes them again."
-            )
+            raise _foreign(folder)
         if {**index, "complete": False} == {**fresh, "shards": [list(part) for part in layout.parts]}:
             return
     write_json(folder / INDEX, fresh, indent=None)
@@ -317,22 +426,12 @@ def _write(layout: _Layout, folder: Path, number: int, phase: log.Phase) -> None
 
     def groups() -> Iterator[Mapping[str, Tensor]]:
         for group in range(*layout.parts[number]):
-            yield {**layout.live.rows(group), **_labels(layout.live.contexts, group)}
+            labels = {key: torch.from_numpy(value) for key, value in layout.live.contexts.labels(group).items()}
+            yield {**layout.live.rows(group), **labels}
             phase.advance(int(layout.live.rows_per_group[group]))
 
     on_cpu = ({key: value.cpu() for key, value in tensors.items()} for tensors in groups())
     write(folder / _name(number), layout.columns, layout.rows(number), on_cpu, layout.info(number))
-
-
-def _labels(contexts: Contexts, group: int) -> dict[str, Tensor]:
-    """int32 [n] each, of every row of a group."""
-    mask = contexts.trained(group)
-    labels = {
-        "token": contexts.ids(group)[mask],
-        "document": contexts.document(group)[contexts.chunk(group)[mask]],
-        "position": np.nonzero(mask)[1],
-    }
-    return {key: torch.from_numpy(value.astype(np.int32)) for key, value in labels.items()}
 
 
 def _name(number: int) -> str:

@@ -19,6 +19,7 @@ from jumpahead.frontier.curve import LEVEL, Estimate, Place, estimate
 from jumpahead.frontier.series import SeriesCurve, is_number
 from jumpahead.frontier.words import FIDELITY, a_fidelity, amount, bare, number, percent, setting_label
 from jumpahead.metrics import BOOTSTRAPPED, METRICS, SHARES
+from jumpahead.nouns import TEXT, Nouns
 
 TARGETS = {
     "delta_loss": "delta_lm_loss",
@@ -117,6 +118,8 @@ class Answer:
     covers: str
     """What the intervals cover, as a sentence."""
     panels: list[PanelAnswer]
+    nouns: Nouns = TEXT
+    """What the activations are called."""
 
     @property
     def question(self) -> str:
@@ -127,7 +130,7 @@ class Answer:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists; an estimate as {"value", "low", "high"}."""
-        return plain(asdict(self))
+        return {key: value for key, value in plain(asdict(self)).items() if key != "nouns"}
 
 
 def plain(value: Any) -> Any:
@@ -209,6 +212,7 @@ def answer_panel(
     names: Sequence[str],
     question: Question,
     fidelity: str = "delta_lm_loss",
+    nouns: Nouns = TEXT,
 ) -> PanelAnswer:
     """The answer at one site and width; `names` are the series that were asked for."""
     answers, candidates, left_out = [], [], []
@@ -221,7 +225,7 @@ def answer_panel(
             candidates.append(candidate)
     measured = {curve.name for curve in curves}
     left_out += [f"{name} has no measured SAE" for name in names if name not in measured]
-    return PanelAnswer(site, width, answers, _recommend(candidates, left_out, question, fidelity), fidelity)
+    return PanelAnswer(site, width, answers, _recommend(candidates, left_out, question, fidelity, nouns), fidelity)
 
 
 def _answer_series(curve: SeriesCurve, question: Question) -> tuple[SeriesAnswer, Candidate | None]:
@@ -324,7 +328,9 @@ def _why_left_out(answer: SeriesAnswer, question: Question) -> str:
 # ---------------------------------------------------------------------------------------------- between series
 
 
-def _recommend(candidates: list[Candidate], left_out: list[str], question: Question, fidelity: str) -> Recommendation:
+def _recommend(
+    candidates: list[Candidate], left_out: list[str], question: Question, fidelity: str, nouns: Nouns
+) -> Recommendation:
     """The smallest objective wins; ties are those whose paired difference to it may be zero."""
     if not candidates:
         why = "; ".join(left_out) or "nothing was measured"
@@ -335,9 +341,10 @@ def _recommend(candidates: list[Candidate], left_out: list[str], question: Quest
     tied = [pair for pair in differences if pair not in clear]
     value = number(float(best.objective[0]))
     is_l0 = question.objective(fidelity) == "l0"
-    what = f"{value} active features per token" if is_l0 else f"{a_fidelity(fidelity)} of {value}"
+    active = nouns("active features per token")
+    what = f"{value} {active}" if is_l0 else f"{a_fidelity(fidelity)} of {value}"
     where = f"At {question}{' and within the limits' if question.limits else ''}"
-    least = f"the fewest active features per token, {value}"
+    least = f"the fewest {active}, {value}"
     if not is_l0:
         least = f"the lowest {FIDELITY[fidelity]}, {value}"
     if not others and left_out:

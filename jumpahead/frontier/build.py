@@ -26,6 +26,7 @@ from jumpahead.frontier.series import (
 from jumpahead.frontier.words import setting_label
 from jumpahead.health import MEASURES, asked_l0
 from jumpahead.metrics import BOOTSTRAPPED, METRICS, SHARES
+from jumpahead.nouns import Nouns
 
 Evaluation = Mapping[str, Any]
 """The content of an evaluation.json, plus "path": the SAE's folder relative to the run."""
@@ -49,6 +50,7 @@ def build(
     series = sorted((dict(each) for each in series), key=lambda each: each.get("order", 0))
     panels = _panels(evaluations, [each["name"] for each in series])
     points = [point for panel in panels for point in panel["points"]]
+    nouns = Nouns.of({"lm": lm})
     interval = {"level": LEVEL, "covers": "text", "replicates": min(map(replicates_of, points), default=0)}
     data = {
         "schema": SCHEMA,
@@ -56,8 +58,8 @@ def build(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "lm": dict(lm),
         "text": dict(text),
-        "metrics": [metric.declaration() for metric in METRICS.values() if _is_measured(metric.key, points)],
-        "health": [one._asdict() for one in MEASURES if any(one.key in point["health"] for point in points)],
+        "metrics": [_said(one.declaration(), nouns) for one in METRICS.values() if _is_measured(one.key, points)],
+        "health": [_said(one._asdict(), nouns) for one in MEASURES if any(one.key in p["health"] for p in points)],
         "series": series,
         "interval": interval,
         "panels": panels,
@@ -75,6 +77,11 @@ def build(
     if covers and set(covers) == {"text and seeds"}:
         interval["covers"] = "text and seeds"
     return data
+
+
+def _said(declared: Mapping[str, Any], nouns: Nouns) -> dict[str, Any]:
+    """A declaration with the right nouns; its key stays."""
+    return {k: nouns(v) if isinstance(v, str) and k != "key" else v for k, v in declared.items()}
 
 
 # ---------------------------------------------------------------------------------------------- panels and points

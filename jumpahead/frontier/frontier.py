@@ -13,6 +13,7 @@ from jumpahead.errors import StudyError, nearest
 from jumpahead.frontier.answer import Answer, Question, answer_panel, parse_amount
 from jumpahead.frontier.series import SeriesCurve, seeds_of
 from jumpahead.frontier.words import percent
+from jumpahead.nouns import Nouns
 
 SCHEMA = "jumpahead.frontier/1"
 
@@ -52,6 +53,11 @@ class Frontier:
     @property
     def name(self) -> str:
         return self.data["name"]
+
+    @property
+    def nouns(self) -> Nouns:
+        """What its activations are called."""
+        return Nouns.of(self.data)
 
     @property
     def series(self) -> list[str]:
@@ -122,9 +128,12 @@ class Frontier:
             level=self.data["interval"]["level"],
             covers=self.covers,
             panels=[
-                answer_panel(each["site"], each["width"], self.curves(each, names), names, question, fidelity(each))
+                answer_panel(
+                    each["site"], each["width"], self.curves(each, names), names, question, fidelity(each), self.nouns
+                )
                 for each in self._panels(panel)
             ],
+            nouns=self.nouns,
         )
 
     @cached_property
@@ -134,7 +143,8 @@ class Frontier:
         if not interval["replicates"]:
             return "There are no intervals: the evaluations hold no resamples."
         documents = {panel["documents"] for panel in panels}
-        text = f"the held-out text ({documents.pop():,} documents)" if len(documents) == 1 else "the held-out text"
+        text = self.nouns("the held-out text")
+        text += self.nouns(f" ({documents.pop():,} documents)") if len(documents) == 1 else ""
         seeds = {seeds_of(point) for panel in panels for point in panel["points"]}
         saes, streams = len({sae for sae, _ in seeds}), len({stream for _, stream in seeds})
         if interval["covers"] == "text":

@@ -83,6 +83,8 @@ class Shards:
             assert step == 1, "token ids are read forwards"
             bounds = zip(self.parts, self._first[:-1], strict=True)
             return np.concatenate([part[max(0, low - first) : max(0, high - first)] for part, first in bounds])
+        if len(self.parts) == 1:
+            return self.parts[0][index]
         found = np.empty(index.shape, self.dtype)
         part = np.searchsorted(self._first, index, side="right") - 1
         for number in np.unique(part):
@@ -155,14 +157,20 @@ class Contexts:
         contexts = self.of(group)
         return slice(self._first[contexts.start], self._first[contexts.stop])
 
-    def _layout(self, group: int) -> _Layout:
+    def _places(self, group: int) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [chunks] each: the context in the group that each chunk stands in, and where in it the chunk begins."""
         contexts, chunks = self.of(group), self._chunks_of(group)
         size = self.length[chunks] + self._lead
         first = np.cumsum(size) - size  # of each chunk, were the group's contexts one line
         row = np.repeat(
             np.arange(contexts.stop - contexts.start), np.diff(self._first[contexts.start : contexts.stop + 1])
         )
-        column = first - first[self._first[contexts] - chunks.start][row]
+        return row, first - first[self._first[contexts] - chunks.start][row]
+
+    def _layout(self, group: int) -> _Layout:
+        contexts, chunks = self.of(group), self._chunks_of(group)
+        size = self.length[chunks] + self._lead
+        row, column = self._places(group)
         shape = (contexts.stop - contexts.start, int((column + size).max()))
         number, local = _ranges(size)
         at = (row * shape[1] + column)[number] + local
@@ -196,6 +204,21 @@ class Contexts:
     def document(self, group: int) -> np.ndarray:
         """int32 [chunks]: the document each chunk of the group is a part of."""
         return self.owner[self._chunks_of(group)]
+
+    def labels(self, group: int) -> dict[str, np.ndarray]:
+        """int32 [n] each, of every trained position of a group: its `token`, its `document` and its `position` in the
+        context.
+
+        As `ids`, `document` and `trained` have them, without making the padded grid of the group for each of these.
+        """
+        chunks, skipped = self._chunks_of(group), 1 - self._lead  # what stands first in a chunk is not trained
+        size = self.length[chunks] - skipped
+        number, local = _ranges(size)
+        ids = self.tokens[(self.start[chunks] + skipped)[number] + local]
+        ordinary = ~self.special[ids]
+        number, position = number[ordinary], (self._places(group)[1] + 1)[number] + local
+        found = {"token": ids[ordinary], "document": self.document(group)[number], "position": position[ordinary]}
+        return {name: value.astype(np.int32) for name, value in found.items()}
 
     def _usable(self, group: int, last: int) -> np.ndarray:
         ids, chunk, local, size = self._layout(group)

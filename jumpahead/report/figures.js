@@ -23,7 +23,7 @@ function direct(key) {
 }
 
 const AXES = { // what a coordinate is: its value and interval of a point, its title, the metric whose asked value it can show
-  l0: { of: direct("l0"), title: "L0, active features per token", key: "l0", log: true },
+  l0: { of: direct("l0"), get title() { return `L0, active features per ${data.token}`; }, key: "l0", log: true },
   loss: { of: direct("delta_lm_loss"), title: "delta LM loss, nats per token", key: "delta_lm_loss", log: true },
   fvu: { of: direct("fvu"), title: "FVU", key: "fvu", log: true },
   above_10pct: { of: (p, part) => share(p, "above_10pct", part), title: "share of features", key: "above_10pct", suffix: " %" },
@@ -132,7 +132,7 @@ function hover(panel, point) {
   const knobs = Object.entries(point.knob).filter(([, v]) => FINITE(v));
   const lines = [
     ...(hasLoss(panel) ? [`delta LM loss ${show("delta_lm_loss", point.metrics.delta_lm_loss)} nats per token${range("delta_lm_loss")}`] : []),
-    `L0 ${show("l0", point.metrics.l0)} features per token${range("l0")}`,
+    `L0 ${show("l0", point.metrics.l0)} features per ${data.token}${range("l0")}`,
     `FVU ${show("fvu", point.metrics.fvu)}${range("fvu")}`,
     features("above_10pct", "above 10 %"), features("above_1pct", "above 1 %"), features("dead", "never fire"),
     `seed ${point.seeds[0]}, stream seed ${point.seeds[1]}${knobs.map(([k, v]) => `; trained with ${k === "lambda" ? "λ" : k} = ${short(v)}`).join("")}`,
@@ -152,7 +152,7 @@ function histogram(panel, points, state) {
       line: { color: colour, dash: look.dash, width: 2, shape: "hv" },
       fill: known.length === 1 ? "tozeroy" : "none", fillcolor: `${colour}33`, hoverinfo: "text",
       hovertext: [...counts, 0].map((n, i) => (i < counts.length
-        ? `${plain(point.name)}<br>${n.toLocaleString("en")} features fire on ${short(percentages[i])} to ${short(percentages[i + 1])} % of tokens` : "")),
+        ? `${plain(point.name)}<br>${n.toLocaleString("en")} features fire on ${short(percentages[i])} to ${short(percentages[i + 1])} % of ${data.token}s` : "")),
     };
   });
   const all = known.flatMap((p) => p.histogram.counts), edges = known.flatMap((p) => p.histogram.log10_edges.map((e) => e + 2));
@@ -160,7 +160,7 @@ function histogram(panel, points, state) {
   const x = [Math.max(Math.min(...edges), Math.min(...used) - 0.25), 2], y = [Math.log10(FLOOR), Math.log10(Math.max(...all, 1)) + 0.15];
   const layout = {
     ...frame(),
-    xaxis: { ...line(), type: "log", range: x, title: titleOf({ title: "frequency, % of tokens" }), ...ticks(x) },
+    xaxis: { ...line(), type: "log", range: x, title: titleOf({ title: `frequency, % of ${data.token}s` }), ...ticks(x) },
     yaxis: { ...line(), type: "log", range: y, title: titleOf({ title: "features" }), ...ticks([0, y[1]]) },
   };
   layout.shapes = [1, 10].map((at) => ({

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from jumpahead.nouns import TEXT, Nouns
 from jumpahead.report.numbers import count, exact, interval, listed, metric, percent, short
 from jumpahead.report.panel import FIDELITY
 
@@ -35,14 +36,14 @@ class Finding(NamedTuple):
     text: str
 
 
-def findings(panel: Json, titles: Mapping[str, str]) -> list[Finding]:
+def findings(panel: Json, titles: Mapping[str, str], nouns: Nouns = TEXT) -> list[Finding]:
     """The sentences at the head of a panel; `titles` names the series (hostile text: who prints it escapes it)."""
     by = str(panel.get("fidelity") or DELTA)
     words, unit = FIDELITY[by], UNITS.get(by, "")
     points = [point for point in panel.get("points", []) if _is_measured(point, by)]
     if not points:
         return [Finding("", "No SAE of this panel has been measured yet.")]
-    found = [_extent(panel, points, titles)]
+    found = [_extent(panel, points, titles, nouns)]
     matched = typical(panel.get("matched_l0", []))
     if matched:
         ranking = _ranking(f"{words} is lowest for {{}}", by, unit, _cells(matched, by, titles))
@@ -50,11 +51,11 @@ def findings(panel: Json, titles: Mapping[str, str]) -> list[Finding]:
     matched = typical(panel.get(MATCHED[by], []))
     if matched:
         lead = f"At {'an' if by == 'fvu' else 'a'} {words} of {exact(matched[by])}{unit},"
-        ranking = _ranking("{} needs the fewest active features", L0, " per token", _cells(matched, L0, titles))
+        ranking = _ranking("{} needs the fewest active features", L0, nouns(" per token"), _cells(matched, L0, titles))
         found.append(Finding(lead, ranking + _unreached(matched, titles)))
         cells = _cells(matched, ABOVE, titles)
         if cells:
-            found.append(_high_frequency(cells, int(panel["width"]), "loss" if by == DELTA else words))
+            found.append(_high_frequency(cells, int(panel["width"]), "loss" if by == DELTA else words, nouns))
     return found
 
 
@@ -71,14 +72,14 @@ def _is_measured(point: Json, by: str) -> bool:
     return all(point["metrics"].get(key) is not None for key in (by, L0))
 
 
-def _extent(panel: Json, points: list[Json], titles: Mapping[str, str]) -> Finding:
+def _extent(panel: Json, points: list[Json], titles: Mapping[str, str], nouns: Nouns) -> Finding:
     """How many SAEs, over which range, and what the LM loses without them."""
     series = list(dict.fromkeys(point["series"] for point in points))
     by = str(panel.get("fidelity") or DELTA)
     ranges = [[point["metrics"][key] for point in points] for key in (L0, by)]
     l0, reached = (f"{short(min(values))} to {short(max(values))}" for values in ranges)
     names = listed([titles[name] for name in titles if name in series])
-    text = f"({names}): L0 {l0} features per token, {FIDELITY[by]} {reached}{UNITS.get(by, '')}."
+    text = f"({names}): L0 {l0} {nouns('features per token')}, {FIDELITY[by]} {reached}{UNITS.get(by, '')}."
     clean, zero = panel.get("ce_clean"), panel.get("ce_zero")
     if clean is not None:
         text += f" The LM itself loses {short(clean)} nats per token on this text"
@@ -116,14 +117,14 @@ def _overlap(cells: list[Cell]) -> str:
     return f"The interval of {best.title} overlaps with {'that' if len(same) == 1 else 'those'} of {listed(same)}."
 
 
-def _high_frequency(cells: list[Cell], width: int, matched: str) -> Finding:
+def _high_frequency(cells: list[Cell], width: int, matched: str, nouns: Nouns) -> Finding:
     """Features above 10 %, fewest first, as counts and as shares of all features."""
     words = [
         f"{cell.title} {count(cell.value)}, {percent(cell.value / width)} ({interval(ABOVE, cell.low, cell.high)})"
         for cell in cells
     ]
     text = f"of {width:,}: {'; '.join(words)}. {_overlap(cells) if len(cells) > 1 else ''}"
-    return Finding(f"Features that fire on more than 10 % of tokens, at that {matched},", text.rstrip())
+    return Finding(f"{nouns('Features that fire on more than 10 % of tokens')}, at that {matched},", text.rstrip())
 
 
 def _unreached(entry: Json, titles: Mapping[str, str]) -> str:

@@ -164,7 +164,7 @@ function setUpAsk(panel, box, state, redraw, choose) {
 }
 
 function unitOf(key) {
-  if (key === "l0") return "features per token";
+  if (key === "l0") return `features per ${data.token}`;
   return COUNTS.includes(key) ? "features, or a share such as 0.06%" : data.metrics[key].unit;
 }
 
@@ -186,7 +186,7 @@ function suggestion(panel, key) { // a value that as many series as possible rea
 function answerNodes(panel, key, asked, choose) {
   const answers = answerPanel(panel, data.level, key, asked), shown = KEYS.filter((other) => other !== key && (hasLoss(panel) || other !== "delta_lm_loss"));
   const columns = ["Series", ...shown.map((other) => data.metrics[other].short), "train with", "nearest SAE"];
-  const units = ["", ...shown.map((other) => (other === "l0" ? "features per token" : data.metrics[other].unit)), "", ""];
+  const units = ["", ...shown.map((other) => (other === "l0" ? `features per ${data.token}` : data.metrics[other].unit)), "", ""];
   const head = element("tr", {}, ...columns.map((text, i) =>
     element("th", { scope: "col", class: i === 0 || i >= columns.length - 2 ? "word" : "" }, text, element("span", { class: "unit" }, units[i]))));
   const rows = answers.flatMap((one) => (one.crossings.length
@@ -232,7 +232,7 @@ function comparison(panel, answers, key) { // in a sentence, by differences with
     return FINITE(more.low) && more.low > 0 ? `${title(series)} ${{ l0: "needs", delta_lm_loss: "loses", fvu: "has" }[objective]} ${amount}.`
       : `${title(series)}: ${amount}, an interval that includes zero, so this run does not tell it from ${title(best.series)}.`;
   });
-  const head = `${title(best.series)} ${isL0 ? "needs the fewest active features" : `has the lowest ${WORDS[objective]}`}: ${short(best.cost[0])}${{ l0: " per token", delta_lm_loss: " nats per token", fvu: "" }[objective]}.`;
+  const head = `${title(best.series)} ${isL0 ? "needs the fewest active features" : `has the lowest ${WORDS[objective]}`}: ${short(best.cost[0])}${{ l0: ` per ${data.token}`, delta_lm_loss: " nats per token", fvu: "" }[objective]}.`;
   return [element("p", { class: "compared" }, [head, ...parts].join(" "))];
 }
 

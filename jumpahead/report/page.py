@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from jumpahead.nouns import Nouns
 from jumpahead.report import assets
 from jumpahead.report import efficiency as costs
 from jumpahead.report.findings import findings, typical
@@ -46,12 +47,14 @@ def html(frontier: Json, efficiency: Json | None = None) -> str:
     """
     frontier, efficiency = harmless(frontier), harmless(efficiency)
     found = looks(_all_series(frontier))
+    nouns = Nouns.of(frontier)
     names = Names(
         series={look.name: i for i, look in enumerate(found)},
         titles={look.name: look.title for look in found},
         metrics={one["key"]: one for one in frontier["metrics"]},
         level=f"{100 * frontier['interval']['level']:g}{NBSP}%",
         health=frontier.get("health") or [],
+        nouns=nouns,
     )
     panels = [Panel(panel, i + 1, names) for i, panel in enumerate(frontier["panels"])]
     colours = {f"series-{i}": (look.paper, look.screen) for i, look in enumerate(found)}
@@ -60,7 +63,8 @@ def html(frontier: Json, efficiency: Json | None = None) -> str:
     style, script = assets.text("page.css") + _custom_properties(colours), assets.script()
     return _template().render(
         name=frontier.get("name") or "A run",
-        about=_about(frontier),
+        nouns=nouns,
+        about=_about(frontier, nouns),
         policy=assets.policy(script, style),
         css=Markup(style),  # ours: all that it has from the run are checked colours
         script=Markup(script),
@@ -68,13 +72,14 @@ def html(frontier: Json, efficiency: Json | None = None) -> str:
         taken_ids=assets.plotly().taken_ids,
         looks=[{**look._asdict(), "path": SYMBOLS[look.symbol], "stroke": DASHES[look.dash]} for look in found],
         panels=[_panel(panel) for panel in panels],
-        intervals=_intervals(frontier["interval"], panels, names.level),
+        intervals=[nouns(text) for text in _intervals(frontier["interval"], panels, names.level)],
         metrics=[{**one, "direction": DIRECTIONS.get(one["better"], MISSING)} for one in frontier["metrics"]],
         sources=_sources(frontier),
         efficiency=None if efficiency is None else costs.section(efficiency),
         data={
             "series": [{"title": look.title, "dash": look.dash, "symbol": look.symbol} for look in found],
             "metrics": names.metrics,
+            "token": nouns("token"),
             "level": frontier["interval"]["level"],
             "panels": [_for_script(panel) for panel in panels],
             "efficiency": None if efficiency is None else costs.for_script(efficiency),
@@ -107,18 +112,17 @@ def _custom_properties(colours: dict[str, tuple[str, str]]) -> str:
 # ---------------------------------------------------------------------------------------------- words
 
 
-def _about(frontier: Json) -> list[str]:
+def _about(frontier: Json, nouns: Nouns) -> list[str]:
     """What was measured on what, and when."""
     text, n = frontier.get("text") or {}, sum(len(panel["points"]) for panel in frontier["panels"])
-    lm = frontier.get("lm") or {}
-    has_lm = lm.get("name", "") is not None  # null: there was none
+    lm, has_lm = frontier.get("lm") or {}, not nouns.of_rows
     parts = [f"{n} sparse autoencoder{'s' * (n != 1)}", f"LM: {lm.get('name') or 'not named'}" if has_lm else "no LM"]
     if text.get("source"):
         parts.append(f"text: {text['source']}" if has_lm else text["source"])
     if text.get("train_tokens"):
-        parts.append(f"{count(text['train_tokens'])} training tokens")
+        parts.append(f"{count(text['train_tokens'])} {nouns('training tokens')}")
     if text.get("held_out_tokens"):
-        parts.append(f"{count(text['held_out_tokens'])} held-out tokens")
+        parts.append(f"{count(text['held_out_tokens'])} {nouns('held-out tokens')}")
     if frontier.get("created"):
         parts.append(_moment(str(frontier["created"])))
     return parts
@@ -192,10 +196,11 @@ def _panel(panel: Panel) -> dict[str, Any]:
         "title": f"{panel.json['site']}, {width:,} features",
         "subtitle": f"{exact(round(width / d, 2))} × the activation’s width of {d:,}" if d else "",
         "width_text": f"{width:,}",
-        "findings": findings(panel.json, panel.names.titles),
+        "findings": findings(panel.json, panel.names.titles, panel.names.nouns),
         "series": sorted({panel.series_of(point) for point in panel.points}),
         "alt": {
-            kind: f"{text.format(by=by)}; the numbers are in the table of all SAEs below." for kind, text in ALT.items()
+            kind: f"{panel.names.nouns(text).format(by=by)}; the numbers are in the table of all SAEs below."
+            for kind, text in ALT.items()
         },
         "matched": matched_tables(panel),
         "columns": columns(panel.names),

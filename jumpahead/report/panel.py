@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from jumpahead.nouns import TEXT, Nouns
 from jumpahead.report.numbers import MISSING, exact
 
 Json = Mapping[str, Any]
@@ -29,6 +30,8 @@ class Names(NamedTuple):
     """`95 %`."""
     health: list[Json]
     """Declarations of what is told of a training; empty in a frontier.json from before they were measured."""
+    nouns: Nouns = TEXT
+    """What the activations are called."""
 
 
 @dataclass(frozen=True)

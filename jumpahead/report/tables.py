@@ -36,7 +36,7 @@ def metric_head(declared: Json, names: Names) -> Cell:
     if declared["key"].startswith("share_"):
         unit = "of features"
     elif declared["key"] == "l0":
-        unit = "features per token"
+        unit = names.nouns("features per token")
     same = [one for one in names.metrics.values() if all(one.get(k) == declared.get(k) for k in ("short", "unit"))]
     if len(same) > 1:
         unit = declared["title"].partition(", ")[2] or unit
@@ -62,7 +62,7 @@ def columns(names: Names) -> list[Cell]:
             found += [ASKED[0], reached, SETTLED[0]]
         else:
             found.append(metric_head(names.metrics[key], names))
-    return found + [top for top, _ in OTHERS]
+    return found + [{**top, **{part: names.nouns(top[part]) for part in ("unit", "tip")}} for top, _ in OTHERS]
 
 
 def cells(point: Json, names: Names) -> list[Cell]:

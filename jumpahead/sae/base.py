@@ -391,6 +391,18 @@ class Architecture(ABC):
         }
         return {name: tensor.float().contiguous() for name, tensor in folded.items()}
 
+    def unfold_vectors(self, folded: Params, scale: float, shift: Tensor) -> Params:
+        """What `fold_vectors` folds, where rows of W_dec are unit. shift [M]: W_enc·b_dec, float64."""
+        return {"b_enc": folded["b_enc"].double() / scale + shift}
+
+    def unfold(self, folded: Params, scale: float) -> Params:
+        """Parameters to train on, in the unit E‖x‖² = 1: `fold` of them, with the same scale, gives `folded` again."""
+        b_dec = folded["b_dec"].double() / scale
+        shift = folded["W_enc"].double() @ b_dec
+        p = {"W_enc": folded["W_enc"], "W_dec": folded["W_dec"], "b_dec": b_dec}
+        p |= self.unfold_vectors(folded, scale, shift)
+        return {name: tensor.float().contiguous() for name, tensor in p.items()}
+
 
 def unit_rows(d: int, width: int, generator: torch.Generator) -> Tensor:
     """[width, d]: He-uniform, then each row rescaled to norm one (Gemma Scope section 3.2)."""

@@ -75,5 +75,9 @@ class BatchTopK(WithAuxK):
     def fold_vectors(self, p: Params, scale: float, norms: Tensor) -> Params:
         return super().fold_vectors(p, scale, norms) | {"threshold": scale * p["threshold"].double()}
 
+    def unfold_vectors(self, folded: Params, scale: float, shift: Tensor) -> Params:
+        threshold = folded["threshold"].double() / scale
+        return super().unfold_vectors(folded, scale, shift) | {"threshold": threshold}
+
 
 ARCHITECTURE = BatchTopK

@@ -138,5 +138,10 @@ class Gated(Architecture):
             "r_mag": p["r_mag"].double() + norms.log(),
         }
 
+    def unfold_vectors(self, folded: Params, scale: float, shift: Tensor) -> Params:
+        growth = folded["r_mag"].double().exp()
+        b_mag = folded["b_mag"].double() / scale + growth * shift
+        return super().unfold_vectors(folded, scale, shift) | {"b_mag": b_mag, "r_mag": folded["r_mag"]}
+
 
 ARCHITECTURE = Gated

@@ -263,6 +263,10 @@ class JumpReLU(Architecture):
         theta = self.derive(p)["theta"].double()
         return super().fold_vectors(p, scale, norms) | {"threshold": scale * theta}
 
+    def unfold_vectors(self, folded: Params, scale: float, shift: Tensor) -> Params:
+        theta, name = folded["threshold"].double() / scale, self.gate
+        return super().unfold_vectors(folded, scale, shift) | {name: theta.log() if name == "log_threshold" else theta}
+
 
 def _mean_l0(counts: Counts) -> Tensor:
     """L̄0, active features per token."""

@@ -14,7 +14,7 @@ from jumpahead.activations import ActivationsConfig, origin
 from jumpahead.activations.blocks import Stream
 from jumpahead.activations.files import Reader
 from jumpahead.activations.live import Live
-from jumpahead.activations.shards import Part, Shards, is_complete, write_shards
+from jumpahead.activations.shards import LABELS, Part, Shards, is_complete, missing, write_shards, write_sites
 from jumpahead.errors import ArtefactError, StudyError
 from jumpahead.lm.contexts import tokenize
 from jumpahead.lm.sources.base import Document
@@ -299,3 +299,61 @@ def test_unknown_options_are_named(name, options, says, lm_of, contexts, tmp_pat
     config = ActivationsConfig(origin=name, options=options)
     with pytest.raises(StudyError, match=says):
         origin(name).open(config, lm=lm_of("neox"), contexts=contexts, folder=tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------- sites that come later
+
+
+def stamps(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("shard-*")}
+
+
+def test_a_site_that_comes_later_is_written_beside_the_others(live, tmp_path):
+    """Killed on the way, in two parts; every file that was there stays, and the stream is that of all sites at once."""
+
+    def of(sites, kind=Live):
+        return kind(live.lm, live.contexts, sites, str(live.dtype).removeprefix("torch."), block=12)
+
+    def inputs_of(sites):
+        return store.digest_json(sorted(sites))
+
+    assert write_sites(of, tmp_path, SITES[:1], inputs_of, shard_mib=SMALL)
+    before = stamps(tmp_path)
+    assert len(before) >= 4
+    assert missing(tmp_path, SITES, inputs_of) == SITES[1:]
+    with pytest.raises(ArtefactError, match=r"holds no activations at layers\.1\.attention: `jumpahead harvest`"):
+        Shards(tmp_path, sites=SITES)
+    with pytest.raises(Killed):
+        write_sites(lambda sites: of(sites, Dying), tmp_path, SITES, inputs_of, shard_mib=SMALL)
+    half = stamps(tmp_path)
+    assert before.items() < half.items()
+    assert missing(tmp_path, SITES, inputs_of) == SITES[1:]
+    with pytest.raises(ArtefactError, match=r"also.* holds [0-9]+ of [0-9]+ files of activations"):
+        Shards(tmp_path, sites=SITES)
+    assert list(Shards(tmp_path).widths) == SITES[:1]  # what is whole can be read meanwhile
+
+    assert not write_sites(of, tmp_path, SITES, inputs_of, shard_mib=SMALL, part=Part(1, 2))
+    assert write_sites(of, tmp_path, SITES, inputs_of, shard_mib=SMALL, part=Part(2, 2))
+    assert missing(tmp_path, SITES, inputs_of) == []
+    assert half.items() <= stamps(tmp_path).items()
+    shards = Shards(tmp_path, block=12, sites=SITES)
+    assert shards.widths == live.widths
+    assert all(torch.equal(a[s], b[s]) for a, b in zip(batches(live), batches(shards), strict=True) for s in SITES)
+    assert shards.rows(5).keys() == shards.gather([5]).keys() == set(SITES)
+    assert all(torch.equal(shards.labels(5)[key], Shards(tmp_path, sites=SITES[1:]).labels(5)[key]) for key in LABELS)
+
+    done = stamps(tmp_path)
+    assert missing(tmp_path, SITES[1:], inputs_of) == []  # a study that drops a site finds the other
+    assert write_sites(of, tmp_path, SITES[::-1], inputs_of, shard_mib=SMALL)
+    assert stamps(tmp_path) == done
+
+
+def test_a_site_of_other_text_is_not_put_beside(live, contexts, tmp_path):
+    def of(sites):
+        return Live(live.lm, contexts, sites, "float16")
+
+    write_sites(of, tmp_path, SITES[:1])
+    with pytest.raises(ArtefactError, match="holds activations of another model, text, site or dtype: remove"):
+        write_sites(lambda sites: Live(live.lm, contexts, sites), tmp_path, SITES)
+    with pytest.raises(ArtefactError, match="holds activations of another model, text, site or dtype: remove"):
+        write_sites(lambda sites: Live(live.lm, contexts, sites), tmp_path, SITES[1:])

@@ -100,6 +100,10 @@ def test_rows_are_known_from_the_ids_alone(texts, batch, bos_id):
         assert not mask[:, 0].any()
         assert not (contexts.scored(group) & ~mask).any()
         assert len(contexts.document(group)) == len(ids)
+        labels = contexts.labels(group)
+        assert labels["token"].tolist() == ids[mask].tolist()
+        assert labels["position"].tolist() == np.nonzero(mask)[1].tolist()
+        assert labels["document"].tolist() == contexts.document(group)[np.nonzero(mask)[0]].tolist()
     assert all(contexts.length + (bos_id is not None) <= 6)
 
 
@@ -419,6 +423,10 @@ def test_packing_moves_chunks_and_changes_none(texts, batch, bos_id, packing):
         assert not (trained | scored)[chunk < 0].any()
         owners = [packed.document(group)[np.unique(row[row >= 0])].tolist() for row in chunk]
         assert all(len(set(row)) == len(row) for row in owners)  # no document twice in one context
+        labels, where = packed.labels(group), np.argwhere(trained)
+        assert list(zip(*(labels[key].tolist() for key in ("token", "document", "position")), strict=True)) == [
+            (ids[c, t], packed.document(group)[chunk[c, t]], t) for c, t in where
+        ]
 
 
 def test_packing_wastes_little_and_keeps_the_order_of_documents():

@@ -53,6 +53,16 @@ def traces(page: Any, plot: str) -> list[Json]:
     )
 
 
+def of_text(page: Any) -> list[str]:
+    """What is said of tokens and text: seen, read out, or shown when pointed at; the study and the manifest apart."""
+    return page.evaluate(
+        "() => { const said = [...document.querySelectorAll('main *:not(pre)')].flatMap(n => [n.title, n.ariaLabel,"
+        "...[...n.childNodes].filter(c => c.nodeType === 3 && !n.closest('pre, script, style')).map(c => c.data)]);"
+        "const hovers = [...document.querySelectorAll('[data-plot]')].flatMap(p => (p.data || []).flatMap(t =>"
+        "[t.hovertext].flat())); return [...said, ...hovers].filter(t => /token|\\btext|document/i.test(t || '')); }"
+    )
+
+
 def axis_types(page: Any, plot: str) -> list[str]:
     script = "k => ['xaxis', 'yaxis'].map(a => document.querySelector(`[data-plot=${k}]`)._fullLayout[a].type)"
     return page.evaluate(script, plot)
@@ -242,8 +252,9 @@ def test_answers_agree_where_settings_have_several_seeds(visit: Any, make: Any) 
 
 
 def test_without_a_language_model_everything_is_by_fvu(visit: Any, make: Any) -> None:
+    without = dict.fromkeys(("delta_lm_loss", "ce_clean", "ce_zero", "ce_mean")) | {"kl": float("nan")}
     evaluations = [
-        make.evaluation(s, l0, delta_lm_loss=None, kl=float("nan"), fvu=(0.4 + 0.1 * s) * (l0 / 4) ** -0.4)
+        make.evaluation(s, l0, **without, fvu=(0.4 + 0.1 * s) * (l0 / 4) ** -0.4)
         for s in range(3)
         for l0 in (4.0, 8.0, 16.0, 32.0)
     ]
@@ -267,6 +278,8 @@ def test_without_a_language_model_everything_is_by_fvu(visit: Any, make: Any) ->
     shown = page.locator("main").inner_text()
     assert "FVU is lowest for JumpReLU" in shown
     assert "delta" not in shown.lower()
+    assert of_text(page) == []
+    assert "Share of features firing on more than 10 % of rows, against FVU" in page.content()
     hover = page.evaluate("[...document.querySelector('[data-plot=fvu]').data[0].hovertext][0]")
     assert "FVU 0.4" in hover
     assert "delta" not in hover

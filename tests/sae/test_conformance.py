@@ -227,6 +227,19 @@ def test_the_rule_serves_a_dense_block_of_features_alike(case):
         assert torch.equal(gradient.at(flattened), dense.vectors[name].at(incoming).flatten())
 
 
+@cases
+def test_unfolded_is_what_folds_to_it(case):
+    """On activations of another scale too; and rows of W_dec are unit, as training wants them."""
+    state, saved = saved_form(case)
+    for scale in (C, 2.7):
+        p = state.arch.unfold(saved.params, scale)
+        assert {name: tensor.shape for name, tensor in p.items()} == {n: tensor.shape for n, tensor in state.p.items()}
+        assert torch.allclose(p["W_dec"].norm(dim=1), torch.ones(WIDTH))
+        again = state.arch.fold(p, scale)
+        for name, tensor in saved.params.items():
+            torch.testing.assert_close(again[name], tensor, rtol=2e-5, atol=2e-5)
+
+
 # ---------------------------------------------------------------------------------------------- foreign folders
 
 

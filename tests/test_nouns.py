@@ -1,0 +1,64 @@
+"""What activations are called, with a language model and without."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+import torch
+from rich.console import Console
+
+from jumpahead import log, terminal
+from jumpahead.frontier import Frontier
+from jumpahead.nouns import Nouns
+from jumpahead.train_on import train_on
+
+OF_TEXT = re.compile(r"(?<!\.)\b(tokens?|text|documents?)\b")
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("active features per token", "active features per row"),
+        ("Held-out documents are drawn again", "Held-out groups of rows are drawn again"),
+        ("the held-out text (7 documents)", "the held-out rows (7 groups of rows)"),
+        ("raise train.tokens or evaluate.tokens", "raise train.tokens or evaluate.tokens"),
+        ("tokenising broken documentation", "tokenising broken documentation"),
+    ],
+)
+def test_the_right_nouns(text, rows):
+    assert Nouns()(text) == Nouns.of({"lm": {"name": "tiny"}})(text) == Nouns.of({})(text) == text
+    assert Nouns.of({"lm": {"name": None}})(text) == rows
+
+
+def test_a_run_without_a_model_speaks_of_rows(tmp_path):
+    told = []
+
+    class Heard(log.Progress):
+        def say(self, sentence):
+            told.append(sentence)
+
+        def phase(self, title, total, unit, done=0):
+            told.append(f"{title}: {total} {unit}")
+            return log.Silent().phase(title, total, unit, done)
+
+    given = torch.randn(4_000, 12, generator=torch.Generator().manual_seed(5)).split(500)
+    series = [{"architecture": "topk", "k": [1, 2, 3]}, {"architecture": "gated", "l0": [2, 3]}]
+    run = train_on(
+        iter(given), series=series,
+        width=64, tokens=6_000, rows=4_000, group=100, out=tmp_path / "run", train={"batch": 200},
+        evaluate={"replicates": 20}, progress=Heard(),
+    )  # fmt: skip
+    frontier, said = Frontier.load(run), io.StringIO()
+    terminal.show(frontier, Console(file=said, width=80))
+    terminal.answer(frontier.ask(fvu=0.4), Console(file=said, width=80))
+    declared = [str(one) for one in frontier.data["metrics"] + frontier.data["health"]]
+    for text in [*told, *said.getvalue().splitlines(), *declared]:
+        assert not OF_TEXT.search(text), text
+    assert re.search(r"[0-9,]+ held-out rows in [0-9]+ groups of rows", said.getvalue())
+    page = (run / "report.html").read_text()
+    shown = re.sub(r"<(script|style|pre)\b.*?</\1>", "", page, flags=re.DOTALL)
+    words = re.sub(r"</?[a-z][^>]*?(title=\"[^\"]*\"|aria-label=\"[^\"]*\")?[^>]*>", r" \1 ", shown)
+    assert not OF_TEXT.search(words), [words[m.start() - 60 : m.end() + 40] for m in OF_TEXT.finditer(words)]
+    assert "features per row" in words
