@@ -81,8 +81,8 @@ architectures = pytest.mark.parametrize("case", one_per_architecture(), ids=lamb
 
 @layers
 @cases
-def test_sixty_steps_equal_dense_autograd_with_dense_adam(case, name, path):
-    d, width, tokens, steps = 11, 48, 24, 60
+def test_many_steps_equal_dense_autograd_with_dense_adam(case, name, path):
+    d, width, tokens, steps = 11, 48, 24, 60 if path == "support" else 30
     through = 0
     ours, kernels = start(case, d, width, dead_after=2 * tokens), layer(name)
     theirs, recipe = clone(ours), ours.arch.recipe
@@ -98,8 +98,8 @@ def test_sixty_steps_equal_dense_autograd_with_dense_adam(case, name, path):
     assert_close(ours, theirs, 1e-10)
     torch.testing.assert_close(ours.encoder.norms, ours.p["W_enc"].norm(dim=1), rtol=1e-12, atol=0)
     if case.architecture in ("topk", "batchtopk"):
-        assert had_dead > 20, "no feature was ever dead: AuxK was not tested"
-        assert skipped > 200, "no row was ever skipped: lazy Adam was not tested"
+        assert had_dead > steps / 3, "no feature was ever dead: AuxK was not tested"
+        assert skipped > 3 * steps, "no row was ever skipped: lazy Adam was not tested"
     wanted = {"support": [False], "products": [case.options.get("aux") != 0], "both": [False, True]}
     assert (through > 0) in wanted[path], "features went the other way"
     if case.setting.kind == "l0" and ours.control is not None:
