@@ -48,9 +48,9 @@ TAU = 50.0
 """Steps in which the support falls to 1/e of what it had beyond the settled one, at the `short` recipe's rates:
 JumpReLU 37 in the demo (L0 32: 690 entries per token, 100 after 100 steps, 58 in the end) and 51 to 53 on stories260K
 (L0 8: 103, 41 after 60 steps, 23 after 116, 12.8 in the end); docs/LOG.md, 2026-11-24."""
-WINDOW = 2.0
-"""Entries of a settled support per active feature, where thresholds train in a window: 1.8 and 1.6 there, and with the
-recipe since then 2.0 and 1.5 after 100 steps on stories260K (L0 4 and 16, where the support falls about as fast)."""
+WINDOW = 1.25
+"""Entries of a settled support per active feature, where thresholds train in a window: 1.25 and 1.15 at L0 8 and 32 on
+stories260K (docs/LOG.md, 2026-11-26, the pull on thresholds); 1.6 to 1.8 with the wider window before."""
 ROWS = 256
 """Activations by which biases are set."""
 CHARACTERS = 1_000_000
