@@ -223,7 +223,7 @@ class Work:
             "seeds": [unit.sae_seed, unit.stream_seed],
             "tokens": study.train.tokens, "batch": study.train.batch,
             "recipe": digested(self._recipe(unit, REFERENCE)), **start,
-            **({"revision": kind.revision} if kind.revision else {}),
+            **({"revision": kind.revision} if kind.revision and unit.setting.kind == "l0" else {}),
         })  # fmt: skip
 
     def start(self, series: Series) -> tuple[SAE, list[Any]]:

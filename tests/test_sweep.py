@@ -311,7 +311,6 @@ import os, signal, sys
 from jumpahead import train
 from jumpahead.activations.live import Live
 from jumpahead.cli import app
-from jumpahead.engine import kernels
 from jumpahead.errors import ArtefactError, DataError, StudyError
 
 written, left = train.Job.checkpoint, int(sys.argv[1])

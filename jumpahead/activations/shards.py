@@ -229,15 +229,6 @@ def missing(folder: Path, sites: Sequence[str], inputs_of: InputsOf) -> list[str
     return [site for site in sites if site not in found]
 
 
-def is_complete(folder: Path, inputs: str) -> bool:
-    """Whether all activations of these inputs (a digest; see `write_shards`) are there."""
-    try:
-        one = _Set(folder)
-    except ArtefactError:
-        return False
-    return one.is_complete and one.index["inputs"] == inputs
-
-
 # ---------------------------------------------------------------------------------------------- writing
 
 
@@ -293,7 +284,7 @@ def write_sites(
         one = _Set(path)
         is_whole = one.is_complete and one.index["inputs"] == inputs_of(list(one.sites))
         if not one.sites.keys() & set(wanted) or not (is_whole or one.sites.keys() <= set(sites)):
-            _require_alike(one, live_of(sites))
+            _require_alike(one, live_of(sites), inputs_of(list(one.sites)))
         else:
             wanted = [site for site in wanted if site not in one.sites]
             if not is_whole or one.sites.keys() <= set(sites):  # what can be compared with the LM is
@@ -308,10 +299,10 @@ def write_sites(
     return is_done
 
 
-def _require_alike(one: _Set, live: Live) -> None:
-    """ArtefactError unless a set of other sites is of the same text and dtype."""
-    dtype = str(live.dtype).removeprefix("torch.")
-    if (one.index["contexts"], one.index["dtype"]) != (live.contexts.digest, dtype):
+def _require_alike(one: _Set, live: Live, inputs: str) -> None:
+    """ArtefactError unless a set of other sites is of the same text, dtype and, as `inputs` tells, language model."""
+    known = (live.contexts.digest, str(live.dtype).removeprefix("torch."), inputs)
+    if (one.index["contexts"], one.index["dtype"], one.index["inputs"]) != known:
         raise _foreign(one.folder)
 
 
@@ -333,7 +324,7 @@ def write_shards(
 ) -> bool:
     """Writes this process's part of the activations of every group; True where the whole folder is complete then.
 
-    `inputs`: a digest by which `is_complete` knows the activations without a language model. StudyError where the disk
+    `inputs`: a digest by which `missing` knows the activations without a language model. StudyError where the disk
     has no room; ArtefactError where the folder holds activations of something else, or another process writes the same
     files.
     """

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jumpahead.engine.lazy_adam import Adam, update_, without_radial
 from jumpahead.engine.step import State, knobs_of, remember
-from jumpahead.sae.base import Knobs, Params
+from jumpahead.sae.base import Counts, Knobs, Params
 
 
 def gradients(state: State, x: Tensor, knobs: Knobs) -> tuple[Tensor, Params]:
@@ -42,7 +42,7 @@ def step(state: State, x: Tensor, lr: float, warmup: float) -> float:
         state.p["W_dec"] /= state.p["W_dec"].norm(dim=1, keepdim=True)
     if bool((f > 0).any()):
         state.arch.observe(state.p, f[f > 0].min().item(), lr)
-    state.arch.decay(state.p, lr)
+    state.arch.decay(state.p, lr, Counts(len(x), (f > 0).sum(0).to(x.dtype)))
     state.arch.constrain(state.p)
     remember(state, (f > 0).sum(0), len(x), (f > 0).sum().item() / len(x))
     return float(loss)

@@ -360,7 +360,7 @@ def once(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels, wa
         update_(p[name], state.v[name], sums[name], adam, rate)
     if found.least is not None:
         arch.observe(p, found.least, lr)
-    arch.decay(p, lr)
+    arch.decay(p, lr, counts)
     arch.constrain(p)
     if dense.is_decided(state.t, kernels):
         state.share = dense.with_endless(share.float(), selection, kernels)
@@ -443,7 +443,7 @@ def row_update(
 
 
 def knobs_of(state: State, warmup: float, kernels: Kernels | None = None) -> Knobs:
-    """The step's λ and dead features."""
+    """The step's λ, dead features, and the L0 asked for."""
     arch = state.arch
     sparsity = state.sparsity if state.control is not None else arch.fixed_sparsity * warmup
     dead = state.silent >= arch.recipe.dead_after if arch.uses_dead else None

@@ -226,9 +226,12 @@ class Architecture(ABC):
     """The learning rate of the `short` recipe, as `recipe.short_rate` counts it."""
     reconstructions: ClassVar[tuple[Reconstruction, ...]] = (Reconstruction("input", live=True, bias=True),)
     first_price: ClassVar[float] = 0.1
-    """Where the controller starts λ, in units of `sparsity_unit`."""
+    """Where the controller starts λ, in units of `sparsity_unit`. Gated and ReLU settle at 0.1 to 0.2 for L0 32 and 8
+    on the bundled model (docs/LOG.md, 2026-11-22 and 24)."""
     revision: ClassVar[int] = 0
-    """Raised when the same recipe trains another SAE than before: those are trained again."""
+    """Raised when a requested L0 is steered in another way than before: SAEs that asked for one are trained again."""
+    hands: ClassVar[tuple[float, float]] = (0.05, 0.05)
+    """g and h of the controller, in every preset: no paper has it."""
 
     def __init__(self, options: Options, setting: Setting, recipe: Recipe):
         assert setting.kind in self.settings, (self.name, setting)
@@ -244,7 +247,7 @@ class Architecture(ABC):
     @classmethod
     def recipe_for(cls, config: TrainConfig, shape: Shape, changes: Mapping[str, Any] | None = None) -> Recipe:
         """Every hyper-parameter: the recipe of `config`, tuned where it is `short`, and a series' own changes."""
-        found = recipe(config)
+        found = recipe(config)._replace(control_gain=cls.hands[0], steering=cls.hands[1])
         if config.recipe == "short":
             found = found._replace(lr=config.lr or short_rate(cls.rate, shape, config.tokens))
             found = cls.tuned(found, config, shape)
@@ -262,7 +265,7 @@ class Architecture(ABC):
 
     @property
     def gate(self) -> str:
-        """The trained vector that decides, beside π, who is active: what `threshold_pull` pulls on."""
+        """The trained [M] vector that sets how often a feature fires: what `threshold_pull` pulls on."""
         return "b_enc"
 
     @property
@@ -343,11 +346,16 @@ class Architecture(ABC):
         learning rate. Not called where it selected nothing."""
 
     @final
-    def decay(self, p: Params, lr: float) -> None:
+    def decay(self, p: Params, lr: float, counts: Counts) -> None:
         """Draw the gate's values towards their median, after Adam's update, in place. lr: Adam's learning rate."""
         if pull := self.recipe.threshold_pull:
-            gate = p[self.gate]
-            gate += min(1.0, pull * self.trained[self.gate] * lr) * (gate.median() - gate)
+            gate, apart = p[self.gate], self.apart(counts)
+            middle = (gate - apart).median() + apart
+            gate += min(1.0, pull * self.trained[self.gate] * lr) * (middle - gate)
+
+    def apart(self, counts: Counts) -> Tensor:
+        """How far the sparsity term wants a feature's gate from the others': [M], or 0-d for all alike."""
+        return counts.fired.new_zeros(())
 
     def constrain(self, p: Params) -> None:  # noqa: B027 — most have nothing to constrain
         """Bring parameters back into their domain after a step, in place."""
@@ -401,7 +409,7 @@ class Architecture(ABC):
         shift = folded["W_enc"].double() @ b_dec
         p = {"W_enc": folded["W_enc"], "W_dec": folded["W_dec"], "b_dec": b_dec}
         p |= self.unfold_vectors(folded, scale, shift)
-        return {name: tensor.float().contiguous() for name, tensor in p.items()}
+        return {name: tensor.to(torch.float32, copy=True).contiguous() for name, tensor in p.items()}
 
 
 def unit_rows(d: int, width: int, generator: torch.Generator) -> Tensor:

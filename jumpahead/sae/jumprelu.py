@@ -38,7 +38,8 @@ because a feature that hardly fires has a noisy gradient of θ and, once θ_j is
 back. Where features explain a token independently of each other an entry pays if f² > λ, so one θ = √λ is right for
 all; κ = 12 leaves room for a twelfth of a nat around it. A requested L0 is steered (control.py) with λ = c·(median θ)²,
 where `target` does not say otherwise. The fixed-L0 loss is often implemented on the batch's mean instead of every
-token: both are here.
+token: both are here. Under the frequency penalty an entry costs λ·(1 + 2p_j/ω₀), so that
+log θ_j − ½·log(1 + 2p_j/ω₀) is what is drawn together.
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ class JumpReLU(Architecture):
     options: Options
     first_price = 0.75  # where it ends: 0.6 to 0.9, over L0 4 to 64 (docs/LOG.md, 2026-11-26)
     revision = 1
+    hands = (0.01, 0.1)
 
     @classmethod
     def tuned(cls, short: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
@@ -117,8 +119,6 @@ class JumpReLU(Architecture):
             bandwidth_share=0.5,
             threshold_pull=12.0,
             resample_every=max(1, config.steps // 24),
-            control_gain=0.01,
-            steering=0.1,
         )
 
     @property
@@ -236,7 +236,13 @@ class JumpReLU(Architecture):
             p["threshold"].clamp_min_(1e-6)
 
     def sparsity_unit(self, p: Params) -> Number:
-        return self.derive(p)["theta"].median().double().square()
+        middle = p[self.gate].median().double()
+        return (2 * middle).exp() if self.gate == "log_threshold" else middle.square()
+
+    def apart(self, counts: Counts) -> Tensor:
+        if self.options.frequency_scale is None or self.gate != "log_threshold":
+            return super().apart(counts)
+        return 0.5 * (counts.fired * (2 / (counts.tokens * self.options.frequency_scale))).log1p()
 
     def revive(self, p: Params, dead: Tensor) -> None:
         if "log_threshold" in p:

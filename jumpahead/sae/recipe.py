@@ -16,7 +16,7 @@ the learning rate per step). By rule from tokens, batch, d and L0:
     dead             silent for a twentieth of the run; cared for in its first half, by the architecture's own means
 
 An architecture may differ (`Architecture.tuned`). How these were found: benchmarks/sparsity/protocol.toml and
-docs/LOG.md, 2026-11-24; measured at 2e6 and 2e7 tokens, d = 64 and 256, widths 1,024 and 2,048.
+docs/LOG.md, 2026-11-24 and 26; measured at 2e6 and 2e7 tokens, d = 64 and 256, widths 1,024 and 2,048.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class Recipe(NamedTuple):
     steering: float = 0.05
     """h of the controller: how far all thresholds move together, per step; 0 leaves L0 to λ."""
     threshold_pull: float = 0.0
-    """κ: decoupled decay of what decides who is active (Architecture.gate) towards its median over features. Each step
-    takes κ·(its learning rate) of the distance; with Adam's steps of about that rate, it stays within about 1/κ."""
+    """κ: decoupled decay of `Architecture.gate` (log θ, or b_enc) towards its median over features. Each step takes
+    κ·(its learning rate) of the distance; with Adam's steps of about that rate, it stays within about 1/κ."""
     l0_start: float = 1.0
     """The L0 (or k) asked for at the first step, in multiples of the requested one."""
     l0_steps: int = 0
@@ -198,6 +198,8 @@ def check_changes(given: Mapping[str, Any]) -> dict[str, Any]:
         found = error.errors()[0]
         wanted = found.get("ctx", {}).get("expected") or _KINDS.get(found["type"].partition("_")[0], "another value")
         raise StudyError(f"'{found['loc'][0]}' must be {wanted}, not {json.dumps(found['input'])}.") from error
+    if not whole["l0_start"] > 0 or whole["l0_steps"] < 0 or whole["threshold_pull"] < 0:
+        raise StudyError("'l0_start' must be positive, 'l0_steps' and 'threshold_pull' not negative.")
     return {name: whole[name] for name in given}
 
 

@@ -14,7 +14,7 @@ from jumpahead.activations import ActivationsConfig, origin
 from jumpahead.activations.blocks import Stream
 from jumpahead.activations.files import Reader
 from jumpahead.activations.live import Live
-from jumpahead.activations.shards import LABELS, Part, Shards, is_complete, missing, write_shards, write_sites
+from jumpahead.activations.shards import LABELS, Part, Shards, missing, write_shards, write_sites
 from jumpahead.errors import ArtefactError, StudyError
 from jumpahead.lm.contexts import tokenize
 from jumpahead.lm.sources.base import Document
@@ -115,7 +115,7 @@ def test_a_killed_writer_continues(live, tmp_path):
         write_shards(dying, tmp_path, shard_mib=SMALL)
     done = files(tmp_path)
     assert done
-    assert not is_complete(tmp_path, "")
+    assert missing(tmp_path, SITES, lambda _: "") == SITES
     with pytest.raises(ArtefactError, match=r"holds \d+ of \d+ files of activations: `jumpahead harvest` writes the"):
         Shards(tmp_path)
     before = {name: (tmp_path / name).stat().st_mtime_ns for name in done}
@@ -144,8 +144,8 @@ def test_parts_write_what_one_process_writes(live, tmp_path):
         done = write_shards(live, folder, shard_mib=SMALL, part=Part(i + 1, 3), inputs="of these")
         assert set(files(folder)) - before <= set(everything[i::3])
         assert set(everything[i::3]) <= set(files(folder))
-        assert done == is_complete(folder, "of these") == (position == 2)
-    assert not is_complete(folder, "of others")
+        assert done == (missing(folder, SITES, lambda _: "of these") == []) == (position == 2)
+    assert missing(folder, SITES, lambda _: "of others") == SITES
     for path in (tmp_path / "one").glob("[as]*"):
         assert path.read_bytes() == (folder / path.name).read_bytes()
 
@@ -343,6 +343,9 @@ def test_a_site_that_comes_later_is_written_beside_the_others(live, tmp_path):
     assert all(torch.equal(shards.labels(5)[key], Shards(tmp_path, sites=SITES[1:]).labels(5)[key]) for key in LABELS)
 
     done = stamps(tmp_path)
+    with pytest.raises(ArtefactError, match="activations of another model, text, site or dtype: remove the folder"):
+        write_sites(of, tmp_path, SITES[:1], lambda sites: f"of another model {sites}", shard_mib=SMALL)
+    assert stamps(tmp_path) == done
     assert missing(tmp_path, SITES[1:], inputs_of) == []  # a study that drops a site finds the other
     assert write_sites(of, tmp_path, SITES[::-1], inputs_of, shard_mib=SMALL)
     assert stamps(tmp_path) == done

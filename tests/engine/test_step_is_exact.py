@@ -84,7 +84,8 @@ architectures = pytest.mark.parametrize("case", one_per_architecture(), ids=lamb
 def test_many_steps_equal_dense_autograd_with_dense_adam(case, name, path):
     d, width, tokens, steps = 11, 48, 24, 60 if path == "support" else 30
     through = 0
-    ours, kernels = start(case, d, width, dead_after=2 * tokens), layer(name)
+    changes = {"threshold_pull": 2.5, "l0_start": 1.3, "l0_steps": 21}
+    ours, kernels = start(case, d, width, dead_after=2 * tokens, **changes), layer(name)
     theirs, recipe = clone(ours), ours.arch.recipe
     had_dead = skipped = 0
     for i in range(steps):

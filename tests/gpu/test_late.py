@@ -21,6 +21,7 @@ def architectures():
     return list(found.values())
 
 
+FALLING = {"threshold_pull": 2.5, "l0_start": 1.3, "l0_steps": 21}  # whatever else a step does
 some = pytest.mark.parametrize("case", architectures(), ids=lambda case: case.architecture)
 
 
@@ -51,7 +52,7 @@ def test_nothing_is_waited_for_within_a_step(case, path, monkeypatch):
     """But who goes through products, every KEEP steps."""
     for name, value in PATHS[path].items():
         monkeypatch.setattr(dense, name, value)
-    state, kernels = there(scrambled(case, D, M, 5, torch.float32, dead_after=24)), layer()
+    state, kernels = there(scrambled(case, D, M, 5, torch.float32, dead_after=24, **FALLING)), layer()
     state.t = 40
     step(state, batch(0), 0.003, 0.7, kernels)
     if DEVICE.type == "cuda":
@@ -82,7 +83,7 @@ def steps(state, kernels, count, lr=0.003):
 @some
 def test_too_little_room_is_made_and_changes_no_byte(case, monkeypatch):
     """Room for one candidate: the first steps overflow while others are on their way already."""
-    start = scrambled(case, D, M, 5, torch.float32, dead_after=24)
+    start = scrambled(case, D, M, 5, torch.float32, dead_after=24, **FALLING)
     if case.architecture == "batchtopk":
         start.p["threshold"][:] = 0.0  # no guess that could be too high
     wanted = steps(start, layer(), 3)
@@ -108,7 +109,7 @@ def test_too_little_room_is_made_and_changes_no_byte(case, monkeypatch):
 
 def test_a_guess_that_is_too_high_is_lowered_and_decides_only_what_is_observed():
     case = next(case for case in CASES if case.architecture == "batchtopk" and case.options.get("aux") == 0.21)
-    start = scrambled(case, D, M, 5, torch.float32, dead_after=24)
+    start = scrambled(case, D, M, 5, torch.float32, dead_after=24, **FALLING)
     found = []
     for threshold in (0.0, 40.0):
         start.p["threshold"][:] = threshold
@@ -122,7 +123,7 @@ def test_a_guess_that_is_too_high_is_lowered_and_decides_only_what_is_observed()
 @pytest.mark.parametrize("bad", [float("nan"), 1e30])
 def test_a_batch_that_is_not_finite_leaves_the_state_before_it(case, bad):
     """Seen when the next batch is on its way, which then has done nothing either."""
-    start, kernels = scrambled(case, D, M, 5, torch.float32, dead_after=24), layer()
+    start, kernels = scrambled(case, D, M, 5, torch.float32, dead_after=24, **FALLING), layer()
     wanted, _ = steps(start, layer(), 1)
     state, broken = there(start), batch(1)
     broken[3, 2] = bad
@@ -137,7 +138,7 @@ def test_a_batch_that_is_not_finite_leaves_the_state_before_it(case, bad):
 
 @some
 def test_a_run_is_repeated_bit_by_bit(case):
-    start = scrambled(case, D, M, 6, torch.float32, dead_after=24)
+    start = scrambled(case, D, M, 6, torch.float32, dead_after=24, **FALLING)
     assert_same_bytes(steps(start, layer(), 3)[0], steps(start, layer(), 3)[0])
 
 
@@ -145,7 +146,7 @@ def test_resampling_and_watching_wait_and_see_what_the_cpu_sees():
     from jumpahead.engine import Watch, kernels
 
     case = next(case for case in CASES if case.architecture == "jumprelu" and case.setting.kind == "l0")
-    start = scrambled(case, D, M, 5, torch.float64, resample_every=2, revive_until=40, adam_epsilon=1.0)
+    start = scrambled(case, D, M, 5, torch.float64, resample_every=2, revive_until=40, adam_epsilon=1.0, **FALLING)
     start.silent[:3] = 10**6
     start.t, healths, states = 16, [], []
     for layer_, device in ((layer(), DEVICE), (kernels("plain"), torch.device("cpu"))):

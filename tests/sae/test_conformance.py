@@ -16,6 +16,7 @@ from jumpahead.engine import kernels, step
 from jumpahead.errors import ArtefactError, DataError, StudyError
 from jumpahead.sae.base import SAE, Architecture, Counts, Entries, Knobs
 from jumpahead.sae.recipe import Setting
+from jumpahead.train import begin_as
 from tests.engine.cases import CASES, LAYERS, activations, draw, layer, scrambled, start
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
@@ -238,6 +239,21 @@ def test_unfolded_is_what_folds_to_it(case):
         again = state.arch.fold(p, scale)
         for name, tensor in saved.params.items():
             torch.testing.assert_close(again[name], tensor, rtol=2e-5, atol=2e-5)
+
+
+@cases
+def test_saes_that_begin_as_one_share_nothing_with_it_or_each_other(case):
+    _, saved = saved_form(case)
+    kept = {name: tensor.clone() for name, tensor in saved.params.items()}
+    sample, layer = activations(300, saved.d, 5, torch.float32), kernels("plain")
+    one, other = (start(case, saved.d, saved.width, torch.float32) for _ in range(2))
+    for state in (one, other):
+        begin_as(state, saved, C, sample)
+    before = {name: tensor.clone() for name, tensor in other.p.items()}
+    step(one, sample, 0.03, 0.37, layer)
+    assert any(not torch.equal(one.p[name], tensor) for name, tensor in before.items())
+    assert all(torch.equal(other.p[name], tensor) for name, tensor in before.items())
+    assert all(torch.equal(saved.params[name], tensor) for name, tensor in kept.items())
 
 
 # ---------------------------------------------------------------------------------------------- foreign folders

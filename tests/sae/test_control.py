@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 
-from jumpahead.engine import step
-from jumpahead.sae.base import Architecture, Knobs
+from jumpahead import sae
+from jumpahead.engine import fresh_state, kernels, step
+from jumpahead.sae.base import Architecture, Counts, Knobs
 from jumpahead.sae.control import SMOOTHING, Control
-from jumpahead.sae.recipe import wanted_l0
+from jumpahead.sae.recipe import Setting, Shape, TrainConfig, wanted_l0
 from tests.engine.cases import CASES, LAYERS, activations, layer, scrambled, start
 
 TARGET = 16.0
@@ -94,17 +95,22 @@ def test_the_price_is_in_units_of_the_squared_median_threshold(form):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
 def test_decay_takes_the_same_share_of_every_distance_to_the_median(case):
+    """The distance to where the sparsity term wants a feature, where that is not the same for all."""
     state = scrambled(case, 6, 21, seed=2, threshold_pull=2.5)
-    arch, p = state.arch, state.p
+    arch, p, counts = state.arch, state.p, Counts(50, torch.arange(21.0, dtype=torch.float64))
     before = {name: tensor.clone() for name, tensor in p.items()}
     share, gate = 2.5 * arch.trained[arch.gate] * 0.03, before[arch.gate]
-    arch.decay(p, 0.03)
-    torch.testing.assert_close(p[arch.gate] - gate.median(), (1 - share) * (gate - gate.median()), rtol=0, atol=1e-12)
+    apart = torch.zeros(21, dtype=torch.float64)
+    if "frequency_scale" in case.options and arch.gate == "log_threshold":
+        apart = (1 + 2 * counts.fired / 50 / case.options["frequency_scale"]).sqrt().log()
+    middle = (gate - apart).median() + apart
+    arch.decay(p, 0.03, counts)
+    torch.testing.assert_close(p[arch.gate] - middle, (1 - share) * (gate - middle), rtol=0, atol=1e-12)
     assert all(torch.equal(p[name], tensor) for name, tensor in before.items() if name != arch.gate)
-    arch.decay(p, 1e9)
-    torch.testing.assert_close(p[arch.gate], gate.median().expand(21), rtol=0, atol=1e-12)
+    arch.decay(p, 1e9, counts)
+    torch.testing.assert_close(p[arch.gate] - p[arch.gate][0], apart - apart[0], rtol=0, atol=1e-12)
     alone = scrambled(case, 6, 21, seed=2)
-    alone.arch.decay(alone.p, 0.03)
+    alone.arch.decay(alone.p, 0.03, counts)
     assert torch.equal(alone.p[arch.gate], gate)
 
 
@@ -116,11 +122,11 @@ KEPT = [case for case in CASES if case.architecture in ("topk", "batchtopk") and
 def test_a_falling_request_is_what_a_step_keeps(case, name):
     """k = 4 or 5 from three times of it in 8 steps: as many features as `wanted_l0` says, on every token."""
     found, wanted = [], []
-    state, kernels = start(case, 12, 60, l0_start=3.0, l0_steps=8), layer(name)
+    state, made = start(case, 12, 60, l0_start=3.0, l0_steps=8), layer(name)
     for i in range(11):
         asked = wanted_l0(state.arch.recipe, case.setting, i)
         wanted.append(round(asked) if case.architecture == "topk" else round(asked * 40) / 40)
-        found.append(step(state, activations(40, 12, i), 1e-4, 0.37, kernels).l0)
+        found.append(step(state, activations(40, 12, i), 1e-4, 0.37, made).l0)
     assert found == pytest.approx(wanted, rel=1e-12)
     assert found[0] == pytest.approx(3 * found[-1])
 
@@ -134,3 +140,16 @@ def test_thresholds_of_dead_features_alone_shrink_until_they_fire(form):
     state.arch.revive(state.p, dead)
     wanted = torch.where(dead, 0.9 * before, before)
     torch.testing.assert_close(state.arch.derive(state.p)["theta"], wanted, rtol=1e-6, atol=0)
+
+
+def test_under_the_papers_preset_a_requested_l0_leaves_lambda_in_proportion_to_the_thresholds():
+    """It starts with half the features on and thresholds near zero, a hundred times too low."""
+    data = [activations(256, 16, i, torch.float32) for i in range(20)]
+    kind = sae.architecture("jumprelu")
+    setting = Setting("l0", 4.0)
+    papers = kind.recipe_for(TrainConfig.model_validate({"recipe": "paper"}), Shape(16, 64, setting))
+    state = fresh_state(kind(kind.Options(), setting, papers), 16, 64, 0, torch.cat(data))
+    for i in range(400):
+        l0 = step(state, data[i % 20], 1e-4, 1.0, kernels("plain")).l0
+    assert l0 == pytest.approx(4.0, rel=0.1)
+    assert 0.3 < state.control.price < 3

@@ -9,11 +9,13 @@ import pytest
 from pydantic import ValidationError
 
 from jumpahead import sae
+from jumpahead.errors import StudyError
 from jumpahead.sae.recipe import (
     Recipe,
     Setting,
     Shape,
     TrainConfig,
+    check_changes,
     digested,
     learning_rate,
     recipe,
@@ -71,9 +73,14 @@ def test_a_given_rate_and_a_series_own_changes_win_over_what_an_architecture_doe
     assert kind.recipe_for(config(lr=0.0123), SHAPE, {"lr": 0.045}).lr == 0.045
     changed = kind.recipe_for(config(), SHAPE, {"bandwidth_share": 0.7, "beta2": 0.95})
     assert changed == kind.recipe_for(config(), SHAPE)._replace(bandwidth_share=0.7, beta2=0.95)
-    assert kind.recipe_for(config(recipe="paper"), SHAPE) == recipe(config(recipe="paper")), (
-        "the paper's is the paper's"
-    )
+    papers = kind.recipe_for(config(recipe="paper"), SHAPE)._replace(control_gain=0.05, steering=0.05)
+    assert papers == recipe(config(recipe="paper")), "the paper's is the paper's, but for the controller, which is ours"
+
+
+@pytest.mark.parametrize("wrong", [{"l0_start": 0.0}, {"l0_start": -2.0}, {"l0_steps": -3}, {"threshold_pull": -0.5}])
+def test_what_would_ask_for_no_l0_is_refused(wrong):
+    with pytest.raises(StudyError, match="'l0_start' must be positive, 'l0_steps' and 'threshold_pull' not negative"):
+        check_changes(wrong)
 
 
 @pytest.mark.parametrize("name", sae.names())
