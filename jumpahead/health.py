@@ -55,7 +55,8 @@ MEASURES = (
     Measure("lambda", "λ", "", "The weight of the sparsity term in force at the end"),
     Measure("pressure", "sparsity", "× reconstruction", "Sparsity term’s gradient against the reconstruction’s where "
             "sparsity is set, norms over features; about 1 at convergence, far above 1 L0 no longer follows λ"),
-    Measure("theta_in_sqrt_lambda", "median θ", "√λ", "The median threshold in units of √λ; 1 to 1.5 at convergence"),
+    Measure("theta_in_sqrt_lambda", "median θ", "√λ", "The median threshold in units of √λ; 1 to 1.5 at "
+            "convergence. Where an L0 was requested λ follows the thresholds, and this is what the controller moved"),
     Measure("theta_05", "θ, 5 %", "‖x‖", "5 % quantile of the thresholds, activations scaled to E‖x‖² = 1"),
     Measure("theta_50", "θ, 50 %", "‖x‖", "Median threshold, activations scaled to E‖x‖² = 1"),
     Measure("theta_95", "θ, 95 %", "‖x‖", "95 % quantile of the thresholds, activations scaled to E‖x‖² = 1"),
@@ -237,7 +238,7 @@ def _on_request(lines: Sequence[Line], where: Settled) -> str:
             return f"{said}; a fixed weight of {number(weight)} draws it there: raise train.tokens, or that weight."
         return f"{said}: too few pre-activations are positive; ask for a smaller L0, or raise train.tokens."
     moved = lines[-1]["lambda"] / lines[int(LATE * (len(lines) - 1))]["lambda"]
-    return f"{said}; the controller moved lambda by a factor of {number(moved)} in the last fifth: raise train.tokens."
+    return f"{said}; lambda moved by a factor of {number(moved)} in the last fifth: raise train.tokens."
 
 
 def _on_dead(lines: Sequence[Line], width: int, asked: float | None) -> str | None:

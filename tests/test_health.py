@@ -155,7 +155,7 @@ def test_a_requested_l0_that_came_late_or_never() -> None:
     for line in never[:80]:
         line["lambda"] = 0.032
     assert said(never, "l0", 64.0) == (
-        "L0 = 64 was asked for and 67.2 reached on the training text, 5 % above; the controller moved lambda by a "
+        "L0 = 64 was asked for and 67.2 reached on the training text, 5 % above; lambda moved by a "
         "factor of 1.25 in the last fifth: raise train.tokens."
     )
     assert said(log([67.2] * 100, measured={**GOOD, "pressure": 20.0}), "l0", 64.0) == (  # a loss of L0, no controller

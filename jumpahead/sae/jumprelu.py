@@ -73,7 +73,7 @@ LEAST = 1e-3
 """The smallest θ that a feature starts with."""
 TARGET_WEIGHT = 1.0
 """The default λ of the loss of a fixed L0. At its minimum the pull (2λ/L0*)·(L̄0/L0* − 1) equals μ, the weight of a
-plain penalty with that L0: so L̄0 ends a share μ·L0*/2λ above L0*. The controllers of the demo ended with μ·L0*/2
+plain penalty with that L0: so L̄0 ends a share μ·L0*/2λ above L0*. The controllers of an earlier demo ended with μ·L0*/2
 between 0.026 (L0* = 4) and 0.005 (64): one weight serves all settings, and 1 would leave at most 3 % there.
 dictionary_learning has 1 as well, in the same unit."""
 
