@@ -197,7 +197,7 @@ def _sets(folder: Path) -> list[Path]:
 def _holding(folder: Path, site: str, sets: Sequence[_Set]) -> _Set:
     """The complete set that holds a site, of several the longest."""
     holding = [one for one in sets if site in one.sites]
-    whole = [one for one in holding if one.is_complete]
+    whole = [one for one in holding if one.index["complete"]]
     if not holding:
         raise ArtefactError(f"{folder} holds no activations at {site}: `{MAKE}` writes them.")
     if not whole:
