@@ -43,7 +43,7 @@ class Wanted(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Digest of the recipe and all else that is given. Defaults do not count: a new option leaves old results valid;
+        """Digest of the recipe and all else given. Defaults do not count: a new option leaves old results valid;
         nor does `Architecture.revision`: results that a recipe was decided on stay, as protocol.toml says."""
         kind, place = architecture(self.architecture), places.PLACES[self.place]
         config = TrainConfig.model_validate({"tokens": self.tokens, "batch": places.BATCH})
