@@ -7,6 +7,7 @@ that one alone.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -422,7 +423,7 @@ class Work:
     def _train_on(self, seed: int, members: list[Unit]) -> None:
         from jumpahead.activations.blocks import Stream
         from jumpahead.engine import kernels
-        from jumpahead.train import device_for, train, use_threads
+        from jumpahead.train import device_for, shares, train, use_threads
 
         config = self.study.train
         use_threads(config.threads)
@@ -431,7 +432,10 @@ class Work:
         layer = kernels(device=device_for(config))
         self.progress.say(f"kernels: {layer.name}")
         jobs = [self._job(unit) for unit in members]
+        began, before = time.monotonic(), sum(job.seconds for job in jobs)
         train(jobs, stream, config, layer, self.progress, self.nouns("tokens"))
+        own = sum(job.seconds for job in jobs) - before
+        self.progress.say(shares(time.monotonic() - began, own, stream.seconds, self.activations.is_beside))
         distinct = stream.distinct_rows(config.steps)
         for job, unit in zip(jobs, members, strict=True):
             tokens = config.steps * config.batch

@@ -21,7 +21,7 @@ from torch import Tensor
 from jumpahead import log, store
 from jumpahead.engine import Kernels, State, StepResult, Watch, dense, settle, step
 from jumpahead.errors import ArtefactError, DivergedError, StudyError
-from jumpahead.sae.base import SAE
+from jumpahead.sae.base import SAE, Number
 from jumpahead.sae.control import Control
 from jumpahead.sae.recipe import Recipe, TrainConfig, learning_rate, sparsity_warmup
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from jumpahead.activations.blocks import Stream
 
 REPORTS = 200
-"""Lines of train.jsonl per SAE and run, about: one every so many steps, an odd number. With β₁ = 0 L0 may swing from
+"""Lines of train.jsonl per SAE and run, about: one every so many steps, an odd number. With β₁ = 0 an SAE may swing from
 step to step, and an even number would show one side of it."""
 WATCHED = 7
 """Every so many of these lines says how healthy training is: about 30 steps of a run, each some 3 % longer for it."""
@@ -54,6 +54,8 @@ class Job:
     """Time spent in its own steps; on a GPU, the GPU's."""
     records: list[dict[str, Any]] = field(default_factory=list)
     """Lines of train.jsonl."""
+    fired: list[Number] = field(default_factory=list)
+    """L0 of every step since the last line."""
     _timed: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
     """Before and after steps on a GPU that `seconds` does not hold yet."""
 
@@ -64,6 +66,11 @@ class Job:
 
     def step(self, x: Tensor, lr: float, warmup: float, kernels: Kernels, watch: Watch | None = None) -> StepResult:
         """One batch; names the SAE where the loss is not finite."""
+        result = self._timed_step(x, lr, warmup, kernels, watch)
+        self.fired.append(result.l0)
+        return result
+
+    def _timed_step(self, x: Tensor, lr: float, warmup: float, kernels: Kernels, watch: Watch | None) -> StepResult:
         if not x.is_cuda:
             begun = time.perf_counter()
             with self._named():
@@ -110,9 +117,15 @@ class Job:
     def record(
         self, result: StepResult, x: Tensor, lr: float, health: dict[str, float] | None = None
     ) -> dict[str, float]:
-        """Add a line to the log; returns what progress shows. x [B, d]: the batch, for its variance."""
+        """Add a line to the log; returns what progress shows. x [B, d]: the batch, for its variance.
+
+        L0 is the mean of all steps since the last line: at a high learning rate it differs by several percent from one
+        to the next. All else is of this step.
+        """
         state, variance = self.state, (x - x.mean(0)).square().sum().item() / len(x)
-        error, penalty, l0, entries = map(float, result[:4])
+        error, penalty, _, entries = map(float, result[:4])
+        l0 = math.fsum(numbers(self.fired)) / len(self.fired)
+        self.fired.clear()
         fvu = error / max(variance, 1e-30)
         dead = int((state.silent >= state.arch.recipe.dead_after).sum())
         line = {"step": state.t, "l0": l0, "fvu": fvu, "error": error, "penalty": penalty}
@@ -143,6 +156,7 @@ class Job:
             "control": state.control and state.control.read(),
             "inputs": self.inputs,
             "seconds": self.seconds,
+            "fired": numbers(self.fired),
         }
         self.folder.checkpoint.mkdir(parents=True, exist_ok=True)
         store.write_tensors(self.folder.checkpoint / STATE, tensors, info)
@@ -163,7 +177,7 @@ class Job:
         state.p = {name: tensors[f"p.{name}"] for name in state.p}
         state.v = {name: tensors[f"v.{name}"] for name in state.v}
         state.last, state.silent, state.share = tensors["last"], tensors["silent"], tensors["share"]
-        state.t, self.seconds = info["t"], info["seconds"]
+        state.t, self.seconds, self.fired = info["t"], info["seconds"], list(info.get("fired", []))
         state.control = Control(*info["control"]) if info["control"] else None
         if self.folder.log.exists():
             self.records = [line for line in store.read_lines(self.folder.log) if line["step"] <= state.t]
@@ -180,6 +194,13 @@ class Job:
             sae.save(self.folder.path)
             store.remove(self.folder.checkpoint)
         return sae
+
+
+def numbers(values: Sequence[Number]) -> list[float]:
+    """Floats and 0-d tensors of one device as floats, with one wait for that device."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    read = iter(torch.stack(tensors).tolist() if tensors else ())
+    return [next(read) if isinstance(value, Tensor) else value for value in values]
 
 
 def begin_as(state: State, sae: SAE, scale: float, sample: Tensor) -> None:
@@ -239,6 +260,13 @@ def train(
                     job.settle(kernels)
                 checkpoint_all(jobs, progress, interrupted())
                 saved = time.monotonic()
+
+
+def shares(whole: float, own: float, made: float, beside: bool) -> str:
+    """Where the time of a training went, in a sentence. Seconds: of all, of SAEs' steps, of making activations."""
+    parts = {"SAEs' own steps": own, "their activations" + ", beside them," * beside: made}
+    words = (f"{what} {log.duration(seconds)} ({seconds / whole:.0%})" for what, seconds in parts.items())
+    return f"Of {log.duration(whole)}, {' and '.join(words)}."
 
 
 def rate_left(r: Recipe, step: int, steps: int) -> float:

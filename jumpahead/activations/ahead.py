@@ -35,28 +35,37 @@ def ahead(make: Callable[[K], V], keys: Iterable[K], count: int) -> Generator[V]
 
 
 def beside(
-    begin: Callable[[K], Callable[[], dict[str, Tensor]]], keys: Iterable[K], count: int, device: torch.device
+    begin: Callable[[K], Callable[[], dict[str, Tensor]]],
+    keys: Iterable[K],
+    count: int,
+    device: torch.device,
+    spent: Callable[[float], None] = lambda seconds: None,
 ) -> Generator[dict[str, Tensor]]:
     """begin(key)() of every key, in order, on a second stream of a GPU: what up to `count` keys take is launched before
     they are asked for, and runs beside what the caller launches meanwhile.
 
     No second thread: what is launched sees torch's settings as they are here. What begin(key)() raises is raised at its
-    key's turn.
+    key's turn. `spent` is told how long the GPU took for each.
     """
     stream = torch.cuda.Stream(device)
-    waiting: deque[tuple[Callable[[], dict[str, Tensor]], torch.Event]] = deque()
+    waiting: deque[tuple[Callable[[], dict[str, Tensor]], torch.cuda.Event, torch.cuda.Event]] = deque()
 
     def taken() -> dict[str, Tensor]:
-        finish, made = waiting.popleft()
+        finish, begun, made = waiting.popleft()
         found, here = finish(), torch.cuda.current_stream(device)
-        here.wait_event(made)
+        made.synchronize()
+        spent(begun.elapsed_time(made) / 1e3)
         for tensor in found.values():
             tensor.record_stream(here)
         return found
 
     for key in keys:
+        begun, made = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         with torch.cuda.stream(stream):
-            waiting.append((begin(key), stream.record_event()))
+            begun.record()
+            finish = begin(key)
+            made.record()
+        waiting.append((finish, begun, made))
         if len(waiting) > count:
             yield taken()
     while waiting:

@@ -53,6 +53,11 @@ class Activations(ABC):
     digest: str
     """SHA-256 of everything that decides the rows; the same for origins that give the same bytes."""
 
+    @property
+    def is_beside(self) -> bool:
+        """Whether rows are made beside the training: what that takes is not added to the training's time then."""
+        return self.is_read_ahead or self.device.type == "cuda"
+
     @classmethod
     @abstractmethod
     def open(

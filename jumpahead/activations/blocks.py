@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import time
 from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
@@ -69,6 +70,8 @@ class Stream:
         """Rows per batch."""
         self.groups_per_block = groups_per_block or activations.groups_per_block
         self.seed = seed
+        self.seconds = 0.0
+        """That reading blocks, or making them, has taken so far; beside the training where it is read ahead."""
         self._epochs: dict[int, _Epoch] = {}
         rows = activations.rows_per_group
         # The smallest full block there can be; the last one of an epoch may be smaller, and then gives nothing.
@@ -135,12 +138,19 @@ class Stream:
         return (self._read(visit) for visit in self._visits(start))
 
     def _read(self, visit: _Visit) -> _Block:
-        return self._block(visit, self.activations.gather(visit.groups))
+        begun = time.perf_counter()
+        block = self._block(visit, self.activations.gather(visit.groups))
+        self._spent(time.perf_counter() - begun)
+        return block
+
+    def _spent(self, seconds: float) -> None:
+        self.seconds += seconds
 
     def _beside(self, start: int) -> Generator[_Block]:
         """Blocks whose groups are launched ahead, group by group."""
         groups = (group for visit in self._visits(start) for group in visit.groups)
-        launched = beside(self.activations.begin, groups, self.groups_per_block, self.activations.device)
+        begin, device = self.activations.begin, self.activations.device
+        launched = beside(begin, groups, self.groups_per_block, device, self._spent)
         with contextlib.closing(launched) as rows:
             for visit in self._visits(start):
                 total = int(self.activations.rows_per_group[visit.groups].sum())

@@ -8,7 +8,8 @@
 
 Any safetensors library reads these files, and `Reader` reads those of any library; only the checksums are ours. A
 group is checked whenever it is read first: nothing is read that was not asked for. The data are read and written in
-place, without a copy of a whole file in memory, and flushed to the disk in another thread while more of them are made.
+place, without a copy of a whole file in memory; checked, written and flushed to the disk in other threads while more of
+them are made.
 
     n   rows of a group
 """
@@ -29,6 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from jumpahead.activations.ahead import ahead
 from jumpahead.errors import ArtefactError
 from jumpahead.store import write_atomic
 
@@ -67,27 +69,38 @@ def write(
     def content(temporary: Path) -> None:
         sums: dict[str, list[int]] = {key: [] for key in columns}
         start = _header(columns, rows, {key: [2**32 - 1] * len(rows) for key in columns}, info)
+        places = dict(zip(columns, itertools.accumulate((sum(rows) * one.bytes for one in columns.values()), initial=0)))
+        firsts = itertools.accumulate(rows, initial=0)
+        made = ((first, _checked(columns, n, some)) for n, some, first in zip(rows, groups, firsts, strict=False))
         with open(temporary, "wb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
-            total, first, waiting, flushed = sum(rows), 0, 0, None
-            for n, tensors in zip(rows, groups, strict=True):
-                place = len(start)
-                for key, column in columns.items():
-                    assert tensors[key].shape == (n, *column.shape), f"{key}: {tensors[key].shape}, not {n} rows"
-                    data = _bytes(tensors[key].to(column.dtype))
-                    sums[key].append(zlib.crc32(data))
-                    file.seek(place + first * column.bytes)
-                    _write_all(file, data)
-                    place += total * column.bytes
-                    waiting += len(data)
-                first += n
+
+            def put(group: tuple[int, dict[str, memoryview]]) -> int:
+                first, data = group
+                for key, some in data.items():
+                    sums[key].append(zlib.crc32(some))
+                    file.seek(len(start) + places[key] + first * columns[key].bytes)
+                    _write_all(file, some)
+                return sum(map(len, data.values()))
+
+            waiting, flushed = 0, None
+            for size in ahead(put, made, 1):
+                waiting += size
                 if waiting >= _FLUSHED and (flushed is None or flushed.done()):
                     _ = flushed and flushed.result()  # raises what the disk said
                     waiting, flushed = 0, pool.submit(os.fsync, file.fileno())
+            assert all(len(found) == len(rows) for found in sums.values()), f"{path}: fewer groups than {len(rows)}"
             _ = flushed and flushed.result()
             file.seek(0)
             _write_all(file, memoryview(_header(columns, rows, sums, info, len(start))))
 
     write_atomic(path, content)
+
+
+def _checked(columns: Mapping[str, Column], n: int, tensors: Mapping[str, Tensor]) -> dict[str, memoryview]:
+    """The bytes of one group, column by column."""
+    for key, column in columns.items():
+        assert tensors[key].shape == (n, *column.shape), f"{key}: {tensors[key].shape}, not {n} rows"
+    return {key: _bytes(tensors[key].to(column.dtype)) for key, column in columns.items()}
 
 
 def _header(
@@ -157,6 +170,13 @@ class Reader:
     def group(self, number: int, key: str, out: Tensor | None = None) -> Tensor:
         """The rows [n, …] of a group, as `between`."""
         return self.between(self._ends[number], self._ends[number + 1], key, out)
+
+    def expect(self, number: int, key: str) -> None:
+        """Says that a group will be read soon, where the system can be told: it is fetched meanwhile."""
+        if hasattr(os, "posix_fadvise"):
+            row, start, stop = self.columns[key].bytes, self._ends[number], self._ends[number + 1]
+            place = self._data + self._places[key] + start * row
+            os.posix_fadvise(self._file.fileno(), place, (stop - start) * row, os.POSIX_FADV_WILLNEED)
 
     def between(self, start: int, stop: int, key: str, out: Tensor | None = None) -> Tensor:
         """Rows start … stop − 1 of a tensor, into `out` (contiguous, same dtype) where that is given.

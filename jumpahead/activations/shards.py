@@ -168,6 +168,9 @@ class Shards(Activations):
         block = {site: torch.empty(total, width, dtype=self.dtype) for site, width in self.widths.items()}
         done = 0
         for group in groups:
+            for site, (file, here) in self._find(group).items():
+                file.expect(here, site)
+        for group in groups:
             found = self._find(group)
             rows = int(self.rows_per_group[group])
             for site, x in block.items():

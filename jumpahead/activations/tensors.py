@@ -328,7 +328,7 @@ def _checked(tensors: Iterable[Any], dtype: torch.dtype) -> Iterator[Tensor]:
         if d is not None and value.shape[1] != d:
             raise DataError(f"tensor {number} has the width {value.shape[1]}, those before have {d}.")
         d = value.shape[1]
-        kept = value.to(device="cpu", dtype=dtype)
+        kept = value.to(device="cpu", dtype=dtype, copy=True)  # written beside what the iterator does next
         if bad := not_finite({"": kept}):
             raise DataError(f"row {bad[1]} of tensor {number} holds a value that is not finite as {kept.dtype}.")
         yield kept
