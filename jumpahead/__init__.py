@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jumpahead.evaluate import evaluate as evaluate
     from jumpahead.frontier import Frontier as Frontier
     from jumpahead.lm.model import LM as LM
+    from jumpahead.run import run as run
     from jumpahead.sae.base import SAE as SAE
     from jumpahead.train import train as train
     from jumpahead.train_on import train_on as train_on
@@ -37,14 +38,15 @@ _HOMES = {
     "SAE": "jumpahead.sae.base",
     "LM": "jumpahead.lm.model",
     "splice": "jumpahead.lm.model",  # LM.splice, as a function: splice(lm, ids, site, replacement)
+    "run": "jumpahead.run",
     "train": "jumpahead.train",
     "evaluate": "jumpahead.evaluate",
     "train_on": "jumpahead.train_on",
     "Frontier": "jumpahead.frontier",
 }
-_VERBS = frozenset({"train", "train_on", "evaluate"})
+_VERBS = frozenset({"run", "train", "train_on", "evaluate"})
 
-__all__ = ["LM", "SAE", "Frontier", "evaluate", "splice", "train", "train_on"]
+__all__ = ["LM", "SAE", "Frontier", "evaluate", "run", "splice", "train", "train_on"]
 
 
 class _Verb(types.ModuleType):

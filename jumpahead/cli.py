@@ -158,17 +158,12 @@ def run(
     out: Out = None,
 ) -> None:
     """From text to SAEs, frontier and page; skips what is done."""
-    from jumpahead import store, sweep
-    from jumpahead import study as studies
+    from jumpahead import store
+    from jumpahead.run import run as run_study
 
-    loaded = studies.load(study, overrides)
-    target = store.Run(_folder(out, loaded.name))
-    with _terminable(), target.lock():
-        target.begin(studies.to_toml(loaded))
-        try:
-            sweep.run(loaded, target, until.value if until else None)
-        finally:
-            target.discard_if_nothing_was_made()
+    with _terminable():
+        folder = run_study(study, out=out, overrides=overrides, until=until.value if until else None)
+    target = store.Run(folder)
     if until:
         print(f"run:    {target.folder} (stopped after {until.value})")
         return

@@ -100,7 +100,7 @@ def test_a_wrong_option_is_a_usage_error():
 def test_run_makes_the_folder_and_says_where_things_are(study: Path, monkeypatch: pytest.MonkeyPatch):
     calls = []
 
-    def pretend(study, run: store.Run, until: str | None) -> None:
+    def pretend(study, run: store.Run, until: str | None, progress: object) -> None:
         calls.append((study, run.folder, until))
         with pytest.raises(store.ArtefactError, match="is being written by process"), store.Run(run.folder).lock():
             pass
@@ -124,7 +124,7 @@ def test_run_makes_the_folder_and_says_where_things_are(study: Path, monkeypatch
 
 def test_run_until_and_out(study: Path, monkeypatch: pytest.MonkeyPatch):
     calls = []
-    monkeypatch.setattr(sweep, "run", lambda study, run, until: (calls.append(until), run.tokens.mkdir()))
+    monkeypatch.setattr(sweep, "run", lambda study, run, until, progress: (calls.append(until), run.tokens.mkdir()))
     result = jumpahead("run", study, "--until", "tokens", "--out", "elsewhere")
     assert result.stdout == "run:    elsewhere (stopped after tokens)\n"
     assert calls == ["tokens"]
@@ -147,7 +147,7 @@ def test_errors_before_any_work_leave_nothing(study: Path, monkeypatch: pytest.M
 
 
 def test_a_failure_keeps_what_was_done(study: Path, monkeypatch: pytest.MonkeyPatch):
-    def fail(study, run: store.Run, until: str | None) -> None:
+    def fail(study, run: store.Run, until: str | None, progress: object) -> None:
         store.write_json(run.tokens / "x.json", {})
         raise DataError("too short.")
 
@@ -177,7 +177,7 @@ def test_a_full_disk_is_one_sentence(study: Path, monkeypatch: pytest.MonkeyPatc
 def test_ctrl_c_and_a_scheduler_stop_with_one_sentence(study: Path, number: signal.Signals):
     program = (
         "import time, sys; from jumpahead import cli, sweep\n"
-        "def work(study, run, until):\n    run.tokens.mkdir(); print('working', flush=True); time.sleep(60)\n"
+        "def work(study, run, until, progress):\n    run.tokens.mkdir(); print('working', flush=True); time.sleep(60)\n"
         "sweep.run = work; sys.argv = ['jumpahead', 'run', 'small.toml']; cli.main()"
     )
     process = subprocess.Popen(

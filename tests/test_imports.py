@@ -28,7 +28,7 @@ FLOORS = [
     {"study"},  # only assembles what lies below; sweep takes a study
     {"sweep"},
     {"probe"},
-    {"plan", "rehearsal", "starter", "terminal", "efficiency", "train_on"},
+    {"plan", "rehearsal", "starter", "terminal", "efficiency", "run", "train_on"},
     {"cli"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
@@ -142,7 +142,7 @@ def test_public_names_are_what_they_are_called():
     program = """
         import jumpahead
         assert jumpahead.__version__
-        assert sorted(jumpahead.__all__) == ["Frontier", "LM", "SAE", "evaluate", "splice", "train", "train_on"]
+        assert sorted(jumpahead.__all__) == ["Frontier", "LM", "SAE", "evaluate", "run", "splice", "train", "train_on"]
         for name in jumpahead.__all__:
             assert name in dir(jumpahead)
             assert callable(getattr(jumpahead, name)), name
