@@ -142,11 +142,11 @@ def pieces(trim, *merges):
 @pytest.mark.parametrize("trim", [False, True])
 def test_a_token_that_lies_partly_in_a_message_is_one_of_it(trim):
     """` h` holds the header's space and the message's first letter; white space within a message is the message's."""
-    talk = [user("hi"), assistant("hi   hi")]
+    talk = [user("hi"), assistant("hi   hi  ")]
     tokens = pieces(trim, ("Ġ", "h"), ("Ġ", "Ġ"))
-    assert chosen("", talk, tokens=tokens)[0] == [" hi   hi"]
+    assert chosen("", talk, tokens=tokens)[0] == [" hi   hi  "]
     tokens = pieces(trim, ("Ġ", "Ġ"))
-    assert chosen("", talk, tokens=tokens)[0] == ["hi   hi"]
+    assert chosen("", talk, tokens=tokens)[0] == ["hi   hi  "]
 
 
 # ---------------------------------------------------------------------------------------------- what is wrong
