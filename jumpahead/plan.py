@@ -58,6 +58,8 @@ class Tokens(NamedTuple):
     """False: estimated from the size of the text."""
     is_known: bool = True
     """False: the text is not at hand yet; as much as the study asks for is taken to be there."""
+    context: int = 0
+    """In conversations, tokens of roles that are neither trained on nor scored, of both splits."""
 
 
 class Panel(NamedTuple):
@@ -150,6 +152,8 @@ class Plan:
         rows += list(self.series.items())
         rows.append(("SAEs", f"{self.saes}" + (f", of which {self.found} are in {self.folder}" if self.found else "")))
         rows.append((nouns("training text"), nouns(f"{train} tokens")))
+        if self.tokens.context:
+            rows.append(("other roles", f"{self._count(self.tokens.context)} tokens, read as context"))
         times = nouns("each token") + f" {self.epochs:.1f} times" if self.epochs > 1 else ""
         times = times or f"{100 * self.epochs:.0f} % of the {'rows' if nouns.of_rows else 'text'}"
         times = f": {times}" if self.tokens.is_known else ""
@@ -177,7 +181,7 @@ class Plan:
         """Exact where it was counted or asked for, else to two digits."""
         if not self.tokens.is_known:
             return "an unknown number of"
-        if self.tokens.is_counted or tokens not in self.tokens[:2]:
+        if self.tokens.is_counted or tokens not in (*self.tokens[:2], self.tokens.context):
             return f"{tokens:,}"
         return f"about {int(float(f'{tokens:.1e}')):,}"
 
@@ -211,7 +215,7 @@ def make(study: Study, folder: str | Path, *, measure: bool = False) -> Plan:
     kept = _kept(study, run, shape, tokens)
     from_disk = kept and kept.bytes // row_bytes(_widths(study, shape), DTYPE_BYTES[study.activations.dtype])
     if measure:
-        new = 0 if tokens.is_counted else tokens.train + tokens.held_out
+        new = 0 if tokens.is_counted else tokens.train + tokens.held_out + tokens.context
         scored = min(study.evaluate.tokens, tokens.held_out)
         seconds = measured(study, source, dtype=dtype, kept=from_disk, new=new, scored=scored)
     beside = _token_bytes(study, shape, tokens) + (kept.bytes if kept else 0)
@@ -389,7 +393,8 @@ def step_workspace(batch: int, d: int) -> int:
 
 
 def _token_bytes(study: Study, shape: Outline | None, tokens: Tokens) -> int:
-    return (tokens.train + tokens.held_out) * (2 if shape and shape.vocabulary <= 2**16 else 4)
+    each = (2 if shape and shape.vocabulary <= 2**16 else 4) + (study.text.chat is not None)
+    return (tokens.train + tokens.held_out + tokens.context) * each
 
 
 def _notes(study: Study, plan: Plan) -> list[str]:
@@ -439,25 +444,32 @@ def _tokens(study: Study, run: store.Run, source: Source) -> Tokens:
     """Counted where the run has tokenised its text, else estimated from its bytes."""
     try:
         heads = [store.read_json(run.tokens / split / "contexts.json") for split in ("train", "held_out")]
-        return Tokens(heads[0]["tokens"], heads[1]["tokens"], is_counted=True)
+        train, held_out = (head.get("chosen", head["tokens"]) for head in heads)
+        context = sum(head["tokens"] for head in heads) - train - held_out
+        return Tokens(train, held_out, is_counted=True, context=context)
     except (store.ArtefactError, KeyError):
         pass
     most = study.text.max_tokens or float("inf")
     if source.total is None:
         return Tokens(int(min(most, study.train.tokens)), int(min(most, study.evaluate.tokens)), False, is_known=False)
-    train, held_out, sample = _bytes(source, source.total)
+    train, held_out, chosen, sample = _bytes(source, source.total)
     per_token = _bytes_per_token(study.lm, sample)
-    return Tokens(int(min(most, train / per_token)), int(held_out / per_token), is_counted=False)
+    train, held_out = min(most, train / per_token), held_out / per_token
+    context = int((1 - chosen) * (train + held_out))
+    return Tokens(int(chosen * train), int(chosen * held_out), is_counted=False, context=context)
 
 
-def _bytes(source: Source, total: int) -> tuple[float, float, str]:
-    """Bytes of the training and of the held-out text, and a sample of it."""
+def _bytes(source: Source, total: int) -> tuple[float, float, float, str]:
+    """Bytes of the training and of the held-out text, which share of them is trained on or scored, and a sample."""
     from jumpahead.lm.text import documents, is_held_out
 
     count = {False: 0, True: 0}
+    chosen = 0
+    """Of conversations, what is said by the roles that are trained on."""
     sample: list[str] = []
     more = 1.0
     for document in documents(source):
+        chosen += len(document.chat.chosen.encode()) if document.chat else 0
         for text in itertools.chain([document.text], document.rest):
             count[is_held_out(document.identity, source.config.held_out)] += len(text.encode("utf-8", "surrogatepass"))
             if sum(map(len, sample)) < 300_000:
@@ -467,7 +479,8 @@ def _bytes(source: Source, total: int) -> tuple[float, float, str]:
         if sum(count.values()) > ENOUGH_BYTES:
             more = max(1.0, total / max(1, source.done))
             break
-    return count[False] * more, count[True] * more, "\n".join(sample)
+    share = chosen / max(1, sum(count.values())) if source.config.chat else 1.0
+    return count[False] * more, count[True] * more, share, "\n".join(sample)
 
 
 def _bytes_per_token(config: LMConfig, sample: str) -> float:

@@ -174,16 +174,17 @@ def _some(study: Study, source: Source, lm: LM, split: Any, tokens: int) -> Cont
 
 def _per_token(source: Source, lm: LM) -> float:
     """Seconds of tokenising, per token: of the beginnings of documents."""
+    from jumpahead.lm.contexts import encoded
     from jumpahead.lm.text import documents
 
     pieces, size = [], 0
     for document in documents(source):
-        pieces.append(document.text[: CHARACTERS // 10])
-        size += len(pieces[-1])
+        pieces.append((document, document.text[: CHARACTERS // 10]))
+        size += len(pieces[-1][1])
         if size >= CHARACTERS:
             break
-    seconds = _timed(lambda: lm.encode(pieces))
-    return seconds / max(1, sum(map(len, lm.encode(pieces))))
+    seconds = _timed(lambda: encoded(pieces, lm))
+    return seconds / max(1, sum(len(ids) for ids, _ in encoded(pieces, lm)))
 
 
 def _clocked(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -56,6 +56,7 @@ def shrunk(study: Study) -> Study:
     context = study.lm.context or min(LONGEST_CONTEXT, shape.context if shape else LONGEST_CONTEXT)
     # Enough for the steps where BOS, special tokens and the ends of documents take their share.
     tokens = (STEPS + 1) * (study.train.batch + study.lm.batch * context)
+    tokens *= 4 if study.text.chat else 1  # and where others speak too
     most = min(tokens, study.text.max_tokens or tokens)
     return study.model_copy(
         update={

@@ -126,6 +126,7 @@ class Study(_Table):
     def _checked(self) -> Self:
         _check_names(self)
         _check_numbers(self)
+        _check_text(self.text)
         for one in self.series:
             _check_series(one, min(self.sae.width))
         return self
@@ -417,6 +418,13 @@ def _check_numbers(study: Study) -> None:
             f"'train.tokens' is {study.train.tokens:,} and must be at least one batch,"
             f" {study.train.batch:,} (train.batch)."
         )
+
+
+def _check_text(text: TextConfig) -> None:
+    """Keys that do not go together."""
+    _once(text.chat or (), "text.chat")
+    if text.chat and text.separator is not None:
+        raise StudyError("'text.separator' cuts text, and with 'text.chat' documents are conversations: leave one out.")
 
 
 def _check_series(one: Series, width: int) -> None:

@@ -162,6 +162,7 @@ class Work:
             return self.remembered["source"]
         lm, settings = self.lm_config, fingerprint.settings
         known = [self.model, settings(lm), fingerprint.of_text(self.text), settings(self.study.text)]
+        known += [fingerprint.of_template(lm)] if self.study.text.chat else []
         return store.digest_json(known)
 
     @cached_property

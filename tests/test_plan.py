@@ -146,7 +146,7 @@ def test_counts_are_exact_once_the_text_is_tokenised(model: Path, text: Path, tm
     for split, tokens in (("train", 20_001), ("held_out", 3_003)):
         store.write_json(run.tokens / split / "contexts.json", {"tokens": tokens})
     made = plan.make(small(model, text), run.folder)
-    assert made.tokens == (20_001, 3_003, True, True)
+    assert made.tokens == (20_001, 3_003, True, True, 0)
     assert ("training text", "20,001 tokens") in made.facts()
     assert ("trained on", "9,984 activations per SAE: 50 % of the text") in made.facts()
 
@@ -256,7 +256,7 @@ def test_a_study_without_a_language_model_is_counted_exactly(text: Path, tmp_pat
     activations = {"origin": "synthetic", "options": options, "block": 32}
     study = small(Path("./gone"), text, activations=activations, sae={"width": 48})
     made = plan.make(study, tmp_path, measure=True)
-    assert made.tokens == (2_400, 2_400, True, True)
+    assert made.tokens == (2_400, 2_400, True, True, 0)
     assert [(panel.d, panel.saes, panel.parameters) for panel in made.panels] == [(10, 3, 2 * 480 + 3 * 48 + 10)]
     assert made.model == "none: activations from elsewhere"
     facts = dict(made.facts())

@@ -53,6 +53,9 @@ class TextConfig(BaseModel):
     """Which file names of a folder are read, for instance `*.md`."""
     column: str = "text"
     """Where rows of JSON Lines, Parquet and datasets hold their text; a row is a document."""
+    chat: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """The column holds conversations, lists of {role, content} or ShareGPT's {from, value}, which the tokenizer's chat
+    template renders: the roles whose tokens are trained on and measured on, `["assistant"]`; others are context."""
     split: str = "train"
     """Which split of a Hugging Face dataset is read; what is held out is taken from it."""
     separator: str | None = None
@@ -60,4 +63,5 @@ class TextConfig(BaseModel):
     held_out: float = Field(default=0.1, gt=0, lt=1)
     """Share of the documents that is never trained on; evaluation uses only these."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """At most so many tokens of training text, and of held-out text; by default all. Of rows, the first ones."""
+    """At most so many tokens of training text, and of held-out text; by default all. Of rows, the first ones. Of
+    conversations all tokens count, context too."""

@@ -13,10 +13,14 @@ it.
     scored            ×   ×                  ×                  … and its chunk has a next token (here: b, ◆, e)
     positions  0      1   2   3   4   0      1   2   3          what an isolated model is told (lm/isolation.py)
 
+Of conversations (`text.chat`) only the tokens of some roles are trained and scored, × above; a chunk without any that
+could be scored is left out. What is chosen is kept with the tokens.
+
 On disk token ids lie in shards, which are written while the text is read; a killed call goes on after the last of them.
 They are mapped, not loaded.
 
-    tokens-00000.safetensors     `tokens`, and `pieces`: how many of them each piece of text has, one after another
+    tokens-00000.safetensors     `tokens`, and `pieces`: how many of them each piece of text has, one after another;
+                                 of conversations, `chosen`
     contexts.safetensors         start, length, owner of every chunk; special; count
     contexts.json                written last: the rest, and the digest of it all
 """
@@ -25,8 +29,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -35,6 +39,7 @@ import numpy as np
 
 from jumpahead import store
 from jumpahead.errors import ArtefactError, DataError
+from jumpahead.lm.chat import Conversation, Encoded
 from jumpahead.lm.sources.base import Document
 from jumpahead.lm.text import is_held_out, stretches
 from jumpahead.store import digest_json, read_arrays, read_json, write_json, write_tensors
@@ -64,9 +69,11 @@ class Tokenises(Protocol):
 
     def encode(self, texts: list[str]) -> list[np.ndarray]: ...
 
+    def encode_conversations(self, conversations: Sequence[tuple[Conversation, str]]) -> list[Encoded]: ...
+
 
 class Shards:
-    """Token ids in several files, read as one array by index or by slice."""
+    """What several files hold of tokens, read as one array by index or by slice."""
 
     def __init__(self, parts: list[np.ndarray]) -> None:
         self.parts = parts
@@ -80,7 +87,7 @@ class Shards:
     def __getitem__(self, index: np.ndarray | slice) -> np.ndarray:
         if isinstance(index, slice):
             low, high, step = index.indices(len(self))
-            assert step == 1, "token ids are read forwards"
+            assert step == 1, "tokens are read forwards"
             bounds = zip(self.parts, self._first[:-1], strict=True)
             return np.concatenate([part[max(0, low - first) : max(0, high - first)] for part, first in bounds])
         if len(self.parts) == 1:
@@ -100,6 +107,8 @@ class _Layout(NamedTuple):
     """int64 [n, t]"""
     chunk: np.ndarray
     """int64 [n, t]: which of the group's chunks stands here, its BOS included; −1 for padding."""
+    chosen: np.ndarray
+    """bool [n, t]: of a role that is trained on."""
     local: np.ndarray
     """int64 [n, t]: the position within the chunk and its BOS; padding goes on."""
     size: np.ndarray
@@ -131,6 +140,8 @@ class Contexts:
     packing: Packing = "none"
     count: np.ndarray | None = None
     """int64 [contexts]: chunks in each context; None where nothing is packed and every context is one chunk."""
+    chosen: np.ndarray | Shards | None = None
+    """bool [tokens]: of a role that is trained on; None where the text is no conversations and all are."""
 
     # ------------------------------------------------------------------------------------------ groups
 
@@ -176,10 +187,14 @@ class Contexts:
         at = (row * shape[1] + column)[number] + local
         is_text = local >= self._lead
         ids, chunk = np.full(shape, self.bos_id or 0), np.full(shape, -1)
-        ids.flat[at[is_text]] = self.tokens[((self.start[chunks] - self._lead)[number] + local)[is_text]]
+        token = ((self.start[chunks] - self._lead)[number] + local)[is_text]
+        ids.flat[at[is_text]] = self.tokens[token]
         chunk.flat[at] = number
+        chosen = np.full(shape, self.chosen is None)
+        if self.chosen is not None:
+            chosen.flat[at[is_text]] = self.chosen[token]
         last = np.maximum.accumulate(chunk, axis=1)  # padding goes on with the chunk before it
-        return _Layout(ids, chunk, np.arange(shape[1]) - column[last], size)
+        return _Layout(ids, chunk, chosen, np.arange(shape[1]) - column[last], size)
 
     def ids(self, group: int) -> np.ndarray:
         """int64 [n, t], padded on the right with BOS (or 0) to the longest context of the group."""
@@ -190,7 +205,7 @@ class Contexts:
         return self._layout(group).local if self.packing == "isolated" else None
 
     def trained(self, group: int) -> np.ndarray:
-        """bool [n, t]: trained on, spliced, counted — not first in its chunk, not special, not padding."""
+        """bool [n, t]: trained on, spliced, counted — not first in its chunk, not special, not padding, of a role."""
         return self._usable(group, last=0)
 
     def scored(self, group: int) -> np.ndarray:
@@ -214,15 +229,18 @@ class Contexts:
         chunks, skipped = self._chunks_of(group), 1 - self._lead  # what stands first in a chunk is not trained
         size = self.length[chunks] - skipped
         number, local = _ranges(size)
-        ids = self.tokens[(self.start[chunks] + skipped)[number] + local]
-        ordinary = ~self.special[ids]
-        number, position = number[ordinary], (self._places(group)[1] + 1)[number] + local
-        found = {"token": ids[ordinary], "document": self.document(group)[number], "position": position[ordinary]}
+        token = (self.start[chunks] + skipped)[number] + local
+        ids = self.tokens[token]
+        usable = ~self.special[ids]
+        if self.chosen is not None:
+            usable &= self.chosen[token]
+        number, position = number[usable], (self._places(group)[1] + 1)[number] + local
+        found = {"token": ids[usable], "document": self.document(group)[number], "position": position[usable]}
         return {name: value.astype(np.int32) for name, value in found.items()}
 
     def _usable(self, group: int, last: int) -> np.ndarray:
-        ids, chunk, local, size = self._layout(group)
-        return (chunk >= 0) & (local > 0) & (local < size[chunk] - last) & ~self.special[ids]
+        ids, chunk, chosen, local, size = self._layout(group)
+        return (chunk >= 0) & (local > 0) & (local < size[chunk] - last) & ~self.special[ids] & chosen
 
     # ------------------------------------------------------------------------------------------ counts
 
@@ -231,21 +249,24 @@ class Contexts:
         return int(self.bos_id is not None)
 
     def _counts(self, last: int) -> np.ndarray:
-        """Usable positions of every chunk, from prefix sums over the token ids alone."""
+        """Usable positions of every chunk, from prefix sums over the tokens alone."""
         first = self.start + (1 - self._lead)  # without BOS, the first token of the text stands at position 0
-        return self._ordinary_before(self.start + self.length - last) - self._ordinary_before(first)
+        return self._usable_before(self.start + self.length - last) - self._usable_before(first)
 
-    def _ordinary_before(self, index: np.ndarray) -> np.ndarray:
-        """How many tokens that are not special stand before each index into `tokens`; a stretch of them at a time."""
+    def _usable_before(self, index: np.ndarray) -> np.ndarray:
+        """How many tokens that are chosen and not special stand before each index into `tokens`; a stretch of them at a
+        time."""
         order = np.argsort(index, kind="stable")
         found, before = np.empty(len(index), np.int64), 0
         for first in range(0, len(self.tokens) + 1, _AT_ONCE):
-            some = self.tokens[first : first + _AT_ONCE]
-            ordinary = np.concatenate([[0], np.cumsum(~self.special[some], dtype=np.int64)])
+            usable = ~self.special[self.tokens[first : first + _AT_ONCE]]
+            if self.chosen is not None:
+                usable &= self.chosen[first : first + _AT_ONCE]
+            sums = np.concatenate([[0], np.cumsum(usable, dtype=np.int64)])
             low, high = np.searchsorted(index, [first, first + _AT_ONCE], sorter=order)
             here = order[low:high]
-            found[here] = before + ordinary[index[here] - first]
-            before += int(ordinary[-1])
+            found[here] = before + sums[index[here] - first]
+            before += int(sums[-1])
         return found
 
     @cached_property
@@ -270,26 +291,29 @@ class Contexts:
         """SHA-256 of everything that decides the groups."""
         sha = hashlib.sha256()
         packed = () if self.count is None else (self.count,)
-        for array in (self.tokens, self.start, self.length, self.owner, self.special, *packed):
+        chosen = () if self.chosen is None else (self.chosen,)
+        for array in (self.tokens, self.start, self.length, self.owner, self.special, *packed, *chosen):
             sha.update(f"{array.dtype.str}{array.shape}".encode())
-            for part in array.parts if isinstance(array, Shards) else [array]:
+            for part in _parts(array):
                 sha.update(np.ascontiguousarray(part).data)
         how = [] if self.count is None else [self.packing]
         return digest_json([sha.hexdigest(), self.identities, self.bos_id, self.batch, self.split, *how])
 
     def save(self, folder: str | Path) -> None:
         """Writes all of it into the folder."""
-        parts = self.tokens.parts if isinstance(self.tokens, Shards) else [self.tokens]
-        for number, part in enumerate(parts):
-            _write_shard(Path(folder), number, part, np.array([len(part)]), {})
+        parts = _parts(self.tokens)
+        chosen = [None] * len(parts) if self.chosen is None else _parts(self.chosen)
+        for number, (part, mask) in enumerate(zip(parts, chosen, strict=True)):
+            _write_shard(Path(folder), number, part, mask, np.array([len(part)]), {})
         self._save_beside(Path(folder), len(parts))
 
     def _save_beside(self, folder: Path, shards: int) -> None:
-        """Writes everything but the token ids."""
+        """Writes everything but the shards."""
         arrays = {"start": self.start, "length": self.length, "owner": self.owner, "special": self.special}
         write_tensors(folder / "contexts.safetensors", arrays | ({} if self.count is None else {"count": self.count}))
         head = {"schema": SCHEMA, "digest": self.digest, "split": self.split, "batch": self.batch}
         head |= {"bos_id": self.bos_id, "packing": self.packing, "contexts": len(self), "tokens": len(self.tokens)}
+        head |= {} if self.chosen is None else {"chosen": self.rows}
         texts = {"shards": shards, "identities": self.identities, "names": self.names}
         write_json(folder / "contexts.json", {**head, **texts}, indent=None)
 
@@ -299,9 +323,11 @@ class Contexts:
         folder = Path(folder)
         head = read_json(folder / "contexts.json", SCHEMA)
         arrays = read_arrays(folder / "contexts.safetensors")
-        tokens = Shards([store.map_array(_shard(folder, number), "tokens") for number in range(head["shards"])])
+        tokens = _mapped(folder, head["shards"], "tokens")
+        chosen = _mapped(folder, head["shards"], "chosen") if "chosen" in head else None
         texts: Any = {name: tuple(head[name]) for name in ("identities", "names")}
-        contexts = cls(tokens, **arrays, **texts, **{key: head[key] for key in ("bos_id", "batch", "split", "packing")})
+        rest = {key: head[key] for key in ("bos_id", "batch", "split", "packing")}
+        contexts = cls(tokens, chosen=chosen, **arrays, **texts, **rest)
         if contexts.digest != head["digest"]:
             for number in range(head["shards"]):
                 read_arrays(_shard(folder, number))  # names the one that is damaged
@@ -315,8 +341,19 @@ def _shard(folder: Path, number: int) -> Path:
     return folder / f"tokens-{number:05d}.safetensors"
 
 
-def _write_shard(folder: Path, number: int, tokens: np.ndarray, pieces: np.ndarray, info: dict[str, str]) -> None:
-    write_tensors(_shard(folder, number), {"tokens": tokens, "pieces": pieces}, info)
+def _write_shard(
+    folder: Path, number: int, tokens: np.ndarray, chosen: np.ndarray | None, pieces: np.ndarray, info: dict[str, str]
+) -> None:
+    mask = {} if chosen is None else {"chosen": chosen}
+    write_tensors(_shard(folder, number), {"tokens": tokens, "pieces": pieces, **mask}, info)
+
+
+def _mapped(folder: Path, shards: int, key: str) -> Shards:
+    return Shards([store.map_array(_shard(folder, number), key) for number in range(shards)])
+
+
+def _parts(array: np.ndarray | Shards) -> list[np.ndarray]:
+    return array.parts if isinstance(array, Shards) else [array]
 
 
 def _ranges(size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -385,14 +422,15 @@ def _read(
     ends = [sides["train"]] if ends_with_training else list(sides.values())
 
     def encode() -> None:
-        for (side, document, _), ids in zip(batch, lm.encode([text for *_, text in batch]), strict=True):
-            side.add(document, ids)
+        made = encoded([(document, text) for _, document, text in batch], lm)
+        for (side, document, _), (ids, chosen) in zip(batch, made, strict=True):
+            side.add(document, ids, chosen)
         progressed(sum(side.total for side in sides.values()))
 
     for document in documents:
         side = sides.get("held_out" if is_held_out(document.identity, held_out) else "train")
         if side is not None and not side.is_full:
-            for text in stretches(document):
+            for text in [document.text] if document.chat else stretches(document):
                 if side.is_known(document):
                     continue
                 batch.append((side, document, text))
@@ -403,6 +441,15 @@ def _read(
         if all(one.is_full for one in ends):
             return
     encode()
+
+
+def encoded(pieces: Sequence[tuple[Document, str]], lm: Tokenises) -> Sequence[tuple[np.ndarray, np.ndarray | None]]:
+    """The token ids of each piece of a document, and of conversations, of which there are no pieces, what is chosen."""
+    chats = [(document.chat, document.name) for document, _ in pieces if document.chat]
+    if chats:
+        assert len(chats) == len(pieces), "a text is all conversations or has none"
+        return lm.encode_conversations(chats)
+    return [(ids, None) for ids in lm.encode([text for _, text in pieces])]
 
 
 class _Side:
@@ -424,6 +471,9 @@ class _Side:
         """How many have been written."""
         self._waiting: list[np.ndarray] = []
         """Tokens of pieces that are in no shard yet."""
+        self._chosen: list[np.ndarray] = []
+        """Which of them are of a role that is trained on, where the text is conversations."""
+        self._has_roles = False
         self._in_shards = 0
         self._known: deque[tuple[int, str | None]] = deque()
         """Tokens of the pieces that are in shards of an earlier call, and with each shard's last what `_seen` was."""
@@ -438,15 +488,17 @@ class _Side:
         for path in sorted(folder.glob("tokens-*.safetensors")):
             try:
                 is_ours = path == _shard(folder, self.shards) and store.read_info(path).get("inputs") == self.inputs
-                pieces = read_arrays(path)["pieces"].tolist() if is_ours else []
+                arrays = read_arrays(path) if is_ours else {}
             except ArtefactError:
-                pieces = []
+                arrays = {}
+            pieces = arrays["pieces"].tolist() if arrays else []
             if not pieces:
                 store.remove(path)
                 continue
             self._known.extend((tokens, None) for tokens in pieces[:-1])
             self._known.append((pieces[-1], store.read_info(path)["seen"]))
             self._in_shards += sum(pieces)
+            self._has_roles = "chosen" in arrays
             self.shards += 1
 
     @property
@@ -466,12 +518,15 @@ class _Side:
     def _has_changed(self) -> DataError:
         return DataError(f"the text has changed since {self.folder} was begun: remove it, and run again.")
 
-    def add(self, document: Document, ids: np.ndarray) -> None:
+    def add(self, document: Document, ids: np.ndarray, chosen: np.ndarray | None) -> None:
         """The tokens of the next piece of the text, as far as there is room for them."""
         if self.is_full:
             return
         if self.limit is not None:
             ids = ids[: self.limit - self.total]
+        if chosen is not None:
+            self._has_roles = True
+            self._chosen.append(chosen[: len(ids)])
         if len(ids) and int(ids.max()) >= self.lm.vocabulary:
             raise DataError(
                 f"the tokenizer of '{self.lm.name}' makes token {ids.max()} of {document.name}, but the model knows "
@@ -495,15 +550,18 @@ class _Side:
     def _write(self, folder: Path) -> None:
         pieces = np.array([len(ids) for ids in self._waiting], dtype=np.int64)
         info = {"inputs": self.inputs, "seen": self._seen.hexdigest()}
-        _write_shard(folder, self.shards, np.concatenate(self._waiting), pieces, info)
-        self._waiting, self._in_shards, self.shards = [], self.total, self.shards + 1
+        chosen = np.concatenate(self._chosen) if self._has_roles else None
+        _write_shard(folder, self.shards, np.concatenate(self._waiting), chosen, pieces, info)
+        self._waiting, self._chosen, self._in_shards, self.shards = [], [], self.total, self.shards + 1
 
-    def _tokens(self) -> np.ndarray | Shards:
+    def _tokens(self) -> tuple[np.ndarray | Shards, np.ndarray | Shards | None]:
+        """All tokens, and which are chosen where the text is conversations."""
         if self.folder is None:
-            return np.concatenate(self._waiting)
+            return np.concatenate(self._waiting), np.concatenate(self._chosen) if self._has_roles else None
         if self._waiting:
             self._write(self.folder)
-        return Shards([store.map_array(_shard(self.folder, number), "tokens") for number in range(self.shards)])
+        chosen = _mapped(self.folder, self.shards, "chosen") if self._has_roles else None
+        return _mapped(self.folder, self.shards, "tokens"), chosen
 
     def contexts(self, held_out: float, packing: Packing) -> Contexts:
         """What was tokenised, cut for the model."""
@@ -514,12 +572,12 @@ class _Side:
         start, length, owner = _chunks(self.sizes, chunk, 3 - lead)
         if self.total < chunk or not len(start):
             raise DataError(_too_short(self.split, held_out, self.names, self.total, chunk))
-        order, count = (shuffled(len(start), ORDER), None) if packing == "none" else _packed(length + lead, lm.context)
-        return Contexts(
-            tokens=self._tokens(),
-            start=start[order],
-            length=length[order],
-            owner=owner[order],
+        tokens, chosen = self._tokens()
+        whole = Contexts(
+            tokens=tokens,
+            start=start,
+            length=length,
+            owner=owner,
             identities=tuple(self.identities),
             names=tuple(self.names),
             special=lm.special,
@@ -527,8 +585,15 @@ class _Side:
             batch=lm.batch,
             split=self.split,
             packing=packing,
-            count=count,
+            chosen=chosen,
         )
+        kept = np.arange(len(start)) if chosen is None else np.flatnonzero(whole._counts(last=1))
+        if not len(kept):
+            raise DataError(f"the {_WHAT[self.split]} has no token by a role of text.chat to train on: give more text.")
+        size = length[kept] + lead
+        order, count = (shuffled(len(size), ORDER), None) if packing == "none" else _packed(size, lm.context)
+        order = kept[order]
+        return replace(whole, start=start[order], length=length[order], owner=owner[order], count=count)
 
 
 def shuffled(n: int, *key: int) -> np.ndarray:
@@ -582,8 +647,11 @@ def _packed(size: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
     return np.argsort(place[context], kind="stable"), np.bincount(place[context], minlength=made)
 
 
+_WHAT: dict[Split, str] = {"train": "training text", "held_out": "held-out text"}
+
+
 def _too_short(split: Split, held_out: float, names: list[str], total: int, needed: int) -> str:
-    what = "training text" if split == "train" else "held-out text"
+    what = _WHAT[split]
     if not names:
         return (
             f"the {what} is empty: none of the documents is on that side of text.held_out = {held_out:g}; give more "

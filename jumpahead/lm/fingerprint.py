@@ -23,7 +23,7 @@ LATER: dict[str, dict[str, Any]] = {
         "quantization": {},
         "packing": "none",
     },
-    "TextConfig": {"column": "text", "split": "train"},
+    "TextConfig": {"column": "text", "split": "train", "chat": None},
 }
 """Keys that came after runs had been made without them: at these values they leave a run's digests as they were."""
 TOKENS = 1
@@ -61,7 +61,8 @@ def of_model(config: LMConfig) -> str:
 def settings(config: LMConfig | TextConfig) -> dict[str, Any]:
     """A table of the study as it enters a digest."""
     later = LATER[type(config).__name__]
-    return {key: value for key, value in config.model_dump().items() if key not in later or value != later[key]}
+    plain = config.model_dump(mode="json")  # as it is read back: a tuple would not equal its list
+    return {key: value for key, value in plain.items() if key not in later or value != later[key]}
 
 
 def of_precision(config: LMConfig) -> str:
@@ -72,6 +73,13 @@ def of_precision(config: LMConfig) -> str:
 def of_use(config: LMConfig, sites: Sequence[str]) -> str:
     """What a model was checked for: itself, and the sites that a study takes."""
     return digest_json([of_precision(config), list(sites)])
+
+
+def of_template(config: LMConfig) -> dict[str, str]:
+    """Chat templates that are files of their own; one in tokenizer_config.json is in `of_model`."""
+    path = model_folder(config.model)
+    files = sorted(path.rglob("*.jinja")) if path else []
+    return {str(file.relative_to(path)): digest_file(file) for file in files if path}
 
 
 def of_text(source: Source) -> str:
@@ -89,4 +97,6 @@ def of_tokens(lm: LMConfig, source: Source) -> str:
         files = {file for pattern in _TOKENIZER for file in path.glob(pattern)}
         model = {file.name: digest_file(file) for file in sorted(files)}
     cut = lm.model_dump(include={"context", "batch", "bos", "packing", "trust_remote_code"})
-    return digest_json([TOKENS, model, cut, of_text(source), source.config.model_dump()])
+    text = source.config.model_dump(exclude=None if source.config.chat else {"chat"})
+    rendered = [of_template(lm)] if source.config.chat else []
+    return digest_json([TOKENS, model, cut, of_text(source), text, *rendered])

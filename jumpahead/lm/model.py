@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from jumpahead.errors import DataError, SiteError, StudyError
+from jumpahead.lm.chat import Conversation, Encoded, Template
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.fingerprint import folder_digest, model_folder
 from jumpahead.lm.places import Place, blocks_of, entered, locate, main_input, removed, replaced, seen, spliced
@@ -155,6 +157,17 @@ class LM:
         backend.no_padding()
         found = backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int64) for encoding in found]
+
+    def encode_conversations(self, conversations: Sequence[tuple[Conversation, str]]) -> list[Encoded]:
+        """The tokens of each, rendered by the tokenizer's chat template, without the BOS that contexts begin with.
+
+        Beside each stands what it is called in messages.
+        """
+        return self._template.encode(conversations, self.bos_id)
+
+    @cached_property
+    def _template(self) -> Template:
+        return Template(self.tokenizer, self.name)
 
     def _special(self) -> np.ndarray:
         """bool [V]: BOS, EOS, pad and every other special id."""

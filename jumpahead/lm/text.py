@@ -42,6 +42,12 @@ def documents(text: TextConfig | Source, folder: Path | None = None) -> Iterator
             if content[:16] not in seen:
                 seen.add(content[:16])
                 yield document
+    if not seen and source.roles:
+        asked, there = ", ".join(source.config.chat or ()), ", ".join(sorted(source.roles))
+        raise DataError(
+            f"text.source = '{source.config.source}' holds nothing that is said by {asked} (text.chat): its messages "
+            f"are by {there}."
+        )
     if not seen:
         raise DataError(
             f"text.source = '{source.config.source}' holds no text: nothing but white space was found there."

@@ -1,7 +1,8 @@
 """What a source of text is, and what the kinds share: documents, files of a folder, rows with a column.
 
     files, stdlib, stdin    a document is a file, in an order that is a hash of its path
-    jsonl, parquet, hub     a document is a row, in the order in which rows stand there: they are read one by one
+    jsonl, parquet, hub     a document is a row, in the order in which rows stand there: they are read one by one;
+                            with `text.chat` each holds a conversation
 
 Whatever the order here, contexts are shuffled (`contexts.ORDER`); it decides only which text `text.max_tokens` takes.
 """
@@ -21,6 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from jumpahead import log
 from jumpahead.errors import DataError
+from jumpahead.lm.chat import Conversation, conversation
 from jumpahead.lm.config import TextConfig
 
 _BESIDE = re.compile(r"(readme|licen[cs]e|dataset_infos?)\b.*", re.IGNORECASE)
@@ -38,7 +40,9 @@ class Document(NamedTuple):
     rest: Iterable[str] = ()
     """How the text goes on, piece by piece, where it is too long to be held at once."""
     content: bytes = b""
-    """SHA-256 of the whole text where it has a `rest`."""
+    """SHA-256 of the whole text where it has a `rest`, and of a conversation."""
+    chat: Conversation | None = None
+    """What is tokenised in the text's place, which then is what the messages say: of a size to plan with."""
 
     @property
     def name(self) -> str:
@@ -51,11 +55,15 @@ class Source(ABC):
 
     ends_with_training: ClassVar[bool] = False
     """Whether reading stops once there is enough training text, for it may go on for ever."""
+    has_rows: ClassVar[bool] = False
+    """Whether documents are rows, whose column may hold conversations."""
 
     def __init__(self, config: TextConfig, files: Mapping[str, Path], folder: Path | None) -> None:
         self.config, self.files, self.folder = config, files, folder
         self.done = 0
         """How much of `total` has been read."""
+        self.roles: set[str] = set()
+        """Of the messages that have been read."""
 
     @classmethod
     @abstractmethod
@@ -64,6 +72,8 @@ class Source(ABC):
 
     def objection(self) -> str | None:
         """What is wrong with the source at first sight, as `which …`; nothing is read for it."""
+        if self.config.chat and not self.has_rows:
+            return "which is text: text.chat needs rows of messages, in JSON Lines, Parquet or a Hugging Face dataset"
         return None
 
     def prepare(self, progress: log.Progress) -> None:  # noqa: B027 - most have nothing to keep
@@ -82,10 +92,32 @@ class Source(ABC):
         """JSON that changes when the text does, without reading it: names, sizes and times of the files."""
         return stamps(self.files)
 
+    def row(self, value: Any, where: str) -> Document | None:
+        """The document in a row's column, known by its content; None where it has none. `where` names the row."""
+        column = self.config.column
+        if value is None:
+            raise DataError(f"{where} has nothing in its column '{column}'.")
+        try:
+            if self.config.chat:
+                return self._conversation(conversation(value, self.config.chat, where, column), where)
+            return _text(value, where, column)
+        except UnicodeEncodeError as exc:
+            raise DataError(
+                f"{where} has half of a character ({exc.object[exc.start]!r}) in its column '{column}': it is no "
+                "Unicode text."
+            ) from exc
+
+    def _conversation(self, found: Conversation, where: str) -> Document | None:
+        self.roles |= {message["role"] for message in found.messages}
+        if not found.chosen.strip():
+            return None
+        return Document(found.digest.hex(), found.text, where, content=found.digest, chat=found)
+
 
 class RowFiles(Source):
     """Files that hold rows: one of them, or a folder in which all are of the kind."""
 
+    has_rows = True
     suffixes: ClassVar[tuple[str, ...]]
 
     @classmethod
@@ -137,21 +169,20 @@ def rank(identity: str) -> bytes:
 # ---------------------------------------------------------------------------------------------- rows
 
 
-def row(value: Any, where: str, column: str) -> Document | None:
-    """The document in a row's column, known by its content; None for white space. `where` names the row."""
-    if value is None:
-        raise DataError(f"{where} has nothing in its column '{column}'.")
+def _text(value: Any, where: str, column: str) -> Document | None:
+    """None for white space."""
+    if isinstance(value, list):
+        raise holds_messages(f"{where} has a list in its column '{column}'")
     if not isinstance(value, str):
         raise DataError(f"{where} has a {type(value).__name__} in its column '{column}', not text.")
     if not value.strip():
         return None
-    try:
-        content = hashlib.sha256(value.encode()).hexdigest()
-    except UnicodeEncodeError as exc:
-        raise DataError(
-            f"{where} has half of a character ({value[exc.start]!r}) in its column '{column}': it is no Unicode text."
-        ) from exc
-    return Document(content, value, where)
+    return Document(hashlib.sha256(value.encode()).hexdigest(), value, where)
+
+
+def holds_messages(what: str) -> DataError:
+    """What a column of lists gets without `text.chat`."""
+    return DataError(f'{what}, not text: if these are messages, text.chat = ["assistant"] takes the assistant\'s.')
 
 
 def no_column(column: str, columns: Iterable[str], where: str) -> DataError:

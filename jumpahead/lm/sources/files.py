@@ -30,7 +30,7 @@ class Files(Source):
 
     def objection(self) -> str | None:
         exists = self.files or Path(self.config.source).expanduser().exists()
-        return None if exists else "which does not exist (seen from the current folder)"
+        return super().objection() if exists else "which does not exist (seen from the current folder)"
 
     def documents(self) -> Iterator[Document]:
         source = self.config.source

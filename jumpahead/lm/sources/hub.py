@@ -15,7 +15,7 @@ from typing import Any
 
 from jumpahead.errors import DataError, JumpaheadError, StudyError
 from jumpahead.lm.config import TextConfig
-from jumpahead.lm.sources.base import Document, Source, found_files, lacks, no_column, row, stamps
+from jumpahead.lm.sources.base import Document, Source, found_files, lacks, no_column, stamps
 
 _PREFIX = "hf:"
 
@@ -24,6 +24,7 @@ class Hub(Source):
     """A document is a row. Needs datasets."""
 
     ends_with_training = True
+    has_rows = True
 
     def __init__(self, config: TextConfig, files: Mapping[str, Path], folder: Path | None) -> None:
         super().__init__(config, files, folder)
@@ -58,7 +59,7 @@ class Hub(Source):
                 return
             if column not in record:
                 raise no_column(column, record, f"{self.config.source}, row {number},")
-            document = row(record[column], f"{self.config.source}, row {number}", column)
+            document = self.row(record[column], f"{self.config.source}, row {number}")
             if document is not None:
                 yield document._replace(label=f"row {number}")  # its source is the study's
 

@@ -1,4 +1,4 @@
-"""JSON Lines, plain or gzipped: one JSON object per line, its text in `text.column`. A blank line is none.
+"""JSON Lines, plain or gzipped: one JSON object per line, its text or messages in `text.column`. A blank line is none.
 
 A text may hold U+0000: in JSON somebody wrote it as an escape, it is no sign of a binary file.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jumpahead.errors import DataError
-from jumpahead.lm.sources.base import Document, RowFiles, no_column, row
+from jumpahead.lm.sources.base import Document, RowFiles, no_column
 
 _WAY_OUT = "remove the line, or leave the file out with text.pattern."
 
@@ -33,7 +33,7 @@ class JSONLines(RowFiles):
             record = _object(line, path, number)
             if column not in record:
                 raise no_column(column, record, f"{path}, line {number},")
-            document = row(record[column], f"{name}, line {number}", column)
+            document = self.row(record[column], f"{name}, line {number}")
             if document is not None:
                 yield document
 

@@ -1,4 +1,4 @@
-"""Parquet: a file or a folder of them, the text in `text.column`. Rows are read a few at a time."""
+"""Parquet: a file or a folder of them, the text or the messages in `text.column`. Rows are read a few at a time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jumpahead.errors import DataError, StudyError
-from jumpahead.lm.sources.base import Document, RowFiles, lacks, no_column, row
+from jumpahead.lm.sources.base import Document, RowFiles, holds_messages, lacks, no_column
 
 _ROWS = 256
 """Read at once."""
@@ -34,7 +34,7 @@ class Parquet(RowFiles):
                 for value in batch.column(0):
                     number += 1
                     self.done = before + size * number // rows
-                    document = row(value.as_py(), f"{name}, row {number}", self.config.column)
+                    document = self.row(value.as_py(), f"{name}, row {number}")
                     if document is not None:
                         yield document
         except UnicodeDecodeError as exc:
@@ -44,7 +44,7 @@ class Parquet(RowFiles):
             raise DataError(f"{path} is torn or is not Parquet: {reason}.") from exc
 
     def _open(self, path: Path) -> Any:
-        """The file, in which the column is and holds text."""
+        """The file, in which the column is and holds text, or lists where the study asks for conversations."""
         import pyarrow.parquet
 
         file, column = pyarrow.parquet.ParquetFile(path), self.config.column
@@ -53,8 +53,15 @@ class Parquet(RowFiles):
         kind: Any = file.schema_arrow.field(column).type
         if pyarrow.types.is_dictionary(kind):
             kind = kind.value_type
-        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-            raise DataError(f"{path}: the column '{column}' (text.column) holds {kind}, not text.")
+        is_text = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
+        is_list = pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)
+        what = f"{path}: the column '{column}' (text.column) holds {kind}"
+        if self.config.chat and not is_list:
+            raise DataError(f"{what}, not the lists of messages that text.chat asks for.")
+        if is_list and not self.config.chat:
+            raise holds_messages(what)
+        if not (is_text or is_list):
+            raise DataError(f"{what}, not text.")
         return file
 
 
