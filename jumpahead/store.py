@@ -506,6 +506,11 @@ class Run:
         return self.tokens / "made_from.json"
 
     @property
+    def starts(self) -> Path:
+        """What is known of the SAEs that series started from, for when those are gone."""
+        return self.folder / "starts.json"
+
+    @property
     def stdin(self) -> Path:
         return self.folder / "stdin.txt"
 

@@ -44,6 +44,8 @@ REFERENCE = 256
 """The d at which recipes are compared: an SAE's own follows from its site."""
 SAMPLE = 8192
 """Activations that initialisation looks at."""
+UNIT = 1e-3
+"""How far norms of rows of W_dec may be from 1 in an SAE to start from."""
 PATIENCE = 3600.0
 """Seconds that a part of a harvest waits for the process that tokenises."""
 
@@ -217,7 +219,7 @@ class Work:
         activations["options"] = {} if self.needs_lm else {key: options[key] for key in options if key != "source"}
         origin = "lm" if self.needs_lm else study.activations.origin
         kind = architecture(unit.series.architecture)
-        start = {"start": store.digest_json(self.start(unit.series)[1])} if unit.series.start_from else {}
+        start = {"start": store.digest_json(self._started_from(unit.series))} if unit.series.start_from else {}
         return store.digest_json({
             "version": VERSION, "source": self.source, "activations": activations, "origin": origin,
             "site": unit.site, "width": unit.width, "architecture": unit.series.architecture,
@@ -243,13 +245,34 @@ class Work:
             known = [store.digest_file(store.SAEFolder(path).weights), found.about.get("knob")]
             self._starts[series.start_from] = found, known
         found, known = self._starts[series.start_from]
+        norms = found.params["W_dec"].norm(dim=1)
         for fits, what in (
             (found.architecture == series.architecture, f"the series is {series.architecture}"),
             (self.study.sae.width == (found.width,), f"sae.width must be {found.width} alone"),
-        ):
+            (bool((norms - 1).abs().max() < UNIT), f"rows of W_dec have norms from {norms.min():.3g} to "
+             f"{norms.max():.3g}, and training keeps them at 1: scale rows, W_enc, biases and thresholds accordingly"),
+        ):  # fmt: skip
             if not fits:
                 raise StudyError(f"{refused}, an {found!r}: {what}.")
         return found, known
+
+    @cached_property
+    def _starts_known(self) -> dict[str, list[Any]]:
+        """Of SAEs that series of this run were started from, what is digested of each."""
+        return store.read_json(self.target.starts) if self.target.starts.exists() else {}
+
+    def _started_from(self, series: Series) -> list[Any]:
+        """What is digested of the SAE that those of a series begin as, or began as where it is gone."""
+        path = str(series.start_from)
+        is_gone = not Path(path).expanduser().exists()
+        return self._starts_known[path] if is_gone and path in self._starts_known else self.start(series)[1]
+
+    def _remember_start(self, series: Series) -> None:
+        """Write it down: SAEs that are done are known by it."""
+        path, known = str(series.start_from), self.start(series)[1]
+        if self._starts_known.get(path) != known:
+            self._starts_known[path] = known
+            store.write_json(self.target.starts, self._starts_known)
 
     def _recipe(self, unit: Unit, d: int) -> Recipe:
         kind, shape = architecture(unit.series.architecture), Shape(d, unit.width, unit.setting)
@@ -489,6 +512,7 @@ class Work:
                     f"{unit.site} has d = {d}."
                 )
             begin_as(state, found, scale, sample)
+            self._remember_start(unit.series)
         job = Job(self.label(unit), unit.site, scale, state, self.target.at(unit.key), self.inputs(unit))
         job.resume()
         return job

@@ -691,8 +691,26 @@ def test_an_sae_that_cannot_be_started_from_is_named(study_file, copied, tmp_pat
         name: tensor[..., :10] if name in ("W_enc", "W_dec", "b_dec") else tensor
         for name, tensor in other.params.items()
     }
+    params["W_dec"] = params["W_dec"] / params["W_dec"].norm(dim=1, keepdim=True)
     SAE(other.arch, params).save(tmp_path / "narrow")
     refused("layers.1.residual has d = 24", {**topk, "start_from": str(tmp_path / "narrow")})
+    SAE(other.arch, other.params | {"W_dec": other.params["W_dec"] * 1.5}).save(tmp_path / "long")
+    refused("rows of W_dec have norms from 1.5 to 1.5", {**topk, "start_from": str(tmp_path / "long")})
+
+
+def test_saes_are_done_though_what_they_started_from_is_gone(study_file, copied, tmp_path):
+    path = tmp_path / "first"
+    shutil.copytree(copied / Frontier.load(copied).points("topk")[0]["path"], path)
+    series = {"architecture": "topk", "k": [3], "start_from": str(path)}
+    work = started(study_file, copied, series)
+    (unit,) = work.units
+    before = work.inputs(unit)
+    work._job(unit)
+    shutil.rmtree(path)
+    assert started(study_file, copied, series).inputs(unit) == before
+    other = {**series, "start_from": str(tmp_path / "another")}
+    with pytest.raises(StudyError, match="another"):
+        started(study_file, copied, other).inputs(unit._replace(series=studies.Series.model_validate(other)))
 
 
 # ---------------------------------------------------------------------------------------------- activations on disk
