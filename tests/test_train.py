@@ -168,7 +168,7 @@ def test_a_loss_alone_holds_a_requested_l0_and_per_token_it_narrows_the_spread(d
     """λ·(L̄0/L0* − 1)² of the batch or of every token: no controller; hardly any λ, and L0 is elsewhere."""
     found = {}
     for options in ({"target": "batch"}, {"target": "token"}, {"target": "batch", "target_weight": 1e-4}):
-        made = trained(data, ("jumprelu", options, Setting("l0", 4.0)), config(900))
+        made = trained(data, ("jumprelu", options, Setting("l0", 4.0)), config(500))
         assert made.state.control is None
         assert "lambda" not in made.records[-1]
         assert made.finished().about["knob"] == {"l0": 4.0}
