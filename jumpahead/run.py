@@ -1,7 +1,7 @@
 """A study from Python: what `jumpahead run` does, for scripts and notebooks.
 
-    run = jumpahead.run("studies/demo.toml", overrides=["train.tokens=300_000"])
-    jumpahead.Frontier.load(run).ask(delta_loss=0.2)
+run = jumpahead.run("studies/demo.toml", overrides=["train.tokens=300_000"])
+jumpahead.Frontier.load(run).ask(delta_loss=0.2)
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def run(
         assert not overrides, "tables are changed where they are"
         loaded = studies.parse(study, "run")
     else:
-        loaded = studies.load(study, overrides)
+        loaded = studies.load(Path(study), overrides)
     target = store.Run(Path("runs") / loaded.name if out is None else out)
     with target.lock():
         target.begin(studies.to_toml(loaded))

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from jumpahead.activations.blocks import Stream
 
 REPORTS = 200
-"""Lines of train.jsonl per SAE and run, about: one every so many steps, an odd number. With β₁ = 0 an SAE may swing from
-step to step, and an even number would show one side of it."""
+"""Lines of train.jsonl per SAE and run, about: one every so many steps, an odd number. With β₁ = 0 an SAE may swing
+from step to step, and an even number would show one side of it."""
 WATCHED = 7
 """Every so many of these lines says how healthy training is: about 30 steps of a run, each some 3 % longer for it."""
 STATE = "state.safetensors"

@@ -22,7 +22,7 @@ def execute(notebook: dict[str, Any], change: Callable[[str], str] = lambda sour
     printed = []
     for number, cell in enumerate(code_cells(notebook), start=1):
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            exec(compile(change("".join(cell["source"])), f"cell {number}", "exec"), names)  # noqa: S102
+            exec(compile(change("".join(cell["source"])), f"cell {number}", "exec"), names)
         printed.append(out.getvalue())
     return printed
 

@@ -69,16 +69,18 @@ def write(
     def content(temporary: Path) -> None:
         sums: dict[str, list[int]] = {key: [] for key in columns}
         start = _header(columns, rows, {key: [2**32 - 1] * len(rows) for key in columns}, info)
-        places = dict(zip(columns, itertools.accumulate((sum(rows) * one.bytes for one in columns.values()), initial=0)))
-        firsts = itertools.accumulate(rows, initial=0)
-        made = ((first, _checked(columns, n, some)) for n, some, first in zip(rows, groups, firsts, strict=False))
+        places, end = {}, len(start)
+        for key, column in columns.items():
+            places[key], end = end, end + sum(rows) * column.bytes
+        ends = itertools.accumulate(rows)
+        made = ((end - n, _checked(columns, n, some)) for end, n, some in zip(ends, rows, groups, strict=True))
         with open(temporary, "wb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
 
             def put(group: tuple[int, dict[str, memoryview]]) -> int:
                 first, data = group
                 for key, some in data.items():
                     sums[key].append(zlib.crc32(some))
-                    file.seek(len(start) + places[key] + first * columns[key].bytes)
+                    file.seek(places[key] + first * columns[key].bytes)
                     _write_all(file, some)
                 return sum(map(len, data.values()))
 
@@ -88,7 +90,6 @@ def write(
                 if waiting >= _FLUSHED and (flushed is None or flushed.done()):
                     _ = flushed and flushed.result()  # raises what the disk said
                     waiting, flushed = 0, pool.submit(os.fsync, file.fileno())
-            assert all(len(found) == len(rows) for found in sums.values()), f"{path}: fewer groups than {len(rows)}"
             _ = flushed and flushed.result()
             file.seek(0)
             _write_all(file, memoryview(_header(columns, rows, sums, info, len(start))))
