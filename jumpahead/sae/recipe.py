@@ -182,6 +182,20 @@ L0_AT, TOKENS_AT = 16, 2_000_000
 """Where an architecture's `rate` is tuned."""
 LEAST_TOKENS = 1_000_000
 """Shorter runs get the learning rate of this budget."""
+STEADY = 4.5e-3
+"""The learning rate, at L0 16, up to which an architecture's own hands hold L0 within 3 %."""
+
+
+def with_hands(r: Recipe, shape: Shape) -> Recipe:
+    """The recipe with quicker hands where weights move faster: g and h in proportion to the learning rate, as of L0 16.
+
+    A step changes L0 by itself, more the larger lr is, and a hand h leaves it off by that drift over h: at d = 64 and
+    2e6 tokens by 5 %, until the rate decays (docs/LOG.md, 2026-11-26).
+    """
+    quicker = max(1.0, r.lr * (max(shape.setting.value, 1.0) / L0_AT) ** 0.25 / STEADY)
+    return r._replace(control_gain=r.control_gain * quicker, steering=r.steering * quicker)
+
+
 _RECIPE = TypeAdapter(Recipe)
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
