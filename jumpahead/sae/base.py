@@ -241,7 +241,8 @@ class Architecture(ABC):
     revision: ClassVar[int] = 0
     """Raised when a requested L0 is steered in another way than before: SAEs that asked for one are trained again."""
     hands: ClassVar[tuple[float, float]] = (0.05, 0.05)
-    """g and h of the controller, in every preset: no paper has it. `recipe.with_hands` makes them quicker for `short`."""
+    """g and h of the controller, in every preset: no paper has it. In `short` they follow the learning rate
+    (`recipe.with_hands`)."""
 
     def __init__(self, options: Options, setting: Setting, recipe: Recipe):
         assert setting.kind in self.settings, (self.name, setting)

@@ -182,8 +182,9 @@ L0_AT, TOKENS_AT = 16, 2_000_000
 """Where an architecture's `rate` is tuned."""
 LEAST_TOKENS = 1_000_000
 """Shorter runs get the learning rate of this budget."""
-STEADY = 4.5e-3
-"""The learning rate, at L0 16, up to which an architecture's own hands hold L0 within 3 %."""
+STEADY, QUICKEST = 4.5e-3, 3.0
+"""The learning rate, at L0 16, up to which an architecture's own hands hold L0 within 3 %; and how many times as quick
+they may become: at h = 0.3 an error still dies out."""
 
 
 def with_hands(r: Recipe, shape: Shape) -> Recipe:
@@ -192,7 +193,7 @@ def with_hands(r: Recipe, shape: Shape) -> Recipe:
     A step changes L0 by itself, more the larger lr is, and a hand h leaves it off by that drift over h: at d = 64 and
     2e6 tokens by 5 %, until the rate decays (docs/LOG.md, 2026-11-26).
     """
-    quicker = max(1.0, r.lr * (max(shape.setting.value, 1.0) / L0_AT) ** 0.25 / STEADY)
+    quicker = min(QUICKEST, max(1.0, r.lr * (max(shape.setting.value, 1.0) / L0_AT) ** 0.25 / STEADY))
     return r._replace(control_gain=r.control_gain * quicker, steering=r.steering * quicker)
 
 
