@@ -12,7 +12,8 @@ the learning rate per step). By rule from tokens, batch, d and L0:
     θ                log θ at 2·lr, from the quantile of the first pre-activations that gives the L0 to start from
     ε                ε_i = min(half the median θ, 1.8·θ_i)
     κ                log θ decay to their median at 12·2·lr: rare features' thresholds drift up and away without it
-    λ                moved by the controller (control.py), or warmed up over a tenth of the steps where it is fixed
+    λ                moved by the controller (control.py), whose hands are the quicker the larger lr is (`with_hands`);
+                     warmed up over a tenth of the steps where it is fixed
     dead             silent for a twentieth of the run; cared for in its first half, by the architecture's own means
 
 An architecture may differ (`Architecture.tuned`). How these were found: benchmarks/sparsity/protocol.toml and
