@@ -260,7 +260,8 @@ class Architecture(ABC):
         """Every hyper-parameter: the recipe of `config`, tuned where it is `short`, and a series' own changes."""
         found = recipe(config)._replace(control_gain=cls.hands[0], steering=cls.hands[1])
         if config.recipe == "short":
-            found = found._replace(lr=config.lr or short_rate(cls.rate, shape, config.tokens))
+            lr = (changes or {}).get("lr", config.lr) or short_rate(cls.rate, shape, config.tokens)
+            found = found._replace(lr=lr)
             if shape.setting.kind == "l0" and "lambda" in cls.settings:
                 found = with_hands(found, shape)
             found = cls.tuned(found, config, shape)

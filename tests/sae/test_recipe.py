@@ -108,6 +108,7 @@ def test_hands_follow_the_learning_rate_where_there_are_any():
         assert hands[0] == pytest.approx([quicker * hand for hand in held])
         assert held[1] in (0.0, h), "Gated has no quick hand"
         assert kind.recipe_for(config(lr=2.0), small).control_gain == pytest.approx(3 * g if quicker > 1 else g)
+        assert kind.recipe_for(config(), large, {"lr": 2.0}) == kind.recipe_for(config(lr=2.0), large)
         fixed = small._replace(setting=Setting("lambda", 0.3))
         assert kind.recipe_for(config(), fixed).control_gain == g
         assert kind.recipe_for(config(recipe="paper"), small).control_gain == g
