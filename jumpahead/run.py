@@ -13,6 +13,7 @@ from typing import Any
 
 from jumpahead import log, store, sweep
 from jumpahead import study as studies
+from jumpahead.errors import StudyError
 
 
 def run(
@@ -31,8 +32,10 @@ def run(
     JumpaheadError in one sentence for whatever is wrong. Interrupted, it saves, and the same call goes on from there.
     """
     if isinstance(study, Mapping):
-        assert not overrides, "tables are changed where they are"
+        if overrides:
+            raise StudyError("run: overrides are for a file; change the tables themselves.")
         loaded = studies.parse(study, "run")
+        studies.check_files(loaded, "run")
     else:
         loaded = studies.load(Path(study), overrides)
     target = store.Run(Path("runs") / loaded.name if out is None else out)

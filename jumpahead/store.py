@@ -5,6 +5,7 @@
       study.toml                    the resolved study
       precision.json                what `lm.dtype = "fast"` was decided to be, and why
       checks.json                   what the language model was checked for before it was used
+      starts.json                   what is known of the SAEs that series started from
       stdin.txt                     the text, where it came from standard input
       tokens/  activations/         shards
       saes/<site>/<width>/<series>/<setting>_seed-<s>[_stream-<t>]/        SAEFolder
@@ -471,7 +472,8 @@ class Run:
 
     def discard_if_nothing_was_made(self) -> None:
         """Under `lock`: removes a run in which nothing but its study has been written, after a failed start."""
-        ours = {self.manifest.name, self.study.name, self.precision.name, self.checks.name, self.stdin.name, ".lock"}
+        files = (self.manifest, self.study, self.precision, self.checks, self.starts, self.stdin)
+        ours = {*(file.name for file in files), ".lock"}
         if self.folder.is_dir() and {path.name for path in self.folder.iterdir()} <= ours:
             shutil.rmtree(self.folder)
 

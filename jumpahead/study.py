@@ -178,7 +178,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     for text in overrides:
         _override(raw, text)
     study = parse(raw, str(path))
-    _check_files(study, str(path))
+    check_files(study, str(path))
     return study
 
 
@@ -485,7 +485,7 @@ def _resolve(one: Series) -> Series:
     return one.model_copy(update={"options": full.model_dump(), "recipe": changes})
 
 
-def _check_files(study: Study, where: str) -> None:
+def check_files(study: Study, where: str) -> None:
     """What the study names must be there. A model that is not a path is a name on the hub and is not looked for.
 
     Nothing of it is needed without an LM, or where a run's activations lie on disk: `sweep` knows whether they do.

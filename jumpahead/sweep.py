@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from jumpahead import health, log, store
 from jumpahead.activations import WITHOUT_LM
-from jumpahead.errors import ArtefactError, DataError, JumpaheadError, StudyError
+from jumpahead.errors import ArtefactError, DataError, JumpaheadError, StudyError, nearest
 from jumpahead.lm import fingerprint
 from jumpahead.lm.contexts import SPLITS, Contexts, Split, tokenize_into
 from jumpahead.lm.sites import parse_site
@@ -57,6 +57,8 @@ def run(study: Study, target: store.Run, until: str | None = None, progress: log
     stages: dict[str, Callable[[], None]] = {
         "tokens": work.tokenize, "activations": work.harvest, "train": work.train, "evaluate": work.evaluate,
     }  # fmt: skip
+    if until is not None and until not in stages:
+        raise StudyError(f"there is no stage '{until}' to stop after.{nearest(until, list(stages))}")
     for name, stage in stages.items():
         stage()
         if name == until:
@@ -164,7 +166,7 @@ class Work:
             return self.remembered["source"]
         lm, settings = self.lm_config, fingerprint.settings
         known = [self.model, settings(lm), fingerprint.of_text(self.text), settings(self.study.text)]
-        known += [fingerprint.of_template(lm)] if self.study.text.chat else []
+        known += [self.template] if self.template is not None else []
         return store.digest_json(known)
 
     @cached_property
@@ -183,7 +185,8 @@ class Work:
         is_ours = [known.get("lm"), known.get("text")] == self._settings
         try:
             is_folder = fingerprint.model_folder(lm.model) is not None
-            is_ours = is_ours and (not is_folder or self.model == known["model"])
+            files = [self.model, self.template] if is_folder else []
+            is_ours = is_ours and (not is_folder or files == [known["model"], known.get("template")])
             fingerprint.of_text(self.text)
         except (StudyError, DataError):
             if is_ours:
@@ -195,6 +198,11 @@ class Work:
     def _settings(self) -> list[dict[str, Any]]:
         return [fingerprint.settings(self.study.lm), fingerprint.settings(self.study.text)]
 
+    @property
+    def template(self) -> dict[str, str] | None:
+        """Digests of the chat template's files, where there are conversations to render."""
+        return fingerprint.of_template(self.study.lm) if self.study.text.chat else None
+
     def _remember(self) -> None:
         """Write down what the tokens were made from, for when it is gone."""
         if self.remembered:
@@ -202,7 +210,8 @@ class Work:
         lm, text = self._settings
         is_folder = fingerprint.model_folder(self.study.lm.model) is not None
         known = {"lm": lm, "text": text, "model": self.model, "dtype": self.lm_config.dtype, "is_folder": is_folder,
-                 "source": self.source, "tokens": self.tokens_inputs}  # fmt: skip
+                 "source": self.source, "tokens": self.tokens_inputs,
+                 **({"template": self.template} if self.template is not None else {})}  # fmt: skip
         path = self.target.made_from
         if not path.exists() or store.read_json(path) != known:
             store.write_json(path, known)
@@ -244,6 +253,7 @@ class Work:
                 raise StudyError(f"{refused}: {exc}") from exc
             known = [store.digest_file(store.SAEFolder(path).weights), found.about.get("knob")]
             self._starts[series.start_from] = found, known
+            self._remember_start(series.start_from, known)
         found, known = self._starts[series.start_from]
         norms = found.params["W_dec"].norm(dim=1)
         for fits, what in (
@@ -267,10 +277,9 @@ class Work:
         is_gone = not Path(path).expanduser().exists()
         return self._starts_known[path] if is_gone and path in self._starts_known else self.start(series)[1]
 
-    def _remember_start(self, series: Series) -> None:
-        """Write it down: SAEs that are done are known by it."""
-        path, known = str(series.start_from), self.start(series)[1]
-        if self._starts_known.get(path) != known:
+    def _remember_start(self, path: str, known: list[Any]) -> None:
+        """Write it down, in a run that is there: SAEs that are done are known by it."""
+        if self._starts_known.get(path) != known and self.target.manifest.exists():
             self._starts_known[path] = known
             store.write_json(self.target.starts, self._starts_known)
 
@@ -512,7 +521,6 @@ class Work:
                     f"{unit.site} has d = {d}."
                 )
             begin_as(state, found, scale, sample)
-            self._remember_start(unit.series)
         job = Job(self.label(unit), unit.site, scale, state, self.target.at(unit.key), self.inputs(unit))
         job.resume()
         return job

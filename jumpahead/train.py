@@ -265,7 +265,8 @@ def train(
 def shares(whole: float, own: float, made: float, beside: bool) -> str:
     """Where the time of a training went, in a sentence. Seconds: of all, of SAEs' steps, of making activations."""
     parts = {"SAEs' own steps": own, "their activations" + ", beside them," * beside: made}
-    words = (f"{what} {log.duration(seconds)} ({seconds / whole:.0%})" for what, seconds in parts.items())
+    share = 100 / max(whole, 1e-9)
+    words = (f"{what} {log.duration(seconds)} ({share * seconds:.0f} %)" for what, seconds in parts.items())
     return f"Of {log.duration(whole)}, {' and '.join(words)}."
 
 

@@ -13,7 +13,7 @@ import torch
 from jumpahead import log, plan, store, sweep
 from jumpahead import study as studies
 from jumpahead.activations.shards import HELD_OUT, Shards
-from jumpahead.errors import StudyError
+from jumpahead.errors import DataError, StudyError
 from jumpahead.frontier import Frontier
 from jumpahead.lm.config import LMConfig, TextConfig
 from jumpahead.lm.contexts import Contexts
@@ -141,11 +141,14 @@ def test_what_is_there_is_used_again(study_file, finished, tmp_path):
     shutil.move(home / "x.jsonl", home / "away.jsonl")
     said = run(study_file, runs / "third", *moved, "train.tokens=320", until="train")
     assert "training 1 SAEs" in said
+    template = home / "model" / "chat_template.jinja"
+    template.write_text(CHATML + " ")
+    with pytest.raises((StudyError, DataError), match=r"x\.jsonl"):
+        run(study_file, runs / "third", *moved, "train.tokens=320", until="train")
     shutil.move(home / "away.jsonl", home / "x.jsonl")
-    (home / "model" / "chat_template.jinja").write_text(CHATML + " ")
     loaded = studies.load(study_file, [*moved, "train.tokens=320"])
     assert len(sweep.Work(loaded, store.Run(runs / "third"), log.Silent()).pending()) == 1
-    (home / "model" / "chat_template.jinja").unlink()
+    template.unlink()
     with pytest.raises(StudyError, match=r"^text\.chat needs a chat template, and the tokenizer of .* has none"):
         run(study_file, runs / "fifth", *moved)
 

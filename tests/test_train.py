@@ -277,8 +277,9 @@ def test_golden_losses():
 
 @pytest.mark.parametrize("spec", SHORT.values(), ids=SHORT)
 @pytest.mark.parametrize("cut", [1, 8, 23])
-def test_stopped_anywhere_and_continued_is_bitwise_the_same(data, tmp_path, spec, cut):
-    """Step 23 of 24; blocks end at batches 6, 12, …"""
+def test_stopped_anywhere_and_continued_is_bitwise_the_same(data, tmp_path, monkeypatch, spec, cut):
+    """Step 23 of 24; blocks end at batches 6, 12, …; a line every third step."""
+    monkeypatch.setattr(training, "REPORTS", 7)
     settings, folder = config(24), store.SAEFolder(tmp_path)
     whole = trained(data, spec, settings)
     first = job(data, spec, settings, folder)
@@ -292,6 +293,27 @@ def test_stopped_anywhere_and_continued_is_bitwise_the_same(data, tmp_path, spec
     train([second], stream(data), settings, kernels())
     assert_same_bytes(second.state, whole.state)
     assert records(second) == records(whole)
+
+
+def test_the_log_has_the_mean_l0_of_the_steps_since_its_last_line(data, monkeypatch):
+    spec, settings = SHORT["jumprelu"], config(20)
+    every = trained(data, spec, settings)
+    assert [line["step"] for line in every.records] == list(range(1, 21))
+    monkeypatch.setattr(training, "REPORTS", 4)
+    some = trained(data, spec, settings)
+    seen = [line["l0"] for line in every.records]
+    assert len(set(seen)) > 10
+    assert [line["step"] for line in some.records] == [5, 10, 15, 20]
+    assert [line["l0"] for line in some.records] == pytest.approx([sum(seen[i : i + 5]) / 5 for i in (0, 5, 10, 15)])
+    assert [line["fvu"] for line in some.records] == [every.records[i]["fvu"] for i in (4, 9, 14, 19)]
+
+
+def test_where_the_time_went_in_a_sentence():
+    assert training.shares(200.0, 150.0, 30.0, False) == (
+        "Of 3 min 20 s, SAEs' own steps 2 min 30 s (75 %) and their activations 30 s (15 %)."
+    )
+    assert "their activations, beside them, 30 s (15 %)" in training.shares(200.0, 150.0, 30.0, True)
+    assert training.shares(0.0, 0.0, 0.0, True).startswith("Of 0 s, "), "every SAE was at its last step already"
 
 
 def test_killed_between_two_saes_checkpoints(data, tmp_path):

@@ -8,8 +8,8 @@
 
 Any safetensors library reads these files, and `Reader` reads those of any library; only the checksums are ours. A
 group is checked whenever it is read first: nothing is read that was not asked for. The data are read and written in
-place, without a copy of a whole file in memory; checked, written and flushed to the disk in other threads while more of
-them are made.
+place, without a copy of a whole file in memory; written and flushed to the disk in other threads while more of them are
+made.
 
     n   rows of a group
 """
@@ -22,7 +22,7 @@ import math
 import os
 import threading
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +40,7 @@ NAMES = {
 """What safetensors calls the dtypes that we read and write."""
 _KINDS = {name: dtype for dtype, name in NAMES.items()}
 _ALIGN = 64  # bytes: where the data begin
+_AT_ONCE = 2**22  # bytes written at once, about
 _FLUSHED = 2**25  # bytes after which the disk is given what there is
 _LONGEST = 2**28  # bytes of a header: more is no safetensors file
 
@@ -72,20 +73,17 @@ def write(
         places, end = {}, len(start)
         for key, column in columns.items():
             places[key], end = end, end + sum(rows) * column.bytes
-        ends = itertools.accumulate(rows)
-        made = ((end - n, _checked(columns, n, some)) for end, n, some in zip(ends, rows, groups, strict=True))
         with open(temporary, "wb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
 
-            def put(group: tuple[int, dict[str, memoryview]]) -> int:
-                first, data = group
-                for key, some in data.items():
-                    sums[key].append(zlib.crc32(some))
-                    file.seek(places[key] + first * columns[key].bytes)
-                    _write_all(file, some)
-                return sum(map(len, data.values()))
+            def put(some: _Stretch) -> int:
+                for key, parts in some.data.items():
+                    sums[key] += some.sums[key]
+                    file.seek(places[key] + some.first * columns[key].bytes)
+                    _write_all(file, parts[0] if len(parts) == 1 else memoryview(b"".join(parts)))
+                return some.size
 
             waiting, flushed = 0, None
-            for size in ahead(put, made, 1):
+            for size in ahead(put, _stretches(columns, rows, groups), 1):
                 waiting += size
                 if waiting >= _FLUSHED and (flushed is None or flushed.done()):
                     _ = flushed and flushed.result()  # raises what the disk said
@@ -97,11 +95,39 @@ def write(
     write_atomic(path, content)
 
 
-def _checked(columns: Mapping[str, Column], n: int, tensors: Mapping[str, Tensor]) -> dict[str, memoryview]:
-    """The bytes of one group, column by column."""
-    for key, column in columns.items():
-        assert tensors[key].shape == (n, *column.shape), f"{key}: {tensors[key].shape}, not {n} rows"
-    return {key: _bytes(tensors[key].to(column.dtype)) for key, column in columns.items()}
+class _Stretch(NamedTuple):
+    """Groups that follow each other, written together: a column's rows of several groups are one piece of the file."""
+
+    first: int
+    """Its first row."""
+    data: dict[str, list[memoryview]]
+    """Of each column, group by group."""
+    sums: dict[str, list[int]]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(len(part) for parts in self.data.values() for part in parts)
+
+
+def _stretches(
+    columns: Mapping[str, Column], rows: Sequence[int], groups: Iterable[Mapping[str, Tensor]]
+) -> Iterator[_Stretch]:
+    """The bytes of all groups and their checksums, about `_AT_ONCE` bytes at a time."""
+    end = 0
+    some = _Stretch(end, {key: [] for key in columns}, {key: [] for key in columns})
+    for n, tensors in zip(rows, groups, strict=True):
+        for key, column in columns.items():
+            assert tensors[key].shape == (n, *column.shape), f"{key}: {tensors[key].shape}, not {n} rows"
+            part = _bytes(tensors[key].to(column.dtype))
+            some.data[key].append(part)
+            some.sums[key].append(zlib.crc32(part))
+        end += n
+        if some.size >= _AT_ONCE:
+            yield some
+            some = _Stretch(end, {key: [] for key in columns}, {key: [] for key in columns})
+    if any(some.sums.values()):
+        yield some
 
 
 def _header(

@@ -45,6 +45,7 @@ LABELS = ("token", "document", "position")
 MAKE = "jumpahead harvest"
 WAY_OUT = f"remove it, and `{MAKE}` writes it again"
 _OPEN = 64  # files kept open at once
+_SOON = 4  # groups that the system is told of before they are read
 InputsOf = Callable[[Sequence[str]], str]
 """A digest by which activations at some sites are known without a language model."""
 
@@ -167,10 +168,10 @@ class Shards(Activations):
         total = int(self.rows_per_group[groups].sum())
         block = {site: torch.empty(total, width, dtype=self.dtype) for site, width in self.widths.items()}
         done = 0
-        for group in groups:
-            for site, (file, here) in self._find(group).items():
-                file.expect(here, site)
-        for group in groups:
+        for number, group in enumerate(groups):
+            for later in groups[number + 1 : number + 1 + _SOON]:
+                for site, (file, here) in self._find(later).items():
+                    file.expect(here, site)
             found = self._find(group)
             rows = int(self.rows_per_group[group])
             for site, x in block.items():

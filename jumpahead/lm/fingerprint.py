@@ -79,7 +79,7 @@ def of_template(config: LMConfig) -> dict[str, str]:
     """Chat templates that are files of their own; one in tokenizer_config.json is in `of_model`."""
     path = model_folder(config.model)
     files = sorted(path.rglob("*.jinja")) if path else []
-    return {str(file.relative_to(path)): digest_file(file) for file in files if path}
+    return {file.relative_to(path).as_posix(): digest_file(file) for file in files if path}
 
 
 def of_text(source: Source) -> str:

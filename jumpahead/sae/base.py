@@ -29,7 +29,17 @@ from jumpahead import store
 from jumpahead.errors import ArtefactError, DataError, StudyError
 from jumpahead.sae import architecture
 from jumpahead.sae.checked import BaseModel, ConfigDict
-from jumpahead.sae.recipe import Recipe, Setting, Shape, TrainConfig, recipe, recipe_from, short_rate, wanted_l0
+from jumpahead.sae.recipe import (
+    Recipe,
+    Setting,
+    Shape,
+    TrainConfig,
+    recipe,
+    recipe_from,
+    short_rate,
+    wanted_l0,
+    with_hands,
+)
 
 Params = dict[str, Tensor]
 
@@ -231,7 +241,8 @@ class Architecture(ABC):
     revision: ClassVar[int] = 0
     """Raised when a requested L0 is steered in another way than before: SAEs that asked for one are trained again."""
     hands: ClassVar[tuple[float, float]] = (0.05, 0.05)
-    """g and h of the controller, in every preset: no paper has it."""
+    """g and h of the controller, in every preset: no paper has it. In `short` they follow the learning rate
+    (`recipe.with_hands`)."""
 
     def __init__(self, options: Options, setting: Setting, recipe: Recipe):
         assert setting.kind in self.settings, (self.name, setting)
@@ -249,7 +260,10 @@ class Architecture(ABC):
         """Every hyper-parameter: the recipe of `config`, tuned where it is `short`, and a series' own changes."""
         found = recipe(config)._replace(control_gain=cls.hands[0], steering=cls.hands[1])
         if config.recipe == "short":
-            found = found._replace(lr=config.lr or short_rate(cls.rate, shape, config.tokens))
+            lr = (changes or {}).get("lr", config.lr) or short_rate(cls.rate, shape, config.tokens)
+            found = found._replace(lr=lr)
+            if shape.setting.kind == "l0" and "lambda" in cls.settings:
+                found = with_hands(found, shape)
             found = cls.tuned(found, config, shape)
         return found._replace(**changes or {})
 

@@ -58,6 +58,7 @@ class Gated(Architecture):
     name, title, order = "gated", "Gated", 1
     colour, dash, symbol = "#D55E00", "dash", "square"
     settings = ("l0", "lambda")
+    revision = 1
     vectors = ("b_enc", "b_mag", "r_mag")
     Options = Options
     reconstructions = (Reconstruction("input", live=True, bias=True), Reconstruction("input", live=False, bias=True))

@@ -110,7 +110,7 @@ class JumpReLU(Architecture):
     Options = Options
     options: Options
     first_price = 0.75  # where it ends: 0.6 to 0.9, over L0 4 to 64 (docs/LOG.md, 2026-11-26)
-    revision = 1
+    revision = 2
     hands = (0.01, 0.1)
 
     @classmethod

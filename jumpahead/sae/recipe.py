@@ -12,7 +12,8 @@ the learning rate per step). By rule from tokens, batch, d and L0:
     θ                log θ at 2·lr, from the quantile of the first pre-activations that gives the L0 to start from
     ε                ε_i = min(half the median θ, 1.8·θ_i)
     κ                log θ decay to their median at 12·2·lr: rare features' thresholds drift up and away without it
-    λ                moved by the controller (control.py), or warmed up over a tenth of the steps where it is fixed
+    λ                moved by the controller (control.py), whose hands are the quicker the larger lr is (`with_hands`);
+                     warmed up over a tenth of the steps where it is fixed
     dead             silent for a twentieth of the run; cared for in its first half, by the architecture's own means
 
 An architecture may differ (`Architecture.tuned`). How these were found: benchmarks/sparsity/protocol.toml and
@@ -182,6 +183,21 @@ L0_AT, TOKENS_AT = 16, 2_000_000
 """Where an architecture's `rate` is tuned."""
 LEAST_TOKENS = 1_000_000
 """Shorter runs get the learning rate of this budget."""
+STEADY, QUICKEST = 4.5e-3, 3.0
+"""The learning rate, at L0 16, up to which an architecture's own hands hold L0 within 3 %; and how many times as quick
+they may become: at h = 0.3 an error still dies out."""
+
+
+def with_hands(r: Recipe, shape: Shape) -> Recipe:
+    """The recipe with quicker hands where weights move faster: g and h in proportion to the learning rate, as of L0 16.
+
+    A step changes L0 by itself, more the larger lr is, and a hand h leaves it off by that drift over h: at d = 64 and
+    2e6 tokens by 5 %, until the rate decays (docs/LOG.md, 2026-11-26).
+    """
+    quicker = min(QUICKEST, max(1.0, r.lr * (max(shape.setting.value, 1.0) / L0_AT) ** 0.25 / STEADY))
+    return r._replace(control_gain=r.control_gain * quicker, steering=r.steering * quicker)
+
+
 _RECIPE = TypeAdapter(Recipe)
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 

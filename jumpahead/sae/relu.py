@@ -44,6 +44,7 @@ class ReLU(Architecture):
     name, title, order = "relu", "ReLU", 3
     colour, dash, symbol = "#CC79A7", "longdash", "diamond"
     settings = ("l0", "lambda")
+    revision = 1
     vectors = ("b_enc",)
 
     @property

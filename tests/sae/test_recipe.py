@@ -96,6 +96,24 @@ def test_the_short_rate_follows_d_l0_and_budget(name):
     assert 0.5 < papers / 7e-5 < 2.5
 
 
+def test_hands_follow_the_learning_rate_where_there_are_any():
+    """d = 64, 2e6 tokens: 0.064/8 at L0 16, 16/9 of the steady rate whatever the L0; at d = 256 their own."""
+    small, large = (Shape(d, 512, Setting("l0", 4.0)) for d in (64, 256))
+    for kind in map(sae.architecture, sae.names()):
+        (g, h), rules = kind.hands, [kind.recipe_for(config(tokens=2_000_000), shape) for shape in (small, large)]
+        hands = [(one.control_gain, one.steering) for one in rules]
+        held = (g, kind.recipe_for(config(), large).steering)
+        assert hands[1] == held
+        quicker = 16 / 9 if "lambda" in kind.settings else 1.0
+        assert hands[0] == pytest.approx([quicker * hand for hand in held])
+        assert held[1] in (0.0, h), "Gated has no quick hand"
+        assert kind.recipe_for(config(lr=2.0), small).control_gain == pytest.approx(3 * g if quicker > 1 else g)
+        assert kind.recipe_for(config(), large, {"lr": 2.0}) == kind.recipe_for(config(lr=2.0), large)
+        fixed = small._replace(setting=Setting("lambda", 0.3))
+        assert kind.recipe_for(config(), fixed).control_gain == g
+        assert kind.recipe_for(config(recipe="paper"), small).control_gain == g
+
+
 def test_learning_rate_in_closed_form():
     """Cosine from 0.1·lr over 40 steps, constant, linear to zero over the last 50 of 200."""
     r = some_recipe(lr=0.03, lr_start=0.1, lr_warmup=40, lr_decay=50)

@@ -19,7 +19,7 @@ class Parquet(RowFiles):
     suffixes = (".parquet",)
 
     def objection(self) -> str | None:
-        return lacks("pyarrow")
+        return super().objection() or lacks("pyarrow")
 
     def rows(self, name: str, path: Path) -> Iterator[Document]:
         if lacking := lacks("pyarrow"):
