@@ -332,7 +332,8 @@ class Architecture(ABC):
         """Gradients at each entry, as functions of the projections, one per reconstruction in `values`."""
 
     def charge(self, entries: Entries, values: tuple[Tensor, ...], v: Params) -> Tensor:
-        """Where the sparsity term is a sum over entries: what λ/B multiplies, summed over these. 0-d."""
+        """Where the sparsity term is a sum over entries: what λ/B multiplies, summed over these in float64:
+        the order, which padding changes, must not be seen. 0-d."""
         return entries.pre.new_zeros(())
 
     def penalty(self, charge: Number, counts: Counts, knobs: Knobs) -> Number:

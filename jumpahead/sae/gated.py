@@ -104,7 +104,8 @@ class Gated(Architecture):
         return Gradients(d_pre, {"b_enc": d_gate, "b_mag": d_mag, "r_mag": d_r}, shrink)
 
     def charge(self, entries: Entries, values: tuple[Tensor, ...], v: Params) -> Tensor:
-        return (values[1] * entries.at(v["norm"])).sum() if "norm" in v else values[1].sum()
+        total = values[1] * entries.at(v["norm"]) if "norm" in v else values[1]
+        return total.sum(dtype=torch.float64)
 
     def loss(self, p: Params, x: Tensor, knobs: Knobs) -> Tensor:
         h = (x - p["b_dec"]) @ p["W_enc"].T

@@ -75,7 +75,7 @@ class ReLU(Architecture):
         return Gradients(d_pre, {"b_enc": d_pre}, price * values[0])
 
     def charge(self, entries: Entries, values: tuple[Tensor, ...], v: Params) -> Tensor:
-        return (values[0] * entries.at(v["norm"])).sum()
+        return (values[0] * entries.at(v["norm"])).sum(dtype=torch.float64)
 
     def loss(self, p: Params, x: Tensor, knobs: Knobs) -> Tensor:
         f = ((x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]).relu()
