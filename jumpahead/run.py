@@ -1,7 +1,9 @@
 """A study from Python: what `jumpahead run` does, for scripts and notebooks.
 
-run = jumpahead.run("studies/demo.toml", overrides=["train.tokens=300_000"])
-jumpahead.Frontier.load(run).ask(delta_loss=0.2)
+    run = jumpahead.run("studies/demo.toml", overrides=["train.tokens=300_000"])
+    jumpahead.Frontier.load(run).ask(delta_loss=0.2)
+
+Overrides are what the command takes after `--set`.
 """
 
 from __future__ import annotations
@@ -39,10 +41,6 @@ def run(
     else:
         loaded = studies.load(Path(study), overrides)
     target = store.Run(Path("runs") / loaded.name if out is None else out)
-    with target.lock():
-        target.begin(studies.to_toml(loaded))
-        try:
-            sweep.run(loaded, target, until, progress)
-        finally:
-            target.discard_if_nothing_was_made()
+    with target.working(studies.to_toml(loaded)):
+        sweep.run(loaded, target, until, progress)
     return target.folder

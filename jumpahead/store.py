@@ -470,6 +470,16 @@ class Run:
         self.update_manifest(schema=RUN_SCHEMA, created=created, study=digest_bytes(study), **now, earlier=earlier)
         write_atomic(self.study, study)
 
+    @contextlib.contextmanager
+    def working(self, study: str) -> Iterator[None]:
+        """Locked and begun, and discarded at the end where nothing was made: what work on a study (TOML) stands in."""
+        with self.lock():
+            self.begin(study)
+            try:
+                yield
+            finally:
+                self.discard_if_nothing_was_made()
+
     def discard_if_nothing_was_made(self) -> None:
         """Under `lock`: removes a run in which nothing but its study has been written, after a failed start."""
         files = (self.manifest, self.study, self.precision, self.checks, self.starts, self.stdin)

@@ -251,17 +251,20 @@ class Work:
                 found = SAE.load(path)
             except ArtefactError as exc:
                 raise StudyError(f"{refused}: {exc}") from exc
+            norms = found.params["W_dec"].norm(dim=1)
+            if not bool((norms - 1).abs().max() < UNIT):
+                raise StudyError(
+                    f"{refused}, an {found!r}: rows of W_dec have norms from {norms.min():.3g} to {norms.max():.3g}, "
+                    "and training keeps them at 1: scale rows, W_enc, biases and thresholds accordingly."
+                )
             known = [store.digest_file(store.SAEFolder(path).weights), found.about.get("knob")]
             self._starts[series.start_from] = found, known
             self._remember_start(series.start_from, known)
         found, known = self._starts[series.start_from]
-        norms = found.params["W_dec"].norm(dim=1)
         for fits, what in (
             (found.architecture == series.architecture, f"the series is {series.architecture}"),
             (self.study.sae.width == (found.width,), f"sae.width must be {found.width} alone"),
-            (bool((norms - 1).abs().max() < UNIT), f"rows of W_dec have norms from {norms.min():.3g} to "
-             f"{norms.max():.3g}, and training keeps them at 1: scale rows, W_enc, biases and thresholds accordingly"),
-        ):  # fmt: skip
+        ):
             if not fits:
                 raise StudyError(f"{refused}, an {found!r}: {what}.")
         return found, known

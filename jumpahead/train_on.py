@@ -56,15 +56,11 @@ def train_on(
     if rows is not None and rows < 1:
         raise StudyError(f"train_on: rows must be at least 1, not {rows}.")
     target, progress = store.Run(out), progress or log.progress()
-    with target.lock():
-        target.begin(studies.to_toml(study))
-        try:
-            if not path:
-                given: Any = tensors() if callable(tensors) else tensors
-                wanted = rows or rows_for(study.train.tokens, held_out, group)
-                dtype = DTYPES[study.activations.dtype]
-                spool(given, target.activations, site=site, rows=wanted, dtype=dtype, group=group, progress=progress)
-            sweep.run(study, target, progress=progress)
-        finally:
-            target.discard_if_nothing_was_made()
+    with target.working(studies.to_toml(study)):
+        if not path:
+            given: Any = tensors() if callable(tensors) else tensors
+            wanted = rows or rows_for(study.train.tokens, held_out, group)
+            dtype = DTYPES[study.activations.dtype]
+            spool(given, target.activations, site=site, rows=wanted, dtype=dtype, group=group, progress=progress)
+        sweep.run(study, target, progress=progress)
     return target.folder

@@ -6,8 +6,8 @@
     θ_j ← θ_j·exp(h·e)                      the quick hand: holds L0 meanwhile (an architecture's `steer`)
     λ  = c·u                                u: the architecture's `sparsity_unit`, 1 where it has none
 
-g is the recipe's `control_gain`, h its `steering` (by default the architecture's `hands`): at h = 0.1, since L0 falls
-about as the third power of the thresholds, an error halves in two steps.
+g is the recipe's `control_gain`, h its `steering`: by default the architecture's `hands`, quicker at a high learning
+rate. At h = 0.1, since L0 falls about as the third power of the thresholds, an error halves in two steps.
 
 λ alone is too slow for short runs: it acts through θ's own learning rate, which ends at zero. Moving all thresholds
 together acts at once and at any learning rate; the price then finds the value at which nothing is left to move. Where
