@@ -21,7 +21,8 @@ def ahead(make: Callable[[K], V], keys: Iterable[K], count: int) -> Generator[V]
     What `make` raises is raised here, at its key's turn. Closing the generator, or leaving it by an exception, waits
     for the one value that is being made, and drops the others.
     """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+    threads = torch.get_num_threads()  # torch's setting is each thread's own, and an engine's loop may hold the default
+    pool = ThreadPoolExecutor(1, "ahead", torch.set_num_threads, (threads,))
     waiting: deque[Future[V]] = deque()
     try:
         for key in keys:

@@ -15,7 +15,7 @@ from jumpahead.engine.decide import GATHER, bias_slack, canonical, largest_of_ea
 from jumpahead.engine.lazy_adam import Adam, update_rows_, without_radial
 from jumpahead.engine.step import Centred, Encoder, Residual, Rows, RowUpdate, State
 from jumpahead.engine.supports import Support, assemble, union
-from jumpahead.sae.base import Above, Number, Simple
+from jumpahead.sae.base import Above, Affine, Entries, Number, Simple
 
 CHUNK = 2**22  # entries of one block of the encoder product
 
@@ -104,9 +104,18 @@ class Plain:
         residual = x_hat + (bias - sign * target)
         return Residual(residual, residual.double().square().sum())
 
+    def entries(self, support: Support) -> Entries:
+        return Entries(support.pre, support.feature, support.part, support.token)
+
     def sums(self, support: Support, vector: Tensor) -> Tensor:
         width = len(support.colptr) - 1
         return torch.bincount(support.feature, weights=vector, minlength=width).to(vector.dtype)
+
+    def fired(self, support: Support, values: Tensor) -> Tensor:
+        return self.sums(support, (values > 0).to(support.pre.dtype))
+
+    def summed(self, support: Support, gradient: Affine, projections: tuple[Tensor, ...]) -> Tensor:
+        return self.sums(support, gradient.at(projections))
 
     def active(self, support: Support, on: Tensor) -> Tensor:
         return torch.bincount(support.token[on], minlength=len(support.indptr) - 1).to(support.pre.dtype)

@@ -164,8 +164,20 @@ class Kernels(Protocol):
         """Step 3: Σ_j value·d_j + bias − sign·target. values [|S|]; bias [d]; target [B, d]."""
         ...
 
+    def entries(self, support: Support) -> Entries:
+        """What an architecture sees of a support."""
+        ...
+
     def sums(self, support: Support, vector: Tensor) -> Tensor:
         """Per-feature sums of a support vector, [M], added in token order."""
+        ...
+
+    def fired(self, support: Support, values: Tensor) -> Tensor:
+        """How many values [|S|] of each feature are positive: [M], in π's dtype."""
+        ...
+
+    def summed(self, support: Support, gradient: Affine, projections: tuple[Tensor, ...]) -> Tensor:
+        """`sums` of a gradient."""
         ...
 
     def active(self, support: Support, on: Tensor) -> Tensor:
@@ -317,9 +329,9 @@ def once(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels, wa
     found = select(centred, encoder, p["b_enc"], sparse, kernels)
     support = blocks.take(found.support)
 
-    entries = Entries(support.pre, support.feature, support.part, support.token)
+    entries = kernels.entries(support)
     values = arch.values(entries, p, v)
-    counts = count(support, values[0] > 0, arch, kernels)
+    counts = count(support, values[0], arch, kernels)
     totals = blocks.totals(counts)
     parts = arch.reconstructions[: len(values)]
     residuals = reconstruct(parts, values, totals.decoded, support, x, p, kernels)
@@ -345,7 +357,7 @@ def once(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels, wa
     adam = Adam(lr, arch.recipe.beta2, arch.recipe.adam_epsilon, state.t)
     update = row_update(arch, rule, values, parts, residuals, scales, centred, support, fine, kernels)
     rows = kernels.rows(support, update, state, adam)
-    sums = {name: kernels.sums(support, gradient.at(rows.projections)) for name, gradient in rule.vectors.items()}
+    sums = {name: kernels.summed(support, gradient, rows.projections) for name, gradient in rule.vectors.items()}
     if watch is not None:
         watch(*taken(support, entries, values, rule, rows.projections))
     share = support.colptr.diff() / tokens
@@ -392,11 +404,10 @@ def taken(
     )
 
 
-def count(support: Support, on: Tensor, arch: Architecture, kernels: Kernels) -> Counts:
-    """What fired among the entries of the support. on bool [|S|]."""
-    tokens, dtype = len(support.indptr) - 1, support.pre.dtype
-    active = kernels.active(support, on) if arch.uses_active else None
-    return Counts(tokens, kernels.sums(support, on.to(dtype)), active)
+def count(support: Support, values: Tensor, arch: Architecture, kernels: Kernels) -> Counts:
+    """What fired among the entries of the support. values [|S|]."""
+    active = kernels.active(support, values > 0) if arch.uses_active else None
+    return Counts(len(support.indptr) - 1, kernels.fired(support, values), active)
 
 
 def reconstruct(

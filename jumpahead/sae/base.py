@@ -20,7 +20,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, final
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor
@@ -95,6 +95,18 @@ Selection = Simple | LargestOfBatch
 MAIN, DEAD = 1, 2  # bits of Entries.part
 
 
+class Loops(Protocol):
+    """What a kernel layer does with a sparse support faster than tensor operations do."""
+
+    def at(self, vector: Tensor) -> Tensor:
+        """`Entries.at`."""
+        ...
+
+    def between(self, low: Tensor, high: Tensor | None, weight: Tensor | None) -> Tensor:
+        """`Entries.between`."""
+        ...
+
+
 @final
 class Entries:
     """Support vectors: a value per entry, and how to look up what belongs to its feature or its token.
@@ -102,7 +114,14 @@ class Entries:
     On a sparse support every vector is [|S|]; on a dense block of m features it is [m, B].
     """
 
-    def __init__(self, pre: Tensor, feature: Tensor, part: Tensor | None = None, token: Tensor | None = None):
+    def __init__(
+        self,
+        pre: Tensor,
+        feature: Tensor,
+        part: Tensor | None = None,
+        token: Tensor | None = None,
+        loops: Loops | None = None,
+    ):
         self.pre = pre
         """π at each entry, [|S|] or [m, B]."""
         self.feature = feature
@@ -112,10 +131,23 @@ class Entries:
         self.token = token
         """[|S|] the token of each entry; None on a dense block, and where nobody will ask."""
 
+        self._loops = loops
+
     def at(self, vector: Tensor) -> Tensor:
         """`vector` [M] at each entry's feature: [|S|], or [m, 1]."""
+        if self._loops is not None:
+            return self._loops.at(vector)
         found = vector.index_select(0, self.feature)
         return found if self.pre.dim() == 1 else found[:, None]
+
+    def between(self, low: Tensor, high: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
+        """weight_j where low_j < π (and π < high_j), and 0 elsewhere; vectors [M], weight 1 where None. Like `pre`."""
+        if self._loops is not None:
+            return self._loops.between(low, high, weight)
+        is_in = self.pre > self.at(low)
+        if high is not None:
+            is_in &= self.pre < self.at(high)
+        return is_in.to(self.pre.dtype) if weight is None else is_in * self.at(weight)
 
     def across(self, vector: Tensor) -> Tensor:
         """`vector` [B] at each entry's token: [|S|], or [1, B]."""

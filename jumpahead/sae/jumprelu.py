@@ -167,21 +167,19 @@ class JumpReLU(Architecture):
         return Above(v["lower"], (v["theta"], v["upper"])) if training else Above(v["theta"])
 
     def values(self, entries: Entries, p: Params, v: Params) -> tuple[Tensor, ...]:
-        return (entries.pre * (entries.pre > entries.at(v["theta"])),)
+        return (entries.pre * entries.between(v["theta"]),)
 
     def rule(
         self, entries: Entries, values: tuple[Tensor, ...], p: Params, v: Params, knobs: Knobs, counts: Counts
     ) -> Gradients:
-        on = (values[0] > 0).to(values[0].dtype)
-        window = (entries.pre > entries.at(v["lower"])) & (entries.pre < entries.at(v["upper"]))
         chain = v["theta"] if self.gate == "log_threshold" else torch.ones_like(v["theta"])
         weight = -chain / v["epsilon"]
-        sparsity = entries.at(weight * self._price(counts, knobs))
+        slope = entries.between(v["lower"], v["upper"], weight * v["theta"])
+        sparsity = entries.between(v["lower"], v["upper"], weight * self._price(counts, knobs))
         if self.options.target == "token":
             assert counts.active is not None
             sparsity = sparsity * entries.across(counts.active / self.asked(knobs) - 1)
-        d_pre = Affine((on,))
-        d_theta = Affine((window * entries.at(weight * v["theta"]),), window * sparsity)
+        d_pre, d_theta = Affine((entries.between(v["theta"]),)), Affine((slope,), sparsity)
         return Gradients(d_pre, {"b_enc": d_pre, self.gate: d_theta}, None)
 
     def _price(self, counts: Counts, knobs: Knobs) -> Number:

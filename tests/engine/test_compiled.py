@@ -13,7 +13,7 @@ from numba import njit
 
 from jumpahead.engine.cpu import walk
 from jumpahead.engine.cpu.lanes import LANES, above, coarse, lowest_bit, number, reaching
-from jumpahead.engine.cpu.threads import cuts, spread
+from jumpahead.engine.cpu.threads import cuts, each, spread
 from tests.engine.cases import draw
 
 
@@ -130,6 +130,38 @@ def test_a_loop_is_spread_over_threads_and_its_errors_come_back():
             spread(fails, [(0, 1), (1, 2), (2, 3)])
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_each_item_is_worked_on_once_by_a_worker_of_its_own_in_which_torch_has_one_thread(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        spread(lambda start, stop: None, 100)  # its threads are the same
+        seen, busy, settings = [], set(), set()
+
+        def work(worker, item):
+            assert worker not in busy
+            busy.add(worker)
+            settings.add(torch.get_num_threads())
+            torch.rand(200, 200) @ torch.rand(200, 200)
+            seen.append((worker, item))
+            busy.remove(worker)
+
+        each([7 * i for i in range(50)], work)
+        assert sorted(item for _, item in seen) == [7 * i for i in range(50)]
+        assert {worker for worker, _ in seen} <= set(range(threads))
+        assert settings == {1}
+        assert torch.get_num_threads() == threads
+
+        def fails(worker, item):
+            raise ValueError(f"item {item}")
+
+        with pytest.raises(ValueError, match="item"):
+            each([4, 5, 6], fails)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_no_index_leaves_its_array(tmp_path):

@@ -11,6 +11,7 @@ No loop knows an architecture.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -20,23 +21,29 @@ from torch import Tensor
 from jumpahead.engine.cpu import screen, walk
 from jumpahead.engine.cpu.lanes import coarse
 from jumpahead.engine.cpu.product import Product, choose, float32
-from jumpahead.engine.cpu.threads import cuts, spread
+from jumpahead.engine.cpu.threads import PIECES, cuts, each, spread
 from jumpahead.engine.decide import LOW_OUTPUT, bias_slack, low_slack, slack
 from jumpahead.engine.lazy_adam import Adam
 from jumpahead.engine.step import Centred, Encoder, Residual, Rows, RowUpdate, State
 from jumpahead.engine.supports import Support
-from jumpahead.sae.base import DEAD, MAIN, Above, Simple
+from jumpahead.sae.base import DEAD, MAIN, Above, Affine, Entries, Simple
 
-CHUNK = 2**22
-"""Entries of one block of the encoder product."""
+CHUNK = 2**20
+"""Entries of one block of the encoder product, per thread that makes it."""
 MOST_LOST = 2.0**-8
 """The largest share of a row's norm that rounding to bfloat16 can take; also where the row is not finite."""
 ROOM = 32
 """Places per feature that an arena starts with."""
 GROUPS = 8
 """Groups per feature kept, for the bound of the k-th largest."""
+LIGHT = 2**18
+"""Entries from which on a loop of a few operations per entry is worth waking other threads for."""
 BLOCK = 32
 """Features whose part of ∂L/∂b_dec is summed on its own: fixed, so that no sum depends on the number of threads."""
+
+
+Look = Callable[[int, int, np.ndarray], None]
+"""Takes the number of a worker, the first feature, and their product [features, B]: floats, or bfloat16 as int16."""
 
 
 class Found(NamedTuple):
@@ -99,9 +106,12 @@ class Compiled:
         races = [Race(self, "main", selection.k, None, x, encoder, b_enc)]
         if selection.dead is not None:
             races.append(Race(self, "dead", selection.k_dead, selection.dead, x, encoder, b_enc))
-        for start, block in self._blocks(x, encoder):
+
+        def look(worker: int, start: int, block: np.ndarray) -> None:
             for race in races:
-                race.see(start, block)
+                race.see(worker, start, block)
+
+        self._each_block(x, encoder, look)
         main, *dead = [race.finish() for race in races]
         return union(main, dead[0], len(x.x)) if dead else finished(main, len(x.x))
 
@@ -119,35 +129,46 @@ class Compiled:
             floor = torch.where(floor.isinf(), floor, floor - floor.abs() * LOW_OUTPUT)
         lowest = floor - (x.norms.max() if len(x.norms) else 0.0) * columns
         idle = (lower == torch.inf).numpy()
-        counts = np.zeros(len(lower), np.int64)
-        arena = Arena(self, "above", x.x.numpy().dtype)
-        for start, block in self._blocks(x, encoder, idle):
-            arena.fill(
-                screen.screen_above, start, len(block), counts,
-                block, start, coarse(lowest[start : start + len(block)].numpy(), block.dtype),
-                floor.numpy(), columns.numpy(), x.norms.numpy(),
-                x.x.numpy(), encoder.w.numpy(), b_enc.numpy(), lower.numpy(),
-            )  # fmt: skip
-        return arena.found(counts)
+        arena = Arena(self, "above", x.x.numpy().dtype, len(lower))
+        bounds = (floor.numpy(), columns.numpy(), x.norms.numpy())
+        weights = (x.x.numpy(), encoder.w.numpy(), b_enc.numpy(), lower.numpy())
 
-    def _blocks(self, x: Centred, encoder: Encoder, idle: np.ndarray | None = None) -> Any:
-        """The product W_enc·xᵀ, a block of features at a time: (first feature, [features, B]); bfloat16 as int16.
+        def look(worker: int, start: int, block: np.ndarray) -> None:
+            lowest_here = coarse(lowest[start : start + len(block)].numpy(), block.dtype)
+            arena.fill(worker, screen.screen_above, block, start, lowest_here, *bounds, *weights)
 
-        Blocks of features that are all idle are left out.
+        self._each_block(x, encoder, look, idle)
+        return arena.found()
+
+    def _each_block(self, x: Centred, encoder: Encoder, look: Look, idle: np.ndarray | None = None) -> None:
+        """The product W_enc·xᵀ, a block of features at a time; blocks of features that are all idle are left out.
+
+        A thread looks at the block that it made itself, while it is in its cache; where the library's threads are not
+        for a thread to say, all make a block together, and each looks at a part.
         """
         width, tokens = len(encoder.w), len(x.x)
-        size = max(64, CHUNK // max(1, tokens) // 64 * 64)
+        is_own, threads = self.screening.own_threads, torch.get_num_threads()
+        most, fair = CHUNK * (1 if is_own else threads) // max(1, tokens), -(-width // threads)
+        size = max(64, min(most, fair) // 64 * 64)
+        starts = [s for s in range(0, width, size) if idle is None or not idle[s : s + size].all()]
         rows, columns = (encoder.w, x.x.T) if encoder.low is None or x.low is None else (encoder.low, x.low.T)
         kind = np.int16 if rows.dtype == torch.bfloat16 else x.x.numpy().dtype
+
+        def multiplied(worker: int, start: int) -> np.ndarray:
+            some = rows[start : start + size]
+            block = self.array(f"product {worker}", (len(some), tokens), kind)
+            out = torch.from_numpy(block)
+            torch.mm(some, columns, out=out.view(torch.bfloat16) if kind == np.int16 else out)
+            return block
+
         with self.screening.active():
-            for start in range(0, width, size):
-                if idle is not None and idle[start : start + size].all():
-                    continue
-                some = rows[start : start + size]
-                block = self.array("product", (len(some), tokens), kind)
-                out = torch.from_numpy(block)
-                torch.mm(some, columns, out=out.view(torch.bfloat16) if kind == np.int16 else out)
-                yield start, block
+            if is_own:
+                each(starts, lambda worker, start: look(worker, start, multiplied(worker, start)))
+                return
+            for first in starts:
+                whole = multiplied(0, first)
+                parts = [(first + a, whole[a:b]) for a, b in cuts(len(whole), threads * PIECES)]
+                each(parts, lambda worker, part: look(worker, *part))
 
     def canonical(self, x: Tensor, w_enc: Tensor, b_enc: Tensor, token: Tensor, feature: Tensor) -> Tensor:
         out = torch.empty(len(token), dtype=x.dtype)
@@ -180,10 +201,22 @@ class Compiled:
         spread(walk.decode, len(out), *(one.numpy() for one in what), sign, out.numpy(), squares)
         return Residual(out, torch.tensor(squares.sum()))
 
+    def entries(self, support: Support) -> Entries:
+        return Entries(support.pre, support.feature, support.part, support.token, ByFeature(support))
+
     def sums(self, support: Support, vector: Tensor) -> Tensor:
-        out = torch.empty(len(support.colptr) - 1, dtype=vector.dtype)
-        spread(walk.sums, len(out), support.colptr.numpy(), vector.numpy(), out.numpy())
-        return out
+        return per_feature(walk.sums, support, vector.numpy())
+
+    def fired(self, support: Support, values: Tensor) -> Tensor:
+        return per_feature(walk.fired, support, values.numpy())
+
+    def summed(self, support: Support, gradient: Affine, projections: tuple[Tensor, ...]) -> Tensor:
+        terms = [(s, p) for s, p in zip(gradient.slopes, projections, strict=True) if s is not None]
+        if not terms:
+            assert gradient.constant is not None, "a gradient of nothing"
+            return self.sums(support, gradient.constant)
+        slopes, along = (arrays(column) for column in zip(*terms, strict=True))
+        return per_feature(walk.summed, support, slopes, along, given(gradient.constant, along[0].dtype))
 
     def active(self, support: Support, on: Tensor) -> Tensor:
         return torch.bincount(support.token[on], minlength=len(support.indptr) - 1).to(support.pre.dtype)
@@ -196,10 +229,9 @@ class Compiled:
         pull[:] = 0
         frozen = (np.empty(0, kind),) * (len(update.residuals) - len(update.values))
         values = (*arrays(update.values), *frozen)
-        constant = np.empty(0, kind) if update.constant is None else update.constant.numpy()
         spread(
             walk.rows, blocks, BLOCK, support.colptr.numpy(), support.token.numpy(), update.x.numpy(),
-            arrays(update.slopes), constant, values, len(update.values),
+            arrays(update.slopes), given(update.constant, kind), values, len(update.values),
             arrays(update.residuals), np.array(update.scales, kind), np.array(update.spare),
             *self._weights(update, state, adam), arrays(projections), pull,
         )  # fmt: skip
@@ -214,10 +246,9 @@ class Compiled:
         """What `walk._move` needs."""
         p, v, encoder = state.p, state.v, state.encoder_for(self)
         kind = update.x.numpy().dtype
-        shrink = np.empty(0, kind) if update.shrink is None else update.shrink.numpy()
         low = np.empty((0, 0), np.int16) if encoder.low is None else bits(encoder.low)
         return (
-            shrink, update.unit,
+            given(update.shrink, kind), update.unit,
             p["W_enc"].numpy(), p["W_dec"].numpy(), v["W_enc"].numpy(), v["W_dec"].numpy(),
             state.last.numpy(), encoder.norms.numpy(), low, encoder.gaps.numpy(),
             (adam.t, adam.lr, adam.beta2, adam.correction, adam.epsilon),
@@ -225,36 +256,75 @@ class Compiled:
 
 
 @final
+class ByFeature:
+    """`base.Loops` over a support."""
+
+    def __init__(self, support: Support):
+        self._support = support
+
+    def at(self, vector: Tensor) -> Tensor:
+        out = vector.new_empty(self._support.pre.shape)
+        light(walk.at, self._support, vector.numpy(), out.numpy())
+        return out
+
+    def between(self, low: Tensor, high: Tensor | None, weight: Tensor | None) -> Tensor:
+        pre = self._support.pre.numpy()
+        out, ends = np.empty_like(pre), (given(high, pre.dtype), given(weight, pre.dtype))
+        light(walk.between, self._support, pre, low.numpy(), *ends, out)
+        return torch.from_numpy(out)
+
+
+def light(loop: Any, support: Support, *arguments: Any) -> None:
+    """Run a loop over features that does a few operations per entry: other cores are woken up only where that pays."""
+    width = len(support.colptr) - 1
+    if len(support.pre) < LIGHT:
+        loop(0, width, support.colptr.numpy(), *arguments)
+    else:
+        spread(loop, width, support.colptr.numpy(), *arguments)
+
+
+def per_feature(loop: Any, support: Support, *arguments: Any) -> Tensor:
+    """A number per feature, [M], in π's dtype."""
+    out = support.pre.new_empty(len(support.colptr) - 1)
+    light(loop, support, *arguments, out.numpy())
+    return out
+
+
+def given(tensor: Tensor | None, kind: Any) -> np.ndarray:
+    """As an array; empty where there is none."""
+    return np.empty(0, kind) if tensor is None else tensor.numpy()
+
+
+@final
 class Arena:
     """Entries of blocks, collected feature by feature; see screen.py."""
 
-    def __init__(self, layer: Compiled, name: str, kind: Any):
+    def __init__(self, layer: Compiled, name: str, kind: Any, width: int):
         self._layer, self._name, self._kind = layer, name, kind
-        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
+        self._counts = np.zeros(width, np.int64)
+        self._parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def fill(self, loop: Any, start: int, size: int, counts: np.ndarray, *arguments: Any) -> None:
-        """Run a screening loop over the block of `size` features from `start`; again with more room if it overflows."""
-        ranges = cuts(size, 16)
+    def fill(self, worker: int, loop: Any, block: np.ndarray, start: int, *arguments: Any) -> None:
+        """Run a screening loop over the block of features from `start`; again with more room if it overflows."""
+        size = len(block)
         while True:
             room = self._layer.room
-            tokens = self._layer.array(f"{self._name} tokens", (size * room,), np.int32)
-            values = self._layer.array(f"{self._name} values", (size * room,), self._kind)
-            spread(loop, ranges, *arguments, room, tokens, values, counts)
-            used = [int(counts[start + a : start + b].sum()) for a, b in ranges]
-            if all(n <= (b - a) * room for n, (a, b) in zip(used, ranges, strict=True)):
+            tokens = self._layer.array(f"{self._name} tokens {worker}", (size * room,), np.int32)
+            values = self._layer.array(f"{self._name} values {worker}", (size * room,), self._kind)
+            loop(block, start, *arguments, tokens, values, self._counts)
+            used = int(self._counts[start : start + size].sum())
+            if used <= size * room:
                 break
-            self._layer.room = 1 + max(-(-n // (b - a)) for n, (a, b) in zip(used, ranges, strict=True)) * 5 // 4
-        for n, (a, _) in zip(used, ranges, strict=True):
-            some = slice(a * room, a * room + n)
-            self._parts.append((tokens[some].copy(), values[some].copy()))
+            self._layer.room = 1 + -(-used // size) * 5 // 4
+        self._parts[start] = tokens[:used].copy(), values[:used].copy()
 
-    def found(self, counts: np.ndarray) -> Found:
+    def found(self) -> Found:
         """All of them."""
-        colptr = np.zeros(len(counts) + 1, np.int64)
-        np.cumsum(counts, out=colptr[1:])
+        colptr = pointers(self._counts)
         if not self._parts:
             return Found(colptr, np.empty(0, np.int32), np.empty(0, self._kind))
-        tokens, values = (np.concatenate(column) for column in zip(*self._parts, strict=True))
+        parts = [self._parts[start] for start in sorted(self._parts)]
+        tokens, values = (np.concatenate(column) for column in zip(*parts, strict=True))
         return Found(colptr, tokens, values)
 
 
@@ -264,49 +334,60 @@ class Race:
 
     def __init__(self, layer: Compiled, name: str, k: int, members: Tensor | None, x: Centred, encoder: Encoder,
                  b_enc: Tensor):  # fmt: skip
-        kind, tokens = x.x.numpy().dtype, len(x.x)
+        kind, tokens, threads = x.x.numpy().dtype, len(x.x), torch.get_num_threads()
         self._k, self._x, self._encoder, self._b_enc = k, x, encoder, b_enc
         self._bounds = (
             kind.type(0.0 if encoder.low is None else LOW_OUTPUT), b_enc.numpy(), bias_slack(b_enc).numpy(),
             layer.columns(x, encoder).numpy(), x.norms.numpy(),
             np.ones(len(b_enc), np.bool_) if members is None else members.numpy(),
         )  # fmt: skip
-        self._arena = Arena(layer, name, kind)
-        groups = 64
-        while groups < GROUPS * k:
-            groups *= 2
-        self._best = layer.array(f"{name} best", (groups, tokens), kind)
+        self._arena = Arena(layer, name, kind, len(b_enc))
+        self._groups = max(64, GROUPS * k) // threads + 1
+        self._best = layer.array(f"{name} best", (threads * self._groups, tokens), kind)
         self._best[:] = -np.inf
         self._floors = np.zeros(tokens, kind)
-        self._counts = np.zeros(len(b_enc), np.int64)
-        self._seen = 0
+        self._seen = [0] * threads
 
-    def see(self, start: int, block: np.ndarray) -> None:
-        """Screen one block of the product."""
-        spread(screen.group_maxima, len(self._best), block, start, *self._bounds, self._best)
-        self._seen += 1
-        if self._seen & (self._seen - 1) == 0:  # after 1, 2, 4, … blocks: later ones raise the floors little
-            self._raise_floors()
-        arguments = (block, start, *self._bounds, self._floors)
-        self._arena.fill(screen.screen_largest, start, len(block), self._counts, *arguments)
-
-    def _raise_floors(self) -> None:
-        spread(screen.bracket, len(self._floors), self._best, self._k, self._floors, np.empty_like(self._floors))
+    def see(self, worker: int, start: int, block: np.ndarray) -> None:
+        """Screen one block of the product. Every worker has groups of its own and reads those of all: their entries
+        only grow, so that a floor is a lower bound whenever they were read."""
+        own = slice(worker * self._groups, (worker + 1) * self._groups)
+        screen.group_maxima(block, start, *self._bounds, self._best[own])
+        self._seen[worker] += 1
+        if self._seen[worker] & (self._seen[worker] - 1) == 0:  # after 1, 2, 4, … blocks: later ones raise them little
+            screen.bracket(0, len(self._floors), self._best, self._k, self._floors, np.empty_like(self._floors))
+        self._arena.fill(worker, screen.screen_largest, block, start, *self._bounds, self._floors)
 
     def finish(self) -> Found:
         """The exact selection among the candidates."""
-        self._raise_floors()
-        colptr, token, upper = self._arena.found(self._counts)
-        n = screen.thin(colptr, token, upper, self._floors)
-        token, pre = token[:n], upper[:n]
-        x, b_enc = self._x.x, self._b_enc
-        weights = (x.numpy(), self._encoder.w.numpy(), b_enc.numpy())
-        spread(screen.recompute, len(b_enc), *weights, colptr, token, pre)
-        indptr, order = by_token(token, len(x))
-        keep = np.empty(n, np.bool_)
-        spread(screen.mark_largest, len(x), indptr, order, pre, self._k, keep)
-        n = screen.kept_only(keep, colptr, token, pre)
-        return Found(colptr, token[:n], pre[:n])
+        tokens = len(self._floors)
+        spread(screen.bracket, tokens, self._best, self._k, self._floors, np.empty_like(self._floors))
+        found = self._arena.found()
+        keep = np.empty(len(found.token), np.bool_)
+        spread(screen.mark_reaching, len(keep), found.token, found.pre, self._floors, keep)
+        found = kept_only(found, keep)
+        weights = (self._x.x.numpy(), self._encoder.w.numpy(), self._b_enc.numpy())
+        spread(screen.recompute, len(self._b_enc), *weights, *found)
+        keep = np.empty(len(found.token), np.bool_)
+        spread(screen.mark_largest, tokens, *by_token(found.token, tokens), found.pre, self._k, keep)
+        return kept_only(found, keep)
+
+
+def kept_only(found: Found, keep: np.ndarray) -> Found:
+    """The entries with `keep`."""
+    counts = np.empty(len(found.colptr) - 1, np.int64)
+    spread(screen.count_kept, len(counts), found.colptr, keep, counts)
+    colptr = pointers(counts)
+    token, pre = np.empty(colptr[-1], found.token.dtype), np.empty(colptr[-1], found.pre.dtype)
+    spread(screen.copy_kept, len(counts), *found, keep, colptr, token, pre)
+    return Found(colptr, token, pre)
+
+
+def pointers(counts: np.ndarray) -> np.ndarray:
+    """Where each stretch begins, and the end: [n + 1] int64."""
+    found = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=found[1:])
+    return found
 
 
 def bits(low: Tensor) -> np.ndarray:
@@ -326,8 +407,7 @@ def by_token(token: np.ndarray, tokens: int) -> tuple[np.ndarray, np.ndarray]:
     pieces = [(piece, piece + 1) for piece in range(len(ranges))]
     starts = np.array([start for start, _ in ranges] + [len(token)], np.int64)
     spread(screen.count_tokens, pieces, starts, token, counts)
-    indptr = np.zeros(tokens + 1, np.int64)
-    np.cumsum(counts.sum(0), out=indptr[1:])
+    indptr = pointers(counts.sum(0))
     place = indptr[:-1] + np.cumsum(counts, 0) - counts
     order = np.empty(len(token), np.int32)
     spread(screen.by_token, pieces, starts, token, place, order)

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic as _intrinsic
 from numba.extending import overload
 
 LANES = 64
 """Entries of the product tested at once, a bit each."""
+CACHE_LINE = 64
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 intrinsic: Any = _intrinsic
 """What it decorates is called without the first argument, which no type checker knows."""
@@ -53,6 +55,26 @@ def lowest_bit(typing: Any, mask: Any) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
     return types.int64(types.uint64), generate
+
+
+@intrinsic
+def fetch(typing: Any, array: Any, row: Any) -> Any:
+    """Ask for a row of a contiguous array [n, d] to be brought into the nearest cache; nothing waits for it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = signature.args[0]
+        made = context.make_array(kind)(context, builder, arguments[0])
+        byte, size = ir.IntType(8).as_pointer(), kind.dtype.bitwidth // 8
+        width = builder.extract_value(made.shape, 1)
+        start = builder.gep(made.data, [builder.mul(arguments[1], width)])
+        start, length = builder.bitcast(start, byte), builder.mul(width, ir.Constant(_I64, size))
+        shape = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+        hint = builder.module.declare_intrinsic("llvm.prefetch", [byte], shape)
+        with cgutils.for_range_slice(builder, _I64(0), length, _I64(CACHE_LINE)) as (offset, _):
+            builder.call(hint, [builder.gep(start, [offset]), _I32(0), _I32(3), _I32(1)])  # to read, nearest, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate
 
 
 def _vector(context: Any, builder: Any, kind: Any, array: Any, start: Any) -> Any:

@@ -5,9 +5,8 @@ tokens at a time; what passes is a candidate. The π of every candidate is recom
 float64, rounded once), and that alone decides. `number(product)` lies within row_i·column_j of the exact x_i·w_j, and
 where it is written in bfloat16 that rounding counts as well: it is in floor_j and column_j, or is `lost`·|number|.
 
-An *arena* takes the entries of a block: feature by feature, each range of features in its own stretch, `room` places
-per feature on average. Counting goes on where a stretch is full, so that an overflow is seen; the block is then looked
-at again with more room.
+An *arena* takes the entries of a block, feature by feature. Counting goes on where it is full, so that an overflow is
+seen; the block is then looked at again with more room.
 
 Shapes: x [B, d] · w_enc [M, d] · product [features, B] · indptr [B + 1] · colptr [M + 1].
 """
@@ -22,6 +21,8 @@ from jumpahead.engine.cpu.lanes import LANES, above, lowest_bit, number, reachin
 SAFE = {"reassoc", "contract", "nsz", "arcp"}
 """Sums may be re-associated (at compile time, so runs repeat); NaN and infinity keep their meaning."""
 BISECTIONS = 14
+COMPARED = 256
+"""Values up to which comparing each with all is faster than a partition."""
 
 serial = njit(cache=True, nogil=True, error_model="numpy")
 parallel = njit(cache=True, nogil=True, error_model="numpy", fastmath=SAFE)
@@ -44,18 +45,15 @@ def canonical(x, wide, bias):
 
 
 @parallel
-def screen_above(
-    first, last, product, offset, coarse, floor, column, row, x, w_enc, b_enc, lower, room, tokens, pre, counts,
-):  # fmt: skip
+def screen_above(product, offset, coarse, floor, column, row, x, w_enc, b_enc, lower, tokens, pre, counts):
     """Entries of features offset + first … with π > lower_j, into the arena (tokens, pre); counts [M] per feature.
 
     Candidates: number(product) > floor_j − row_i·column_j. coarse [features of the block]: the lowest of these bounds,
     for `above`.
     """
-    size = product.shape[1]
+    size, place = product.shape[1], 0
     found, wide = np.empty(size, np.int32), np.empty(x.shape[1])
-    place, end = first * room, last * room
-    for c in range(first, last):
+    for c in range(len(product)):
         j, p, n, kept = offset + c, product[c], 0, 0
         for block in range(size // LANES):
             mask = above(p, block * LANES, coarse[c])
@@ -72,7 +70,7 @@ def screen_above(
         for q in range(n):
             exact = canonical(x[found[q]], wide, b_enc[j])
             if exact > lower[j]:
-                if place < end:
+                if place < len(tokens):
                     tokens[place], pre[place] = found[q], exact
                     place += 1
                 kept += 1
@@ -80,14 +78,14 @@ def screen_above(
 
 
 @parallel
-def group_maxima(first, last, product, offset, lost, bias, extra, column, row, members, best):
-    """best[g, i] ← the largest lower bound of π_i seen in group g. Groups first … last − 1 of len(best).
+def group_maxima(product, offset, lost, bias, extra, column, row, members, best):
+    """best[g, i] ← the largest lower bound of π_i seen in group g.
 
     A feature is in group (its number) mod (number of groups). π lies within lost·|p| + extra_j + row_i·column_j of
     p + bias_j, p = number(product).
     """
     groups, size = best.shape
-    for g in range(first, last):
+    for g in range(groups):
         for c in range((g - offset) % groups, product.shape[0], groups):
             j, p = offset + c, product[c]
             if not members[j]:
@@ -126,14 +124,11 @@ def bracket(first, last, values, k, lows, highs):
 
 
 @parallel
-def screen_largest(
-    first, last, product, offset, lost, bias, extra, column, row, members, floors, room, tokens, uppers, counts,
-):  # fmt: skip
+def screen_largest(product, offset, lost, bias, extra, column, row, members, floors, tokens, uppers, counts):
     """Candidates whose π may reach their token's floor and be positive, with an upper bound of it, into the arena."""
-    size = product.shape[1]
+    size, place = product.shape[1], 0
     found = np.empty(size, np.int32)
-    place, end = first * room, last * room
-    for c in range(first, last):
+    for c in range(len(product)):
         j, p, n = offset + c, product[c], 0
         counts[j] = 0
         if not members[j]:
@@ -148,7 +143,7 @@ def screen_largest(
         for i in range(size // LANES * LANES, size):
             found[n] = i
             n += number(p[i]) + lost * abs(number(p[i])) + shift + row[i] * slope >= floors[i]
-        for q in range(min(n, end - place)):
+        for q in range(min(n, len(tokens) - place)):
             i = found[q]
             tokens[place] = i
             uppers[place] = number(p[i]) + lost * abs(number(p[i])) + shift + row[i] * slope
@@ -156,19 +151,11 @@ def screen_largest(
         counts[j] = n
 
 
-@serial
-def thin(colptr, token, upper, floors):
-    """Drop candidates below their token's final floor, in place. Returns how many are left; colptr follows."""
-    n = 0
-    for j in range(len(colptr) - 1):
-        start, stop = colptr[j], colptr[j + 1]
-        colptr[j] = n
-        for q in range(start, stop):
-            if upper[q] >= floors[token[q]] and upper[q] > 0:
-                token[n] = token[q]
-                n += 1
-    colptr[-1] = n
-    return n
+@parallel
+def mark_reaching(first, last, token, upper, floors, keep):
+    """keep[q] = the entry may reach its token's final floor and be positive."""
+    for q in range(first, last):
+        keep[q] = upper[q] >= floors[token[q]] and upper[q] > 0
 
 
 @parallel
@@ -196,6 +183,21 @@ def canonical_at(first, last, x, w_enc, b_enc, token, feature, pre):
 
 
 @parallel
+def kth_largest(values, k):
+    """The k-th largest, counting equal ones. Of a few values each is compared with all: no branch, no memory."""
+    n = len(values)
+    if n > COMPARED:
+        return np.partition(values, n - k)[n - k]
+    found = values.dtype.type(np.inf)
+    for q in range(n):
+        larger = np.int32(0)
+        for r in range(n):
+            larger += np.int32(values[r] > values[q])
+        found = min(found, values[q]) if larger < k else found
+    return found
+
+
+@parallel
 def mark_largest(first, last, indptr, order, pre, k, keep):
     """keep[q] = π is positive and among the k largest of its token; of equal ones the lower feature."""
     for i in range(first, last):
@@ -206,7 +208,7 @@ def mark_largest(first, last, indptr, order, pre, k, keep):
             values[q] = pre[order[start + q]]
         floor, ties = pre.dtype.type(0), 0
         if n > k:
-            floor = max(floor, np.partition(values, n - k)[n - k])
+            floor = max(floor, kth_largest(values, k))
             above_it = 0
             for q in range(n):
                 above_it += values[q] > floor
@@ -219,19 +221,25 @@ def mark_largest(first, last, indptr, order, pre, k, keep):
             keep[order[start + q]] = kept
 
 
-@serial
-def kept_only(keep, colptr, token, pre):
-    """Drop entries without `keep`, in place. Returns how many are left; colptr follows."""
-    n = 0
-    for j in range(len(colptr) - 1):
-        start, stop = colptr[j], colptr[j + 1]
-        colptr[j] = n
-        for q in range(start, stop):
-            if keep[q]:
-                token[n], pre[n] = token[q], pre[q]
-                n += 1
-    colptr[-1] = n
-    return n
+@parallel
+def count_kept(first, last, colptr, keep, counts):
+    """counts[j] = entries of feature j with `keep`."""
+    for j in range(first, last):
+        n = 0
+        for q in range(colptr[j], colptr[j + 1]):
+            n += keep[q]
+        counts[j] = n
+
+
+@parallel
+def copy_kept(first, last, colptr, token, pre, keep, new_colptr, new_token, new_pre):
+    """The entries with `keep`, where new_colptr says."""
+    for j in range(first, last):
+        n, stop = new_colptr[j], new_colptr[j + 1]
+        for q in range(colptr[j], colptr[j + 1]):
+            if n < stop:  # foreseeable, as `keep` is not: what is not kept is written over
+                new_token[n], new_pre[n] = token[q], pre[q]
+                n += keep[q]
 
 
 @serial

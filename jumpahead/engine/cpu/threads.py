@@ -9,19 +9,33 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+Item = TypeVar("Item")
 PIECES = 8
 """Ranges per thread, so that an uneven load evens out."""
 
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="jumpahead")
+    """All threads but the caller's; in these torch itself uses one. They are made at once: what torch is told there
+    is also what threads begin with that are new to it."""
+    made, met = ThreadPoolExecutor(threads - 1, thread_name_prefix="jumpahead"), threading.Barrier(threads)
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        met.wait()
+
+    for _ in range(threads - 1):
+        made.submit(begin)
+    met.wait()
+    torch.set_num_threads(threads)
+    return made
 
 
 def cuts(n: int, pieces: int) -> list[tuple[int, int]]:
@@ -45,7 +59,33 @@ def spread(loop: Callable[..., Any], ranges: int | list[tuple[int, int]], *argum
         while (number := next(following)) < len(ranges):
             loop(*ranges[number], *arguments)
 
-    waiting = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
+    waiting = [_pool(threads).submit(work) for _ in range(threads - 1)]
     work()
     for future in waiting:
         future.result()
+
+
+def each(items: Sequence[Item], work: Callable[[int, Item], None]) -> None:
+    """Run work(worker, item) over items, on torch's number of threads; in each of them torch uses one.
+
+    No two items have the same worker, 0 … threads − 1, at the same time. Who gets which item is not determined.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        for item in items:
+            work(0, item)
+        return
+    following = itertools.count()
+
+    def run(worker: int) -> None:
+        while (number := next(following)) < len(items):
+            work(worker, items[number])
+
+    waiting = [_pool(threads).submit(run, worker) for worker in range(1, threads)]
+    torch.set_num_threads(1)
+    try:
+        run(0)
+    finally:
+        torch.set_num_threads(threads)
+        for future in waiting:
+            future.result()

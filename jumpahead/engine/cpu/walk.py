@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from jumpahead.engine.cpu.lanes import number
+from jumpahead.engine.cpu.lanes import fetch, number
 from jumpahead.engine.cpu.screen import parallel
 
 
@@ -20,6 +20,20 @@ def dot(a, b):
     for t in range(len(a)):
         total += a[t] * b[t]
     return total
+
+
+@parallel
+def add_rows(total, rows, which, weights, n):
+    """total += Σ weights[q]·rows[which[q]] over q < n; four rows at a time, for each pass writes `total` anew."""
+    for q in range(0, n - 3, 4):
+        a, b, c, e = rows[which[q]], rows[which[q + 1]], rows[which[q + 2]], rows[which[q + 3]]
+        u, v, w, y = weights[q], weights[q + 1], weights[q + 2], weights[q + 3]
+        for t in range(len(total)):
+            total[t] += u * a[t] + v * b[t] + w * c[t] + y * e[t]
+    for q in range(n // 4 * 4, n):
+        a, u = rows[which[q]], weights[q]
+        for t in range(len(total)):
+            total[t] += u * a[t]
 
 
 @parallel
@@ -61,29 +75,20 @@ def decode(first, last, indptr, order, feature, values, w_dec, bias, target, sig
 
     Two entries with a value at a time: half the traffic of the row that is added to.
     """
-    d = w_dec.shape[1]
     sign = w_dec.dtype.type(sign)
+    size = 0
     for i in range(first, last):
-        row, goal, end, place = out[i], target[i], indptr[i + 1], indptr[i]
-        for t in range(d):
-            row[t] = bias[t] - sign * goal[t]
-        while place < end:
+        size = max(size, indptr[i + 1] - indptr[i])
+    some, weight = np.empty(size, np.int32), np.empty(size, w_dec.dtype)
+    for i in range(first, last):
+        row, goal, n = out[i], target[i], 0
+        for place in range(indptr[i], indptr[i + 1]):
             q = order[place]
-            place += 1
-            if values[q] == 0:
-                continue
-            while place < end and values[order[place]] == 0:
-                place += 1
-            a, one = values[q], w_dec[feature[q]]
-            if place < end:
-                p = order[place]
-                place += 1
-                b, other = values[p], w_dec[feature[p]]
-                for t in range(d):
-                    row[t] += a * one[t] + b * other[t]
-            else:
-                for t in range(d):
-                    row[t] += a * one[t]
+            some[n], weight[n] = feature[q], values[q]
+            n += values[q] != 0
+        for t in range(len(row)):
+            row[t] = bias[t] - sign * goal[t]
+        add_rows(row, w_dec, some, weight, n)
         squares[i] = np.float64(dot(row, row))
 
 
@@ -95,6 +100,47 @@ def sums(first, last, colptr, vector, out):
         for q in range(colptr[j], colptr[j + 1]):
             total += np.float64(vector[q])
         out[j] = total
+
+
+@parallel
+def fired(first, last, colptr, values, out):
+    """out[j] = how many of feature j's values are positive."""
+    for j in range(first, last):
+        n = 0
+        for q in range(colptr[j], colptr[j + 1]):
+            n += values[q] > 0
+        out[j] = n
+
+
+@parallel
+def summed(first, last, colptr, slopes, projections, constant, out):
+    """out[j] = Σ (Σ_r slope_r·projection_r + constant) over feature j's entries, in float64, in token order."""
+    for j in range(first, last):
+        total = 0.0
+        for q in range(colptr[j], colptr[j + 1]):
+            one = constant[q] if len(constant) else out.dtype.type(0)
+            for r in range(len(slopes)):
+                one += slopes[r][q] * projections[r][q]
+            total += np.float64(one)
+        out[j] = total
+
+
+@parallel
+def at(first, last, colptr, vector, out):
+    """out[q] = vector[j] at every entry of feature j."""
+    for j in range(first, last):
+        for q in range(colptr[j], colptr[j + 1]):
+            out[q] = vector[j]
+
+
+@parallel
+def between(first, last, colptr, pre, low, high, weight, out):
+    """out[q] = weight[j] where low[j] < pre[q] < high[j], and 0 elsewhere. No high, no weight: infinity, and 1."""
+    for j in range(first, last):
+        least, most = low[j], high[j] if len(high) else pre.dtype.type(np.inf)
+        here = weight[j] if len(weight) else pre.dtype.type(1)
+        for q in range(colptr[j], colptr[j + 1]):
+            out[q] = here if (pre[q] > least) & (pre[q] < most) else pre.dtype.type(0)
 
 
 @parallel
@@ -144,46 +190,45 @@ def rows(
     constant. values, of the first `live` reconstructions: ∂L/∂d_j = Σ value·scale·residual. pull
     [blocks, d] gets Σ_j ∂L/∂b_enc,j·W_enc,j of each block, with W_enc as it was.
     """
-    d = w_enc.shape[1]
-    zero = x.dtype.type(0)
+    d, zero = w_enc.shape[1], x.dtype.type(0)
     g_enc, g_dec, d_pre = np.empty(d, x.dtype), np.empty(d, x.dtype), np.empty(len(x), x.dtype)
+    some, weight = np.empty(len(x), np.int32), np.empty(len(x), x.dtype)
     for j in range(first * block, min(last * block, len(w_enc))):
         start, n = colptr[j], colptr[j + 1] - colptr[j]
         if n == 0:
             continue
-        g_enc[:] = zero
+        fetch(w_enc, j)
+        fetch(v_enc, j)
+        fetch(v_dec, j)
+        touched, direction, tokens = False, w_dec[j], token[start : start + n]
         g_dec[:] = zero
-        touched, total, direction = False, 0.0, w_dec[j]
         for q in range(n):
             d_pre[q] = constant[start + q] if len(constant) else zero
         for r in range(len(residuals)):
-            slope, value, residual, scale = slopes[r], values[r], residuals[r], scales[r]
-            projection, is_spare = projections[r], spare[r]
+            slope, projection = slopes[r][start : start + n], projections[r][start : start + n]
+            residual, scale, live_here, m = residuals[r], scales[r], r < live, 0
             for q in range(n):
-                place = start + q
-                weight = value[place] * scale if r < live else zero
-                if weight != 0:
-                    touched = True
-                    along = zero
-                    row = residual[token[place]]
-                    for t in range(d):
-                        along += row[t] * direction[t]
-                        g_dec[t] += weight * row[t]
-                elif slope[place] != 0 or not is_spare:
-                    along = dot(residual[token[place]], direction)
-                else:
-                    along = zero
-                projection[place] = scale * along
-                d_pre[q] += slope[place] * projection[place]
+                weight[m] = values[r][start + q] * scale if live_here else zero
+                some[m] = tokens[q]
+                is_on = weight[m] != 0
+                along = zero
+                if is_on or slope[q] != 0 or not spare[r]:
+                    along = dot(residual[tokens[q]], direction)
+                m += is_on
+                projection[q] = scale * along
+                d_pre[q] += slope[q] * projection[q]
+            touched |= m > 0
+            add_rows(g_dec, residual, some, weight, m)
+        m, total = 0, 0.0
         for q in range(n):
-            if d_pre[q] != 0:
-                touched = True
-                total += np.float64(d_pre[q])
-                row = x[token[start + q]]
-                for t in range(d):
-                    g_enc[t] += d_pre[q] * row[t]
+            total += np.float64(d_pre[q])
+            some[m], weight[m] = tokens[q], d_pre[q]
+            m += d_pre[q] != 0
+        touched |= m > 0
         if not touched:
             continue
+        g_enc[:] = zero
+        add_rows(g_enc, x, some, weight, m)
         part, before = pull[j // block], x.dtype.type(total)
         for t in range(d):
             part[t] += before * w_enc[j, t]

@@ -26,7 +26,7 @@ from jumpahead.engine.lazy_adam import Adam
 from jumpahead.engine.select import AGAIN, BELOW, GUESSES, Selected
 from jumpahead.engine.step import Centred, Encoder, Residual, Rows, RowUpdate, State
 from jumpahead.engine.supports import PADDING, Support, trimmed
-from jumpahead.sae.base import DEAD, MAIN, Above, Largest, LargestOfBatch, Number, Simple
+from jumpahead.sae.base import DEAD, MAIN, Above, Affine, Entries, Largest, LargestOfBatch, Number, Simple
 
 CHUNK = 2**24
 """Entries of one block of the encoder product: 32 MiB in bfloat16, which stay in the L2 cache of a large card."""
@@ -316,8 +316,17 @@ class Triton:
             )  # fmt: skip
         return Residual(out, squares.sum())
 
+    def entries(self, support: Support) -> Entries:
+        return Entries(support.pre, support.feature, support.part, support.token)
+
     def sums(self, support: Support, vector: Tensor) -> Tensor:
         return self._sums(support.colptr, vector)
+
+    def fired(self, support: Support, values: Tensor) -> Tensor:
+        return self.sums(support, (values > 0).to(support.pre.dtype))
+
+    def summed(self, support: Support, gradient: Affine, projections: tuple[Tensor, ...]) -> Tensor:
+        return self.sums(support, gradient.at(projections))
 
     def active(self, support: Support, on: Tensor) -> Tensor:
         return self._sums(support.indptr, on.to(support.pre.dtype)[support.order])
