@@ -48,6 +48,8 @@ DEFAULT = Product("torch's default library, float32", "highest", own_threads=Fal
 ONEDNN = Product("oneDNN, float32", "medium")
 BFLOAT16 = Product("oneDNN, bfloat16 with exact recomputation", "highest", torch.bfloat16)
 PRODUCTS = (DEFAULT, ONEDNN, BFLOAT16)
+TOKENS, D, WIDTH = 1024, 256, 2048
+ROUNDS = 8
 WORTH = 0.8
 """bfloat16 must take less than this share of float32's time: it leaves more candidates to recompute."""
 
@@ -58,38 +60,38 @@ def is_exact(product: Product) -> bool:
         return decide.is_exact(torch.mm, product.dtype, "cpu")
 
 
-def seconds(product: Product, tokens: int = 1024, d: int = 256, width: int = 2048) -> float:
-    """Best of a few products at a typical shape."""
-    x, w, out = (torch.ones(*shape, dtype=product.dtype) for shape in ((tokens, d), (width, d), (width, tokens)))
-    best = float("inf")
-    with product.active():
-        for _ in range(4):
-            start = time.perf_counter()
-            torch.mm(w, x.T, out=out)
-            best = min(best, time.perf_counter() - start)
-    return best
+@functools.cache
+def timings() -> dict[Product, float]:
+    """Every product that is exact on this machine, and its seconds at a typical shape: the best of ROUNDS, in which the
+    products take turns, so that a neighbour on the machine slows all of them."""
+    found = {product: float("inf") for product in PRODUCTS if is_exact(product)}
+    factors = {
+        dtype: tuple(torch.ones(*shape, dtype=dtype) for shape in ((WIDTH, D), (TOKENS, D), (WIDTH, TOKENS)))
+        for dtype in {product.dtype for product in found}
+    }
+    for _ in range(ROUNDS):
+        for product in found:
+            w, x, out = factors[product.dtype]
+            with product.active():
+                start = time.perf_counter()
+                torch.mm(w, x.T, out=out)
+                found[product] = min(found[product], time.perf_counter() - start)
+    return found
 
 
 @functools.cache
 def float32() -> Product:
     """The fastest float32 product that is exact on this machine."""
-    usable = [product for product in PRODUCTS if product.dtype == torch.float32 and is_exact(product)]
+    usable = {product: time for product, time in timings().items() if product.dtype == torch.float32}
     assert usable, "torch's float32 product is not float32-accurate here"
-    return min(usable, key=timing)
+    return min(usable, key=lambda product: usable[product])
 
 
 @functools.cache
 def choose() -> Product:
     """The product to screen with: the fastest whose bound holds on this machine."""
-    best = float32()
-    if is_exact(BFLOAT16) and timing(BFLOAT16) < WORTH * timing(best):
+    taken, best = timings(), float32()
+    if BFLOAT16 in taken and taken[BFLOAT16] < WORTH * taken[best]:
         best = BFLOAT16
-    tried = [product for product in PRODUCTS if is_exact(product)]
-    report = ", ".join(f"{product.name} {1e3 * timing(product):.1f} ms" for product in tried)
-    return best._replace(why=f"exact and fastest of: {report} at 1024×256×2048")
-
-
-@functools.cache
-def timing(product: Product) -> float:
-    """`seconds`, once per process."""
-    return seconds(product)
+    report = ", ".join(f"{product.name} {1e3 * seconds:.1f} ms" for product, seconds in taken.items())
+    return best._replace(why=f"exact and fastest of: {report} at {TOKENS}×{D}×{WIDTH}")
