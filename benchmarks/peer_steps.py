@@ -29,7 +29,7 @@ import sys
 import threading
 import types
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
@@ -45,6 +45,8 @@ from jumpahead.sae.recipe import Setting, TrainConfig, learning_rate, sparsity_w
 ARCHITECTURES = ("jumprelu", "topk", "gated")
 ENDLESS = 1_000_000
 """Steps of the run that a contender believes to be in."""
+SETTLING = 400
+State = Literal["trained", "fresh", "settled"]
 SILENT = 1_000_000_000
 """Tokens, or steps, without firing: dead by every library's measure."""
 
@@ -489,7 +491,7 @@ class Ours(Contender):
     """`engine.step` with the default recipe.
 
     `trained`: at `begin`, at the end of the recipe's schedule. `fresh`: as the recipe initialises, at its beginning:
-    the first steps of a run, whose support is the largest.
+    the first steps of a run, whose support is the largest. `settled`: after a whole run of SETTLING steps on the data.
     """
 
     title, package, module = "jumpahead", "jumpahead", "jumpahead"
@@ -500,11 +502,13 @@ class Ours(Contender):
         self,
         architecture: str,
         begin: Start,
-        state: Literal["trained", "fresh"] = "trained",
+        state: State = "trained",
         bandwidth: float | None = None,
         engine: str = "default",
+        data: Sequence[Tensor] = (),
     ):
-        config = TrainConfig.model_validate({"tokens": 10_000 * begin.tokens, "batch": begin.tokens})
+        steps = SETTLING if state == "settled" else 10_000
+        config = TrainConfig.model_validate({"tokens": steps * begin.tokens, "batch": begin.tokens})
         kind, (width, d) = sae.architecture(architecture), begin.shape
         setting = Setting("l0", float(begin.l0))
         rules = kind.recipe_for(config, recipe.Shape(d, width, setting))
@@ -513,11 +517,14 @@ class Ours(Contender):
         aux = {} if architecture != "topk" or begin.dead is not None else {"aux": 0.0}
         arch = (trained(kind, begin) if state == "trained" else kind)(kind.Options(**aux), setting, rules)
         self.state = fresh_state(arch, d, width, 0, begin.sample)
-        self.first = 0 if state == "fresh" else config.steps - 1
+        self.first = config.steps - 1 if state == "trained" else 0
         self.rules, self.steps, self.dead = rules, config.steps, begin.dead
         self.kernels = ENGINES[engine]()
         self.entries: list[float] = []
         """|S| per token of every step."""
+        for i in range(SETTLING if state == "settled" else 0):
+            self.step(data[i % len(data)])
+        self.entries.clear()
 
     def prepare(self) -> None:
         if self.dead is not None:

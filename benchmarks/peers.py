@@ -16,7 +16,8 @@ What the tables say:
                torch.set_float32_matmul_precision("medium"), which on most CPUs goes to oneDNN. Ours: `default`, the
                kernels as they choose themselves; `float32`, with no narrower product.
     state      `trained`: at the true dictionary, thresholds where L0 is as asked, at the end of the recipe's schedule;
-               `fresh`: as the recipe initialises, in its first steps, where the support is largest.
+               `fresh`: as the recipe initialises, in its first steps, where the support is largest; `settled`: after
+               a whole run of 400 steps on this data, thresholds and bandwidth as training left them.
     ε          JumpReLU's bandwidth: `recipe's` is that of the default recipe.
     entries    of the support, per token: |S|, ours alone. It is not L0.
     × default  the fastest peer's median over this row's; × medium likewise, with `medium` for the peers.
@@ -42,6 +43,7 @@ from jumpahead import store
 
 RESULTS = Path(__file__).parent / "RESULTS"
 SHAPES = (Shape(256, 8192, 2048, 32), Shape(768, 16384, 2048, 50), Shape(2304, 16384, 1024, 64))
+BATCHES = 16
 TINY = Shape(64, 1024, 256, 8)
 PACKAGES = ("transformer-lens", "nnsight", *(peer.package for peer in peer_steps.PEERS))
 
@@ -73,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         "--shapes", nargs="+", type=shape, metavar="d,M,B,L0", help="the shapes of steps; three by default"
     )
     made.add_argument("--architectures", nargs="+", choices=peer_steps.ARCHITECTURES, help="all by default")
-    made.add_argument("--rounds", type=int, default=7, help="steps of every lane that count (default %(default)s)")
+    made.add_argument("--rounds", type=int, default=7, help="turns of every lane that count (default %(default)s)")
     made.add_argument("--no-memory", action="store_true", help="times only")
     made.add_argument("--quick", action="store_true", help="a tiny shape, one round; written only where --out says")
     made.add_argument("--check", action="store_true", help="whether every library's step makes the error fall")
@@ -108,7 +110,7 @@ def measured(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any],
     cases = [case for case in CASES if case.architecture in (options.architectures or peer_steps.ARCHITECTURES)]
     section = where | {"cases": []}
     for one in shapes:
-        data = synthetic.make(one.d, one.width, one.tokens, one.l0)
+        data = synthetic.make(one.d, one.width, one.tokens, one.l0, count=BATCHES)
         for case in cases:
             found = rounds.measure(one, case, 1 if options.quick else options.rounds, data)
             section["cases"].append(found | {"ratios": rounds.ratios(found)})
@@ -215,7 +217,7 @@ def case_text(found: dict[str, Any]) -> str:
     error = f"Largest error of a `medium` product here: {found['medium_error']:.0e} of ‖x‖·‖w‖."
     kernels = {row["products"]: row["kernels"] for row in found["rows"] if "kernels" in row}
     named = " ".join(f"Ours, `{products}`: {name}." for products, name in kernels.items())
-    counted = f"Steps counted: {found['rounds']} of each lane, after {found['warmup']} that are not."
+    counted = f"Turns counted: {found['rounds']} of each lane, after {found['warmup']} that are not."
     if "command" in found:
         counted = f"`{found['command']}`, {found['date']}. {counted}"
     return "\n\n".join([title, render((*HEADINGS, *RATIOS), rows), f"{counted} {error} {named}"])

@@ -1,4 +1,6 @@
-"""Timing by turns: every round times one step of each lane, so that whatever else the machine does falls on all alike.
+"""Timing by turns: in every round each lane steps for TURN seconds, and at least once, so that whatever else the
+machine does falls on all alike. In training a step follows a step of its own, not of another library: of several steps
+in a turn the first is not counted.
 
 A lane is a contender under one setting: a peer under its own float32 matmul precision and under `medium`, ours under
 each choice of kernels, and the encoder product alone, which no step that finds its features exactly can undercut.
@@ -19,6 +21,7 @@ from torch import Tensor
 from benchmarks import peer_steps, synthetic
 from benchmarks.peer_steps import ENGINES, Contender, Look, Ours, Start
 
+TURN = 0.25
 WARMUP = 2
 """Rounds that are not counted: compilation, optimizer states, buffers."""
 LOOK = 512
@@ -70,24 +73,28 @@ class Lane:
     ):
         self.step, self.contender, self.precision = step, contender, precision
         self.row: dict[str, Any] = {"library": library, "kind": kind, "products": products, **about}
-        self.seconds: list[float] = []
+        self.turns: list[list[float]] = []
+        """Seconds of the steps that count, by round."""
 
     @property
     def failed(self) -> str:
         """What went wrong in this lane, or in another with the same contender."""
         return "" if self.contender is None else self.contender.failed
 
-    def turn(self, x: Tensor) -> None:
-        """Time one step; a contender that fails is not asked again."""
+    def turn(self, batches: list[Tensor]) -> None:
+        """Time some steps; a contender that fails is not asked again."""
         if self.failed:
             return
-        if self.contender is not None:
-            self.contender.prepare()
         torch.set_float32_matmul_precision(self.precision)
         try:
-            begun = time.perf_counter()
-            self.step(x)
-            self.seconds.append(time.perf_counter() - begun)
+            seconds: list[float] = []
+            while not seconds or sum(seconds) < TURN:
+                if self.contender is not None:
+                    self.contender.prepare()
+                begun = time.perf_counter()
+                self.step(batches[len(seconds) % len(batches)])
+                seconds.append(time.perf_counter() - begun)
+            self.turns.append(seconds[1:] or seconds)
         except Exception as error:  # another library's fault must not end the others' turns
             if self.contender is None:
                 raise
@@ -96,10 +103,10 @@ class Lane:
             torch.set_float32_matmul_precision("highest")
 
     def result(self, warmup: int) -> dict[str, Any]:
-        """The row, with times in ms without the warm-up."""
+        """The row, with times in ms without the first `warmup` turns."""
         if self.failed:
             return self.row | {"unavailable": self.failed}
-        times = [1e3 * seconds for seconds in self.seconds[warmup:]]
+        times = [1e3 * seconds for turn in self.turns[warmup:] for seconds in turn]
         return self.row | {
             "median_ms": statistics.median(times), "min_ms": min(times), "max_ms": max(times), "times_ms": times
         }  # fmt: skip
@@ -109,13 +116,12 @@ def measure(shape: Shape, case: Case, rounds: int, data: synthetic.Data, warmup:
     """Every library's step at one shape: {shape, case, rows, accuracy of `medium`}."""
     begin = peer_steps.start(data.dictionary, data.batches[0], shape.tokens, shape.l0, case.dead)
     lanes, absent = peer_lanes(case, begin)
-    lanes += our_lanes(case, begin) + product_lanes(begin)
+    lanes += our_lanes(case, begin, data.batches) + product_lanes(begin)
     looks = {id(lane): [look(lane, data)] for lane in lanes}
     for number in range(warmup + rounds):
         say(f"{case}, {shape}: round {number + 1} of {warmup + rounds}")
-        x = data.batches[number % len(data.batches)]
         for lane in lanes:
-            lane.turn(x)
+            lane.turn(data.batches)
     rows = []
     for lane in lanes:
         looks[id(lane)].append(look(lane, data))
@@ -161,15 +167,16 @@ def peer_lanes(case: Case, begin: Start) -> tuple[list[Lane], list[dict[str, Any
     return lanes, absent
 
 
-def our_lanes(case: Case, begin: Start) -> list[Lane]:
-    """Ours: trained and fresh, for JumpReLU also at the paper's bandwidth; under every choice of kernels."""
-    variants: list[tuple[Literal["trained", "fresh"], float | None]] = [("trained", None), ("fresh", None)]
+def our_lanes(case: Case, begin: Start, data: list[Tensor]) -> list[Lane]:
+    """Ours: trained and fresh, under every choice of kernels. For JumpReLU also at the paper's bandwidth, and settled:
+    how many entries are in its window is for training to say."""
+    variants: list[tuple[peer_steps.State, float | None]] = [("trained", None), ("fresh", None)]
     if case.architecture == "jumprelu":
-        variants.insert(0, ("trained", 0.001))
+        variants = [("trained", 0.001), ("settled", None), *variants]
     lanes = []
     for engine in ENGINES:
         for state, bandwidth in variants:
-            one = Ours(case.architecture, begin, state, bandwidth, engine)
+            one = Ours(case.architecture, begin, state, bandwidth, engine, data)
             about: dict[str, Any] = {"state": state, "kernels": one.kernels.name}
             if case.architecture == "jumprelu":
                 about["bandwidth"] = "recipe's" if bandwidth is None else bandwidth

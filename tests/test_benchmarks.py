@@ -119,6 +119,10 @@ def test_our_fresh_state_is_the_recipes_and_learns():
     for i in range(80):
         one.step(data.batches[i % 4])
     assert one.look(data.batches[0]).error < before
+    settled = Ours("jumprelu", begin, "settled", data=data.batches)
+    assert settled.state.t == peer_steps.SETTLING
+    assert settled.entries == []
+    assert settled.look(data.batches[0]).error < before
     narrow = Ours("jumprelu", begin, "trained", 0.001)
     narrow.step(data.batches[0])
     wide = Ours("jumprelu", begin, "trained")
@@ -132,15 +136,30 @@ def test_our_fresh_state_is_the_recipes_and_learns():
 def test_a_library_that_is_absent_or_fails_has_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(peer_steps, "PEERS", (Absent, Failing))
     monkeypatch.setattr(peer_steps, "load", lambda peer: None)
+    monkeypatch.setattr(peer_steps, "SETTLING", 3)
+    monkeypatch.setattr(rounds, "TURN", 0)
     data = synthetic.make(SMALL.d, SMALL.width, SMALL.tokens, SMALL.l0, count=2)
     found = rounds.measure(SMALL, Case("jumprelu", 0.0), 2, data, warmup=1)
-    assert [len(row["times_ms"]) for row in found["rows"] if "times_ms" in row] == [2] * 9  # 6 of ours, 3 products
+    assert [len(row["times_ms"]) for row in found["rows"] if "times_ms" in row] == [2] * 11  # 8 of ours, 3 products
     text = peers.case_text(json.loads(json.dumps(found | {"ratios": rounds.ratios(found)})))
     assert "Absent: not installed: `make bench-peers` installs no-such-library-of-saes" in text
     assert "Failing: failed: ValueError: the second step" in text
     assert text.count("Failing: failed") == 2  # by default and with `medium`: one SAE
-    assert text.count("| jumpahead") == 6
+    assert text.count("| jumpahead") == 8
     assert rounds.ratios(found)["best_peer"] == {"default": None, "medium": None}
+
+
+def test_a_turn_goes_on_for_its_time_and_does_not_count_a_first_step_that_others_follow(monkeypatch):
+    clock = iter(float(second) for second in range(100))
+    monkeypatch.setattr(rounds.time, "perf_counter", lambda: next(clock) ** 2)
+    monkeypatch.setattr(rounds, "TURN", 10)
+    seen: list[str] = []
+    lane = rounds.Lane("slow at first", seen.append, kind="ours", products="default")
+    lane.turn(["a", "b"])  # steps of 1, 5 and 9 seconds
+    assert seen == ["a", "b", "a"]
+    lane.turn(["a", "b"])  # one of 13
+    assert lane.turns == [[5, 9], [13]]
+    assert lane.result(1)["times_ms"] == [13e3]
 
 
 def test_every_peer_is_named_with_a_reason_or_there():

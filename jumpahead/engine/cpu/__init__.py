@@ -89,12 +89,13 @@ class Compiled:
         return Encoder(w_enc, w_enc.norm(dim=1), low, gaps, self.name)
 
     def centre(self, x: Tensor, bias: Tensor) -> Centred:
-        out, norms = torch.empty_like(x), torch.empty(len(x), dtype=x.dtype)
-        spread(walk.centre, len(x), x.numpy(), bias.numpy(), out.numpy(), norms.numpy())
-        if not self._low(x.dtype):
+        is_low, out, norms = self._low(x.dtype), torch.empty_like(x), x.new_empty(len(x))
+        low = x.new_empty(x.shape if is_low else (0, 0), dtype=torch.bfloat16)
+        gaps = torch.empty_like(norms if is_low else norms[:0])
+        arrays_of = (one.numpy() for one in (x, bias, out, norms))
+        spread(walk.centre, len(x), *arrays_of, bits(low), gaps.numpy())
+        if not is_low:
             return Centred(out, norms)
-        low, gaps = torch.empty_like(x, dtype=torch.bfloat16), torch.empty_like(norms)
-        spread(walk.round_rows, len(x), out.numpy(), bits(low), gaps.numpy())
         largest = (gaps / norms.clamp_min(1e-30)).amax().item() if len(x) else 0.0
         return Centred(out, norms, low, largest if largest < MOST_LOST else MOST_LOST)
 

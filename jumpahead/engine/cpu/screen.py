@@ -52,7 +52,7 @@ def screen_above(product, offset, coarse, floor, column, row, x, w_enc, b_enc, l
     for `above`.
     """
     size, place = product.shape[1], 0
-    found, wide = np.empty(size, np.int32), np.empty(x.shape[1])
+    found, exact, wide = np.empty(size, np.int32), np.empty(size, x.dtype), np.empty(x.shape[1])
     for c in range(len(product)):
         j, p, n, kept = offset + c, product[c], 0, 0
         for block in range(size // LANES):
@@ -68,12 +68,13 @@ def screen_above(product, offset, coarse, floor, column, row, x, w_enc, b_enc, l
         if n:
             widened(w_enc[j], wide)
         for q in range(n):
-            exact = canonical(x[found[q]], wide, b_enc[j])
-            if exact > lower[j]:
-                if place < len(tokens):
-                    tokens[place], pre[place] = found[q], exact
-                    place += 1
-                kept += 1
+            exact[q] = canonical(x[found[q]], wide, b_enc[j])
+        for q in range(n):
+            if place < len(tokens):  # foreseeable, as the comparison is not: what fails it is written over
+                tokens[place], pre[place] = found[q], exact[q]
+            is_in = exact[q] > lower[j]
+            place += is_in
+            kept += is_in
         counts[j] = kept
 
 

@@ -51,8 +51,8 @@ def round_row(row, low):
 
 
 @parallel
-def centre(first, last, x, bias, out, norms):
-    """out = x − bias, and the norm of each row."""
+def centre(first, last, x, bias, out, norms, low, gaps):
+    """out = x − bias, and the norm of each row; where there is room for it, what `round_row` makes of each."""
     for i in range(first, last):
         total = x.dtype.type(0)
         for t in range(x.shape[1]):
@@ -60,6 +60,8 @@ def centre(first, last, x, bias, out, norms):
             out[i, t] = value
             total += value * value
         norms[i] = np.sqrt(total)
+        if len(gaps):
+            gaps[i] = round_row(out[i], low[i])
 
 
 @parallel
