@@ -89,7 +89,10 @@ STAGES_OF = {
     "settle": ("selection",),
     "kth": ("selection",),
     "decode": ("decode", "auxiliary"),
+    "entries": ("selection",),
     "sums": ("backward",),
+    "fired": ("backward",),
+    "summed": ("backward",),
     "active": ("backward",),
     "rows": ("rows",),
     "given_rows": ("rows",),
@@ -104,7 +107,8 @@ class Call(NamedTuple):
     method: str
     seconds: float
     products: float = 0.0
-    """Seconds in torch's matrix products within it; looked at in SEARCH alone."""
+    """Seconds in torch's matrix products within it, as the calling thread took part in them; looked at in SEARCH
+    alone."""
 
 
 @final

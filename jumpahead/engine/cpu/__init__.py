@@ -11,6 +11,7 @@ No loop knows an architecture.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from jumpahead.engine.cpu import screen, walk
 from jumpahead.engine.cpu.lanes import coarse
 from jumpahead.engine.cpu.product import Product, choose, float32
-from jumpahead.engine.cpu.threads import PIECES, cuts, each, spread
+from jumpahead.engine.cpu.threads import cuts, each, spread
 from jumpahead.engine.decide import LOW_OUTPUT, bias_slack, low_slack, slack
 from jumpahead.engine.lazy_adam import Adam
 from jumpahead.engine.step import Centred, Encoder, Residual, Rows, RowUpdate, State
@@ -29,7 +30,7 @@ from jumpahead.engine.supports import Support
 from jumpahead.sae.base import DEAD, MAIN, Above, Affine, Entries, Simple
 
 CHUNK = 2**20
-"""Entries of one block of the encoder product, per thread that makes it."""
+"""Entries of one block of the encoder product: what a thread makes and looks at in one go."""
 MOST_LOST = 2.0**-8
 """The largest share of a row's norm that rounding to bfloat16 can take; also where the row is not finite."""
 ROOM = 32
@@ -65,7 +66,7 @@ class Compiled:
         self.name = f"numba, encoder product by {self.screening.name}"
         self.room = ROOM
         """Places per feature of an arena; grows where one overflows."""
-        self._memory: dict[str, np.ndarray] = {}
+        self._memory = threading.local()
 
     # ------------------------------------------------------------------------------------------ what is kept ready
 
@@ -74,11 +75,11 @@ class Compiled:
         return self.screening.dtype == torch.bfloat16 and kind == torch.float32
 
     def array(self, name: str, shape: tuple[int, ...], kind: Any) -> np.ndarray:
-        """Working memory, kept from step to step; not cleared."""
-        size = int(np.prod(shape))
-        have = self._memory.get(name)
+        """Working memory of this thread, kept from step to step; not cleared."""
+        size, mine = int(np.prod(shape)), self._memory.__dict__
+        have = mine.get(name)
         if have is None or len(have) < size or have.dtype != kind:
-            self._memory[name] = have = np.empty(size, kind)
+            mine[name] = have = np.empty(size, kind)
         return have[:size].reshape(shape)
 
     def encoder(self, w_enc: Tensor) -> Encoder:
@@ -130,13 +131,13 @@ class Compiled:
             floor = torch.where(floor.isinf(), floor, floor - floor.abs() * LOW_OUTPUT)
         lowest = floor - (x.norms.max() if len(x.norms) else 0.0) * columns
         idle = (lower == torch.inf).numpy()
-        arena = Arena(self, "above", x.x.numpy().dtype, len(lower))
+        arena = Arena(self, x.x.numpy().dtype, len(lower))
         bounds = (floor.numpy(), columns.numpy(), x.norms.numpy())
         weights = (x.x.numpy(), encoder.w.numpy(), b_enc.numpy(), lower.numpy())
 
-        def look(worker: int, start: int, block: np.ndarray) -> None:
+        def look(_: int, start: int, block: np.ndarray) -> None:
             lowest_here = coarse(lowest[start : start + len(block)].numpy(), block.dtype)
-            arena.fill(worker, screen.screen_above, block, start, lowest_here, *bounds, *weights)
+            arena.fill(screen.screen_above, block, start, lowest_here, *bounds, *weights)
 
         self._each_block(x, encoder, look, idle)
         return arena.found()
@@ -144,32 +145,24 @@ class Compiled:
     def _each_block(self, x: Centred, encoder: Encoder, look: Look, idle: np.ndarray | None = None) -> None:
         """The product W_enc·xᵀ, a block of features at a time; blocks of features that are all idle are left out.
 
-        A thread looks at the block that it made itself, while it is in its cache; where the library's threads are not
-        for a thread to say, all make a block together, and each looks at a part.
+        A thread looks at the block that it made itself, while it is in its cache.
         """
         width, tokens = len(encoder.w), len(x.x)
-        is_own, threads = self.screening.own_threads, torch.get_num_threads()
-        most, fair = CHUNK * (1 if is_own else threads) // max(1, tokens), -(-width // threads)
-        size = max(64, min(most, fair) // 64 * 64)
+        fair = -(-width // torch.get_num_threads())
+        size = max(64, min(CHUNK // max(1, tokens), fair) // 64 * 64)
         starts = [s for s in range(0, width, size) if idle is None or not idle[s : s + size].all()]
         rows, columns = (encoder.w, x.x.T) if encoder.low is None or x.low is None else (encoder.low, x.low.T)
         kind = np.int16 if rows.dtype == torch.bfloat16 else x.x.numpy().dtype
 
-        def multiplied(worker: int, start: int) -> np.ndarray:
+        def work(worker: int, start: int) -> None:
             some = rows[start : start + size]
-            block = self.array(f"product {worker}", (len(some), tokens), kind)
+            block = self.array("product", (len(some), tokens), kind)
             out = torch.from_numpy(block)
             torch.mm(some, columns, out=out.view(torch.bfloat16) if kind == np.int16 else out)
-            return block
+            look(worker, start, block)
 
         with self.screening.active():
-            if is_own:
-                each(starts, lambda worker, start: look(worker, start, multiplied(worker, start)))
-                return
-            for first in starts:
-                whole = multiplied(0, first)
-                parts = [(first + a, whole[a:b]) for a, b in cuts(len(whole), threads * PIECES)]
-                each(parts, lambda worker, part: look(worker, *part))
+            each(starts, work)
 
     def canonical(self, x: Tensor, w_enc: Tensor, b_enc: Tensor, token: Tensor, feature: Tensor) -> Tensor:
         out = torch.empty(len(token), dtype=x.dtype)
@@ -300,18 +293,18 @@ def given(tensor: Tensor | None, kind: Any) -> np.ndarray:
 class Arena:
     """Entries of blocks, collected feature by feature; see screen.py."""
 
-    def __init__(self, layer: Compiled, name: str, kind: Any, width: int):
-        self._layer, self._name, self._kind = layer, name, kind
+    def __init__(self, layer: Compiled, kind: Any, width: int):
+        self._layer, self._kind = layer, kind
         self._counts = np.zeros(width, np.int64)
         self._parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def fill(self, worker: int, loop: Any, block: np.ndarray, start: int, *arguments: Any) -> None:
+    def fill(self, loop: Any, block: np.ndarray, start: int, *arguments: Any) -> None:
         """Run a screening loop over the block of features from `start`; again with more room if it overflows."""
         size = len(block)
         while True:
             room = self._layer.room
-            tokens = self._layer.array(f"{self._name} tokens {worker}", (size * room,), np.int32)
-            values = self._layer.array(f"{self._name} values {worker}", (size * room,), self._kind)
+            tokens = self._layer.array("tokens", (size * room,), np.int32)
+            values = self._layer.array("values", (size * room,), self._kind)
             loop(block, start, *arguments, tokens, values, self._counts)
             used = int(self._counts[start : start + size].sum())
             if used <= size * room:
@@ -342,7 +335,7 @@ class Race:
             layer.columns(x, encoder).numpy(), x.norms.numpy(),
             np.ones(len(b_enc), np.bool_) if members is None else members.numpy(),
         )  # fmt: skip
-        self._arena = Arena(layer, name, kind, len(b_enc))
+        self._arena = Arena(layer, kind, len(b_enc))
         self._groups = max(64, GROUPS * k) // threads + 1
         self._best = layer.array(f"{name} best", (threads * self._groups, tokens), kind)
         self._best[:] = -np.inf
@@ -357,7 +350,7 @@ class Race:
         self._seen[worker] += 1
         if self._seen[worker] & (self._seen[worker] - 1) == 0:  # after 1, 2, 4, … blocks: later ones raise them little
             screen.bracket(0, len(self._floors), self._best, self._k, self._floors, np.empty_like(self._floors))
-        self._arena.fill(worker, screen.screen_largest, block, start, *self._bounds, self._floors)
+        self._arena.fill(screen.screen_largest, block, start, *self._bounds, self._floors)
 
     def finish(self) -> Found:
         """The exact selection among the candidates."""

@@ -28,8 +28,6 @@ class Product(NamedTuple):
     """Argument of torch.set_float32_matmul_precision."""
     dtype: torch.dtype = torch.float32
     """What x and W_enc are rounded to."""
-    own_threads: bool = True
-    """Whether each thread says for itself how many threads its products use: OpenMP's setting, not MKL's."""
     why: str = ""
     """How it was chosen, for the log."""
 
@@ -44,7 +42,7 @@ class Product(NamedTuple):
             torch.set_float32_matmul_precision(before)
 
 
-DEFAULT = Product("torch's default library, float32", "highest", own_threads=False)
+DEFAULT = Product("torch's default library, float32", "highest")
 ONEDNN = Product("oneDNN, float32", "medium")
 BFLOAT16 = Product("oneDNN, bfloat16 with exact recomputation", "highest", torch.bfloat16)
 PRODUCTS = (DEFAULT, ONEDNN, BFLOAT16)
