@@ -168,14 +168,16 @@ def peer_lanes(case: Case, begin: Start) -> tuple[list[Lane], list[dict[str, Any
 
 
 def our_lanes(case: Case, begin: Start, data: list[Tensor]) -> list[Lane]:
-    """Ours: trained and fresh, under every choice of kernels. For JumpReLU also at the paper's bandwidth, and settled:
-    how many entries are in its window is for training to say."""
+    """Ours: trained and fresh, under every choice of kernels. For JumpReLU also at the paper's bandwidth, and settled
+    by the kernels that are chosen by default: how many entries are in its window is for training to say."""
     variants: list[tuple[peer_steps.State, float | None]] = [("trained", None), ("fresh", None)]
     if case.architecture == "jumprelu":
         variants = [("trained", 0.001), ("settled", None), *variants]
     lanes = []
     for engine in ENGINES:
         for state, bandwidth in variants:
+            if state == "settled" and engine != "default":
+                continue
             one = Ours(case.architecture, begin, state, bandwidth, engine, data)
             about: dict[str, Any] = {"state": state, "kernels": one.kernels.name}
             if case.architecture == "jumprelu":
