@@ -308,7 +308,7 @@ def _without_lm(study: Study, run: store.Run, *, measure: bool) -> Plan:
         * sum(data.widths.values())
         * DTYPE_BYTES[study.activations.dtype]
     )
-    memory = 2 * block + step_workspace(study.train.batch, max(data.widths.values()))
+    memory = 2 * block + step_workspace(study.train.batch, max(data.widths.values()), threads(study))
     seconds = measured_without_lm(study, data, held_out) if measure else None
     return _assembled(
         study, run, panels, tokens, "none: activations from elsewhere", 0, memory, None, seconds, Nouns(of_rows=True)
@@ -377,19 +377,24 @@ def _workspace(study: Study, shape: Outline | None) -> int:
     logits = study.lm.batch * context * (shape.vocabulary if shape else 0) * 4
     return (
         2 * block
-        + step_workspace(study.train.batch, max(_widths(study, shape), default=0))
+        + step_workspace(study.train.batch, max(_widths(study, shape), default=0), threads(study))
         + 2 * logits
         + 2 * ((shape and shape.weights_bytes) or 0)
     )
 
 
-def step_workspace(batch: int, d: int) -> int:
-    """Bytes that one training step needs beside the SAE; steps follow one another, so all SAEs share them.
+def threads(study: Study) -> int:
+    """CPU threads that training uses, at most."""
+    return study.train.threads or os.cpu_count() or 1
 
-    A block of the encoder product (2²² entries, float32 at most) + five [B, d] tensors (x − b_dec, its copy in
-    bfloat16, x̂ − x for each reconstruction, their targets) + 40 bytes for each entry of the support.
+
+def step_workspace(batch: int, d: int, threads: int) -> int:
+    """Bytes that training steps need beside the SAEs; as many are done at the same time as there are threads, at most.
+
+    Per thread a block of the encoder product (2²⁰ entries, float32 at most) + five [B, d] tensors (x − b_dec, its copy
+    in bfloat16, x̂ − x for each reconstruction, their targets) + 40 bytes for each entry of the support.
     """
-    return 4 * 2**22 + 20 * batch * d + 40 * batch * ENTRIES
+    return threads * (4 * 2**20 + 20 * batch * d + 40 * batch * ENTRIES)
 
 
 def _token_bytes(study: Study, shape: Outline | None, tokens: Tokens) -> int:

@@ -4,7 +4,8 @@
                  are done here; tokenising, at the rate of a first stretch of the text
     stream       activations at the LM's rate: what the scale and the start are measured on, and then every block of a
                  training, once per stream seed (once in all where they are kept)
-    SAEs         a fresh state each, and steps × a step's time at the smallest and the largest setting of each series
+    SAEs         a fresh state each, and steps × a step's time at the smallest and the largest setting of each series;
+                 where several SAEs train side by side, times what a step takes then
     evaluation   at each site, what all SAEs share per group of contexts, and what each adds: encoder, decoder, the LM
                  after the site
     intervals    the bootstrap of each SAE
@@ -24,6 +25,7 @@ Nothing heavy is imported before a probe begins.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import time
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from jumpahead.activations.base import Activations
-    from jumpahead.engine import State
+    from jumpahead.engine import Kernels, State
     from jumpahead.lm.contexts import Contexts
     from jumpahead.lm.model import LM
     from jumpahead.lm.sources.base import Source
@@ -270,7 +272,18 @@ def _one(study: Study, one: Series, setting: Any, width: int, x: Tensor) -> tupl
     params = arch.fold({name: tensor.cpu() for name, tensor in state.p.items()}, scale)
     if setting.kind == "l0":
         lower_biases(arch, params, x[:ROWS], setting.value, training=False)
-    return begun, fresh, settled, SAE(arch, params, {})
+    share = _share(state, steps, layer, len(units(study)))
+    return begun, share * fresh, share * settled, SAE(arch, params, {})
+
+
+def _share(state: State, steps: Callable[[State, int], None], layer: Kernels, saes: int) -> float:
+    """What a step adds to the time of a study in which several go side by side, in parts of its own time alone."""
+    together = layer.at_once(saes)
+    if together == 1:
+        return 1.0
+    twins = [copy.deepcopy(state) for _ in range(together)]
+    beside = _timed(lambda: layer.side_by_side(twins, lambda one: steps(one, 2)))
+    return beside / together / _timed(lambda: steps(state, 2))
 
 
 def lower_biases(arch: Architecture, p: Params, x: Tensor, entries: float, *, training: bool) -> bool:

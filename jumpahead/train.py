@@ -232,34 +232,39 @@ def train(
     progress, steps = progress or log.Silent(), config.steps
     first = min(job.state.t for job in jobs)
     saved = time.monotonic()
-    every = max(1, steps // REPORTS) | 1
     with (
         interruptible() as interrupted,
         progress.phase("training", config.tokens, unit, first * config.batch) as p,
         contextlib.closing(stream.batches(first)) as batches,
     ):
         for i, batch in zip(range(first, steps), batches, strict=False):
-            x = in_unit(batch, jobs)
-            rows = {}
-            for job in jobs:
-                if job.state.t == i and not interrupted():
-                    rules = job.state.arch.recipe
-                    lr, warmup = learning_rate(rules, i, steps), sparsity_warmup(rules, i)
-                    is_last = i + 1 == steps
-                    watch = None
-                    if (i + 1) % (every * WATCHED) == 0 or is_last:
-                        watch = Watch(job.state, config.batch, warmup)
-                    result = job.step(x[job.site], lr, warmup, kernels, watch)
-                    if (i + 1) % every == 0 or is_last:
-                        job.settle(kernels)
-                        health = watch and watch.health(job.state, rate_left(rules, i + 1, steps))
-                        rows[job.label] = job.record(result, x[job.site], lr, health)
-            p.advance(config.batch, rows)
+            x, due = in_unit(batch, jobs), [job for job in jobs if job.state.t == i]
+            shown: dict[str, dict[str, float]] = {}
+
+            def one(job: Job, i: int = i, x: dict[str, Tensor] = x, shown: dict[str, dict[str, float]] = shown) -> None:
+                if not interrupted():
+                    shown[job.label] = advance(job, i, x[job.site], config, kernels)
+
+            with shared_time(due):
+                kernels.side_by_side(due, one)
+            p.advance(config.batch, {job.label: shown[job.label] for job in due if shown.get(job.label)})
             if interrupted() or time.monotonic() - saved > 60 * config.checkpoint_minutes:
                 for job in jobs:
                     job.settle(kernels)
                 checkpoint_all(jobs, progress, interrupted())
                 saved = time.monotonic()
+
+
+@contextlib.contextmanager
+def shared_time(jobs: Sequence[Job]) -> Iterator[None]:
+    """Within this context several steps may be done at the same time: afterwards `seconds` are shares of the time that
+    went by, in proportion to what each step took."""
+    before, begun = [job.seconds for job in jobs], time.perf_counter()
+    yield
+    passed, own = time.perf_counter() - begun, [job.seconds - was for job, was in zip(jobs, before, strict=True)]
+    share = min(1.0, passed / max(sum(own), 1e-9))
+    for job, was, seconds in zip(jobs, before, own, strict=True):
+        job.seconds = was + share * seconds
 
 
 def shares(whole: float, own: float, made: float, beside: bool) -> str:
@@ -299,6 +304,22 @@ def checkpoint_all(jobs: Sequence[Job], progress: log.Progress, stopping: bool) 
         job.checkpoint()
     if stopping:
         raise KeyboardInterrupt
+
+
+def advance(job: Job, i: int, x: Tensor, config: TrainConfig, kernels: Kernels) -> dict[str, float]:
+    """Step i, from 0, of an SAE; what progress shows of it, nothing where the step has no line in the log."""
+    rules, steps = job.state.arch.recipe, config.steps
+    every, is_last = max(1, steps // REPORTS) | 1, i + 1 == steps
+    lr, warmup = learning_rate(rules, i, steps), sparsity_warmup(rules, i)
+    watch = None
+    if (i + 1) % (every * WATCHED) == 0 or is_last:
+        watch = Watch(job.state, config.batch, warmup)
+    result = job.step(x, lr, warmup, kernels, watch)
+    if (i + 1) % every != 0 and not is_last:
+        return {}
+    job.settle(kernels)
+    health = watch and watch.health(job.state, rate_left(rules, i + 1, steps))
+    return job.record(result, x, lr, health)
 
 
 @contextlib.contextmanager

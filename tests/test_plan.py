@@ -264,7 +264,8 @@ def test_a_study_without_a_language_model_is_counted_exactly(text: Path, tmp_pat
     assert facts["trained on"] == "9,984 activations per SAE: each row 4.2 times"
     assert facts["held-out rows"] == "2,400 rows, of which 2,400 are scored"
     assert not re.search(r"(?<!\.)\b(token|text|document)", made.text())
-    assert made.memory_bytes == 10 * 3 * (960 + 154) + 2 * 2 * 200 * 10 * 4 + plan.step_workspace(64, 10)
+    steps = plan.step_workspace(64, 10, plan.threads(study))
+    assert made.memory_bytes == 10 * 3 * (960 + 154) + 2 * 2 * 200 * 10 * 4 + steps
     assert made.disk_bytes == 4 * 3 * (960 + 154) + 3 * 300_000
     assert made.seconds is not None
     assert min(made.seconds) > 0

@@ -81,6 +81,20 @@ class Cut:
             yield batch
 
 
+class Bad(Cut):
+    """A stream whose batch `at` has a hole at one site."""
+
+    def __init__(self, whole, at, site):
+        super().__init__(whole, at)
+        self.site = site
+
+    def batches(self, start=0):
+        for i, batch in enumerate(self.whole.batches(start), start):
+            if i == self.at:
+                batch[self.site][3, 1] = float("nan")
+            yield batch
+
+
 def trained(data, spec, settings):
     made = job(data, spec, settings)
     train([made], stream(data), settings, kernels())
@@ -256,6 +270,62 @@ def test_saes_trained_together_have_the_bytes_of_each_alone(data, tmp_path):
         assert run([(spec, site)], "alone")[spec[0]] == together[spec[0]]
 
 
+@pytest.fixture
+def threads():
+    """Sets torch's number of threads."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_saes_side_by_side_have_the_bytes_of_one_after_the_other(data, threads):
+    settings, found = config(30), []
+    for count in (1, 2):
+        threads(count)
+        made = [job(data, spec, settings) for spec in (*ALL, SHORT["jumprelu-token"])]
+        train(made, stream(data), settings, kernels())
+        assert torch.get_num_threads() == count
+        found.append(made)
+    for one, other in zip(*found, strict=True):
+        assert_same_bytes(one.state, other.state)
+        assert records(one) == records(other)
+
+
+def test_saes_go_side_by_side_where_few_threads_wait_for_the_last(threads):
+    def sides(count, items):
+        threads(count)
+        seen = set()
+        layer = kernels()
+        layer.side_by_side(range(items), lambda _: seen.add(torch.get_num_threads()))
+        assert (layer.at_once(items) == 1) == (seen == {count} or count == 1)
+        return seen
+
+    assert sides(1, 5) == {1}
+    assert sides(2, 3) == {2}  # one after the other, on both: side by side a thread would wait for a third of the time
+    assert sides(2, 4) == sides(2, 5) == sides(3, 3) == {1}
+    assert sides(3, 4) == {3}
+
+
+def test_time_that_several_steps_share_is_shared(data, monkeypatch):
+    jobs = [job(data, SHORT["topk"], config(10)) for _ in range(3)]
+    jobs[0].seconds = 100.0
+    clock = iter([20.0, 26.0])
+    monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock))
+    with training.shared_time(jobs):
+        for one, own in zip(jobs, (2.0, 4.0, 6.0), strict=True):
+            one.seconds += own  # twelve seconds of steps in six
+    assert [one.seconds for one in jobs] == [101.0, 2.0, 3.0]
+
+
+def test_one_that_diverges_stops_all_that_go_side_by_side(data, threads):
+    threads(2)
+    settings = config(9)
+    jobs = [job(data, SHORT[name], settings, site=site) for name, site in zip(("topk", "gated"), SITES, strict=True)]
+    with pytest.raises(DivergedError, match="gated"):
+        train(jobs, Bad(stream(data), 4, SITES[1]), settings, kernels())
+    assert [one.state.t for one in jobs] == [5, 4]
+
+
 def test_another_order_of_the_data_gives_another_sae(data):
     settings = config(10)
     one, other = job(data, SHORT["topk"], settings), job(data, SHORT["topk"], settings)
@@ -410,8 +480,9 @@ class Signals:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_finishes_the_step_at_hand_saves_all_and_goes_on_bitwise(data, tmp_path, number):
+def test_ctrl_c_finishes_the_step_at_hand_saves_all_and_goes_on_bitwise(data, tmp_path, number, threads):
     """During the first SAE's step 7: the second does not take it, and both continue from where they are."""
+    threads(1)
     settings = config(15)
     specs = [SHORT["jumprelu"], SHORT["topk"]]
     wholes = [trained(data, spec, settings) for spec in specs]
@@ -506,20 +577,13 @@ def test_what_reading_ahead_raises_ends_the_training_and_the_thread(data, early)
 
 
 def test_a_bad_batch_names_the_sae_the_step_and_the_last_checkpoint(data, tmp_path):
-    class Bad(Cut):
-        def batches(self, start=0):
-            for i, batch in enumerate(self.whole.batches(start), start):
-                if i == self.at:
-                    batch[SITES[0]][3, 1] = float("nan")
-                yield batch
-
     settings, folder = config(12), store.SAEFolder(tmp_path)
     made = job(data, SHORT["gated"], settings, folder)
     with pytest.raises(Killed):
         train([made], Cut(stream(data), 5), settings, kernels())
     made.checkpoint()
     with pytest.raises(DivergedError) as caught:
-        train([made], Bad(stream(data), 9), settings, kernels())
+        train([made], Bad(stream(data), 9, SITES[0]), settings, kernels())
     said = str(caught.value)
     assert made.label in said
     assert SITES[0] in said

@@ -6,6 +6,7 @@ tensor exists even here.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from jumpahead.engine.decide import GATHER, bias_slack, canonical, largest_of_each, slack
 from jumpahead.engine.lazy_adam import Adam, update_rows_, without_radial
-from jumpahead.engine.step import Centred, Encoder, Residual, Rows, RowUpdate, State
+from jumpahead.engine.step import Centred, Encoder, Item, Residual, Rows, RowUpdate, State
 from jumpahead.engine.supports import Support, assemble, union
 from jumpahead.sae.base import Above, Affine, Entries, Number, Simple
 
@@ -110,6 +111,13 @@ class Plain:
     def sums(self, support: Support, vector: Tensor) -> Tensor:
         width = len(support.colptr) - 1
         return torch.bincount(support.feature, weights=vector, minlength=width).to(vector.dtype)
+
+    def at_once(self, items: int) -> int:
+        return 1
+
+    def side_by_side(self, items: Sequence[Item], work: Callable[[Item], None]) -> None:
+        for item in items:
+            work(item)
 
     def fired(self, support: Support, values: Tensor) -> Tensor:
         return self.sums(support, (values > 0).to(support.pre.dtype))

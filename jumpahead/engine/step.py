@@ -18,8 +18,9 @@ was made before, numbers stay 0-d tensors, and whether the step was fine is seen
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -49,6 +50,8 @@ from jumpahead.sae.recipe import wanted_l0
 if TYPE_CHECKING:
     from jumpahead.engine.select import Selected
     from jumpahead.engine.watch import Watch
+
+Item = TypeVar("Item")
 
 
 class Encoder(NamedTuple):
@@ -152,6 +155,14 @@ class Kernels(Protocol):
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         """The matrix product a·b in a's own precision, by the fastest library that is exact enough."""
+        ...
+
+    def at_once(self, items: int) -> int:
+        """How many of so many items `side_by_side` works on at the same time."""
+        ...
+
+    def side_by_side(self, items: Sequence[Item], work: Callable[[Item], None]) -> None:
+        """Run work(item) for items that share nothing, steps of several SAEs: at the same time where that is faster."""
         ...
 
     def kth(self, values: Tensor, k: int) -> tuple[Tensor, Tensor]:

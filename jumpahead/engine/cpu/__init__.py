@@ -12,7 +12,7 @@ No loop knows an architecture.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -25,7 +25,7 @@ from jumpahead.engine.cpu.product import Product, choose, float32
 from jumpahead.engine.cpu.threads import cuts, each, spread
 from jumpahead.engine.decide import LOW_OUTPUT, bias_slack, low_slack, slack
 from jumpahead.engine.lazy_adam import Adam
-from jumpahead.engine.step import Centred, Encoder, Residual, Rows, RowUpdate, State
+from jumpahead.engine.step import Centred, Encoder, Item, Residual, Rows, RowUpdate, State
 from jumpahead.engine.supports import Support
 from jumpahead.sae.base import DEAD, MAIN, Above, Affine, Entries, Simple
 
@@ -39,6 +39,9 @@ GROUPS = 8
 """Groups per feature kept, for the bound of the k-th largest."""
 LIGHT = 2**18
 """Entries from which on a loop of a few operations per entry is worth waking other threads for."""
+IDLE = 1.25
+"""SAEs are trained side by side, a thread each, where threads × turns are at most so many times the SAEs: some threads
+wait in the last turn, and a step on all threads is no faster than this."""
 BLOCK = 32
 """Features whose part of ∂L/∂b_dec is summed on its own: fixed, so that no sum depends on the number of threads."""
 
@@ -62,6 +65,8 @@ class Compiled:
     def __init__(self, product: Product | None = None):
         self.screening = product or choose()
         """Computes the encoder product."""
+        self.exact = float32() if self.screening.dtype == torch.bfloat16 else self.screening
+        """Computes all others."""
         self.late = False
         self.name = f"numba, encoder product by {self.screening.name}"
         self.room = ROOM
@@ -177,8 +182,20 @@ class Compiled:
     # ------------------------------------------------------------------------------------------ products
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
-        with float32().active():
+        with self.exact.active():
             return torch.mm(a, b)
+
+    def at_once(self, items: int) -> int:
+        threads = torch.get_num_threads()
+        return threads if threads * -(-items // threads) <= IDLE * items else 1
+
+    def side_by_side(self, items: Sequence[Item], work: Callable[[Item], None]) -> None:
+        if self.at_once(len(items)) == 1:
+            for item in items:
+                work(item)
+            return
+        with self.exact.active():
+            each(items, lambda _, item: work(item))
 
     def kth(self, values: Tensor, k: int) -> tuple[Tensor, Tensor]:
         low, high = torch.zeros(values.shape[1], dtype=values.dtype), torch.empty(values.shape[1], dtype=values.dtype)

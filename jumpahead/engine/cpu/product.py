@@ -24,8 +24,8 @@ class Product(NamedTuple):
     """A library and how to switch to it."""
 
     name: str
-    precision: str
-    """Argument of torch.set_float32_matmul_precision."""
+    precision: str | None
+    """Argument of torch.set_float32_matmul_precision; None where it does not matter."""
     dtype: torch.dtype = torch.float32
     """What x and W_enc are rounded to."""
     why: str = ""
@@ -33,7 +33,11 @@ class Product(NamedTuple):
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Within this context torch.mm uses the library."""
+        """Within this context torch.mm uses the library. The setting is the process's: of threads that multiply at the
+        same time all must want the same."""
+        if self.precision is None:
+            yield
+            return
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(self.precision)
         try:
@@ -44,7 +48,7 @@ class Product(NamedTuple):
 
 DEFAULT = Product("torch's default library, float32", "highest")
 ONEDNN = Product("oneDNN, float32", "medium")
-BFLOAT16 = Product("oneDNN, bfloat16 with exact recomputation", "highest", torch.bfloat16)
+BFLOAT16 = Product("oneDNN, bfloat16 with exact recomputation", None, torch.bfloat16)
 PRODUCTS = (DEFAULT, ONEDNN, BFLOAT16)
 TOKENS, D, WIDTH = 1024, 256, 2048
 ROUNDS = 8

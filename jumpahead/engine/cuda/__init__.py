@@ -10,7 +10,7 @@ of every entry that could matter is computed again in float64. No kernel knows a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, final
 
@@ -24,7 +24,7 @@ from jumpahead.engine.decide import LOW_OUTPUT, bias_slack, is_exact, largest_of
 from jumpahead.engine.late import Demand
 from jumpahead.engine.lazy_adam import Adam
 from jumpahead.engine.select import AGAIN, BELOW, GUESSES, Selected
-from jumpahead.engine.step import Centred, Encoder, Residual, Rows, RowUpdate, State
+from jumpahead.engine.step import Centred, Encoder, Item, Residual, Rows, RowUpdate, State
 from jumpahead.engine.supports import PADDING, Support, trimmed
 from jumpahead.sae.base import DEAD, MAIN, Above, Affine, Entries, Largest, LargestOfBatch, Number, Simple
 
@@ -321,6 +321,13 @@ class Triton:
 
     def sums(self, support: Support, vector: Tensor) -> Tensor:
         return self._sums(support.colptr, vector)
+
+    def at_once(self, items: int) -> int:
+        return 1
+
+    def side_by_side(self, items: Sequence[Item], work: Callable[[Item], None]) -> None:
+        for item in items:
+            work(item)
 
     def fired(self, support: Support, values: Tensor) -> Tensor:
         return self.sums(support, (values > 0).to(support.pre.dtype))
