@@ -62,7 +62,8 @@ def small(model: Path, text: Path, **tables: object) -> Study:
 
 
 def test_sizes_by_hand(model: Path, text: Path, tmp_path: Path):
-    made = plan.make(small(model, text), tmp_path / "run")
+    study = small(model, text)
+    made = plan.make(study, tmp_path / "run")
     assert [(panel.site, panel.width, panel.d, panel.saes) for panel in made.panels] == [
         ("layers.1.mlp", 48, 24, 3),
         ("layers.1.mlp", 96, 24, 3),
@@ -83,9 +84,9 @@ def test_sizes_by_hand(model: Path, text: Path, tmp_path: Path):
     parameters = 3 * sum(panel.parameters or 0 for panel in made.panels)
     assert made.disk_bytes == 4 * parameters + 12 * 300_000 + 2 * (made.tokens.train + made.tokens.held_out)
     assert made.disk_bytes_training == made.disk_bytes + 8 * parameters
-    # 8 contexts of 32 at 24 + 32 dimensions, twice; a step: 2²² floats, five of 64 × 32, 200 entries of 40 bytes on
+    # 8 contexts of 32 at 24 + 32 dimensions, twice; a step: 2²⁰ floats, five of 64 × 32, 200 entries of 40 bytes on
     # each of 64 tokens; logits of 4 × 32 × 300, twice
-    step = 2**24 + 20 * 64 * 32 + 40 * 64 * 200
+    step = plan.threads(study) * (2**22 + 20 * 64 * 32 + 40 * 64 * 200)
     assert made.memory_bytes == 10 * parameters + 2 * 8 * 32 * 56 * 4 + step + 2 * 4 * 32 * 300 * 4
 
 
