@@ -65,8 +65,8 @@ class Compiled:
     def __init__(self, product: Product | None = None):
         self.screening = product or choose()
         """Computes the encoder product."""
-        self.exact = float32() if self.screening.dtype == torch.bfloat16 else self.screening
-        """Computes all others."""
+        self.exact = float32()
+        """Computes all others: whichever screens, their bits are the same."""
         self.late = False
         self.name = f"numba, encoder product by {self.screening.name}"
         self.room = ROOM
@@ -187,7 +187,8 @@ class Compiled:
 
     def at_once(self, items: int) -> int:
         threads = torch.get_num_threads()
-        return threads if threads * -(-items // threads) <= IDLE * items else 1
+        is_one_setting = self.screening.precision in (None, self.exact.precision)  # it is the process's
+        return threads if is_one_setting and threads * -(-items // threads) <= IDLE * items else 1
 
     def side_by_side(self, items: Sequence[Item], work: Callable[[Item], None]) -> None:
         if self.at_once(len(items)) == 1:
@@ -345,25 +346,24 @@ class Race:
 
     def __init__(self, layer: Compiled, name: str, k: int, members: Tensor | None, x: Centred, encoder: Encoder,
                  b_enc: Tensor):  # fmt: skip
-        kind, tokens, threads = x.x.numpy().dtype, len(x.x), torch.get_num_threads()
+        kind, tokens = x.x.numpy().dtype, len(x.x)
+        groups, group = parted(len(b_enc), members, max(64, GROUPS * k))
         self._k, self._x, self._encoder, self._b_enc = k, x, encoder, b_enc
         self._bounds = (
             kind.type(0.0 if encoder.low is None else LOW_OUTPUT), b_enc.numpy(), bias_slack(b_enc).numpy(),
             layer.columns(x, encoder).numpy(), x.norms.numpy(),
-            np.ones(len(b_enc), np.bool_) if members is None else members.numpy(),
+            group,
         )  # fmt: skip
         self._arena = Arena(layer, kind, len(b_enc))
-        self._groups = max(64, GROUPS * k) // threads + 1
-        self._best = layer.array(f"{name} best", (threads * self._groups, tokens), kind)
+        self._best = layer.array(f"{name} best", (groups, tokens), kind)
         self._best[:] = -np.inf
         self._floors = np.zeros(tokens, kind)
-        self._seen = [0] * threads
+        self._seen = [0] * torch.get_num_threads()
 
     def see(self, worker: int, start: int, block: np.ndarray) -> None:
-        """Screen one block of the product. Every worker has groups of its own and reads those of all: their entries
-        only grow, so that a floor is a lower bound whenever they were read."""
-        own = slice(worker * self._groups, (worker + 1) * self._groups)
-        screen.group_maxima(block, start, *self._bounds, self._best[own])
+        """Screen one block of the product. Other workers write the same maxima: what is read at any time is a lower
+        bound, and what is lost where two write at once makes a floor a little lower."""
+        screen.group_maxima(block, start, *self._bounds, self._best)
         self._seen[worker] += 1
         if self._seen[worker] & (self._seen[worker] - 1) == 0:  # after 1, 2, 4, … blocks: later ones raise them little
             screen.bracket(0, len(self._floors), self._best, self._k, self._floors, np.empty_like(self._floors))
@@ -382,6 +382,15 @@ class Race:
         keep = np.empty(len(found.token), np.bool_)
         spread(screen.mark_largest, tokens, *by_token(found.token, tokens), found.pre, self._k, keep)
         return kept_only(found, keep)
+
+
+def parted(width: int, members: Tensor | None, most: int) -> tuple[int, np.ndarray]:
+    """All features, or `members` (bool [M]), in at most so many groups of features that follow each other: how many,
+    and the group of each feature, −1 for those that are in none."""
+    chosen = np.arange(width) if members is None else members.numpy().nonzero()[0]
+    groups, group = min(most, len(chosen)), np.full(width, -1, np.int64)
+    group[chosen] = np.arange(len(chosen)) * groups // max(1, len(chosen))
+    return groups, group
 
 
 def kept_only(found: Found, keep: np.ndarray) -> Found:
@@ -439,8 +448,10 @@ def finished(found: Found, tokens: int, part: np.ndarray | None = None) -> Suppo
 
 def union(main: Found, other: Found, tokens: int) -> Support:
     """One Support from main entries and entries among dead features."""
-    most = len(main.pre) + len(other.pre)
-    colptr, token = np.empty_like(main.colptr), np.empty(most, np.int32)
-    pre, part = np.empty(most, main.pre.dtype), np.empty(most, np.uint8)
-    n = screen.merge(*main, *other, MAIN, DEAD, colptr, token, pre, part)
-    return finished(Found(colptr, token[:n], pre[:n]), tokens, part[:n])
+    counts = np.empty(len(main.colptr) - 1, np.int64)
+    spread(screen.count_union, len(counts), *main[:2], *other[:2], counts)
+    colptr = pointers(counts)
+    found = Found(colptr, np.empty(colptr[-1], np.int32), np.empty(colptr[-1], main.pre.dtype))
+    part = np.empty(colptr[-1], np.uint8)
+    spread(screen.merge, len(counts), *main, *other, MAIN, DEAD, *found, part)
+    return finished(found, tokens, part)

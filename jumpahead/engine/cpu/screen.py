@@ -21,7 +21,7 @@ from jumpahead.engine.cpu.lanes import LANES, above, lowest_bit, number, reachin
 SAFE = {"reassoc", "contract", "nsz", "arcp"}
 """Sums may be re-associated (at compile time, so runs repeat); NaN and infinity keep their meaning."""
 BISECTIONS = 14
-COMPARED = 256
+COMPARED = 512
 """Values up to which comparing each with all is faster than a partition."""
 
 serial = njit(cache=True, nogil=True, error_model="numpy")
@@ -79,22 +79,19 @@ def screen_above(product, offset, coarse, floor, column, row, x, w_enc, b_enc, l
 
 
 @parallel
-def group_maxima(product, offset, lost, bias, extra, column, row, members, best):
-    """best[g, i] ← the largest lower bound of π_i seen in group g.
+def group_maxima(product, offset, lost, bias, extra, column, row, group, best):
+    """best[group_j, i] ← the largest lower bound of π_i seen in the group; features with group −1 are left out.
 
-    A feature is in group (its number) mod (number of groups). π lies within lost·|p| + extra_j + row_i·column_j of
-    p + bias_j, p = number(product).
+    π lies within lost·|p| + extra_j + row_i·column_j of p + bias_j, p = number(product).
     """
-    groups, size = best.shape
-    for g in range(groups):
-        for c in range((g - offset) % groups, product.shape[0], groups):
-            j, p = offset + c, product[c]
-            if not members[j]:
-                continue
-            shift, slope = bias[j] - extra[j], column[j]
-            for i in range(size):
-                low = number(p[i]) - lost * abs(number(p[i])) + shift - row[i] * slope
-                best[g, i] = low if low > best[g, i] else best[g, i]
+    for c in range(len(product)):
+        j, p = offset + c, product[c]
+        if group[j] < 0:
+            continue
+        shift, slope, highest = bias[j] - extra[j], column[j], best[group[j]]
+        for i in range(len(p)):
+            low = number(p[i]) - lost * abs(number(p[i])) + shift - row[i] * slope
+            highest[i] = low if low > highest[i] else highest[i]
 
 
 @parallel
@@ -125,14 +122,14 @@ def bracket(first, last, values, k, lows, highs):
 
 
 @parallel
-def screen_largest(product, offset, lost, bias, extra, column, row, members, floors, tokens, uppers, counts):
+def screen_largest(product, offset, lost, bias, extra, column, row, group, floors, tokens, uppers, counts):
     """Candidates whose π may reach their token's floor and be positive, with an upper bound of it, into the arena."""
     size, place = product.shape[1], 0
     found = np.empty(size, np.int32)
     for c in range(len(product)):
         j, p, n = offset + c, product[c], 0
         counts[j] = 0
-        if not members[j]:
+        if group[j] < 0:
             continue
         shift, slope = bias[j] + extra[j], column[j]
         for block in range(size // LANES):
@@ -243,13 +240,24 @@ def copy_kept(first, last, colptr, token, pre, keep, new_colptr, new_token, new_
                 n += keep[q]
 
 
-@serial
-def merge(colptr, token, pre, colptr2, token2, pre2, bit, bit2, out_colptr, out_token, out_pre, part):
-    """Union of two sets of entries; an entry of both gets both bits. Returns its length."""
-    n = 0
-    for j in range(len(colptr) - 1):
-        out_colptr[j] = n
-        a, b, stop, stop2 = colptr[j], colptr2[j], colptr[j + 1], colptr2[j + 1]
+@parallel
+def count_union(first, last, colptr, token, colptr2, token2, counts):
+    """counts[j] = entries of feature j in the union of two sets."""
+    for j in range(first, last):
+        a, b, stop, stop2, n = colptr[j], colptr2[j], colptr[j + 1], colptr2[j + 1], 0
+        while a < stop and b < stop2:
+            left, right = token[a] <= token2[b], token2[b] <= token[a]
+            a, b, n = a + left, b + right, n + 1
+        counts[j] = n + stop - a + stop2 - b
+
+
+@parallel
+def merge(
+    first, last, colptr, token, pre, colptr2, token2, pre2, bit, bit2, out_colptr, out_token, out_pre, part
+):  # fmt: skip
+    """The union, where out_colptr says; an entry of both gets both bits."""
+    for j in range(first, last):
+        n, a, b, stop, stop2 = out_colptr[j], colptr[j], colptr2[j], colptr[j + 1], colptr2[j + 1]
         while a < stop or b < stop2:
             left = a < stop and (b >= stop2 or token[a] <= token2[b])
             right = b < stop2 and (a >= stop or token2[b] <= token[a])
@@ -257,8 +265,6 @@ def merge(colptr, token, pre, colptr2, token2, pre2, bit, bit2, out_colptr, out_
             out_token[n] = token[a] if left else token2[b]
             out_pre[n] = pre[a] if left else pre2[b]
             a, b, n = a + left, b + right, n + 1
-    out_colptr[-1] = n
-    return n
 
 
 @serial
