@@ -40,7 +40,7 @@ class Coder:
         assert not isinstance(selection, LargestOfBatch), "features of a saved SAE depend on their token alone"
         centred = self._layer.centre(x, x.new_zeros(self.sae.d))
         support = self._layer.support(centred, self._encoder, p["b_enc"], selection)
-        f = arch.values(Entries(support.pre, support.feature, support.part), p, v)[0]
+        f = arch.features(arch.values(Entries(support.pre, support.feature, support.part), p, v))
         order = support.order.long()
         feature, f = support.feature[order], f[order]
         on = f > 0
