@@ -42,6 +42,7 @@ from benchmarks.table import digits, render
 from jumpahead import sae, store
 from jumpahead.engine import Kernels, State, fresh_state, kernels, settle, step
 from jumpahead.sae.base import Knobs, quantile_for_l0
+from jumpahead.sae.batchtopk import BatchTopK
 from jumpahead.sae.recipe import Setting, Shape, TrainConfig
 
 RESULTS = Path(__file__).parent / "RESULTS"
@@ -213,7 +214,7 @@ class Bench:
         pre = sample @ state.p["W_enc"].T
         bound = 0.9999 * quantile_for_l0(pre, size.l0)  # no entry lies exactly there
         everyone = torch.arange(size.width, device=self.device)
-        if name == "batchtopk":
+        if isinstance(arch, BatchTopK):
             state.p["threshold"].fill_(bound)
         else:
             arch.begin(state.p, everyone, torch.full((size.width,), bound, dtype=dtype, device=self.device))

@@ -30,6 +30,7 @@ from jumpahead.engine import Kernels, fresh_state, kernels
 from jumpahead.engine.plain import Plain
 from jumpahead.errors import StudyError
 from jumpahead.report import EFFICIENCY_SCHEMA
+from jumpahead.sae.auxk import WithAuxK
 from jumpahead.sae.base import Architecture, Knobs
 from jumpahead.sae.recipe import Setting, TrainConfig, recipe
 from jumpahead.study import parse
@@ -118,7 +119,7 @@ def test_one_dense_step_in_closed_form(name: str):
         torch.testing.assert_close(dense.p[key].detach(), value, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", ["topk", "batchtopk"])
+@pytest.mark.parametrize("name", [name for name in sae.names() if issubclass(sae.architecture(name), WithAuxK)])
 @pytest.mark.parametrize("has_dead", [False, True])
 def test_top_k_by_torch_is_the_same_loss(name: str, has_dead: bool):
     state, x, knobs = untrained(name)

@@ -52,7 +52,7 @@ def test_what_selects_a_number_is_left_alone():
     assert torch.equal(p["b_enc"], before)
 
 
-@pytest.mark.parametrize("name", ["jumprelu", "gated", "topk", "batchtopk", "relu"])
+@pytest.mark.parametrize("name", sae.names())
 @pytest.mark.parametrize("recipe", ["short", "paper"])
 def test_an_sae_that_is_evaluated_has_the_l0_asked_for(name, recipe, monkeypatch):
     """On activations in the LM's own unit, here 37 times that of training."""

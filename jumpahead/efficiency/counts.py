@@ -1,7 +1,8 @@
 """FLOPs and bytes of one training step, counted on paper. No torch.
 
     B tokens · d dimensions · M features · n = |S|·B entries of the support · T features with an entry ("touched")
-    R reconstructions, of which `live` train W_dec           (JumpReLU 1 and 1, Gated 2 and 1, TopK with AuxK 2 and 2)
+    R reconstructions, of which `live` train W_dec           (JumpReLU 1 and 1, Gated 2 and 1, TopK with AuxK 2 and 2);
+      one and those that continue it (Matryoshka) count as one: each entry has a value in one of them
 
 A multiplication and an addition are two FLOPs; numbers have four bytes. Bytes are the least that the algorithm moves:
 every operand is read, and every result written, once per pass, and a gathered row counts once per entry. Elementwise

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from jumpahead.efficiency.counts import members
+from jumpahead.sae.auxk import WithAuxK
 from jumpahead.sae.base import Architecture, Knobs, Largest, LargestOfBatch, Params
 
 Loss = Callable[[Params, Tensor, Knobs], Tensor]
@@ -76,7 +77,7 @@ def losses(arch: Architecture, p: Params, x: Tensor, knobs: Knobs) -> dict[str, 
     x [B, d]: a few tokens, on which `largest_loss` has to agree with the architecture's own `loss`.
     """
     selection = arch.selection(p, arch.derive(p), knobs, training=True)
-    if not isinstance(selection, Largest | LargestOfBatch):
+    if not isinstance(arch, WithAuxK):
         return {"dense": arch.loss}
     field = largest_loss(arch, top_k)
     if not torch.allclose(field(p, x, knobs), arch.loss(p, x, knobs), rtol=1e-4):
@@ -86,7 +87,7 @@ def losses(arch: Architecture, p: Params, x: Tensor, knobs: Knobs) -> dict[str, 
     return {"dense": field, "approximate": largest_loss(arch, approximate_top_k)}
 
 
-def largest_loss(arch: Architecture, pick: Pick) -> Loss:
+def largest_loss(arch: WithAuxK, pick: Pick) -> Loss:
     """The loss of an SAE that keeps the largest π of each token or of the batch, and `k_dead` dead ones for the
     residual; those of a token are chosen by `pick`."""
 
@@ -98,14 +99,13 @@ def largest_loss(arch: Architecture, pick: Pick) -> Loss:
         else:
             assert isinstance(selection, Largest)
             f = kept(pre, pick(pre, selection.k))
-        error = x - f @ p["W_dec"] - p["b_dec"]
-        total = error.square().sum(1).mean()
+        total, error = arch.errors(p, x, f)
         if selection.dead is None:
             return total
         e = error.detach()
         of_dead = pre.masked_fill(~selection.dead, -torch.inf)
         rest = e - kept(of_dead, pick(of_dead, selection.k_dead)) @ p["W_dec"]
-        return total + arch.weights(x, e)[1] * rest.square().sum(1).mean()
+        return total + arch.weights(x, e)[-1] * rest.square().sum(1).mean()
 
     return loss
 

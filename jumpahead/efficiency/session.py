@@ -206,6 +206,7 @@ class Group:
         self.dead = torch.zeros(shape.width, dtype=torch.bool).index_fill_(0, chosen, True) if len(chosen) else None
         self.dead = self.dead if self.arch.uses_dead else None
         parts = [one for one in self.arch.reconstructions if one.target == "input" or self.dead is not None]
+        parts = [one for one in parts if not one.continues]  # counts.py: one and those that continue it are one
         self.counted = counts.Step(
             shape.batch, shape.d, shape.width, entries=shape.batch * shape.l0, touched=shape.width,
             reconstructions=len(parts), live=sum(part.live for part in parts),

@@ -133,7 +133,7 @@ class Blocks:
             one, directions = self._open(number), w_dec[group]
             parts = [self.kernels.product(value.T, directions) for value in one.values]
             decoded = [total + part for total, part in zip(decoded, parts, strict=True)] if decoded else parts
-            on = one.values[0] > 0
+            on = self.state.arch.features(one.values) > 0
             counts.fired[group] = on.sum(1).to(counts.fired.dtype)
             if counts.active is not None:
                 counts.active.add_(on.sum(0))

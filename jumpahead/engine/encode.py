@@ -40,7 +40,7 @@ class Coder:
         assert not isinstance(selection, LargestOfBatch), "features of a saved SAE depend on their token alone"
         centred = self._layer.centre(x, x.new_zeros(self.sae.d))
         support = self._layer.support(centred, self._encoder, p["b_enc"], selection)
-        f = arch.values(self._layer.entries(support), p, v)[0]
+        f = arch.features(arch.values(self._layer.entries(support), p, v))
         order = support.order.long()
         feature, f = support.feature[order], f[order]
         on = f > 0

@@ -103,7 +103,7 @@ class RowUpdate(NamedTuple):
     values: tuple[Tensor, ...]
     """[|S|] per live reconstruction; those come first."""
     residuals: tuple[Tensor, ...]
-    """[B, d] per reconstruction: x̂ − target."""
+    """[B, d] per reconstruction: x̂ − target, or what `passed_on` makes of several."""
     scales: tuple[Number, ...]
     """Per reconstruction: ∂L/∂x̂ = scale·residual, projection = scale·residual·d_j."""
     shrink: Tensor | None
@@ -342,16 +342,17 @@ def once(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels, wa
 
     entries = kernels.entries(support)
     values = arch.values(entries, p, v)
-    counts = count(support, values[0], arch, kernels)
+    counts = count(support, arch.features(values), arch, kernels)
     totals = blocks.totals(counts)
     parts = arch.reconstructions[: len(values)]
     residuals = reconstruct(parts, values, totals.decoded, support, x, p, kernels)
-    weights = arch.weights(x, residuals[0].error) if len(parts) > 1 else (1.0,)
-    scales = tuple(2 * weight / tokens for weight in weights)
+    whole = residuals[last_of_first(parts)]
+    weights = arch.weights(x, whole.error) if len(parts) > 1 else (1.0,)
+    scales = tuple(2 * weight / tokens for weight in weights[: len(parts)])
     rule = arch.rule(entries, values, p, v, knobs, counts)
 
     result = StepResult(
-        error=residuals[0].square / tokens,
+        error=whole.square / tokens,
         penalty=arch.penalty(arch.charge(entries, values, v).double() + totals.charge, counts, knobs),
         l0=counts.fired.sum(dtype=torch.float64) / tokens,
         entries=(support.colptr[-1] + totals.entries).double() / tokens,
@@ -366,7 +367,8 @@ def once(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels, wa
 
     state.t += 1
     adam = Adam(lr, arch.recipe.beta2, arch.recipe.adam_epsilon, state.t)
-    update = row_update(arch, rule, values, parts, residuals, scales, centred, support, fine, kernels)
+    errors, scales = passed_on(parts, residuals, scales)
+    update = row_update(arch, rule, values, parts, errors, scales, centred, support, fine, kernels)
     rows = kernels.rows(support, update, state, adam)
     sums = {name: kernels.summed(support, gradient, rows.projections) for name, gradient in rule.vectors.items()}
     if watch is not None:
@@ -377,7 +379,7 @@ def once(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels, wa
     d_bias = -pull
     for i, part in enumerate(parts):
         if part.live and part.bias:
-            d_bias += scales[i] * residuals[i].error.sum(0)
+            d_bias += scales[i] * errors[i].sum(0)
     update_(p["b_dec"], state.v["b_dec"], d_bias, adam)
     for name, rate in arch.trained.items():
         update_(p[name], state.v[name], sums[name], adam, rate)
@@ -390,7 +392,7 @@ def once(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels, wa
     remember(state, counts.fired, tokens, result.l0)
     if before is not None:
         late.keep(state, before, fine)
-    return Done(result, fine, centred, residuals[0].error)
+    return Done(result, fine, centred, whole.error)
 
 
 def taken(
@@ -425,13 +427,16 @@ def reconstruct(
     parts: tuple[Reconstruction, ...], values: tuple[Tensor, ...], decoded: tuple[Tensor, ...], support: Support,
     x: Tensor, p: Params, kernels: Kernels,
 ) -> list[Residual]:  # fmt: skip
-    """The residual of every reconstruction; those of the residual have −(x̂ − x) of the first as their target.
+    """The residual of every reconstruction; those of the residual have −(x̂ − x) of the first as their target, and what
+    continues another adds to its x̂ − x.
 
     decoded: what the blocks add to each x̂, or nothing.
     """
     residuals: list[Residual] = []
     for i, (part, value) in enumerate(zip(parts, values, strict=True)):
-        target, sign = (x, 1.0) if part.target == "input" else (residuals[0].error, -1.0)
+        target, sign = x, 1.0
+        if part.continues or part.target == "residual":
+            target, sign = residuals[i - 1 if part.continues else last_of_first(parts)].error, -1.0
         if decoded:
             target = target - sign * decoded[i]
         bias = p["b_dec"] if part.bias else torch.zeros_like(p["b_dec"])
@@ -439,9 +444,27 @@ def reconstruct(
     return residuals
 
 
+def last_of_first(parts: tuple[Reconstruction, ...]) -> int:
+    """The reconstruction that has all features: the last of those that continue the first."""
+    return next((i for i, part in enumerate(parts[1:]) if not part.continues), len(parts) - 1)
+
+
+def passed_on(
+    parts: tuple[Reconstruction, ...], residuals: list[Residual], scales: tuple[Number, ...]
+) -> tuple[tuple[Tensor, ...], tuple[Number, ...]]:
+    """errors [B, d] and scales of all reconstructions: ∂L/∂x̂ = scale·error, through what continues it as well."""
+    found = [(residual.error, scale) for residual, scale in zip(residuals, scales, strict=True)]
+    for i in reversed(range(len(parts) - 1)):
+        if parts[i + 1].continues:
+            (error, scale), (later, its_scale) = found[i], found[i + 1]
+            found[i] = scale * error + its_scale * later, 1.0
+    errors, scales = zip(*found, strict=True)
+    return errors, scales
+
+
 def row_update(
     arch: Architecture, rule: Gradients, values: tuple[Tensor, ...], parts: tuple[Reconstruction, ...],
-    residuals: list[Residual], scales: tuple[Number, ...], centred: Centred, support: Support, fine: Tensor | None,
+    errors: tuple[Tensor, ...], scales: tuple[Number, ...], centred: Centred, support: Support, fine: Tensor | None,
     kernels: Kernels,
 ) -> RowUpdate:  # fmt: skip
     """The rule as step 5 wants it."""
@@ -455,7 +478,7 @@ def row_update(
         slopes=tuple(zero if slope is None else slope for slope in rule.pre.slopes),
         constant=rule.pre.constant,
         values=values[:live],
-        residuals=tuple(residual.error for residual in residuals),
+        residuals=errors,
         scales=scales,
         shrink=None if rule.shrink is None else kernels.sums(support, rule.shrink),
         unit=arch.decoder_norm == "unit",

@@ -37,7 +37,7 @@ class Watch:
 
     def __init__(self, state: State, tokens: int, warmup: float):
         """Before the step: `tokens` is its batch, `warmup` its share of a fixed λ."""
-        self._tokens, self._width = tokens, len(state.p["W_enc"])
+        self._arch, self._tokens, self._width = state.arch, tokens, len(state.p["W_enc"])
         self._device = state.last.device
         self._sparsity = float(knobs_of(state, warmup).sparsity)
         found = state.arch.thresholds(state.arch.derive(state.p))
@@ -55,7 +55,7 @@ class Watch:
         self, entries: Entries, values: tuple[Tensor, ...], gradients: Gradients, projections: tuple[Tensor, ...]
     ) -> None:
         """Entries of a support, or of a block; every feature's are in one call."""
-        self._add(self._fired, entries, values[0] > 0)
+        self._add(self._fired, entries, self._arch.features(values) > 0)
         if self._edges is not None:
             lower, upper = (entries.at(edge) for edge in self._edges)
             self._add(self._window, entries, (entries.pre > lower) & (entries.pre < upper))

@@ -15,7 +15,7 @@ from jumpahead.errors import StudyError, nearest
 if TYPE_CHECKING:
     from jumpahead.sae.base import Architecture
 
-SUPPORT = frozenset({"__init__", "base", "ste", "control", "recipe", "auxk", "checked"})
+SUPPORT = frozenset({"__init__", "base", "ste", "control", "recipe", "auxk", "threshold", "checked"})
 
 
 def names() -> list[str]:

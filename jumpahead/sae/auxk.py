@@ -74,17 +74,21 @@ class WithAuxK(Architecture):
         whole, left = variance(x), variance(errors)
         return 1.0, torch.where(left > 0, self.options.aux * whole / left, 0.0)
 
+    def errors(self, p: Params, x: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss without AuxK, given features f [B, M], and x − x̂ [B, d]; on dense tensors."""
+        error = x - f @ p["W_dec"] - p["b_dec"]
+        return error.square().sum(1).mean(), error
+
     def loss(self, p: Params, x: Tensor, knobs: Knobs) -> Tensor:
         pre = (x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]
-        error = x - self.activate_batch(p, pre, knobs) @ p["W_dec"] - p["b_dec"]
-        loss = error.square().sum(1).mean()
+        loss, error = self.errors(p, x, self.activate_batch(p, pre, knobs))
         selection = self.selection(p, {}, knobs, training=True)
         assert isinstance(selection, Largest | LargestOfBatch)
         if selection.dead is None:
             return loss
         e = error.detach()
         dead = largest(pre.masked_fill(~selection.dead, -torch.inf), selection.k_dead)
-        return loss + self.weights(x, e)[1] * (e - dead @ p["W_dec"]).square().sum(1).mean()
+        return loss + self.weights(x, e)[-1] * (e - dead @ p["W_dec"]).square().sum(1).mean()
 
 
 def variance(rows: Tensor) -> Tensor:

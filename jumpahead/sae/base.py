@@ -165,11 +165,14 @@ class Reconstruction(NamedTuple):
     """One squared error of the loss."""
 
     target: Literal["input", "residual"]
-    """`input`: x. `residual`: x − x̂ of the first reconstruction, as a constant."""
+    """`input`: x. `residual`: x − x̂ of the first reconstruction and what continues it, as a constant."""
     live: bool
     """False: W_dec and b_dec are frozen here; only the values get a gradient."""
     bias: bool
     """Whether b_dec is added."""
+    continues: bool = False
+    """Whether it continues the one before: x̂ is that one's and what its own values add, the target is that one's, and
+    the gradient of its error reaches that one's values and b_dec as well. So nested reconstructions cost one."""
 
 
 Number = float | Tensor
@@ -266,7 +269,7 @@ class Architecture(ABC):
     Options: ClassVar[type[Options]] = Options
     rate: ClassVar[float] = 0.064
     """The learning rate of the `short` recipe, as `recipe.short_rate` counts it."""
-    reconstructions: ClassVar[tuple[Reconstruction, ...]] = (Reconstruction("input", live=True, bias=True),)
+    reconstructions: tuple[Reconstruction, ...] = (Reconstruction("input", live=True, bias=True),)
     first_price: ClassVar[float] = 0.1
     """Where the controller starts λ, in units of `sparsity_unit`. Gated and ReLU settle at 0.1 to 0.2 for L0 32 and 8
     on the bundled model (docs/LOG.md, 2026-11-22 and 24)."""
@@ -352,10 +355,15 @@ class Architecture(ABC):
 
     @abstractmethod
     def values(self, entries: Entries, p: Params, v: Params) -> tuple[Tensor, ...]:
-        """The coefficient of d_j at each entry, one vector per reconstruction; the first are the features f.
+        """The coefficient of d_j at each entry, one vector per reconstruction; of those that continue the first, and of
+        it, the sum are the features f.
 
         Reconstructions left out at the end are absent from this step's loss.
         """
+
+    def features(self, values: tuple[Tensor, ...]) -> Tensor:
+        """f at each entry, given its `values`."""
+        return values[0]
 
     @abstractmethod
     def rule(
@@ -373,7 +381,7 @@ class Architecture(ABC):
         return knobs.sparsity / counts.tokens * charge
 
     def weights(self, x: Tensor, errors: Tensor) -> tuple[Number, ...]:
-        """The weight of each squared error where there are several, given x and x̂ − x of the first, both [B, d]."""
+        """The weight of each squared error where there are several, given x and x̂ − x of all features, both [B, d]."""
         return (1.0,) * len(self.reconstructions)
 
     @abstractmethod

@@ -44,33 +44,17 @@ log θ_j − ½·log(1 + 2p_j/ω₀) is what is drawn together.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from jumpahead.sae import base, ste
-from jumpahead.sae.base import (
-    Above,
-    Affine,
-    Architecture,
-    Counts,
-    Entries,
-    Gradients,
-    Knobs,
-    Number,
-    Params,
-    Thresholds,
-    common_parameters,
-    quantile_for_l0,
-)
+from jumpahead.sae.base import Affine, Counts, Entries, Gradients, Knobs, Number, Params
 from jumpahead.sae.checked import Field
-from jumpahead.sae.control import exp
 from jumpahead.sae.recipe import Recipe, Shape, TrainConfig
+from jumpahead.sae.threshold import WithThreshold
 
-LEAST = 1e-3
-"""The smallest θ that a feature starts with."""
 TARGET_WEIGHT = 1.0
 """The default λ of the loss of a fixed L0. At its minimum the pull (2λ/L0*)·(L̄0/L0* − 1) equals μ, the weight of a
 plain penalty with that L0: so L̄0 ends a share μ·L0*/2λ above L0*. The controllers of an earlier demo ended with μ·L0*/2
@@ -99,14 +83,11 @@ class Options(base.Options):
         return ""
 
 
-class JumpReLU(Architecture):
+class JumpReLU(WithThreshold):
     """See the module's docstring."""
 
     name, title, order = "jumprelu", "JumpReLU", 0
     colour, dash, symbol = "#0072B2", "solid", "circle"
-    settings = ("l0", "lambda")
-
-    vectors = ("b_enc", "threshold")
     Options = Options
     options: Options
     first_price = 0.75  # where it ends: 0.6 to 0.9, over L0 4 to 64 (docs/LOG.md, 2026-11-26)
@@ -122,14 +103,6 @@ class JumpReLU(Architecture):
         )
 
     @property
-    def trained(self) -> dict[str, float]:
-        return {"b_enc": 1.0, self.gate: self.recipe.threshold_rate}
-
-    @property
-    def gate(self) -> str:
-        return "log_threshold" if self.recipe.threshold_form == "log" else "threshold"
-
-    @property
     def uses_active(self) -> bool:
         return self.options.target == "token"
 
@@ -141,41 +114,16 @@ class JumpReLU(Architecture):
     def fixed_sparsity(self) -> float:
         return super().fixed_sparsity if self.options.target == "controller" else self.options.target_weight
 
-    def initialise(self, d: int, width: int, generator: torch.Generator, sample: Tensor) -> Params:
-        p, pre = common_parameters(d, width, generator, sample, self.recipe)
-        start = self.recipe.threshold_start
-        if start is None:
-            start = max(quantile_for_l0(pre, self.started_l0(width, d)), LEAST)
-        theta = torch.full((width,), start)
-        return p | {self.gate: theta.log() if self.gate == "log_threshold" else theta}
-
     def derive(self, p: Params) -> Params:
-        theta = p["log_threshold"].exp() if "log_threshold" in p else p["threshold"]
-        if self.recipe.bandwidth is None:
-            epsilon = torch.minimum(self.recipe.bandwidth_share * theta.detach().median(), 1.8 * theta.detach())
-        else:
-            epsilon = torch.full_like(theta, self.recipe.bandwidth)
-        lower = theta - epsilon / 2
-        return {
-            "theta": theta,
-            "epsilon": epsilon,
-            "lower": torch.where(lower < 0, -torch.inf, lower),  # a rectified zero is in a window that reaches below 0
-            "upper": theta + epsilon / 2,
-        }
-
-    def selection(self, p: Params, v: Params, knobs: Knobs, *, training: bool) -> Above:
-        return Above(v["lower"], (v["theta"], v["upper"])) if training else Above(v["theta"])
-
-    def values(self, entries: Entries, p: Params, v: Params) -> tuple[Tensor, ...]:
-        return (entries.pre * entries.between(v["theta"]),)
+        v = super().derive(p)  # a rectified zero is in a window that reaches below 0
+        return v | {"lower": torch.where(v["lower"] < 0, -torch.inf, v["lower"])}
 
     def rule(
         self, entries: Entries, values: tuple[Tensor, ...], p: Params, v: Params, knobs: Knobs, counts: Counts
     ) -> Gradients:
-        chain = v["theta"] if self.gate == "log_threshold" else torch.ones_like(v["theta"])
-        weight = -chain / v["epsilon"]
-        slope = entries.between(v["lower"], v["upper"], weight * v["theta"])
-        sparsity = entries.between(v["lower"], v["upper"], weight * self._price(counts, knobs))
+        weight = -self.chain(v) / v["epsilon"]
+        slope = self.in_window(entries, v, weight * v["theta"])
+        sparsity = self.in_window(entries, v, weight * self._price(counts, knobs))
         if self.options.target == "token":
             assert counts.active is not None
             sparsity = sparsity * entries.across(counts.active / self.asked(knobs) - 1)
@@ -223,53 +171,13 @@ class JumpReLU(Architecture):
         frequency = on.mean(0)
         return (frequency * (1 + frequency / self.options.frequency_scale)).sum()
 
-    def activate(self, p: Params, pre: Tensor) -> Tensor:
-        return pre * (pre > p["threshold"])
-
-    def activate_batch(self, p: Params, pre: Tensor, knobs: Knobs) -> Tensor:
-        return pre * (pre > self.derive(p)["theta"])
-
-    def constrain(self, p: Params) -> None:
-        if "threshold" in p:
-            p["threshold"].clamp_min_(1e-6)
-
     def sparsity_unit(self, p: Params) -> Number:
-        middle = p[self.gate].median().double()
-        return (2 * middle).exp() if self.gate == "log_threshold" else middle.square()
+        return self.median_threshold(p, 2)
 
     def apart(self, counts: Counts) -> Tensor:
         if self.options.frequency_scale is None or self.gate != "log_threshold":
             return super().apart(counts)
         return 0.5 * (counts.fired * (2 / (counts.tokens * self.options.frequency_scale))).log1p()
-
-    def revive(self, p: Params, dead: Tensor) -> None:
-        if "log_threshold" in p:
-            p["log_threshold"] += dead * math.log(self.recipe.revival)
-        else:
-            p["threshold"] *= torch.where(dead, self.recipe.revival, 1.0)
-
-    def begin(self, p: Params, features: Tensor, thresholds: Tensor) -> None:
-        super().begin(p, features, thresholds)
-        theta = thresholds.clamp_min(LEAST)
-        p[self.gate][features] = theta.log() if "log_threshold" in p else theta
-
-    def thresholds(self, v: Params) -> Thresholds:
-        name = self.gate
-        return Thresholds(v["theta"], v["lower"], v["upper"], name, is_log=name == "log_threshold")
-
-    def steer(self, p: Params, growth: Number) -> None:
-        if "log_threshold" in p:
-            p["log_threshold"] += growth
-        else:
-            p["threshold"] *= exp(growth)
-
-    def fold_vectors(self, p: Params, scale: float, norms: Tensor) -> Params:
-        theta = self.derive(p)["theta"].double()
-        return super().fold_vectors(p, scale, norms) | {"threshold": scale * theta}
-
-    def unfold_vectors(self, folded: Params, scale: float, shift: Tensor) -> Params:
-        theta, name = folded["threshold"].double() / scale, self.gate
-        return super().unfold_vectors(folded, scale, shift) | {name: theta.log() if name == "log_threshold" else theta}
 
 
 def _mean_l0(counts: Counts) -> Tensor:

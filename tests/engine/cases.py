@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jumpahead import sae
 from jumpahead.engine import Kernels, State, fresh_state, kernels
+from jumpahead.sae.auxk import WithAuxK
 from jumpahead.sae.base import Architecture
 from jumpahead.sae.recipe import Recipe, Setting, TrainConfig, recipe
 
@@ -27,6 +28,11 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"frequency_scale": 0.07},
         {"target": "batch", "target_weight": 0.6},
         {"target": "token", "target_weight": 0.3},
+    ],
+    "matryoshka": [
+        {"aux": 0.0, "groups": (0.4, 0.6)},
+        {"aux": 0.21},
+        {"aux": 0.13, "k_aux": 500, "groups": (0.3, 0.2, 0.5), "weights": (0.7, 0.0, 1.9)},
     ],
     "topk": [{"aux": 0.0}, {"aux": 0.21}, {"aux": 0.13, "k_aux": 500}],
 }
@@ -56,6 +62,11 @@ class Case(NamedTuple):
         """An instance, with more changes to the recipe."""
         kind = sae.architecture(self.architecture)
         return kind(kind.Options(**self.options), self.setting, some_recipe(**self.changes, **changes))
+
+    @property
+    def keeps_largest(self) -> bool:
+        """Whether it keeps the largest π, and has AuxK."""
+        return issubclass(sae.architecture(self.architecture), WithAuxK)
 
     @property
     def start_l0(self) -> float:

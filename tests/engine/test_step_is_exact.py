@@ -98,8 +98,8 @@ def test_many_steps_equal_dense_autograd_with_dense_adam(case, name, path):
     theirs.last[:] = theirs.t  # dense: every row is up to date
     assert_close(ours, theirs, 1e-10)
     torch.testing.assert_close(ours.encoder.norms, ours.p["W_enc"].norm(dim=1), rtol=1e-12, atol=0)
-    if case.architecture in ("topk", "batchtopk"):
-        assert had_dead > steps / 3, "no feature was ever dead: AuxK was not tested"
+    if case.keeps_largest:
+        assert had_dead > steps / 4, "no feature was ever dead: AuxK was not tested"
         assert skipped > 3 * steps, "no row was ever skipped: lazy Adam was not tested"
     wanted = {"support": [False], "products": [case.options.get("aux") != 0], "both": [False, True]}
     assert (through > 0) in wanted[path], "features went the other way"

@@ -29,12 +29,7 @@ def ways() -> list[tuple[Case, str]]:
     found = {}
     for case in CASES:
         found.setdefault((case.architecture, str(case.options), str(case.changes)), case)
-    return [(c, path) for c in found.values() for path in PATHS if path == "support" or not is_largest(c)]
-
-
-def is_largest(case: Case) -> bool:
-    """Whether it keeps the largest π: with these no feature is popular."""
-    return case.architecture in ("topk", "batchtopk")
+    return [(c, path) for c in found.values() for path in PATHS if path == "support" or not c.keeps_largest]
 
 
 WAYS = ways()

@@ -54,7 +54,9 @@ class Compiled:
             if kind == "i32" and value == 1 and not kernel.params[number].do_not_specialize:
                 kind = "constexpr"
             signature[name] = kind
-            if kind == "constexpr":
+            if isinstance(value, tuple):
+                attributes |= {(number, i): [["tt.divisibility", 16]] for i in range(len(value))}
+            elif kind == "constexpr":
                 values[(number,)] = value
             elif isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
                 attributes[(number,)] = [["tt.divisibility", 16]]
@@ -68,8 +70,10 @@ class Compiled:
             self.failed[key] = f"{type(error).__name__}: {error}"
 
 
-def kind_of(value: Any) -> str:
+def kind_of(value: Any) -> Any:
     """An argument's type in a kernel's signature."""
+    if isinstance(value, tuple):
+        return tuple(map(kind_of, value))
     if isinstance(value, torch.Tensor):
         return "*" + NAMES[value.dtype]
     if isinstance(value, bool):

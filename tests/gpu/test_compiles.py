@@ -13,7 +13,8 @@ import pytest
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed: make test-gpu")
 QUICK = [("2304", "jumprelu")]
 ALL = [
-    ("3584", "gated", "topk"), ("768", "batchtopk", "relu"), ("2304", "jumprelu", "topk"), ("48", "--float64"),
+    ("3584", "gated", "topk"), ("768", "batchtopk", "relu"), ("2304", "jumprelu", "topk"), ("768", "matryoshka"),
+    ("48", "--float64"),
 ]  # fmt: skip
 
 

@@ -173,7 +173,7 @@ def test_folded_takes_the_lms_own_activations(case):
     v, layer_ = arch.derive(p), kernels("plain")
     selection = arch.selection(p, v, Knobs(), training=False)
     support = layer_.support(layer_.centre(x, p["b_dec"]), layer_.encoder(p["W_enc"]), p["b_enc"], selection)
-    values = arch.values(Entries(support.pre, support.feature, support.part), p, v)[0]
+    values = arch.features(arch.values(Entries(support.pre, support.feature, support.part), p, v))
     f = torch.zeros(len(x), WIDTH)
     f[support.token.long(), support.feature.long()] = values
     x_hat = f @ p["W_dec"] + p["b_dec"]

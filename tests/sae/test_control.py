@@ -114,7 +114,7 @@ def test_decay_takes_the_same_share_of_every_distance_to_the_median(case):
     assert torch.equal(alone.p[arch.gate], gate)
 
 
-KEPT = [case for case in CASES if case.architecture in ("topk", "batchtopk") and case.options.get("aux") == 0.0]
+KEPT = [case for case in CASES if case.keeps_largest and case.options.get("aux") == 0.0]
 
 
 @pytest.mark.parametrize("name", LAYERS)

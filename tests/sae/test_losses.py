@@ -14,10 +14,6 @@ from jumpahead.sae.base import Knobs
 from tests.engine.cases import CASES, Case, activations, scrambled
 
 D, WIDTH, TOKENS, SPARSITY = 4, 9, 7, 0.23
-ALONE = ("jumprelu", "gated", "topk", "relu", "batchtopk")
-cases = pytest.mark.parametrize(
-    "case", [case for case in CASES if case.architecture in ALONE], ids=lambda case: case.label
-)
 
 
 def relu(z):
@@ -91,23 +87,39 @@ def topk(p, fixed, x, options, k, dead):
 
 def batchtopk(p, fixed, x, options, k, dead):
     """As topk, but x̂ from the k·B largest of the batch; ê from the k_aux largest of each token among the dead."""
+    return nested(p, fixed, x, options, k, dead, {WIDTH: 1.0})
+
+
+def matryoshka(p, fixed, x, options, k, dead):
+    """As batchtopk, but Σ_g w_g·mean ‖x − x̂_g‖², x̂_g of the kept entries among the first m_g features."""
+    shares, weights = options["groups"], options["weights"] or [1.0] * len(options["groups"])
+    ends = [max(1, round(sum(shares[: g + 1]) * WIDTH)) for g in range(len(shares))]
+    levels = {}
+    for end, weight in zip(ends, weights, strict=True):
+        levels[end] = levels.get(end, 0.0) + weight
+    return nested(p, fixed, x, options, k, dead, levels)
+
+
+def nested(p, fixed, x, options, k, dead, levels):
+    """levels: m → the weight of the error of the first m features."""
 
     def pres(p):
         return np.array([p["W_enc"] @ (row - p["b_dec"]) + p["b_enc"] for row in x])
 
-    def errors(p):
+    def errors(p, m):
         pi = pres(p)
         entries = [(i, j) for i in range(len(x)) for j in range(WIDTH)]
         kept = sorted(entries, key=lambda at: (-pi[at], at[1], at[0]))[: k * len(x)]
         e = x - p["b_dec"]
         for i, j in kept:
-            e[i] = e[i] - relu(pi[i, j]) * p["W_dec"][j]
+            if j < m:
+                e[i] = e[i] - relu(pi[i, j]) * p["W_dec"][j]
         return e
 
-    loss = (errors(p) ** 2).sum() / len(x)
+    loss = sum(weight * (errors(p, m) ** 2).sum() for m, weight in levels.items()) / len(x)
     if options["aux"] == 0 or not dead.any():
         return loss
-    e, pi = errors(fixed), pres(p)
+    e, pi = errors(fixed, WIDTH), pres(p)
     ratio = ((x - x.mean(0)) ** 2).sum() / ((e - e.mean(0)) ** 2).sum()
     missed = 0.0
     for i in range(len(x)):
@@ -116,7 +128,13 @@ def batchtopk(p, fixed, x, options, k, dead):
     return loss + options["aux"] * ratio * missed
 
 
-PAPERS = {"jumprelu": jumprelu, "gated": gated, "topk": topk, "relu": relu_ri_l1, "batchtopk": batchtopk}
+PAPERS = {
+    "jumprelu": jumprelu, "gated": gated, "topk": topk, "relu": relu_ri_l1, "batchtopk": batchtopk,
+    "matryoshka": matryoshka,
+}  # fmt: skip
+cases = pytest.mark.parametrize(
+    "case", [case for case in CASES if case.architecture in PAPERS], ids=lambda case: case.label
+)
 
 
 def setting_up(case: Case):

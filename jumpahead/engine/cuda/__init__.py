@@ -350,21 +350,19 @@ class Triton:
         width, d = state.p["W_enc"].shape
         block, kind = power(d), update.x.dtype
         entries = min(16, max(2, 4096 // block))
-        how = {"num_warps": warps(block * entries)}
         projections = tuple(torch.zeros_like(support.pre) for _ in update.residuals)
         parts, live = len(update.residuals), len(update.values)
-        assert parts in (1, 2), "these kernels walk along one or two reconstructions"
+        wide = warps(block * entries)
+        how = {"num_warps": wide if parts < 3 else max(wide, min(8, 2 * wide))}  # what many hold at once: in registers
         nothing = support.pre
-        first = (update.slopes[0], update.values[0] if live else nothing)
         constant = nothing if update.constant is None else update.constant.contiguous()
-        second = (update.slopes[-1], update.values[1] if live > 1 else nothing)
+        values = (*update.values, *[nothing] * (parts - live))
         scales = torch.cat([self._number(scale, kind) for scale in update.scales])
         walked = (
-            support.token, update.x, *first, constant, update.residuals[0], *second, update.residuals[-1], scales,
-            projections[0], projections[-1],
+            support.token, update.x, constant, update.slopes, values, update.residuals, scales, projections,
         )  # fmt: skip
         what = {
-            "PARTS": parts, "LIVE": live, "SPARE": update.spare[0], "SPARE2": update.spare[-1],
+            "PARTS": parts, "LIVE": live, "SPARE": sum(spare << r for r, spare in enumerate(update.spare)),
             "CONSTANT": update.constant is not None, "LONG": LONG, "ENTRIES": entries, "BLOCK": block,
         }  # fmt: skip
         weights, kept = self._weights(update, state, adam)

@@ -125,17 +125,17 @@ def _along(place, valid, at, inside, row, slopes, values, residual, scale, proje
 
 
 @jit
-def _gather(start, n, row, c, inside, token, x, slopes, values, constant, residual, slopes2, values2, residual2, scales,
-            projections, projections2, d, PARTS: tl.constexpr, LIVE: tl.constexpr, SPARE: tl.constexpr,
-            SPARE2: tl.constexpr, CONSTANT: tl.constexpr, ENTRIES: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def _gather(start, n, row, c, inside, token, x, constant, slopes, values, residuals, scales, projections, d,
+            PARTS: tl.constexpr, LIVE: tl.constexpr, SPARE: tl.constexpr, CONSTANT: tl.constexpr,
+            ENTRIES: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Of n entries of one feature from place `start`, d_j = row: (gradient row of w_j, of d_j, Σ ∂L/∂π, whether any
-    entry has a gradient)."""
+    entry has a gradient). Of each of PARTS reconstructions, of which the first LIVE are live, there are slopes, values,
+    residuals and projections; bit r of SPARE is its `spare`."""
     kind: tl.constexpr = x.dtype.element_ty
     g_enc = tl.zeros([BLOCK], kind)
     g_dec = tl.zeros([BLOCK], kind)
     total = tl.zeros([ENTRIES], tl.float64)
     any_touched = tl.zeros([ENTRIES], tl.int32)
-    scale = tl.load(scales)
     for s in range(0, n, ENTRIES):
         offset = s + tl.arange(0, ENTRIES)
         valid = offset < n
@@ -146,14 +146,10 @@ def _gather(start, n, row, c, inside, token, x, slopes, values, constant, residu
         if CONSTANT:
             d_pre = tl.load(constant + place, mask=valid, other=0.0)
         touched = tl.zeros([ENTRIES], tl.int1)
-        d_pre, g_dec, touched = _along(
-            place, valid, at, inside, row, slopes, values, residual, scale, projections, d_pre, g_dec, touched,
-            LIVE > 0, SPARE,
-        )  # fmt: skip
-        if PARTS > 1:
+        for r in tl.static_range(PARTS):
             d_pre, g_dec, touched = _along(
-                place, valid, at, inside, row, slopes2, values2, residual2, tl.load(scales + 1), projections2, d_pre,
-                g_dec, touched, LIVE > 1, SPARE2,
+                place, valid, at, inside, row, slopes[r], values[r], residuals[r], tl.load(scales + r), projections[r],
+                d_pre, g_dec, touched, r < LIVE, (SPARE >> r) % 2 == 1,
             )  # fmt: skip
         moves = d_pre != 0
         rows = tl.load(x + at, mask=moves[:, None] & inside[None, :], other=0.0)
@@ -198,12 +194,11 @@ def _move(j, c, inside, g_enc, g_dec, encoder, row, shrink, w_enc, w_dec, v_enc,
 
 
 @jit(do_not_specialize=["step"])
-def rows(colptr, token, x, slopes, values, constant, residual, slopes2, values2, residual2, scales,
-         projections, projections2, pull, shrink, w_enc, w_dec, v_enc, v_dec, last, decays, norms, low, gaps,
-         adam, step, fine, d, width,
-         PARTS: tl.constexpr, LIVE: tl.constexpr, SPARE: tl.constexpr, SPARE2: tl.constexpr, CONSTANT: tl.constexpr,
-         SHRINK: tl.constexpr, UNIT: tl.constexpr, LOW: tl.constexpr, FEATURES: tl.constexpr, LONG: tl.constexpr,
-         ENTRIES: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def rows(colptr, token, x, constant, slopes, values, residuals, scales, projections, pull,
+         shrink, w_enc, w_dec, v_enc, v_dec, last, decays, norms, low, gaps, adam, step, fine, d, width,
+         PARTS: tl.constexpr, LIVE: tl.constexpr, SPARE: tl.constexpr, CONSTANT: tl.constexpr, SHRINK: tl.constexpr,
+         UNIT: tl.constexpr, LOW: tl.constexpr, FEATURES: tl.constexpr, LONG: tl.constexpr, ENTRIES: tl.constexpr,
+         BLOCK: tl.constexpr):  # fmt: skip
     """Features of at most LONG entries, FEATURES of them per program: project, gradient rows, decoder norm, lazy Adam.
 
     pull [programs, d] gets Σ_j ∂L/∂b_enc,j·W_enc,j of the program's features, with W_enc as it was. Where `fine` is 0
@@ -222,8 +217,8 @@ def rows(colptr, token, x, slopes, values, constant, residual, slopes2, values2,
         if (n > 0) & (n <= LONG):
             row = tl.load(w_dec + j * d + c, mask=inside, other=0.0)
             g_enc, g_dec, total, touched = _gather(
-                start, n, row, c, inside, token, x, slopes, values, constant, residual, slopes2, values2, residual2,
-                scales, projections, projections2, d, PARTS, LIVE, SPARE, SPARE2, CONSTANT, ENTRIES, BLOCK,
+                start, n, row, c, inside, token, x, constant, slopes, values, residuals, scales, projections, d,
+                PARTS, LIVE, SPARE, CONSTANT, ENTRIES, BLOCK,
             )  # fmt: skip
             if touched != 0:
                 encoder = tl.load(w_enc + j * d + c, mask=inside, other=0.0)
@@ -236,10 +231,10 @@ def rows(colptr, token, x, slopes, values, constant, residual, slopes2, values2,
 
 
 @jit
-def pieces(features, numbers, colptr, token, x, slopes, values, constant, residual, slopes2, values2, residual2, scales,
-           projections, projections2, some_enc, some_dec, some_total, some_touched, w_dec, fine, d, width,
-           PARTS: tl.constexpr, LIVE: tl.constexpr, SPARE: tl.constexpr, SPARE2: tl.constexpr, CONSTANT: tl.constexpr,
-           LONG: tl.constexpr, ENTRIES: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def pieces(features, numbers, colptr, token, x, constant, slopes, values, residuals, scales, projections,
+           some_enc, some_dec, some_total, some_touched, w_dec, fine, d, width,
+           PARTS: tl.constexpr, LIVE: tl.constexpr, SPARE: tl.constexpr, CONSTANT: tl.constexpr, LONG: tl.constexpr,
+           ENTRIES: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Piece numbers[s] of feature features[s] (M: none), one per program s: its part of the gradient rows."""
     s = tl.program_id(0).to(tl.int64)
     j = tl.load(features + s)
@@ -250,8 +245,8 @@ def pieces(features, numbers, colptr, token, x, slopes, values, constant, residu
         n = tl.minimum(tl.load(colptr + j + 1) - start, LONG).to(tl.int32)
         row = tl.load(w_dec + j * d + c, mask=inside, other=0.0)
         g_enc, g_dec, total, touched = _gather(
-            start, n, row, c, inside, token, x, slopes, values, constant, residual, slopes2, values2, residual2,
-            scales, projections, projections2, d, PARTS, LIVE, SPARE, SPARE2, CONSTANT, ENTRIES, BLOCK,
+            start, n, row, c, inside, token, x, constant, slopes, values, residuals, scales, projections, d,
+            PARTS, LIVE, SPARE, CONSTANT, ENTRIES, BLOCK,
         )  # fmt: skip
         tl.store(some_enc + s * d + c, g_enc, mask=inside)
         tl.store(some_dec + s * d + c, g_dec, mask=inside)
