@@ -3,7 +3,8 @@
     window            |{(i, j): lower_j < π_ij < upper_j}| / (B·M)        who trains θ in this batch
     window_features   |{j: some token of the batch is in j's window}| / M
     theta_05 … _95    quantiles of θ over features, in the unit E‖x‖² = 1
-    theta_in_sqrt_lambda   median θ/√λ: 1 to 1.5 at convergence, as E[2θ·d·r | π = θ] = λ (arXiv 2407.14435, section 4);
+    theta_in_sqrt_lambda   median θ/√λ: 1 to 1.5 at convergence, as E[2θ·d·r | π = θ] = λ (arXiv 2407.14435, section 4),
+                      where an entry costs λ;
                       where a JumpReLU's λ is controlled it is 1/√c of the controller's price c at any time
     travel            how far Adam can still move log θ, in nats: rate·Σ lr of the steps left (β₁ = 0: a step moves a
                       parameter by at most about lr); for a trained θ log(1 + rate·Σ lr / median θ)
@@ -92,7 +93,7 @@ class Watch:
         quantiles = torch.quantile(theta, theta.new_tensor(QUANTILES)).tolist()
         found = {f"theta_{100 * q:02.0f}": value for q, value in zip(QUANTILES, quantiles, strict=True)}
         median, far = found["theta_50"], arch.trained[now.trained] * rate_left
-        if self._sparsity > 0:
+        if self._sparsity > 0 and now.in_sqrt_lambda:
             found["theta_in_sqrt_lambda"] = median / math.sqrt(self._sparsity)
         return found | {
             "window": self._window.sum().item() / (self._tokens * self._width),

@@ -247,6 +247,8 @@ class Thresholds(NamedTuple):
     """The trained vector, a key of `Architecture.trained`."""
     is_log: bool
     """Whether that vector is log θ; else it is θ."""
+    in_sqrt_lambda: bool = True
+    """Whether √λ is what θ is to be measured in: where every active entry costs λ."""
 
 
 class Architecture(ABC):
@@ -291,9 +293,16 @@ class Architecture(ABC):
         return short
 
     @classmethod
+    def published(cls, paper: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
+        """The `paper` recipe, with what this architecture's own paper has instead."""
+        return paper
+
+    @classmethod
     def recipe_for(cls, config: TrainConfig, shape: Shape, changes: Mapping[str, Any] | None = None) -> Recipe:
         """Every hyper-parameter: the recipe of `config`, tuned where it is `short`, and a series' own changes."""
         found = recipe(config)._replace(control_gain=cls.hands[0], steering=cls.hands[1])
+        if config.recipe == "paper":
+            found = cls.published(found, config, shape)
         if config.recipe == "short":
             lr = (changes or {}).get("lr", config.lr) or short_rate(cls.rate, shape, config.tokens)
             found = found._replace(lr=lr)
@@ -465,6 +474,16 @@ class Architecture(ABC):
         p = {"W_enc": folded["W_enc"], "W_dec": folded["W_dec"], "b_dec": b_dec}
         p |= self.unfold_vectors(folded, scale, shift)
         return {name: tensor.to(torch.float32, copy=True).contiguous() for name, tensor in p.items()}
+
+
+def with_unit_rows(p: Params) -> Params:
+    """The matrices and b_enc, float64, with unit d_j and π_j ← ‖d_j‖·π_j: the same SAE where f grows like π."""
+    norms = p["W_dec"].double().norm(dim=1).clamp_min(1e-30)
+    return {
+        "W_enc": p["W_enc"].double() * norms[:, None],
+        "W_dec": p["W_dec"].double() / norms[:, None],
+        "b_enc": p["b_enc"].double() * norms,
+    }
 
 
 def unit_rows(d: int, width: int, generator: torch.Generator) -> Tensor:

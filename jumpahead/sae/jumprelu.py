@@ -52,7 +52,6 @@ from torch import Tensor
 from jumpahead.sae import base, ste
 from jumpahead.sae.base import Affine, Counts, Entries, Gradients, Knobs, Number, Params
 from jumpahead.sae.checked import Field
-from jumpahead.sae.recipe import Recipe, Shape, TrainConfig
 from jumpahead.sae.threshold import WithThreshold
 
 TARGET_WEIGHT = 1.0
@@ -92,15 +91,6 @@ class JumpReLU(WithThreshold):
     options: Options
     first_price = 0.75  # where it ends: 0.6 to 0.9, over L0 4 to 64 (docs/LOG.md, 2026-11-26)
     revision = 2
-    hands = (0.01, 0.1)
-
-    @classmethod
-    def tuned(cls, short: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
-        return short._replace(
-            bandwidth_share=0.5,
-            threshold_pull=12.0,
-            resample_every=max(1, config.steps // 24),
-        )
 
     @property
     def uses_active(self) -> bool:

@@ -35,6 +35,7 @@ from jumpahead.sae.base import (
     Params,
     common_parameters,
     quantile_for_l0,
+    with_unit_rows,
 )
 
 
@@ -94,13 +95,7 @@ class ReLU(Architecture):
 
     def fold(self, p: Params, scale: float) -> Params:
         """Unit d_j by π_j ← ‖d_j‖·π_j: the ReLU lets a positive factor through."""
-        norms = p["W_dec"].double().norm(dim=1).clamp_min(1e-30)
-        rescaled = {
-            "W_enc": p["W_enc"].double() * norms[:, None],
-            "W_dec": p["W_dec"].double() / norms[:, None],
-            "b_enc": p["b_enc"].double() * norms,
-        }
-        return super().fold(p | rescaled, scale)
+        return super().fold(p | with_unit_rows(p), scale)
 
 
 ARCHITECTURE = ReLU

@@ -1,7 +1,7 @@
 """The straight-through estimator of a threshold (arXiv 2407.14435, section 3 and equations 11–12).
 
     JumpReLU_θ(z) = z·H(z − θ)                      H(0) = 0
-    ∂ JumpReLU_θ(z)/∂z := H(z − θ)                  the true derivative
+    ∂ JumpReLU_θ(z)/∂z := H(z − θ)                  the true derivative; `to_input` adds (θ/ε)·K((z − θ)/ε)
     ∂ JumpReLU_θ(z)/∂θ := −(θ/ε)·K((z − θ)/ε)       pseudo-derivative
     ∂ H(z − θ)/∂z      := 0
     ∂ H(z − θ)/∂θ      := −(1/ε)·K((z − θ)/ε)       pseudo-derivative
@@ -28,19 +28,21 @@ def rectangle(z: Tensor, theta: Tensor, epsilon: Tensor) -> Tensor:
 
 
 class JumpReLU(torch.autograd.Function):
-    """z·H(z − θ), with the pseudo-derivative in θ."""
+    """z·H(z − θ), with the pseudo-derivative in θ, and if `to_input`, its negative in z."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, theta: Tensor, epsilon: Tensor) -> Tensor:
+    def forward(ctx: Any, z: Tensor, theta: Tensor, epsilon: Tensor, to_input: bool) -> Tensor:
         ctx.save_for_backward(z, theta, epsilon)
+        ctx.to_input = to_input
         return z * (z > theta)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
         z, theta, epsilon = ctx.saved_tensors
         (grad,) = grad_outputs
         d_theta = -(theta / epsilon) * rectangle(z, theta, epsilon) * grad
-        return (z > theta) * grad, d_theta.sum(tuple(range(z.dim() - 1))), None
+        d_z = (z > theta) * grad
+        return d_z - d_theta if ctx.to_input else d_z, d_theta.sum(tuple(range(z.dim() - 1))), None, None
 
 
 class Step(torch.autograd.Function):
@@ -59,9 +61,9 @@ class Step(torch.autograd.Function):
         return None, d_theta.sum(tuple(range(z.dim() - 1))), None
 
 
-def jumprelu(z: Tensor, theta: Tensor, epsilon: Tensor) -> Tensor:
-    """JumpReLU_θ(z), elementwise. z [B, M]; θ, ε [M] → [B, M]."""
-    return JumpReLU.apply(z, theta, epsilon)
+def jumprelu(z: Tensor, theta: Tensor, epsilon: Tensor, to_input: bool = False) -> Tensor:
+    """JumpReLU_θ(z), elementwise. z [B, M]; θ, ε [M] → [B, M]. to_input: the estimator trains z as well."""
+    return JumpReLU.apply(z, theta, epsilon, to_input)
 
 
 def step(z: Tensor, theta: Tensor, epsilon: Tensor) -> Tensor:

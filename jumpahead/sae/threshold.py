@@ -21,6 +21,7 @@ from jumpahead.sae.base import (
     quantile_for_l0,
 )
 from jumpahead.sae.control import exp
+from jumpahead.sae.recipe import Recipe, Shape, TrainConfig
 
 LEAST = 1e-3
 """The smallest θ that a feature starts with."""
@@ -31,6 +32,15 @@ class WithThreshold(Architecture):
 
     settings = ("l0", "lambda")
     vectors = ("b_enc", "threshold")
+    hands = (0.01, 0.1)
+
+    @classmethod
+    def tuned(cls, short: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
+        return short._replace(
+            bandwidth_share=0.5,
+            threshold_pull=12.0,
+            resample_every=max(1, config.steps // 24),
+        )
 
     @property
     def trained(self) -> dict[str, float]:

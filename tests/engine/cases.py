@@ -21,6 +21,11 @@ from jumpahead.sae.base import Architecture
 from jumpahead.sae.recipe import Recipe, Setting, TrainConfig, recipe
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "anthropic": [
+        {"pre_activation": 0.31},
+        {"pre_activation": 0.0, "scale": 1.7},
+        {"pre_activation": 0.23, "pre_activation_of": "all", "ste": "threshold"},
+    ],
     "batchtopk": [{"aux": 0.0}, {"aux": 0.21}, {"aux": 0.13, "k_aux": 500}],
     "gated": [{"norm": "ri-l1"}, {"norm": "l1"}],
     "jumprelu": [
@@ -37,12 +42,17 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "topk": [{"aux": 0.0}, {"aux": 0.21}, {"aux": 0.13, "k_aux": 500}],
 }
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "anthropic": {
+        "": {},
+        # windows that reach below zero, as in its preset
+        "raw": {"threshold_form": "raw", "threshold_start": 0.07, "bandwidth": 0.19},
+    },
     "jumprelu": {
         "": {},
         "raw": {"threshold_form": "raw", "threshold_start": 0.07},
         # ε > 2θ at first: rectified zeros fall into the window, every token of a feature is in its support.
         "paper": {"threshold_start": 0.011, "bandwidth": 0.03, "centre": False},
-    }
+    },
 }
 VALUES = {"l0": 4.0, "lambda": 0.006, "k": 5.0}
 LAYERS = ("plain", "cpu")

@@ -98,8 +98,9 @@ def test_many_steps_equal_dense_autograd_with_dense_adam(case, name, path):
     theirs.last[:] = theirs.t  # dense: every row is up to date
     assert_close(ours, theirs, 1e-10)
     torch.testing.assert_close(ours.encoder.norms, ours.p["W_enc"].norm(dim=1), rtol=1e-12, atol=0)
+    if case.keeps_largest or ours.arch.uses_dead:
+        assert had_dead > steps / 4, "no feature was ever dead: what is done about them was not tested"
     if case.keeps_largest:
-        assert had_dead > steps / 4, "no feature was ever dead: AuxK was not tested"
         assert skipped > 3 * steps, "no row was ever skipped: lazy Adam was not tested"
     wanted = {"support": [False], "products": [case.options.get("aux") != 0], "both": [False, True]}
     assert (through > 0) in wanted[path], "features went the other way"
@@ -161,13 +162,17 @@ def test_one_step_from_anywhere_equals_autograd(name, case, shape, seed, bias, v
 @layers
 @cases
 def test_an_empty_support(case, name):
-    """No feature fires: only b_dec moves (and with ε > 2θ, θ itself)."""
+    """No feature fires: only b_dec moves (and with ε > 2θ, θ itself), and what draws dead features back."""
     state = scrambled(case, 5, 21, seed=4, bias=-100.0, adam_epsilon=1.0)
     if case.architecture == "jumprelu":
         state.p |= {key: t.abs() + 0.1 for key, t in state.p.items() if "threshold" in key}
     after = assert_step_is_exact(state, activations(9, 5, seed=2), name)
-    assert torch.equal(after.last, state.last)
-    assert torch.equal(after.p["W_enc"], state.p["W_enc"])
+    knobs, v = step.__globals__["knobs_of"](state, 0.37), state.arch.derive(state.p)
+    selection = state.arch.selection(state.p, v, knobs, training=True)
+    idle = selection.lower > -torch.inf if isinstance(selection, Above) else torch.ones(21, dtype=torch.bool)
+    assert torch.equal(after.last[idle], state.last[idle])
+    assert torch.equal(after.p["W_enc"][idle], state.p["W_enc"][idle])
+    assert (after.last[~idle] == after.t).all()
     assert not torch.equal(after.p["b_dec"], state.p["b_dec"])
 
 

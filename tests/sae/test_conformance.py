@@ -46,7 +46,7 @@ def test_an_unknown_architecture_names_the_nearest(wrong, right):
         sae.architecture(wrong)
 
 
-@pytest.mark.parametrize("support", ["base", "ste", "recipe", "control", "__init__"])
+@pytest.mark.parametrize("support", ["base", "ste", "recipe", "control", "auxk", "threshold", "checked", "__init__"])
 def test_files_that_help_are_not_architectures(support):
     with pytest.raises(StudyError):
         sae.architecture(support)
@@ -67,7 +67,6 @@ def test_class_attributes_are_complete(name):
     assert kind.name == name
     assert kind.title
     assert re.fullmatch(r"#[0-9A-F]{6}", kind.colour)
-    assert kind.dash in {"solid", "dot", "dash", "longdash", "dashdot", "longdashdot"}
     assert kind.symbol
     assert isinstance(kind.order, int)
     assert kind.settings
@@ -87,10 +86,19 @@ def test_options_against_the_setting_are_refused_without_a_study_too():
         case._replace(setting=Setting("lambda", 0.3)).arch()
 
 
-@pytest.mark.parametrize("attribute", ["name", "title", "colour", "dash", "symbol", "order"])
+DASHES = {"solid", "dot", "dash", "longdash", "dashdot", "longdashdot"}
+
+
+@pytest.mark.parametrize("attribute", ["name", "title", "colour", "symbol", "order"])
 def test_curves_can_be_told_apart(attribute):
     found = [getattr(sae.architecture(name), attribute) for name in sae.names()]
     assert len(set(found)) == len(found)
+
+
+def test_a_dash_comes_again_only_where_there_are_no_more():
+    found = {sae.architecture(name).dash for name in sae.names()}
+    assert found <= DASHES
+    assert len(found) == min(len(sae.names()), len(DASHES))
 
 
 # ---------------------------------------------------------------------------------------------- initialisation

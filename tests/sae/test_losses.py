@@ -42,6 +42,24 @@ def jumprelu(p, fixed, x, options, k, dead):
     return error + SPARSITY * l0.mean()
 
 
+def anthropic(p, fixed, x, options, k, dead):
+    """mean ‖x − x̂‖² + λ_S·Σ tanh(c·f·‖d‖) + λ_P·Σ ReLU(θ − π)·‖d‖, in the update's unit, and then in ours.
+
+    There activations have norm √D: x, θ and biases are √D times as large, the loss D times, and SPARSITY is λ_S/D.
+    """
+    root = np.sqrt(D)
+    theta = root * (np.exp(fixed["log_threshold"]) if "log_threshold" in fixed else fixed["threshold"])
+    norms, total = np.sqrt((p["W_dec"] ** 2).sum(1)), 0.0
+    drawn = np.ones(WIDTH, bool) if options["pre_activation_of"] == "all" else dead
+    for row in root * x:
+        pi = p["W_enc"] @ (row - root * p["b_dec"]) + root * p["b_enc"]
+        f = pi * (pi > theta)
+        total += ((row - p["W_dec"].T @ f - root * p["b_dec"]) ** 2).sum()
+        total += SPARSITY * D * np.tanh(options["scale"] * f * norms).sum()
+        total += options["pre_activation"] * (relu(theta - pi) * norms)[drawn].sum()
+    return total / len(x) / D
+
+
 def gated(p, fixed, x, options, k, dead):
     """mean ‖x − x̂‖² + ‖x − x̂_frozen(ReLU(π_gate))‖² + λ·Σ ReLU(π_gate)·(‖d‖ for RI-L1)."""
     total = 0.0
@@ -130,7 +148,7 @@ def nested(p, fixed, x, options, k, dead, levels):
 
 PAPERS = {
     "jumprelu": jumprelu, "gated": gated, "topk": topk, "relu": relu_ri_l1, "batchtopk": batchtopk,
-    "matryoshka": matryoshka,
+    "matryoshka": matryoshka, "anthropic": anthropic,
 }  # fmt: skip
 cases = pytest.mark.parametrize(
     "case", [case for case in CASES if case.architecture in PAPERS], ids=lambda case: case.label
@@ -164,6 +182,8 @@ def test_the_loss_is_the_papers(case):
 def test_the_gradient_is_the_papers_with_its_constants_held_fixed(case):
     state, x, knobs, dead = setting_up(case)
     names = [name for name in state.v if "threshold" not in name]
+    if case.architecture == "anthropic" and state.arch.options.ste == "all":
+        names = ["W_dec"]  # others hear the straight-through estimator: test_ste_matches_true_derivative.py
     leaves = {name: state.p[name].clone().requires_grad_() for name in names}
     found = torch.autograd.grad(state.arch.loss(state.p | leaves, x, knobs), [leaves[name] for name in names])
     fixed = {name: tensor.numpy() for name, tensor in state.p.items()}

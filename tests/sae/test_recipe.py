@@ -74,7 +74,18 @@ def test_a_given_rate_and_a_series_own_changes_win_over_what_an_architecture_doe
     changed = kind.recipe_for(config(), SHAPE, {"bandwidth_share": 0.7, "beta2": 0.95})
     assert changed == kind.recipe_for(config(), SHAPE)._replace(bandwidth_share=0.7, beta2=0.95)
     papers = kind.recipe_for(config(recipe="paper"), SHAPE)._replace(control_gain=0.05, steering=0.05)
-    assert papers == recipe(config(recipe="paper")), "the paper's is the paper's, but for the controller, which is ours"
+    own = kind.published(recipe(config(recipe="paper")), config(recipe="paper"), SHAPE)
+    assert papers == own, "the paper's is the paper's, but for the controller, which is ours"
+    assert kind.recipe_for(config(recipe="paper", lr=0.0123), SHAPE).lr == 0.0123
+
+
+def test_anthropics_preset_is_its_own():
+    """Thresholds and bandwidth for activations of norm √d, here 12: 0.1 and 2 there."""
+    asked = config(recipe="paper", tokens=10**6, batch=1000)
+    found = sae.architecture("anthropic").recipe_for(asked, Shape(144, 512, Setting("lambda", 0.07)))
+    assert (found.lr, found.lr_decay, found.sparsity_warmup) == (2e-4, 200, 1000)
+    assert (found.threshold_start, found.bandwidth) == pytest.approx((0.1 / 12, 2 / 12))
+    assert found.adam_epsilon == recipe(asked).adam_epsilon
 
 
 @pytest.mark.parametrize("wrong", [{"l0_start": 0.0}, {"l0_start": -2.0}, {"l0_steps": -3}, {"threshold_pull": -0.5}])
