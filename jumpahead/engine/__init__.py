@@ -9,6 +9,7 @@
     watch.py       what a step's entries say about training's health
     reference.py   the same step by dense autograd: the oracle of every test
     plain.py       the kernels in plain torch: runs everywhere
+    ordinary.py    what layers do by tensor operations where they have nothing better
     cpu/           the kernels compiled with numba, and the choice of the encoder product
     cuda/          the kernels in Triton, for a GPU
 

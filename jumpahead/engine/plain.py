@@ -6,7 +6,6 @@ tensor exists even here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
@@ -14,15 +13,16 @@ from torch import Tensor
 
 from jumpahead.engine.decide import GATHER, bias_slack, canonical, largest_of_each, slack
 from jumpahead.engine.lazy_adam import Adam, update_rows_, without_radial
-from jumpahead.engine.step import Centred, Encoder, Item, Residual, Rows, RowUpdate, State
+from jumpahead.engine.ordinary import Ordinary
+from jumpahead.engine.step import Centred, Encoder, Residual, Rows, RowUpdate, State
 from jumpahead.engine.supports import Support, assemble, union
-from jumpahead.sae.base import Above, Affine, Entries, Number, Simple
+from jumpahead.sae.base import Above, Number, Simple
 
 CHUNK = 2**22  # entries of one block of the encoder product
 
 
 @final
-class Plain:
+class Plain(Ordinary):
     """Steps 1, 3 and 5 with torch operations."""
 
     late = False
@@ -105,25 +105,9 @@ class Plain:
         residual = x_hat + (bias - sign * target)
         return Residual(residual, residual.double().square().sum())
 
-    def entries(self, support: Support) -> Entries:
-        return Entries(support.pre, support.feature, support.part, support.token)
-
     def sums(self, support: Support, vector: Tensor) -> Tensor:
         width = len(support.colptr) - 1
         return torch.bincount(support.feature, weights=vector, minlength=width).to(vector.dtype)
-
-    def at_once(self, items: int) -> int:
-        return 1
-
-    def side_by_side(self, items: Sequence[Item], work: Callable[[Item], None]) -> None:
-        for item in items:
-            work(item)
-
-    def fired(self, support: Support, values: Tensor) -> Tensor:
-        return self.sums(support, (values > 0).to(support.pre.dtype))
-
-    def summed(self, support: Support, gradient: Affine, projections: tuple[Tensor, ...]) -> Tensor:
-        return self.sums(support, gradient.at(projections))
 
     def active(self, support: Support, on: Tensor) -> Tensor:
         return torch.bincount(support.token[on], minlength=len(support.indptr) - 1).to(support.pre.dtype)

@@ -10,7 +10,7 @@ of every entry that could matter is computed again in float64. No kernel knows a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, final
 
@@ -23,10 +23,11 @@ from jumpahead.engine.cuda import screen, walk
 from jumpahead.engine.decide import LOW_OUTPUT, bias_slack, is_exact, largest_of_each, low_slack, slack
 from jumpahead.engine.late import Demand
 from jumpahead.engine.lazy_adam import Adam
+from jumpahead.engine.ordinary import Ordinary
 from jumpahead.engine.select import AGAIN, BELOW, GUESSES, Selected
-from jumpahead.engine.step import Centred, Encoder, Item, Residual, Rows, RowUpdate, State
+from jumpahead.engine.step import Centred, Encoder, Residual, Rows, RowUpdate, State
 from jumpahead.engine.supports import PADDING, Support, trimmed
-from jumpahead.sae.base import DEAD, MAIN, Above, Affine, Entries, Largest, LargestOfBatch, Number, Simple
+from jumpahead.sae.base import DEAD, MAIN, Above, Largest, LargestOfBatch, Number, Simple
 
 CHUNK = 2**24
 """Entries of one block of the encoder product: 32 MiB in bfloat16, which stay in the L2 cache of a large card."""
@@ -68,7 +69,7 @@ class Found(NamedTuple):
 
 
 @final
-class Triton:
+class Triton(Ordinary):
     """Steps 1, 3 and 5 in Triton; the encoder product in the vendor's library.
 
     late: whether steps are launched without waiting for the device (late.py). Where not, `support` makes the room it
@@ -316,24 +317,8 @@ class Triton:
             )  # fmt: skip
         return Residual(out, squares.sum())
 
-    def entries(self, support: Support) -> Entries:
-        return Entries(support.pre, support.feature, support.part, support.token)
-
     def sums(self, support: Support, vector: Tensor) -> Tensor:
         return self._sums(support.colptr, vector)
-
-    def at_once(self, items: int) -> int:
-        return 1
-
-    def side_by_side(self, items: Sequence[Item], work: Callable[[Item], None]) -> None:
-        for item in items:
-            work(item)
-
-    def fired(self, support: Support, values: Tensor) -> Tensor:
-        return self.sums(support, (values > 0).to(support.pre.dtype))
-
-    def summed(self, support: Support, gradient: Affine, projections: tuple[Tensor, ...]) -> Tensor:
-        return self.sums(support, gradient.at(projections))
 
     def active(self, support: Support, on: Tensor) -> Tensor:
         return self._sums(support.indptr, on.to(support.pre.dtype)[support.order])
