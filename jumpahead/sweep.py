@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from jumpahead.sae.base import SAE
     from jumpahead.train import Job
 
-VERSION = 4
+VERSION = 3
 """Of what training computes: raised when the same study would give other SAEs."""
 REFERENCE = 256
 """The d at which recipes are compared: an SAE's own follows from its site."""

@@ -19,8 +19,6 @@ from jumpahead import study as studies
 from jumpahead.sae import architecture
 from jumpahead.sae.recipe import Recipe, Setting, Shape, TrainConfig
 
-VERSION = 3
-"""Of the key. Results stay when the engine's sums change in their last bits, which `sweep.VERSION` counts."""
 BOOTSTRAPPED = ("l0", "delta_lm_loss", "above_10pct")
 
 
@@ -53,7 +51,7 @@ class Wanted(NamedTuple):
         recipe = kind.recipe_for(config, shape, json.loads(self.recipe))._asdict()
         plain = {name: value for name, value in recipe.items() if value != Recipe._field_defaults.get(name, ...)}
         options = kind.Options(**json.loads(self.options)).model_dump(exclude_defaults=True)
-        known = [VERSION, self.place, place.site, place.width, self.part, self.tokens, self.held_out,
+        known = [sweep.VERSION, self.place, place.site, place.width, self.part, self.tokens, self.held_out,
                  self.architecture, options, plain, self.setting, self.seed]  # fmt: skip
         return store.digest_json(known)[:16]
 

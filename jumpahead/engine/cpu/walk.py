@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from jumpahead.engine.cpu.lanes import fetch, number
-from jumpahead.engine.cpu.screen import parallel
+from jumpahead.engine.cpu.screen import parallel, serial
 
 
 @parallel
@@ -114,9 +114,10 @@ def fired(first, last, colptr, values, out):
         out[j] = n
 
 
-@parallel
+@serial
 def summed(first, last, colptr, slopes, projections, constant, out):
-    """out[j] = Σ (Σ_r slope_r·projection_r + constant) over feature j's entries, in float64, in token order."""
+    """out[j] = Σ (Σ_r slope_r·projection_r + constant) over feature j's entries, in float64, in token order. Every
+    operation is rounded, as tensors' are."""
     for j in range(first, last):
         total = 0.0
         for q in range(colptr[j], colptr[j + 1]):
