@@ -53,7 +53,7 @@ PRODUCTS = (DEFAULT, ONEDNN, BFLOAT16)
 TOKENS, D, WIDTH = 1024, 256, 2048
 ROUNDS = 8
 CLEARLY = 1.5
-"""How many times as long as the default is clearly slower; oneDNN takes 0.4 to 0.7 of its time where it was measured."""
+"""How many times as long as the default is clearly slower; oneDNN takes 0.4 to 0.7 of its time where that was seen."""
 WORTH = 0.8
 """bfloat16 must take less than this share of float32's time: it leaves more candidates to recompute."""
 
