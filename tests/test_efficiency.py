@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -333,7 +334,7 @@ def test_rows_are_consistent(found: dict[str, Any]):
 
 @pytest.mark.parametrize("name", sae.names())
 def test_stages_add_up_to_about_the_step(name: str):
-    """The quickest of some, because other tests run beside."""
+    """Medians by turns, because other tests run beside: now and then a step has the machine to itself."""
     shape = Shape(d=64, width=2048, batch=512, l0=8)
     group, x = session.Group(shape, name, session.Floor([], 1.0), 0.05), session.data(shape)
     state, found, knobs = group.state_and_losses(x)
@@ -348,7 +349,7 @@ def test_stages_add_up_to_about_the_step(name: str):
             contender.step(x[:512])
             whole.append(time.perf_counter() - begun)
             stages.append(sum(contender.clocked(x[:512]).values()))
-        assert 0.5 < min(stages[2:]) / min(whole[2:]) < 2
+        assert 0.5 < median(stages[2:]) / median(whole[2:]) < 2
 
 
 def test_the_json_comes_back_as_it_was(found: dict[str, Any], tmp_path: Path):
