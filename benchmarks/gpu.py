@@ -76,6 +76,10 @@ class Bench:
     def __init__(self, device: torch.device, sizes: list[Size], l0s: tuple[int, ...], minutes: float):
         self.device, self.sizes, self.l0s = device, sizes, l0s
         interpreted = device.type != "cuda" and os.environ.get("TRITON_INTERPRET") == "1"
+        if interpreted:
+            from tools.interpreter import prepare
+
+            prepare()
         self.layer = kernels("cuda" if interpreted else None if device.type == "cuda" else "plain", device)
         self.ends = time.monotonic() + 60 * minutes
         self.repeats = 20 if device.type == "cuda" else 1

@@ -7,6 +7,6 @@ import os
 import torch
 
 if os.environ.get("TRITON_INTERPRET") == "1" and not torch.cuda.is_available():
-    from tests.gpu.interpreter import patch_once_per_launch
+    from tools.interpreter import prepare
 
-    patch_once_per_launch()
+    prepare()

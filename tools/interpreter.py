@@ -1,5 +1,9 @@
-"""Triton's interpreter, several times as fast: it looks through all of triton.language for what it has to replace
-whenever a kernel calls a function, `tl.sum` included. Once per launch is enough."""
+"""Triton's interpreter on a machine without a card: what this project's kernels need of it, in every version since 3.6.
+
+It looks through all of triton.language for what it has to replace whenever a kernel calls a function, `tl.sum`
+included; once per launch is enough, and several times as fast. And Triton 3.6's takes the bound of a loop for a number
+by a conversion that numpy has refused since 2.4.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 
-def patch_once_per_launch() -> None:
+def prepare() -> None:
     """From now on, in this process. Does nothing where this version's interpreter is built otherwise."""
     everything: Any = types.SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
     whole, scope = getattr(interpreter, "_patch_lang", None), getattr(interpreter, "_LangPatchScope", None)
@@ -22,6 +26,7 @@ def patch_once_per_launch() -> None:
         if is_active[0]:
             return scope()
         found = whole(everything)
+        found.set_attr(tl.tensor, "__index__", lambda self: int(self.handle.data.item()))
         restore = found.restore
 
         def restored() -> None:
