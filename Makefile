@@ -37,7 +37,7 @@ unit: setup
 
 test-gpu: setup  ## the GPU's kernels: on a card where there is one, else in Triton's interpreter, and compiled for one
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet 'triton>=3.6'
-	TRITON_INTERPRET=$$($(BIN)/python -c 'import torch; print(int(not torch.cuda.is_available()))') $(BIN)/pytest -n 2 tests/gpu tests/engine/test_padding.py
+	TRITON_INTERPRET=$$($(BIN)/python -c 'import torch; print(int(not torch.cuda.is_available()))') $(BIN)/pytest -n 2 tests/gpu tests/engine/test_padding.py tests/test_on_a_card.py
 
 bench-gpu: setup  ## steps of every architecture on the card here; ARGS=--dry-run needs none, ARGS=--help
 	$(BIN)/python -m benchmarks.gpu $(ARGS)

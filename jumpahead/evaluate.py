@@ -5,14 +5,15 @@
     zero      … by 0            mean      … by the mean activation of the training text
 
 All SAEs of one site are measured together: the LM runs up to the site once per group of contexts, and per SAE only what
-comes after it. Where there is no LM (`reconstruct`), what it would say is nan; L0, FVU and frequencies are measured.
-Sums per document; `metrics.py` turns them into numbers. Documents are bundled where there are more than
+comes after it. On a GPU, SAEs encode and decode there too, as many at once as its memory holds; sums are made on the
+CPU, in an order of their own. Where there is no LM (`reconstruct`), what it would say is nan; L0, FVU and frequencies
+are measured. Sums per document; `metrics.py` turns them into numbers. Documents are bundled where there are more than
 `MOST_CLUSTERS`, which only makes intervals wider.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,8 @@ from jumpahead.sae.base import SAE
 MOST_CLUSTERS = 256
 LOGITS_AT_ONCE = 2**19
 """2 MiB in float32."""
+SHARE_OF_CARD = 0.5
+"""Of a GPU's free memory, for SAEs: the other half is for logits, and what encoding takes."""
 
 
 class HeldOut(NamedTuple):
@@ -124,23 +127,47 @@ def evaluate(
     mean: Tensor,
     progress: log.Progress | None = None,
     layer: Kernels | None = None,
+    device: torch.device | str = "cpu",
 ) -> dict[str, Measured]:
-    """Sums of every SAE at `site`. mean [d]: the activation that mean ablation puts there, in the LM's unit."""
+    """Sums of every SAE at `site`. mean [d]: the activation that mean ablation puts there, in the LM's unit.
+
+    device: where SAEs encode and decode; layer: the kernels to do it with, by default the device's own.
+    """
     for name, sae in saes.items():
         if sae.d != lm.width_at(site):
             raise DataError(f"{name} takes activations of width {sae.d}; {site} has {lm.width_at(site)}.")
-    layer = layer or kernels()
-    coders = {name: Coder(sae, layer) for name, sae in saes.items()}
     found = {name: Measured.nothing(sae, text) for name, sae in saes.items()}
     progress = progress or log.Silent()
     with progress.phase("evaluating", text.tokens * max(1, len(saes)), "tokens") as phase:
-        for group in range(text.groups):
-            scored = int(text.contexts.scored_per_group[group])
-            view = _Group.of(lm, text, group, site, mean)
-            for name, coder in coders.items():
-                view.add(found[name], coder)
-                phase.advance(scored)
+        for coders in _that_fit(saes, device, layer):
+            for group in range(text.groups):
+                scored = int(text.contexts.scored_per_group[group])
+                view = _Group.of(lm, text, group, site, mean, device)
+                for name, coder in coders.items():
+                    view.add(found[name], coder)
+                    phase.advance(scored)
     return found
+
+
+def _that_fit(saes: Mapping[str, SAE], device: torch.device | str, layer: Kernels | None) -> Iterator[dict[str, Coder]]:
+    """The SAEs, ready on the device: on a GPU in parts, each as large as its memory allows."""
+    device, layer = torch.device(device), layer or kernels(device=device, late=False)
+    names, room = list(saes), float("inf")
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        room = SHARE_OF_CARD * (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    while names:
+        part = [names.pop(0)]
+        left = room - coder_bytes(saes[part[0]])
+        while names and left >= coder_bytes(saes[names[0]]):
+            part.append(names.pop(0))
+            left -= coder_bytes(saes[part[-1]])
+        yield {name: Coder(saes[name], layer, device) for name in part}
+
+
+def coder_bytes(sae: SAE) -> int:
+    """What an SAE takes while it encodes and decodes: float32 parameters, and W_enc in bfloat16."""
+    return 10 * sae.width * sae.d
 
 
 def reconstruct(
@@ -150,26 +177,26 @@ def reconstruct(
     progress: log.Progress | None = None,
     layer: Kernels | None = None,
     unit: str = "tokens",
+    device: torch.device | str = "cpu",
 ) -> dict[str, Measured]:
     """Sums of every SAE at `site` without a language model: what is in nats is nan, a row counts as a token.
 
-    unit: what progress calls the rows.
+    unit: what progress calls the rows. device, layer: as in `evaluate`.
     """
     width = text.activations.widths[site]
     for name, sae in saes.items():
         if sae.d != width:
             raise DataError(f"{name} takes activations of width {sae.d}; {site} has {width}.")
-    layer = layer or kernels()
-    coders = {name: Coder(sae, layer) for name, sae in saes.items()}
     found = {name: Measured.nothing(sae, text) for name, sae in saes.items()}
     rows, progress = int(text.activations.rows_per_group[: text.groups].sum()), progress or log.Silent()
     with progress.phase("evaluating", rows * max(1, len(saes)), unit) as phase:
-        for group in range(text.groups):
-            x = text.activations.rows(group)[site].float().cpu()
-            document, place = np.unique(text.activations.documents(group), return_inverse=True)
-            for name, coder in coders.items():
-                _add_rows(found[name], coder, x, document, torch.from_numpy(place), text.cluster[document])
-                phase.advance(len(x))
+        for coders in _that_fit(saes, device, layer):
+            for group in range(text.groups):
+                x = text.activations.rows(group)[site].float().to(device)
+                document, place = np.unique(text.activations.documents(group), return_inverse=True)
+                for name, coder in coders.items():
+                    _add_rows(found[name], coder, x, document, torch.from_numpy(place), text.cluster[document])
+                    phase.advance(len(x))
     for measured in found.values():
         for key in ("clean", "spliced", "zero", "mean", "kl"):
             getattr(measured.sums, key).fill(np.nan)
@@ -187,11 +214,10 @@ def _add_rows(
     of_row = _reconstruction(exact, coder.decode(features), features)
     of_row |= {"x_sq": exact.square().sum(1), "x_sum": exact, "rows": torch.ones(len(x), dtype=torch.int64)}
     sums = {
-        name: torch.zeros(count, *value.shape[1:], dtype=value.dtype).index_add_(0, place, value).numpy()
+        name: torch.zeros(count, *value.shape[1:], dtype=value.dtype).index_add_(0, place, value.cpu()).numpy()
         for name, value in of_row.items()
     }
-    entry = place.repeat_interleave(features.indptr.diff()) * coder.sae.width + features.feature
-    sums["firing"] = torch.bincount(entry, minlength=count * coder.sae.width).view(count, -1).numpy()
+    sums["firing"] = firing(features, place, count, coder.sae.width)
     sums["tokens"] = sums["rows"]
     for name, value in sums.items():
         np.add.at(getattr(found.sums, name), cluster, value)
@@ -220,7 +246,7 @@ class _Group(NamedTuple):
     target: Tensor
     """int64 [scored]: the next token of every scored position."""
     x: Tensor
-    """float32 [rows, d]: the site's activations at spliced positions."""
+    """float32 [rows, d]: the site's activations at spliced positions, where the SAEs are."""
     exact: Tensor
     """float64 [rows, d]: x again."""
     p: Tensor
@@ -237,20 +263,22 @@ class _Group(NamedTuple):
     """[chunks, …]: the fields of `Sums` that are the same for every SAE, chunk by chunk."""
 
     @classmethod
-    def of(cls, lm: LM, text: HeldOut, group: int, site: str, mean: Tensor) -> _Group:
+    def of(
+        cls, lm: LM, text: HeldOut, group: int, site: str, mean: Tensor, device: torch.device | str = "cpu"
+    ) -> _Group:
         ids = torch.from_numpy(text.contexts.ids(group))
         spliced = torch.from_numpy(text.contexts.trained(group))
         scored = torch.from_numpy(text.contexts.scored(group))
         chunk, document = torch.from_numpy(text.contexts.chunk(group)), text.contexts.document(group).astype(np.int64)
         resume = lm.resume_point(ids, site, text.contexts.positions(group))
-        target, x = torch.roll(ids, -1, 1)[scored], resume.activation[spliced].float().cpu()
+        target, x = torch.roll(ids, -1, 1)[scored], resume.activation[spliced].float().to(device)
         clean = spliced_logits(lm, resume, spliced, scored, None)
         p = torch.softmax(clean.float(), dim=-1)
         nats, negentropy = scores(clean, target, p)
         del clean
         zero, middle = (
             scores(spliced_logits(lm, resume, spliced, scored, value), target)[0]
-            for value in (torch.zeros_like(x), mean.expand_as(x))
+            for value in (torch.zeros_like(x), mean.to(x).expand_as(x))
         )
         exact = x.double()
         tokens, rows = (per_chunk_count(chunk, where, len(document)) for where in (scored, spliced))
@@ -275,17 +303,17 @@ class _Group(NamedTuple):
         sums = dict(self.shared)
         sums |= {name: per_chunk(value, self.shared["tokens"]) for name, value in of_scored.items()}
         sums |= {name: per_chunk(value, self.shared["rows"]) for name, value in of_spliced.items()}
-        sums |= {"firing": self._firing(features, coder.sae.width)}
+        sums["firing"] = firing(features, self.chunk[self.spliced], len(self.document), coder.sae.width)
         for name, value in sums.items():
             np.add.at(getattr(found.sums, name), self.cluster, value)
             if name in found.documents:
                 np.add.at(found.documents[name], self.document, value)
 
-    def _firing(self, features: Features, width: int) -> np.ndarray:
-        """int64 [chunks, M]: the rows of each chunk on which each feature is active."""
-        chunk = self.chunk[self.spliced].repeat_interleave(features.indptr.diff())
-        size = len(self.document) * width
-        return torch.bincount(chunk * width + features.feature, minlength=size).view(-1, width).numpy()
+
+def firing(features: Features, place: Tensor, count: int, width: int) -> np.ndarray:
+    """int64 [count, M]: of the rows in each of `count` places, on how many each feature is active. place [n] int64."""
+    place = place.to(features.indptr.device).repeat_interleave(features.indptr.diff())
+    return torch.bincount(place * width + features.feature, minlength=count * width).view(count, -1).cpu().numpy()
 
 
 def spliced_logits(lm: LM, resume: Resume, spliced: Tensor, scored: Tensor, x_hat: Tensor | None) -> Tensor:
@@ -325,7 +353,7 @@ def per_chunk(values: Tensor, counts: np.ndarray) -> np.ndarray:
 
     Chunks stand one after the other, context by context. In float64, whole numbers in int64.
     """
-    values = values.double() if values.is_floating_point() else values.long()
+    values = (values.double() if values.is_floating_point() else values.long()).cpu()
     found = np.zeros((len(counts), *values.shape[1:]), values.numpy().dtype)
     some = counts > 0
     if some.any():

@@ -93,7 +93,7 @@ def measured(study: Study, source: Source, *, dtype: str | None, kept: int | Non
 
     from jumpahead.lm import check, precision
     from jumpahead.lm.model import LM
-    from jumpahead.train import use_threads
+    from jumpahead.train import device_for, use_threads
 
     use_threads(study.train.threads)
     sites = list(study.activations.sites)
@@ -120,7 +120,8 @@ def measured(study: Study, source: Source, *, dtype: str | None, kept: int | Non
     evaluation, clusters = 0.0, 1
     text = _held_out(study, source, lm)
     for site in sites:
-        seconds, clusters = _evaluation(lm, text, site, [one for one in tried if one.site == site], scored)
+        here = [one for one in tried if one.site == site]
+        seconds, clusters = _evaluation(lm, text, site, here, scored, device_for(study.train))
         evaluation += seconds
     return Seconds(
         start + first, per_row * (kept or _rows_read(study, block)), saes, evaluation,
@@ -132,7 +133,7 @@ def measured_without_lm(study: Study, data: Activations, held_out: Activations) 
     """The same of activations that are read: a block of them, the steps, and encoding what is held out."""
     began = time.perf_counter()
     from jumpahead.evaluate import HeldOutRows, reconstruct
-    from jumpahead.train import use_threads
+    from jumpahead.train import device_for, use_threads
 
     use_threads(study.train.threads)
     start = time.perf_counter() - began
@@ -144,7 +145,10 @@ def measured_without_lm(study: Study, data: Activations, held_out: Activations) 
     scored, evaluation = min(study.evaluate.tokens, held_out.total), 0.0
     for site in data.widths:
         here = [one for one in tried if one.site == site]
-        laps = lap_times(lambda saes, watch, site=site: reconstruct(saes, some, site, watch), here)
+        device = device_for(study.train)
+        laps = lap_times(
+            lambda saes, watch, site=site, device=device: reconstruct(saes, some, site, watch, device=device), here
+        )
         evaluation += laps.total(here, scored / int(held_out.rows_per_group[some.groups - 1]))
     clusters = _clusters(len(held_out.rows_per_group), 1.0)
     block = int(rows.mean() * data.groups_per_block)
@@ -190,9 +194,13 @@ def _per_token(source: Source, lm: LM) -> float:
 
 
 def _clocked(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, and what came of it."""
+    """Seconds, and what came of it; on a GPU, until it is done with it."""
+    import torch
+
     began = time.perf_counter()
     found = work()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter() - began, found
 
 
@@ -271,7 +279,7 @@ def _one(study: Study, one: Series, setting: Any, width: int, x: Tensor) -> tupl
             settled = min(fresh, _clocked(lambda: steps(state, 2))[0] / 2)
     params = arch.fold({name: tensor.cpu() for name, tensor in state.p.items()}, scale)
     if setting.kind == "l0":
-        lower_biases(arch, params, x[:ROWS], setting.value, training=False)
+        lower_biases(arch, params, x[:ROWS].cpu(), setting.value, training=False)
     share = _share(state, steps, layer, len(units(study)))
     return begun, share * fresh, share * settled, SAE(arch, params, {})
 
@@ -359,7 +367,9 @@ def _held_out(study: Study, source: Source, lm: LM) -> Contexts:
         return _some(study, source, lm, "train", 3 * lm.batch * lm.context)
 
 
-def _evaluation(lm: LM, contexts: Contexts, site: str, tried: list[Tried], scored: int) -> tuple[float, int]:
+def _evaluation(
+    lm: LM, contexts: Contexts, site: str, tried: list[Tried], scored: int, device: torch.device
+) -> tuple[float, int]:
     """Seconds of evaluating all SAEs of a site on so many tokens, the last of two groups being timed; and clusters."""
     import torch
 
@@ -367,7 +377,7 @@ def _evaluation(lm: LM, contexts: Contexts, site: str, tried: list[Tried], score
 
     text = HeldOut.of(contexts, int(contexts.scored_per_group[0]) + 1)
     mean = torch.zeros(lm.width_at(site))
-    laps = lap_times(lambda saes, watch: evaluate(saes, lm, text, site, mean, watch), tried)
+    laps = lap_times(lambda saes, watch: evaluate(saes, lm, text, site, mean, watch, device=device), tried)
     groups = math.ceil(scored / int(contexts.scored_per_group[text.groups - 1]))
     return laps.total(tried, groups), _clusters(text.clusters, scored / text.tokens)
 

@@ -591,12 +591,13 @@ class Work:
         import torch
 
         from jumpahead.evaluate import HeldOut, evaluate, reconstruct
+        from jumpahead.train import device_for
 
-        text = self.measured_on
+        text, device = self.measured_on, device_for(self.study.train)
         if not isinstance(text, HeldOut):
-            return reconstruct(saes, text, site, self.progress, unit=self.nouns("tokens"))
+            return reconstruct(saes, text, site, self.progress, unit=self.nouns("tokens"), device=device)
         mean = torch.tensor(next(iter(saes.values())).about["mean"])
-        return evaluate(saes, self.whole_lm, text, site, mean, self.progress)
+        return evaluate(saes, self.whole_lm, text, site, mean, self.progress, device=device)
 
     def _evaluate_at(self, site: str, members: list[Unit]) -> None:
         from jumpahead import metrics

@@ -9,6 +9,11 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported; tests run two at a time on two cores
 
+if os.environ.get("TRITON_INTERPRET") == "1":  # `make test-gpu` where there is no GPU
+    from tools.interpreter import prepare
+
+    prepare()
+
 # Small, but with every width different: d 24, MLP 40, heads concatenated 24 or 32, vocabulary 300.
 VOCABULARY = 300
 CONTEXT = 64

@@ -43,9 +43,12 @@ __all__ = [
 ]
 
 
-def kernels(name: str | None = None, device: torch.device | str = "cpu") -> Kernels:
+def kernels(name: str | None = None, device: torch.device | str = "cpu", *, late: bool = True) -> Kernels:
     """The kernel layer `plain`, `cpu` or `cuda`; by default the one for SAEs on `device`, and plain torch where its
-    library is absent (numba; on a GPU, Triton)."""
+    library is absent (numba; on a GPU, Triton).
+
+    late: whether that of a GPU may leave what it finds out to the next step (late.py); for encoding it may not.
+    """
     device, why = torch.device(device), ""
     if name is None:
         name, library = ("cuda", "triton") if device.type == "cuda" else ("cpu", "numba")
@@ -58,7 +61,7 @@ def kernels(name: str | None = None, device: torch.device | str = "cpu") -> Kern
     if name == "cuda":
         from jumpahead.engine.cuda import Triton
 
-        return Triton(device, late=True)
+        return Triton(device, late=late)
     from jumpahead.engine.cpu import Compiled
 
     return Compiled()

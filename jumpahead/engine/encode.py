@@ -24,13 +24,17 @@ class Features(NamedTuple):
 
 @final
 class Coder:
-    """A saved SAE made ready for many batches: what screening needs to know of W_enc is computed once."""
+    """A saved SAE made ready for many batches: what screening needs to know of W_enc is computed once.
 
-    def __init__(self, sae: SAE, kernels: Kernels | None = None):
+    device: where x will be, and the SAE with it. kernels: a layer for that device, not a late one; by default its own.
+    """
+
+    def __init__(self, sae: SAE, kernels: Kernels | None = None, device: torch.device | str = "cpu"):
         from jumpahead.engine import kernels as choose
 
-        self.sae, self._layer = sae, kernels or choose()
-        self._encoder = self._layer.encoder(sae.params["W_enc"])
+        self.sae, self._layer = sae.to(device), kernels or choose(device=device, late=False)
+        assert not self._layer.late, "a late layer leaves what did not fit to the step after"
+        self._encoder = self._layer.encoder(self.sae.params["W_enc"])
 
     def encode(self, x: Tensor) -> Features:
         """Active features of x [n, d], the LM's own activations."""
@@ -55,8 +59,8 @@ class Coder:
 
 
 def encode(sae: SAE, x: Tensor, kernels: Kernels | None = None) -> Features:
-    """Active features of x [n, d], the LM's own activations. For many batches: `Coder`."""
-    return Coder(sae, kernels).encode(x)
+    """Active features of x [n, d], the LM's own activations, where x is. For many batches: `Coder`."""
+    return Coder(sae, kernels, x.device).encode(x)
 
 
 def decode(sae: SAE, features: Features) -> Tensor:

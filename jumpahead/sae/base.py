@@ -529,6 +529,12 @@ class SAE:
         """The architecture's name."""
         return self.arch.name
 
+    def to(self, device: torch.device | str) -> SAE:
+        """The same SAE on another device; itself where it is there."""
+        params = {name: tensor.to(device) for name, tensor in self.params.items()}
+        is_there = all(params[name] is tensor for name, tensor in self.params.items())
+        return self if is_there else SAE(self.arch, params, self.about)
+
     def _check(self, tensor: Tensor, size: int, what: str) -> None:
         if tensor.shape[-1] != size:
             raise DataError(f"{what} must have {size} values in their last dimension, not {tensor.shape[-1]}.")

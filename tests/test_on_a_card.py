@@ -1,0 +1,216 @@
+"""A study on a GPU that is not there (pretend.py): everything that meets is in the same place."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+import jumpahead
+from jumpahead import evaluate, log, plan, store, sweep, train
+from jumpahead.engine import decode, encode
+from jumpahead.frontier import Frontier
+from jumpahead.sae.base import SAE
+from jumpahead.study import load, to_toml
+from tests.pretend import Refused, card
+
+
+def test_what_a_card_refuses_is_refused():
+    x = torch.arange(6.0)
+    with card():
+        there = x.to("cuda")
+        assert there.is_cuda
+        assert there.device.type == "cuda"
+        assert not there.cpu().is_cuda
+        assert (2 * there + 3).mean().is_cuda
+        assert there.new_zeros(4).is_cuda
+        assert torch.empty_like(there).is_cuda
+        with pytest.raises(Refused):
+            _ = there + torch.ones(6)
+        with pytest.raises(Refused):
+            there.numpy()
+        with pytest.raises(Refused):
+            _ = x[there > 3]
+        assert (there * torch.tensor(7.0)).is_cuda
+        assert there[torch.tensor([5, 2])].tolist() == [5.0, 2.0]
+        there[torch.tensor([5, 2])] = 0.5
+        assert x[5] == 5
+        layer = torch.nn.Linear(6, 2).to("cuda")
+        assert layer(there).is_cuda
+        with pytest.raises(Refused):
+            layer(x)
+
+
+STUDY = """
+name = "small"
+
+[lm]
+model = "{model}"
+context = 32
+batch = 4
+dtype = "float32"
+
+[text]
+source = "{text}"
+held_out = 0.3
+
+[activations]
+sites = ["layers.1.residual"]
+block = 16
+scale_rows = 200
+{more}
+
+[sae]
+width = 32
+
+[train]
+tokens = {tokens}
+batch = 32
+
+[evaluate]
+tokens = 300
+replicates = 20
+"""
+SERIES = """
+[[series]]
+architecture = "{name}"
+{kind} = {values}
+"""
+
+
+@pytest.fixture(scope="module")
+def write(tmp_path_factory, lm_folder):
+    """`write(series, tokens)` is a study file."""
+    folder = tmp_path_factory.mktemp("study")
+    random = np.random.default_rng(4)
+    words = ["".join(random.choice(list("abcdefghij"), random.integers(2, 6))) for _ in range(60)]
+    (folder / "text").mkdir()
+    for number in range(20):
+        (folder / "text" / f"{number:02}.txt").write_text(" ".join(random.choice(words, 80)))
+
+    def write(series, tokens, more=""):
+        path = folder / "small.toml"
+        whole = STUDY.format(
+            model=lm_folder("neox").as_posix(), text=(folder / "text").as_posix(), tokens=tokens, more=more
+        )
+        path.write_text(whole + "".join(SERIES.format(name=n, kind=k, values=v) for n, k, v in series))
+        return path
+
+    return write
+
+
+IS_COMPILED = os.environ.get("TRITON_INTERPRET") != "1" or torch.cuda.is_available()
+LAYERS = [
+    "plain",
+    pytest.param("triton", marks=pytest.mark.skipif(IS_COMPILED, reason="Triton's interpreter: make test-gpu")),
+]
+
+
+@pytest.fixture(params=LAYERS)
+def layer(request, monkeypatch):
+    """What a GPU's steps are done with: plain torch where Triton is absent."""
+    if request.param == "plain":
+        found = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "triton" else found(name, *a))
+    return request.param
+
+
+def run(study, folder, there):
+    """The frontier's points, after a run on the card or on the CPU."""
+    target = store.Run(folder)
+    with contextlib.ExitStack() as stack:
+        account = stack.enter_context(card()) if there else None
+        with target.lock():
+            target.begin(to_toml(study))
+            sweep.run(study, target)
+    return Frontier.load(folder).points(), account
+
+
+def test_a_study_runs_on_the_card_and_saes_of_the_cpu_are_measured_there(write, layer, tmp_path):
+    study = load(write([("jumprelu", "l0", [3, 5]), ("topk", "k", [4]), ("batchtopk", "k", [4])], 32 * 12))
+    wanted, _ = run(study, tmp_path / "here", False)
+    found, account = run(study, tmp_path / "there", True)
+    assert (account.launched > 0) == (layer == "triton")
+    for one, other in zip(found, wanted, strict=True):
+        assert one["metrics"]["l0"] == pytest.approx(other["metrics"]["l0"], rel=0.5)
+    for path in (tmp_path / "here").rglob("evaluation.json"):
+        path.unlink()
+    again, account = run(study, tmp_path / "here", True)
+    assert (account.launched > 0) == (layer == "triton")
+    for one, other in zip(again, wanted, strict=True):
+        assert one["metrics"] == pytest.approx(other["metrics"], rel=1e-5, abs=1e-6)
+
+
+def test_saes_are_evaluated_in_parts_where_not_all_fit(write, layer, tmp_path, monkeypatch):
+    study = load(write([("jumprelu", "l0", [3, 5]), ("topk", "k", [4])], 32 * 2))
+    run(study, tmp_path, False)
+    saes = [SAE.load(path.parent) for path in tmp_path.rglob("weights.safetensors")]
+    made, real = [], evaluate.Coder
+
+    def coder(sae, *args):
+        made.append(sae.arch.name)
+        return real(sae, *args)
+
+    monkeypatch.setattr(evaluate, "Coder", coder)
+    with card(free=int(5.5 * evaluate.coder_bytes(saes[0]))):
+        parts = [list(part) for part in evaluate._that_fit({str(i): sae for i, sae in enumerate(saes)}, "cuda", None)]
+    assert parts == [["0", "1"], ["2"]]
+    with card(free=0):
+        parts = [list(part) for part in evaluate._that_fit({str(i): sae for i, sae in enumerate(saes)}, "cuda", None)]
+    assert parts == [["0"], ["1"], ["2"]]
+
+
+@pytest.mark.parametrize("more", ["", 'origin = "shards"'])
+def test_a_run_goes_on_from_a_checkpoint_on_the_card(write, layer, tmp_path, monkeypatch, more):
+    """Stopped in the middle, the SAEs have the bytes they have anyway."""
+    series = [("jumprelu", "l0", [3])] if layer == "triton" else [("jumprelu", "l0", [3]), ("gated", "lambda", [0.02])]
+    study = load(write(series, 32 * 10, more))
+    run(study, tmp_path / "whole", True)
+    real, count = train.Job.step, [0]
+
+    def step(self, *args):
+        count[0] += 1
+        if count[0] == 5:
+            signal.raise_signal(signal.SIGINT)
+        return real(self, *args)
+
+    monkeypatch.setattr(train.Job, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        run(study, tmp_path / "cut", True)
+    assert list((tmp_path / "cut").rglob("state.safetensors"))
+    run(study, tmp_path / "cut", True)
+    pairs = [[p.read_bytes() for p in sorted((tmp_path / f).rglob("weights.safetensors"))] for f in ("whole", "cut")]
+    assert pairs[0] == pairs[1]
+    assert pairs[0]
+
+
+def test_a_plan_measures_on_the_card(write, layer, tmp_path):
+    study = load(write([("jumprelu", "l0", [3]), ("topk", "k", [4])], 32 * 10))
+    with card():
+        made = plan.make(study, tmp_path, measure=True)
+    assert made.seconds is not None
+    assert made.seconds.total > 0
+
+
+def test_saes_are_trained_on_tensors_of_the_card(layer, tmp_path):
+    """`train_on` with batches that are there already; and a saved SAE is taken there."""
+    random = torch.Generator().manual_seed(7)
+    rows = torch.randn(40, 12, generator=random)[torch.randint(40, (900, 2), generator=random)].sum(1)
+    with card():
+        jumpahead.train_on(
+            iter(rows.to("cuda").split(90)), out=tmp_path / "run", series=[{"architecture": "topk", "k": [2]}],
+            width=32, tokens=320, group=50, train={"batch": 32}, evaluate={"replicates": 20}, progress=log.Silent(),
+        )  # fmt: skip
+        (sae,) = [SAE.load(path.parent) for path in (tmp_path / "run").rglob("weights.safetensors")]
+        there, x = sae.to("cuda"), rows[:17].to("cuda")
+        assert there is there.to("cuda")
+        assert sae is sae.to("cpu")
+        dense, found = there(x), encode(sae, x)
+        assert found.value.is_cuda
+        torch.testing.assert_close(there.decode(there.encode(x)).cpu(), sae(rows[:17]), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(decode(there, found).cpu(), dense.cpu(), rtol=1e-5, atol=1e-5)
