@@ -37,6 +37,7 @@ from jumpahead import log
 from jumpahead.study import Series, Study, Unit, units
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from jumpahead.activations.base import Activations
