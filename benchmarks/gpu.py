@@ -7,17 +7,20 @@
 
 Needs torch, numpy and triton alone; the pair of LM and SAE needs transformers. Parts, each written once it is done:
 
+    warm       kernels compiled by as many processes as there are cores: one after the other it would take minutes
     check      float32 steps against plain torch in float64 on the same card; the same bytes twice
     ceilings   a large bfloat16 product and a large copy: what the card gives
-    steps      every architecture at every shape, beside its own encoder product, and (JumpReLU, TopK) dense training:
-               torch.compile, bfloat16 autocast or TF32, fused Adam
-    breakdown  where a JumpReLU step's time goes
-    l0         JumpReLU from L0 16 to 1024, against the dense step, which does not depend on L0
+    steps      every architecture at every shape, beside its own encoder product
+    breakdown  where a JumpReLU step's time goes, and what it takes to launch
+    frontier   twelve SAEs of full width on one card and one stream of batches, or as many as it holds
     pair       an LM's forward pass in bfloat16 and JumpReLU steps, each alone and both at once on two streams
+    dense      dense training of JumpReLU and TopK: torch.compile, bfloat16 autocast or TF32, fused Adam
+    l0         JumpReLU from L0 16 to 1024, against the dense step, which does not depend on L0
+    peers      TopK with the sparse kernels of other libraries, where they are installed (gpu_peers.py)
 
 Activations are sums of a known dictionary (synthetic.py), SAEs start at it with thresholds at the asked L0. Times are
 medians of single steps between CUDA events, over different batches, after a warm-up. |S| is the support per token. A
-part that fails, or for which no time is left, says so instead of a number.
+part that fails, or for which no time is left, says so instead of a number; what matters most is measured first.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
+import importlib.util
+import multiprocessing
 import os
 import statistics
 import sys
@@ -36,12 +41,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import synthetic
+from benchmarks import gpu_peers, synthetic
 from benchmarks.machine import command, slug
 from benchmarks.table import digits, render
 from jumpahead import sae, store
-from jumpahead.engine import Kernels, State, fresh_state, kernels, settle, step
-from jumpahead.sae.base import Knobs, quantile_for_l0
+from jumpahead.engine import Kernels, State, begun, kernels, late, settle, step
+from jumpahead.sae.base import Architecture, Knobs, Params, quantile_for_l0
 from jumpahead.sae.batchtopk import BatchTopK
 from jumpahead.sae.recipe import Setting, Shape, TrainConfig
 
@@ -49,8 +54,11 @@ RESULTS = Path(__file__).parent / "RESULTS"
 PAPER_TOKENS = 8e9
 LR = 1e-6
 """Of timed steps: weights hardly move, so that L0 stays as asked."""
-PEERS = {"sparsify": "eai-sparsify", "sparse_autoencoder": "openai-sparse-autoencoder"}
-"""Libraries with TopK kernels of their own: only said to be there or not (peers.py times whole steps of theirs)."""
+NARROW = 1024
+"""Features of the SAE from which a wide one takes everything but its matrices."""
+DENSE = (("jumprelu", "bfloat16"), ("jumprelu", "tf32"), ("topk", "bfloat16"))
+FRONTIER = tuple((name, share) for share in (1.0, 0.5, 2.0, 0.25) for name in ("jumprelu", "gated", "topk"))
+"""Twelve SAEs: architecture, and which part of the size's L0."""
 
 
 class Size(NamedTuple):
@@ -84,6 +92,9 @@ class Bench:
         self.ends = time.monotonic() + 60 * minutes
         self.repeats = 20 if device.type == "cuda" else 1
         self._data: tuple[Size, synthetic.Data] | None = None
+        self._dense: dict[tuple[str, Size, str], dict[str, Any]] = {}
+        """Dense steps that were timed: they do not depend on L0."""
+        self._products: dict[Size, float] = {}
 
     @property
     def left(self) -> float:
@@ -92,9 +103,23 @@ class Bench:
 
     # ------------------------------------------------------------------------------------------ parts
 
+    def warm(self) -> dict[str, Any]:
+        """Compile what the parts after this one launch: every architecture at every row length, a process each."""
+        began, asked = time.monotonic(), [(name, size) for size in self._distinct() for name in sae.names()]
+        if self.device.type != "cuda":
+            return {"kernels": len(asked), "seconds": 0.0, "failed": 0}
+        with multiprocessing.get_context("spawn").Pool(min(len(asked), os.cpu_count() or 1)) as pool:
+            done = pool.starmap(compiled, asked, chunksize=1)
+        return {"kernels": len(asked), "seconds": time.monotonic() - began, "failed": done.count(False)}
+
+    def _distinct(self) -> list[Size]:
+        """One small size for each row length that kernels are compiled for: the power of two that holds a row."""
+        found = {(size.d - 1).bit_length(): Size(size.d, 4096, size.tokens, 64) for size in self.sizes}
+        return list(found.values())
+
     def check(self) -> dict[str, Any]:
         """Steps of every architecture against plain torch in float64; and whether a run repeats its bytes."""
-        size, found = Size(256, 4096, 512, 16) if self.device.type == "cuda" else TINY, []
+        size, found = Size(768, 4096, 1024, 16) if self.device.type == "cuda" else TINY, []
         for name in sae.names():
             runs = [self._run(name, size, layer, torch.float32) for layer in (self.layer, self.layer)]
             exact = self._run(name, size, kernels("plain"), torch.float64)
@@ -104,6 +129,7 @@ class Bench:
             )
             same = all(torch.equal(runs[0].p[key], runs[1].p[key]) for key in exact.p)
             found.append({"architecture": name, "worst": worst, "repeats": same, "fine": worst < 1e-3 and same})
+        self._data = None
         return {"size": size._asdict(), "steps": 5, "rows": found}
 
     def _run(self, name: str, size: Size, layer: Kernels, dtype: torch.dtype) -> State:
@@ -127,16 +153,65 @@ class Bench:
         """Every architecture at every size."""
         rows: list[dict[str, Any]] = []
         for size in self.sizes:
-            product = self.product(size)
-            for name in sae.names():
-                rows.append({"architecture": name, "size": size._asdict(), "product_ms": product})
+            for name in sorted(sae.names(), key=lambda name: name not in ("jumprelu", "topk", "gated")):
+                rows.append({"architecture": name, "size": size._asdict(), "product_ms": self.product(size)})
                 self.tried(rows[-1], lambda n=name, s=size: self.sparse(n, s))
-            for name in ("jumprelu", "topk"):
-                for how in ("bfloat16", "tf32"):
-                    row = {"architecture": name, "size": size._asdict(), "dense": how, "product_ms": product}
-                    rows.append(row)
-                    self.tried(row, lambda n=name, s=size, h=how: self.dense(n, s, h))
-        return {"rows": rows, "peers": {title: is_there(package) for title, package in PEERS.items()}}
+        return {"rows": rows}
+
+    def dense(self) -> dict[str, Any]:
+        """Dense training at every size."""
+        rows: list[dict[str, Any]] = []
+        for size in self.sizes:
+            for name, how in DENSE:
+                row = {"architecture": name, "size": size._asdict(), "way": how, "product_ms": self.product(size)}
+                rows.append(row)
+                self.tried(row, lambda n=name, s=size, h=how: self.compiled_step(n, s, h))
+        return {"rows": rows}
+
+    def peers(self) -> dict[str, Any]:
+        """TopK with other libraries' kernels at every size."""
+        rows: list[dict[str, Any]] = []
+        for size in self.sizes:
+            for peer in gpu_peers.PEERS:
+                row = {"architecture": "topk", "size": size._asdict(), "way": peer.module}
+                rows.append(row | {"product_ms": self.product(size), "version": is_there(peer.package)})
+                if importlib.util.find_spec(peer.module) is None:
+                    rows[-1]["absent"] = f"{peer.module} is not installed"
+                else:
+                    self.tried(rows[-1], lambda p=peer, s=size: self.peer_step(p, s))
+        return {"rows": rows}
+
+    def frontier(self) -> dict[str, Any]:
+        """Twelve SAEs at each of the large sizes, or as many as fit, every one trained on every batch."""
+        rows: list[dict[str, Any]] = []
+        for size in self.sizes[:2]:
+            rows.append({"size": size._asdict(), "asked": len(FRONTIER)})
+            self.tried(rows[-1], lambda s=size: self.beside_each_other(s))
+        return {"rows": rows}
+
+    def beside_each_other(self, size: Size) -> dict[str, Any]:
+        """As many of the FRONTIER's SAEs as fit."""
+        self.forget()
+        states, batches = [], []
+        for name, share in FRONTIER:
+            if self.free < 14 * size.width * size.d * 2:  # what it takes to begin, and room for a step
+                break
+            state, batches = self.state(name, size, l0=max(1, round(share * size.l0)))
+            states.append(state)
+
+        def every(x: Tensor) -> None:
+            for state in states:
+                step(state, x, LR, 1.0, self.layer)
+
+        for x in batches:
+            every(x)
+        milliseconds = self.milliseconds([lambda x=x: every(x) for x in batches], repeats=max(1, self.repeats // 5))
+        for state in states:
+            settle(state, self.layer)
+        each = milliseconds / len(states)
+        rate = 1e3 * size.tokens / milliseconds
+        found = {"saes": len(states), "ms": milliseconds, "ms_each": each, "tokens_per_s": rate}
+        return found | self.peak(size, len(states))
 
     def breakdown(self) -> dict[str, Any]:
         """Milliseconds of the layer's calls in a JumpReLU step; what is left is torch's between them."""
@@ -151,7 +226,29 @@ class Bench:
             for x in batches:
                 step(state, x, LR, 1.0, timed)  # type: ignore[arg-type] — it stands for the layer
         settle(state, self.layer)
-        return {"size": size._asdict(), "step_ms": whole, "calls_ms": timed.per_step(self.repeats * len(batches))}
+        calls = timed.per_step(self.repeats * len(batches))
+        return {
+            "size": size._asdict(),
+            "step_ms": whole,
+            "calls_ms": calls,
+            "launch_ms": self.launching(state, batches),
+        }
+
+    def launching(self, state: State, batches: list[Tensor]) -> float | None:
+        """Milliseconds that the host takes to launch a step, without waiting for anything: the median."""
+        if not self.layer.late:
+            return None
+        found = []
+        for x in batches * 5:
+            settle(state, self.layer)
+            self._wait()
+            begun_at = time.perf_counter()
+            launched = late.launch(state, x, LR, 1.0, self.layer, None)  # type: ignore[arg-type] — it is a late one
+            found.append(1e3 * (time.perf_counter() - begun_at))
+            assert state.flight is not None
+            state.flight.last = launched
+        settle(state, self.layer)
+        return statistics.median(found)
 
     def l0(self) -> dict[str, Any]:
         """JumpReLU at several L0."""
@@ -160,7 +257,7 @@ class Bench:
             rows.append({"asked": l0})
             self.tried(rows[-1], lambda one=l0: self.sparse("jumprelu", size._replace(l0=one)))
         dense: dict[str, Any] = {}
-        self.tried(dense, lambda: self.dense("jumprelu", size, "bfloat16"))
+        self.tried(dense, lambda: self.compiled_step("jumprelu", size, "bfloat16"))
         return {"size": size._asdict(), "rows": rows, "dense": dense}
 
     def pair(self) -> dict[str, Any]:
@@ -200,23 +297,20 @@ class Bench:
     # ------------------------------------------------------------------------------------------ what is timed
 
     def state(
-        self, name: str, size: Size, dtype: torch.dtype = torch.float32, **changes: Any
+        self, name: str, size: Size, dtype: torch.dtype = torch.float32, l0: int | None = None, **changes: Any
     ) -> tuple[State, list[Tensor]]:
-        """An SAE at the dictionary, thresholds at the asked L0, and batches."""
+        """An SAE at the dictionary, thresholds at the asked L0 (by default the data's), and batches."""
         data = self.data(size)
-        kind = sae.architecture(name)
-        setting = Setting("l0", float(size.l0))
+        kind, l0 = sae.architecture(name), l0 or size.l0
+        setting = Setting("l0", float(l0))
         config = TrainConfig.model_validate({})
         rules = kind.recipe_for(config, Shape(size.d, size.width, setting))
         rules = rules._replace(resample_every=0, steering=0.0, **changes)
         arch = kind(kind.Options(), setting, rules)
         sample = data.batches[0][:256].to(dtype)
-        state = fresh_state(arch, size.d, size.width, 0, sample)
-        for matrix in ("W_enc", "W_dec"):
-            state.p[matrix].copy_(data.dictionary)
-        state.p["b_dec"].zero_()
+        state = begun(arch, parameters(arch, data.dictionary, sample), sample)
         pre = sample @ state.p["W_enc"].T
-        bound = 0.9999 * quantile_for_l0(pre, size.l0)  # no entry lies exactly there
+        bound = 0.9999 * quantile_for_l0(pre, l0)  # no entry lies exactly there
         everyone = torch.arange(size.width, device=self.device)
         if isinstance(arch, BatchTopK):
             state.p["threshold"].fill_(bound)
@@ -243,16 +337,52 @@ class Bench:
         milliseconds = self.milliseconds([lambda x=x: step(state, x, LR, 1.0, self.layer) for x in batches])
         settle(state, self.layer)
         measured = last[-1].read()
-        peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
         return {
             "ms": milliseconds, "tokens_per_s": 1e3 * size.tokens / milliseconds, "entries": measured.entries,
-            "l0": measured.l0, "through_products": measured.dense, "peak_bytes": peak,
-            "bytes_per_parameter": peak and peak / (2 * size.d * size.width),
+            "l0": measured.l0, "through_products": measured.dense, **self.peak(size),
             "hours_to_8e9": PAPER_TOKENS / size.tokens * milliseconds / 3.6e6,
         }  # fmt: skip
 
-    def dense(self, name: str, size: Size, how: str) -> dict[str, Any]:
-        """The architecture's loss on dense tensors, compiled, with fused Adam."""
+    def peak(self, size: Size, saes: int = 1) -> dict[str, Any]:
+        """Bytes of the card since `forget`, less the data's; and per parameter of W_enc and W_dec."""
+        if self.device.type != "cuda":
+            return {"peak_bytes": None, "bytes_per_parameter": None}
+        data = self.data(size)
+        beside = 4 * (data.dictionary.numel() + sum(x.numel() for x in data.batches))
+        found = torch.cuda.max_memory_allocated() - beside
+        return {"peak_bytes": found, "bytes_per_parameter": found / (2 * saes * size.d * size.width)}
+
+    @property
+    def free(self) -> float:
+        """Bytes to be had."""
+        if self.device.type != "cuda":
+            return float("inf")
+        reserved = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return torch.cuda.mem_get_info()[0] + reserved
+
+    def peer_step(self, peer: type[gpu_peers.Peer], size: Size) -> dict[str, Any]:
+        """Another library's step."""
+        self.forget()
+        data = self.data(size)
+        theirs = peer(data.dictionary, size.l0, LR)
+        for x in data.batches[:2]:
+            theirs.step(x)
+        calls = [lambda x=x: theirs.step(x) for x in data.batches]
+        milliseconds = self.milliseconds(calls, repeats=max(1, self.repeats // 5))
+        values = theirs.features(data.batches[0])[1]
+        return {
+            "ms": milliseconds, "tokens_per_s": 1e3 * size.tokens / milliseconds,
+            "l0": (values > 0).sum().item() / size.tokens,
+        }  # fmt: skip
+
+    def compiled_step(self, name: str, size: Size, how: str) -> dict[str, Any]:
+        """The architecture's loss on dense tensors, compiled, with fused Adam; timed once for all L0."""
+        key = (name, size._replace(l0=0), how)
+        if key not in self._dense:
+            self._dense[key] = self._compiled_step(name, size, how)
+        return self._dense[key]
+
+    def _compiled_step(self, name: str, size: Size, how: str) -> dict[str, Any]:
         self.forget()
         state, batches = self.state(name, size)
         trained = {key: state.p[key].requires_grad_() for key in state.v}
@@ -281,9 +411,11 @@ class Bench:
 
     def product(self, size: Size) -> float:
         """Milliseconds of the encoder product alone, in bfloat16."""
-        w = torch.randn(size.width, size.d, device=self.device).bfloat16()
-        x = torch.randn(size.tokens, size.d, device=self.device).bfloat16()
-        return self.milliseconds([lambda: torch.mm(w, x.T)])
+        if size not in self._products:
+            w = torch.randn(size.width, size.d, device=self.device).bfloat16()
+            x = torch.randn(size.tokens, size.d, device=self.device).bfloat16()
+            self._products[size] = self.milliseconds([lambda: torch.mm(w, x.T)])
+        return self._products[size]
 
     def lm(self, size: Size) -> tuple[Callable[[Tensor], Any], int]:
         """A forward pass of an LM with random weights, as far as its middle, and its context."""
@@ -294,7 +426,8 @@ class Bench:
             hidden_size=size.d, num_hidden_layers=13 if self.device.type == "cuda" else 1, num_attention_heads=heads,
             intermediate_size=4 * size.d, vocab_size=1024, max_position_embeddings=1024,
         )  # fmt: skip
-        model = AutoModel.from_config(config, dtype=torch.bfloat16).to(self.device).eval()
+        with self.device:  # random weights are drawn there: on the CPU it takes longer than all that is timed
+            model = AutoModel.from_config(config, dtype=torch.bfloat16).eval()
         context = 1024 if self.device.type == "cuda" else 16
         return torch.no_grad()(lambda ids: model(ids, use_cache=False)), context
 
@@ -391,7 +524,34 @@ class Timed:
         return {name: sum(times) / steps for name, times in self._spent.items()}
 
 
-PARTS = ("check", "ceilings", "steps", "breakdown", "l0", "pair")
+PARTS = ("warm", "check", "ceilings", "steps", "breakdown", "frontier", "pair", "dense", "l0", "peers")
+
+
+def parameters(arch: Architecture, dictionary: Tensor, sample: Tensor) -> Params:
+    """Of an SAE at the dictionary [M, d]; all else as a narrow one begins. Drawing a wide one takes half a minute."""
+    width, d = dictionary.shape
+    narrow = min(width, NARROW)
+    p = arch.initialise(d, narrow, torch.Generator().manual_seed(0), sample.float().cpu())
+    vectors = {
+        name: tensor.flatten()[:1].expand(width).clone() if tensor.shape == (narrow,) and name != "b_dec" else tensor
+        for name, tensor in p.items()
+    }
+    return vectors | {"W_enc": dictionary.clone(), "W_dec": dictionary.clone(), "b_dec": torch.zeros(d)}
+
+
+def compiled(name: str, size: Size) -> bool:
+    """In a process of its own: steps of one architecture at one size, so that its kernels lie compiled on the disk."""
+    try:
+        bench = Bench(torch.device("cuda"), [size], (), minutes=1)
+        for l0 in (size.l0, size.l0 // 4):
+            state, batches = bench.state(name, size, l0=l0)
+            for x in batches:
+                step(state, x, LR, 1.0, bench.layer)
+            settle(state, bench.layer)
+    except Exception as error:  # noqa: BLE001 — it is compiled later then
+        print(f"warm, {name} at d = {size.d}: {type(error).__name__}: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def is_there(package: str) -> str:
@@ -443,26 +603,45 @@ def ceilings_text(found: dict[str, Any]) -> str:
     return f"bfloat16 product {digits(found['product_tflops'])} TFLOP/s, copy {digits(found['copy_gb_per_s'])} GB/s."
 
 
+def warm_text(found: dict[str, Any]) -> str:
+    failed = f", {found['failed']} of them without success" if found["failed"] else ""
+    return f"{found['kernels']} steps compiled beside each other in {digits(found['seconds'])} s{failed}."
+
+
 def steps_text(found: dict[str, Any]) -> str:
     head = ("architecture", "size", "way", "ms", "÷ product", "tokens/s", "|S|", "L0", "B/parameter", "hours to 8e9")
     rows = []
     for row in found["rows"]:
-        way = f"dense, {row['dense']}" if "dense" in row else "sparse"
-        cells = [row["architecture"], str(Size(**row["size"])), way]
-        if "unavailable" in row:
-            rows.append([row["architecture"], f"{cells[1]}: {row['unavailable']}", way, *[""] * (len(head) - 3)])
+        cells = [row["architecture"], str(Size(**row["size"])), row.get("way", "sparse")]
+        why = row.get("unavailable") or row.get("absent")
+        if why is not None:
+            rows.append([cells[0], f"{cells[1]}: {why}", cells[2], *[""] * (len(head) - 3)])
             continue
         numbers = (row["ms"], row["ms"] / row["product_ms"], row["tokens_per_s"], row.get("entries"), row.get("l0"),
                    row.get("bytes_per_parameter"), row.get("hours_to_8e9"))  # fmt: skip
         rows.append([*cells, *map(digits, numbers)])
-    peers = "; ".join(f"{name}: {version}" for name, version in found["peers"].items())
-    return f"{render(head, rows)}\n\nTopK kernels of other libraries, not timed here: {peers}."
+    return render(head, rows)
+
+
+def frontier_text(found: dict[str, Any]) -> str:
+    head, rows = ("size", "SAEs", "GiB", "ms per batch", "ms each", "tokens/s"), []
+    for row in found["rows"]:
+        size = str(Size(**row["size"]))
+        if "unavailable" in row:
+            rows.append([f"{size}: {row['unavailable']}", *[""] * (len(head) - 1)])
+            continue
+        gibibytes = row["peak_bytes"] and row["peak_bytes"] / 2**30
+        numbers = map(digits, (gibibytes, row["ms"], row["ms_each"], row["tokens_per_s"]))
+        rows.append([size, f"{row['saes']} of {row['asked']}", *numbers])
+    return render(head, rows)
 
 
 def breakdown_text(found: dict[str, Any]) -> str:
     calls = found["calls_ms"] | {"between them": found["step_ms"] - sum(found["calls_ms"].values())}
     rows = [[name, digits(value)] for name, value in calls.items()]
-    return f"{Size(**found['size'])}, {digits(found['step_ms'])} ms.\n\n{render(('call', 'ms per step'), rows)}"
+    table = render(("call", "ms per step"), rows)
+    launch = "" if found["launch_ms"] is None else f"\n\nThe host launches a step in {digits(found['launch_ms'])} ms."
+    return f"{Size(**found['size'])}, {digits(found['step_ms'])} ms.\n\n{table}{launch}"
 
 
 def l0_text(found: dict[str, Any]) -> str:
@@ -483,8 +662,9 @@ def pair_text(found: dict[str, Any]) -> str:
 
 
 TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "check": check_text, "ceilings": ceilings_text, "steps": steps_text, "breakdown": breakdown_text, "l0": l0_text,
-    "pair": pair_text,
+    "warm": warm_text, "check": check_text, "ceilings": ceilings_text, "steps": steps_text,
+    "breakdown": breakdown_text, "frontier": frontier_text, "pair": pair_text, "dense": steps_text, "l0": l0_text,
+    "peers": steps_text,
 }  # fmt: skip
 
 

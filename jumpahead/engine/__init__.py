@@ -24,7 +24,7 @@ import torch
 
 from jumpahead.engine.encode import Coder, Features, decode, encode
 from jumpahead.engine.late import settle
-from jumpahead.engine.step import Kernels, State, StepResult, fresh_state, step
+from jumpahead.engine.step import Kernels, State, StepResult, begun, fresh_state, step
 from jumpahead.engine.watch import Watch
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "State",
     "StepResult",
     "Watch",
+    "begun",
     "decode",
     "encode",
     "fresh_state",

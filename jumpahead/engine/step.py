@@ -285,7 +285,12 @@ class StepResult(NamedTuple):
 def fresh_state(arch: Architecture, d: int, width: int, seed: int, sample: Tensor) -> State:
     """An untrained SAE, on the device of sample [n, d]: activations in the unit E‖x‖² = 1. It starts with the same
     numbers on every device: they are drawn on the CPU."""
-    p = arch.initialise(d, width, torch.Generator().manual_seed(seed), sample.float().cpu())
+    return begun(arch, arch.initialise(d, width, torch.Generator().manual_seed(seed), sample.float().cpu()), sample)
+
+
+def begun(arch: Architecture, p: Params, sample: Tensor) -> State:
+    """A state around these parameters, before its first step, on the device and in the dtype of sample [n, d]."""
+    width = len(p["W_dec"])
     p = {name: tensor.to(sample.device, sample.dtype).contiguous() for name, tensor in p.items()}
     p["W_dec"] /= p["W_dec"].norm(dim=1, keepdim=True)
     trained = ("W_enc", "W_dec", "b_dec", *arch.trained)
