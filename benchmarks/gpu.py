@@ -75,6 +75,9 @@ class Size(NamedTuple):
 
 SIZES = [Size(3584, 131072, 4096, 64), Size(2304, 131072, 4096, 64), Size(768, 16384, 4096, 50)]
 L0S = (16, 64, 256, 1024)
+CHECKED = Size(768, 4096, 1024, 16)
+CEILINGS = (8192, 2**28)
+"""Sides of a product, and float32 numbers of a copy."""
 TINY = Size(24, 96, 32, 4)
 
 
@@ -119,7 +122,7 @@ class Bench:
 
     def check(self) -> dict[str, Any]:
         """Steps of every architecture against plain torch in float64; and whether a run repeats its bytes."""
-        size, found = Size(768, 4096, 1024, 16) if self.device.type == "cuda" else TINY, []
+        size, found = CHECKED if self.device.type == "cuda" else TINY, []
         for name in sae.names():
             runs = [self._run(name, size, layer, torch.float32) for layer in (self.layer, self.layer)]
             exact = self._run(name, size, kernels("plain"), torch.float64)
@@ -141,10 +144,10 @@ class Bench:
 
     def ceilings(self) -> dict[str, Any]:
         """TFLOP/s of a bfloat16 product, GB/s of a copy (read and written)."""
-        n = 8192 if self.device.type == "cuda" else 64
+        n, numbers = CEILINGS if self.device.type == "cuda" else (64, 2**10)
         a, b = (torch.randn(n, n, device=self.device).bfloat16() for _ in range(2))
         product = self.milliseconds([lambda: torch.mm(a, b)])
-        source = torch.randn(2**28 if self.device.type == "cuda" else 2**10, device=self.device)
+        source = torch.randn(numbers, device=self.device)
         target = torch.empty_like(source)
         copy = self.milliseconds([lambda: target.copy_(source)])
         return {"product_tflops": 2 * n**3 / product / 1e9, "copy_gb_per_s": 8 * source.numel() / copy / 1e6}

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import time
+import types
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakTensorKeyDictionary
 
 HERE, THERE = torch.device("cpu"), torch.device("cuda", 0)
 INDEXING = {"__getitem__", "__setitem__", "index_put_"}
@@ -29,25 +30,27 @@ class Refused(RuntimeError):
 
 
 class Account(TorchFunctionMode):
-    """Which tensors are on the card."""
+    """Which memory is on the card."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._marked: Any = WeakTensorKeyDictionary()
+        self._marked: dict[int, StorageWeakRef] = {}
+        """By address; a reference, though weak, keeps the address from being given away again."""
         self.is_off = False
         self.launched = 0
         """Kernels."""
 
     def place(self, tensor: Tensor) -> torch.device:
-        return THERE if tensor in self._marked else HERE
+        return THERE if tensor.untyped_storage()._cdata in self._marked else HERE
 
     def _mark(self, found: Any, place: torch.device) -> Any:
-        for tensor in tree_leaves(found):
+        """What lies there once stays there: a copy elsewhere is another memory."""
+        for tensor in tree_leaves(found) if place == THERE else ():
             if isinstance(tensor, Tensor):
-                if place == THERE:
-                    self._marked[tensor] = True
-                else:
-                    self._marked.pop(tensor, None)
+                reference = StorageWeakRef(tensor.untyped_storage())
+                self._marked[reference.cdata] = reference
+        if len(self._marked) > 10_000:
+            self._marked = {key: one for key, one in self._marked.items() if not one.expired()}
         return found
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -59,6 +62,8 @@ class Account(TorchFunctionMode):
             return self.place(args[0]) if self.place(args[0]) == THERE else func(*args)
         if owner is Tensor.is_cuda:
             return self.place(args[0]) == THERE
+        if owner is Tensor.grad and name == "__get__":
+            return self._mark(func(*args), self.place(args[0]))
         if name in ("numpy", "__array__") and self.place(args[0]) == THERE:
             raise Refused(f"{name} of a tensor on the card")
         kwargs.pop("pin_memory", None)
@@ -69,8 +74,6 @@ class Account(TorchFunctionMode):
         self._check(name, args, tensors)
         found = func(*args, **kwargs)
         if name in COPYING | {"__setitem__"}:
-            if name == "__set__":
-                self._mark(args[0], self.place(args[1]))
             return found
         on = [self.place(one) for one in tensors]
         return self._mark(found, wanted or (THERE if THERE in on else HERE))
@@ -136,6 +139,20 @@ class _Stream:
         return _Event()
 
 
+class _Generator:
+    """On any device one of the CPU's."""
+
+    real = torch.Generator
+
+    def __new__(cls, device: Any = "cpu") -> Any:
+        return cls.real("cpu")
+
+
+_PROPERTIES = types.SimpleNamespace(
+    name="a card that is not there", total_memory=10**9, multi_processor_count=7, major=9, minor=0
+)
+
+
 @contextlib.contextmanager
 def card(free: int = 10**9) -> Iterator[Account]:
     """Within this context there is a GPU, with `free` bytes to be had."""
@@ -146,8 +163,11 @@ def card(free: int = 10**9) -> Iterator[Account]:
             "current_stream": lambda *_: _Stream(), "stream": lambda _: contextlib.nullcontext(),
             "get_device_name": lambda *_: "a card that is not there", "mem_get_info": lambda *_: (free, 10**9),
             "memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0, "is_initialized": lambda: True,
+            "max_memory_allocated": lambda *_: 7 * 10**6, "reset_peak_memory_stats": lambda *_: None,
+            "empty_cache": lambda: None, "get_device_properties": lambda *_: _PROPERTIES,
         }.items():  # fmt: skip
             patch.setattr(torch.cuda, name, value)
+        patch.setattr(torch, "Generator", _Generator)
         patch.setattr(Tensor, "record_stream", lambda *_: None)
         _kernels(account, patch)
         with account:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import jumpahead
+from benchmarks import gpu
 from jumpahead import evaluate, log, plan, store, sweep, train
 from jumpahead.engine import decode, encode
 from jumpahead.frontier import Frontier
@@ -214,3 +215,25 @@ def test_saes_are_trained_on_tensors_of_the_card(layer, tmp_path):
         assert found.value.is_cuda
         torch.testing.assert_close(there.decode(there.encode(x)).cpu(), sae(rows[:17]), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(decode(there, found).cpu(), dense.cpu(), rtol=1e-5, atol=1e-5)
+
+
+def test_every_part_of_the_benchmark_runs_on_the_card(layer, tmp_path, monkeypatch):
+    """Figures mean nothing there; they go to the file that is asked for."""
+    for name, value in {"CHECKED": gpu.TINY, "CEILINGS": (16, 64), "SIZES": [gpu.TINY], "L0S": (4, 8)}.items():
+        monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    parts = [part for part in gpu.PARTS if part != "warm"]  # in processes of its own
+    if layer == "triton":
+        parts = ["ceilings", "breakdown", "frontier", "pair"]
+        monkeypatch.setattr(gpu, "FRONTIER", (("topk", 1.0),))
+    with card(free=10**12) as account:
+        assert gpu.compiled("jumprelu", gpu.TINY)
+        monkeypatch.setattr(gpu.Bench, "repeats", property(lambda self: 1, lambda self, value: None), raising=False)
+        status = gpu.main(["--parts", *parts, "--out", str(tmp_path / "found")])
+    found = store.read_json(tmp_path / "found.json")
+    assert [found[part] for part in parts if "unavailable" in found[part]] == []
+    assert [row for part in parts for row in found[part].get("rows", ()) if "unavailable" in row] == []
+    assert status == 0
+    assert (account.launched > 0) == (layer == "triton")
+    assert (tmp_path / "found.md").read_text().startswith("# Steps on a card that is not there")
