@@ -81,6 +81,11 @@ class Centred(NamedTuple):
     gap: Number = 0.0
     """The largest ‖row − low row‖/‖row‖."""
 
+    def some(self, first: int, count: int) -> Centred:
+        """Rows first … first + count − 1, as far as there are."""
+        rows = slice(first, first + count)
+        return Centred(self.x[rows], self.norms[rows], None if self.low is None else self.low[rows], self.gap)
+
 
 class Residual(NamedTuple):
     """One reconstruction's error."""

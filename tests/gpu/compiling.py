@@ -33,7 +33,7 @@ NAMES = {
     torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.int64: "i64", torch.int32: "i32",
     torch.int16: "i16", torch.uint8: "u8", torch.bool: "i1",
 }  # fmt: skip
-TOKENS, WIDTH = 32, 48
+TOKENS, WIDTH = 1024, 48
 
 
 class Compiled:

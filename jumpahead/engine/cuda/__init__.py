@@ -31,6 +31,12 @@ from jumpahead.sae.base import DEAD, MAIN, Above, Largest, LargestOfBatch, Numbe
 
 CHUNK = 2**24
 """Entries of one block of the encoder product: 32 MiB in bfloat16, which stay in the L2 cache of a large card."""
+KEPT = 2**29
+"""Entries of the product that are kept until the k-th largest of their tokens are bounded: 1 GiB in bfloat16."""
+TILE = 1024
+"""Tokens, at most, that a program looks at at a time."""
+MARKED = 4
+"""Features per program that marks entries."""
 MOST_LOST = 2.0**-8
 """The largest share of a row's norm that rounding to bfloat16 can take; also where the row is not finite."""
 ROOM = 64
@@ -56,7 +62,7 @@ class Found(NamedTuple):
     feature: Tensor
     """[room] int32."""
     pre: Tensor
-    """[room] π, or an upper bound of it."""
+    """[room] π."""
 
     @property
     def number(self) -> Tensor:
@@ -173,18 +179,13 @@ class Triton(Ordinary):
         if encoder.low is not None:  # the product is compared as it was written, rounded
             columns = columns * (1 + LOW_OUTPUT)
             floor = torch.where(floor.isinf(), floor, floor - floor.abs() * LOW_OUTPUT)
-        found = self._nothing(len(lower), room, x.x)
-        tile = max(16, min(1024, power(tokens)))
+        words, tile = self._words(len(lower), tokens)
         for start, block in self._blocks(x, encoder):
-            n = len(block)
-            bounds = (block, floor[start:], columns[start:], x.norms)
-            counts = torch.zeros(n, dtype=torch.int64, device=self.device)
-            screen.count_above[(n,)](*bounds, counts, tokens, TILE=tile)
-            place(found.colptr, start, counts)
-            screen.write_above[(n,)](
-                *bounds, found.colptr[start:], start, found.token, found.feature, tokens, room, TILE=tile
-            )
-        found, needed = within(found, room)
+            screen.mark_above[(triton.cdiv(len(block), MARKED),)](
+                block, floor[start:], columns[start:], x.norms, words[start:], len(block), tokens, words.shape[1],
+                FEATURES=MARKED, TILE=tile,
+            )  # fmt: skip
+        found, needed = self._marked(words, tile, tokens, room, x.x)
         found = self._settled(found, x, encoder, b_enc)
         return compacted(found, found.pre > lower[found.feature])[0], needed
 
@@ -200,35 +201,22 @@ class Triton(Ordinary):
         tokens, has_dead = len(x.x), selection.dead is not None
         lost = 0.0 if encoder.low is None else LOW_OUTPUT
         dead = selection.dead.to(torch.uint8) if selection.dead is not None else b_enc.new_empty(0, dtype=torch.uint8)
-        common = (lost, b_enc, bias_slack(b_enc), self.columns(x, encoder), x.norms)
-        races = [Race(selection.k, False, x.x, len(b_enc))] if isinstance(selection, Largest) else []
-        floors = [race.floors for race in races] if floor is None else [floor.repeat(tokens)]
-        if has_dead:
-            races.append(Race(selection.k_dead, True, x.x, len(b_enc)))
-            floors.append(races[-1].floors)
-        found = self._nothing(len(b_enc), room, x.x)
-        tile = max(16, min(1024, power(tokens)))
-        for number, (start, block) in enumerate(self._blocks(x, encoder)):
-            n = len(block)
-            for race in races:
-                race.see(block, start, dead, common)
-                if number & (number + 1) == 0:  # after 1, 2, 4, … blocks: later ones raise the floors little
-                    race.raise_floors()
-            bounds = (block, start, dead, *common, floors[0], floors[-1])
-            counts = torch.zeros(n, dtype=torch.int64, device=self.device)
-            screen.count_largest[(n,)](*bounds, counts, tokens, DEAD=has_dead, TILE=tile)
-            place(found.colptr, start, counts)
-            screen.write_largest[(n,)](
-                *bounds, found.colptr[start:], found.token, found.feature, found.pre, tokens, room, DEAD=has_dead,
-                TILE=tile,
-            )  # fmt: skip
-        found, needed = within(found, room)
-        for race in races:
-            race.raise_floors()
-        reaches = found.pre >= floors[0][found.token]
-        if has_dead:
-            reaches |= (dead[found.feature] != 0) & (found.pre >= floors[1][found.token])
-        found, _ = compacted(found, reaches)
+        terms = (b_enc, bias_slack(b_enc), self.columns(x, encoder))
+        words, tile = self._words(len(b_enc), tokens)
+        step = max(TILE, KEPT // max(1, len(b_enc)) // TILE * TILE)
+        for first in range(0, tokens, step):
+            some = x.some(first, step)
+            races = [Race(selection.k, False, some.x, len(b_enc))] if isinstance(selection, Largest) else []
+            races += [Race(selection.k_dead, True, some.x, len(b_enc))] if has_dead else []
+            floors = [floor.repeat(len(some.x))] if floor is not None else []
+            floors += [race.floors for race in races]
+            for start, block in self._raced(races, some, encoder, dead, (lost, *terms)):
+                of_block = (dead[start:], lost, *[term[start:] for term in terms])
+                screen.mark_largest[(triton.cdiv(len(block), MARKED),)](
+                    block, *of_block, some.norms, floors[0], floors[-1], words[start:, first // 32 :], len(block),
+                    len(some.x), words.shape[1], DEAD=has_dead, FEATURES=MARKED, TILE=tile,
+                )  # fmt: skip
+        found, needed = self._marked(words, tile, tokens, room, x.x)
         found = self._settled(found, x, encoder, b_enc)
         if isinstance(selection, Largest):
             main = self._largest_of_each(found, found.valid(), selection.k, tokens)
@@ -245,23 +233,52 @@ class Triton(Ordinary):
         """bool [room]: the k largest positive entries of each token among some."""
         return largest_of_each(torch.where(among, found.token, tokens), found.pre, k, tokens) & among
 
-    def _blocks(self, x: Centred, encoder: Encoder) -> Iterator[tuple[int, Tensor]]:
-        """The product W_enc·xᵀ, a block of features at a time: (first feature, [features, B]); bfloat16 as int16."""
+    def _raced(
+        self, races: list[Race], x: Centred, encoder: Encoder, dead: Tensor, terms: tuple[Any, ...]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The product in blocks, or where there is a race whole, when it is over."""
+        if not any(race.is_run for race in races):
+            yield from self._blocks(x, encoder)
+            return
+        low = encoder.w if encoder.low is None or x.low is None else encoder.low
+        whole = torch.empty(len(encoder.w), len(x.x), dtype=low.dtype, device=self.device)
+        for start, block in self._blocks(x, encoder, whole):
+            for race in races:
+                race.see(block, start, dead, (*terms, x.norms))
+        for race in races:
+            race.raise_floors()
+        yield 0, as_bits(whole)
+
+    def _blocks(self, x: Centred, encoder: Encoder, into: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
+        """The product W_enc·xᵀ, a block of features at a time: (first feature, [features, B]); bfloat16 as int16.
+
+        into [M, B]: where it is to be written.
+        """
         width, tokens = len(encoder.w), len(x.x)
         size = max(64, CHUNK // max(1, tokens) // 64 * 64)
         rows, columns = (encoder.w, x.x.T) if encoder.low is None or x.low is None else (encoder.low, x.low.T)
-        kind = torch.int16 if rows.dtype == torch.bfloat16 else rows.dtype
         with full_precision():
             for start in range(0, width, size):
-                yield start, torch.mm(rows[start : start + size], columns).view(kind)
+                out = None if into is None else into[start : start + size]
+                yield start, as_bits(torch.mm(rows[start : start + size], columns, out=out))
 
-    def _nothing(self, width: int, room: int, like: Tensor) -> Found:
-        """Empty places."""
-        ints = {"dtype": torch.int32, "device": self.device}
-        return Found(
-            torch.zeros(width + 1, dtype=torch.int64, device=self.device), torch.zeros(room, **ints),
-            torch.zeros(room, **ints), torch.full((room,), PADDING, dtype=like.dtype, device=self.device),
-        )  # fmt: skip
+    def _words(self, width: int, tokens: int) -> tuple[Tensor, int]:
+        """Room for a bit per entry, [M, B / 32 or more] int32, and the tokens that are looked at at a time."""
+        tile = max(32, min(TILE, power(tokens)))
+        return torch.empty(width, triton.cdiv(tokens, tile) * tile // 32, dtype=torch.int32, device=self.device), tile
+
+    def _marked(self, words: Tensor, tile: int, tokens: int, room: int, like: Tensor) -> tuple[Found, Tensor]:
+        """The marked entries, as many as there is room for, without π; and how many were marked: [1]."""
+        (width, stride), ints = words.shape, {"dtype": torch.int32, "device": self.device}
+        counts = torch.zeros(width + 1, dtype=torch.int64, device=self.device)
+        if stride:
+            screen.count_marks[(triton.cdiv(width, 8),)](
+                words, counts[1:], width, stride, FEATURES=8, TILE=min(128, power(stride))
+            )
+        colptr, found = counts.cumsum(0), [torch.zeros(room, **ints) for _ in range(2)]
+        screen.write_marks[(width,)](words, colptr, *found, tokens, stride, room, TILE=tile)
+        pre = torch.full((room,), PADDING, dtype=like.dtype, device=self.device)
+        return Found(colptr.clamp_max(room), *found, pre), colptr[-1:].clone()
 
     def _settled(self, found: Found, x: Centred, encoder: Encoder, b_enc: Tensor) -> Found:
         """The same with the canonical π."""
@@ -422,14 +439,14 @@ class Triton(Ordinary):
 
 @final
 class Race:
-    """A lower bound of the k-th largest π of each token, raised block by block."""
+    """A lower bound of the k-th largest π of each token, from all blocks of the product."""
 
     def __init__(self, k: int, among_dead: bool, x: Tensor, width: int):
         self._k, self._among_dead, tokens = k, among_dead, len(x)
-        self._is_run = k < width
+        self.is_run = k < width
         """Else every positive π is among the k largest, and the floor is 0."""
         groups = 64
-        while self._is_run and groups < GROUPS * k:
+        while self.is_run and groups < GROUPS * k:
             groups *= 2
         self._best = x.new_full((groups, tokens), -torch.inf)
         self.floors = x.new_zeros(tokens)
@@ -437,7 +454,7 @@ class Race:
 
     def see(self, block: Tensor, start: int, dead: Tensor, common: tuple[Any, ...]) -> None:
         """Look at one block of the product."""
-        if not self._is_run:
+        if not self.is_run:
             return
         groups, tokens = self._best.shape
         lost, b_enc, extra, columns, norms = common
@@ -448,7 +465,7 @@ class Race:
 
     def raise_floors(self) -> None:
         """In place."""
-        if self._is_run:
+        if self.is_run:
             kth_largest(self._best, self._k, self.floors)
 
 
@@ -460,17 +477,6 @@ def kth_largest(values: Tensor, k: int, low: Tensor) -> Tensor:
             values.contiguous(), low, high, k, rows, tokens, STEPS=BISECTIONS, ROWS=min(128, power(rows)), TILE=32
         )
     return high
-
-
-def place(colptr: Tensor, start: int, counts: Tensor) -> None:
-    """Continue colptr [M + 1] by the counts [n] of features start … start + n − 1, in place."""
-    colptr[start + 1 : start + 1 + len(counts)] = counts.cumsum(0) + colptr[start]
-
-
-def within(found: Found, room: int) -> tuple[Found, Tensor]:
-    """What was written within the room, and how much was wanted: [1]."""
-    wanted = found.number.clone()
-    return found._replace(colptr=found.colptr.clamp_max(room)), wanted
 
 
 def compacted(found: Found, keep: Tensor, part: Tensor | None = None) -> tuple[Found, Tensor | None]:
@@ -512,7 +518,12 @@ def full_precision() -> Iterator[None]:
 
 def bits(low: Tensor | None) -> Tensor | None:
     """A bfloat16 tensor as int16."""
-    return None if low is None else low.view(torch.int16)
+    return None if low is None else as_bits(low)
+
+
+def as_bits(block: Tensor) -> Tensor:
+    """The same, a bfloat16 tensor as int16."""
+    return block.view(torch.int16) if block.dtype == torch.bfloat16 else block
 
 
 def power(n: int) -> int:

@@ -1,8 +1,9 @@
 """The kernels of step 1: from a block of the product W_enc·xᵀ to the support.
 
 A block is [features, B]: a row is a feature, so entries come out feature by feature and within one by token, and
-nothing is sorted. Two looks at a block, while it lies in the cache: how many entries of each feature can matter, then,
-after a prefix sum, where they go. The product is bfloat16, seen as int16 (`wide` widens it exactly), or in x's dtype.
+nothing is sorted. One look at a block, while it lies in the cache, leaves a bit per entry: whether it can matter. When
+all are there, bits are counted, and after a prefix sum everyone writes where its entries go. The product is bfloat16,
+seen as int16 (`wide` widens it exactly), or in x's dtype.
 
 B tokens · d dimensions · M features · n entries of `room` places. Offsets are 64 bits wide: M·d and M·B pass 2³¹.
 """
@@ -28,43 +29,36 @@ def wide(entry):
 
 
 @jit
-def _passes(p, c, i, inside, floors, columns, norms):
-    """Whether entries of row c of a block can exceed their bound, for tokens i."""
-    floor, column = tl.load(floors + c), tl.load(columns + c)
-    return inside & (p + column * tl.load(norms + i, mask=inside, other=0.0) > floor)
+def _packed(passes):
+    """[n, 32] booleans as n words, the first one the lowest bit."""
+    return tl.sum(passes.to(tl.int32) << tl.arange(0, 32)[None, :], 1)
 
 
 @jit
-def count_above(product, floors, columns, norms, counts, tokens, TILE: tl.constexpr):
-    """counts[c] = entries of the block's feature c with product + column·‖x_i‖ > floor. One program per feature."""
-    c = tl.program_id(0).to(tl.int64)
-    total = tl.zeros([TILE], tl.int32)
+def _tokens(first, TILE: tl.constexpr):
+    """[TILE // 32, 32] tokens from `first` on, in the order of `_packed`."""
+    return first + tl.arange(0, TILE // 32)[:, None] * 32 + tl.arange(0, 32)[None, :]
+
+
+@jit
+def mark_above(product, floors, columns, norms, words, features, tokens, stride,
+               FEATURES: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    """Bit i of words[c] = whether product + column·‖x_i‖ > floor, for the block's feature c. One program per FEATURES
+    features; `stride` words per feature."""
+    start = tl.program_id(0).to(tl.int64) * FEATURES
     for first in range(0, tokens, TILE):
-        i = first + tl.arange(0, TILE)
+        i = _tokens(first, TILE)
         inside = i < tokens
-        p = wide(tl.load(product + c * tokens + i, mask=inside, other=0))
-        total += _passes(p, c, i, inside, floors, columns, norms).to(tl.int32)
-    tl.store(counts + c, tl.sum(total, 0).to(tl.int64))
-
-
-@jit
-def write_above(product, floors, columns, norms, starts, first_feature, token, feature, tokens, room,
-                TILE: tl.constexpr):  # fmt: skip
-    """Where `count_above` counted, write (token, feature), from place starts[c] on; beyond `room` nothing."""
-    c = tl.program_id(0).to(tl.int64)
-    place, end = tl.load(starts + c), tl.load(starts + c + 1)
-    if place < end:
-        for first in range(0, tokens, TILE):
-            i = first + tl.arange(0, TILE)
-            inside = i < tokens
-            p = wide(tl.load(product + c * tokens + i, mask=inside, other=0))
-            passes = _passes(p, c, i, inside, floors, columns, norms)
-            rank = tl.cumsum(passes.to(tl.int32), 0)
-            at = place + rank - 1
-            kept = passes & (at < room)
-            tl.store(token + at, i, mask=kept)
-            tl.store(feature + at, (first_feature + c).to(tl.int32) + tl.zeros([TILE], tl.int32), mask=kept)
-            place += tl.max(rank, 0)
+        norm = tl.load(norms + i, mask=inside, other=0.0)
+        for f in tl.static_range(FEATURES):
+            c = start + f
+            there = c < features
+            here = inside & there
+            p = wide(tl.load(product + c * tokens + i, mask=here, other=0))
+            column = tl.load(columns + c, mask=there, other=0.0)
+            floor = tl.load(floors + c, mask=there, other=float("inf"))
+            word = _packed(here & (p + column * norm > floor))
+            tl.store(words + c * stride + first // 32 + tl.arange(0, TILE // 32), word, mask=there)
 
 
 @jit
@@ -129,53 +123,67 @@ def bracket(values, lows, highs, k, rows, tokens, STEPS: tl.constexpr, ROWS: tl.
 
 
 @jit
-def _reaches(p, j, i, inside, members, lost, bias, extra, columns, norms, floors, floors2, DEAD: tl.constexpr):
-    """Whether entries may reach their token's floor, or that among `members` (DEAD) where j is one; and π's bound."""
-    shift = tl.load(bias + j) + tl.load(extra + j)
-    row = tl.load(norms + i, mask=inside, other=0.0)
-    high = _bound(p, lost, shift, tl.load(columns + j), row, 1)
-    reaches = high >= tl.load(floors + i, mask=inside, other=float("inf"))
-    if DEAD:
-        if_dead = tl.where(tl.load(members + j) != 0, high, float("-inf"))
-        reaches = reaches | (if_dead >= tl.load(floors2 + i, mask=inside, other=float("inf")))
-    return inside & reaches & (high > 0), high
-
-
-@jit
-def count_largest(product, first_feature, members, lost, bias, extra, columns, norms, floors, floors2, counts, tokens,
-                  DEAD: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
-    """counts[c] = entries of the block's feature c that may be among the largest of their token."""
-    c = tl.program_id(0).to(tl.int64)
-    j = first_feature + c
-    total = tl.zeros([TILE], tl.int32)
+def mark_largest(product, members, lost, bias, extra, columns, norms, floors, floors2, words, features, tokens, stride,
+                 DEAD: tl.constexpr, FEATURES: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    """Bit i of words[c] = whether π of token i may be positive and reach its floor, or, where the feature is one of
+    `members` (uint8; DEAD), that among them."""
+    start = tl.program_id(0).to(tl.int64) * FEATURES
     for first in range(0, tokens, TILE):
-        i = first + tl.arange(0, TILE)
+        i = _tokens(first, TILE)
         inside = i < tokens
-        p = wide(tl.load(product + c * tokens + i, mask=inside, other=0))
-        reaches, _ = _reaches(p, j, i, inside, members, lost, bias, extra, columns, norms, floors, floors2, DEAD)
-        total += reaches.to(tl.int32)
-    tl.store(counts + c, tl.sum(total, 0).to(tl.int64))
+        norm = tl.load(norms + i, mask=inside, other=0.0)
+        floor = tl.load(floors + i, mask=inside, other=float("inf"))
+        floor2 = floor
+        if DEAD:
+            floor2 = tl.load(floors2 + i, mask=inside, other=float("inf"))
+        for f in tl.static_range(FEATURES):
+            c = start + f
+            there = c < features
+            here = inside & there
+            p = wide(tl.load(product + c * tokens + i, mask=here, other=0))
+            shift = tl.load(bias + c, mask=there, other=0.0) + tl.load(extra + c, mask=there, other=0.0)
+            high = _bound(p, lost, shift, tl.load(columns + c, mask=there, other=0.0), norm, 1)
+            reaches = high >= floor
+            if DEAD:
+                is_member = tl.load(members + c, mask=there, other=0) != 0
+                reaches = reaches | (is_member & (high >= floor2))
+            word = _packed(here & reaches & (high > 0))
+            tl.store(words + c * stride + first // 32 + tl.arange(0, TILE // 32), word, mask=there)
 
 
 @jit
-def write_largest(product, first_feature, members, lost, bias, extra, columns, norms, floors, floors2, starts,
-                  token, feature, upper, tokens, room, DEAD: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
-    """Where `count_largest` counted, write (token, feature) and π's upper bound."""
+def count_marks(words, counts, features, stride, FEATURES: tl.constexpr, TILE: tl.constexpr):
+    """counts[c] = bits of feature c."""
+    c = tl.program_id(0).to(tl.int64) * FEATURES + tl.arange(0, FEATURES)
+    there = c < features
+    total = tl.zeros([FEATURES, TILE], tl.int32)
+    for first in range(0, stride, TILE):
+        at = first + tl.arange(0, TILE)
+        here = there[:, None] & (at < stride)[None, :]
+        word = tl.load(words + c[:, None] * stride + at[None, :], mask=here, other=0).to(tl.uint32, bitcast=True)
+        word = word - ((word >> 1) & 0x55555555)
+        word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
+        word = (word + (word >> 4)) & 0x0F0F0F0F
+        word = word + (word >> 8)
+        total += ((word + (word >> 16)) & 0x3F).to(tl.int32)
+    tl.store(counts + c, tl.sum(total, 1).to(tl.int64), mask=there)
+
+
+@jit
+def write_marks(words, starts, token, feature, tokens, stride, room, TILE: tl.constexpr):
+    """(token, feature) of every bit, feature c's from place starts[c] on; beyond `room` nothing. One program each."""
     c = tl.program_id(0).to(tl.int64)
-    j = first_feature + c
     place, end = tl.load(starts + c), tl.load(starts + c + 1)
     if place < end:
         for first in range(0, tokens, TILE):
             i = first + tl.arange(0, TILE)
-            inside = i < tokens
-            p = wide(tl.load(product + c * tokens + i, mask=inside, other=0))
-            reaches, high = _reaches(p, j, i, inside, members, lost, bias, extra, columns, norms, floors, floors2, DEAD)
-            rank = tl.cumsum(reaches.to(tl.int32), 0)
+            word = tl.load(words + c * stride + i // 32).to(tl.uint32, bitcast=True)
+            marked = ((word >> (i % 32).to(tl.uint32)) & 1).to(tl.int32)
+            rank = tl.cumsum(marked, 0)
             at = place + rank - 1
-            kept = reaches & (at < room)
+            kept = (marked != 0) & (at < room)
             tl.store(token + at, i, mask=kept)
-            tl.store(feature + at, j.to(tl.int32) + tl.zeros([TILE], tl.int32), mask=kept)
-            tl.store(upper + at, high, mask=kept)
+            tl.store(feature + at, c.to(tl.int32) + tl.zeros([TILE], tl.int32), mask=kept)
             place += tl.max(rank, 0)
 
 
@@ -189,14 +197,14 @@ def canonical(x, w_enc, b_enc, token, feature, number, pre, d, ENTRIES: tl.const
         valid = q < n
         i = tl.load(token + q, mask=valid, other=0).to(tl.int64)
         j = tl.load(feature + q, mask=valid, other=0).to(tl.int64)
-        total = tl.zeros([ENTRIES], tl.float64)
+        parts = tl.zeros([ENTRIES, BLOCK], tl.float64)
         for start in range(0, d, BLOCK):
             c = start + tl.arange(0, BLOCK)
             here = valid[:, None] & (c < d)[None, :]
             a = tl.load(x + i[:, None] * d + c[None, :], mask=here, other=0.0).to(tl.float64)
             b = tl.load(w_enc + j[:, None] * d + c[None, :], mask=here, other=0.0).to(tl.float64)
-            total += tl.sum(a * b, 1)
-        total += tl.load(b_enc + j, mask=valid, other=0.0).to(tl.float64)
+            parts += a * b
+        total = tl.sum(parts, 1) + tl.load(b_enc + j, mask=valid, other=0.0).to(tl.float64)
         tl.store(pre + q, total.to(pre.dtype.element_ty), mask=valid)
 
 
