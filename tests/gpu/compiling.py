@@ -45,7 +45,7 @@ class Compiled:
 
     def launch(self, kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         """In the place of `JITFunction.run`."""
-        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
+        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in kwargs}
         given = kernel.signature.bind(*args, **kwargs).arguments
         constant = {p.name for p in kernel.params if p.is_constexpr}
         signature, values, attributes = {}, {}, {}

@@ -12,6 +12,8 @@ import pytest
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed: make test-gpu")
 QUICK = [("2304", "jumprelu")]
+SPILLED = {"rows": 96, "pieces": 64}
+"""Bytes per thread, at most, of kernels that are held to REGISTERS so that two of them share a multiprocessor."""
 ALL = [
     ("3584", "gated", "topk"), ("768", "batchtopk", "relu"), ("2304", "jumprelu", "topk"), ("768", "matryoshka"),
     ("48", "--float64"),
@@ -31,4 +33,4 @@ def test_kernels_compile_for_sm_90(what, tmp_path):
     made = re.findall(r"^(\w+) .* registers=(\d+) stack=(\d+)$", done.stdout, re.MULTILINE)
     assert {"rows", "decode", "canonical", "sums"} <= {name for name, _, _ in made}
     for name, _, stack in made:
-        assert "--float64" in what or int(stack) <= 64, f"{name} spills registers"
+        assert "--float64" in what or int(stack) <= SPILLED.get(name, 8), f"{name} spills registers"

@@ -37,6 +37,8 @@ TILE = 1024
 """Tokens, at most, that a program looks at at a time."""
 MARKED = 4
 """Features per program that marks entries."""
+REGISTERS = 128
+"""Per thread of the kernels that hold whole rows: so that two features are under way on a multiprocessor, not one."""
 MOST_LOST = 2.0**-8
 """The largest share of a row's norm that rounding to bfloat16 can take; also where the row is not finite."""
 ROOM = 64
@@ -185,7 +187,7 @@ class Triton(Ordinary):
                 block, floor[start:], columns[start:], x.norms, words[start:], len(block), tokens, words.shape[1],
                 FEATURES=MARKED, TILE=tile,
             )  # fmt: skip
-        found, needed = self._marked(words, tile, tokens, room, x.x)
+        found, needed = self._marked(words, room, x.x)
         found = self._settled(found, x, encoder, b_enc)
         return compacted(found, found.pre > lower[found.feature])[0], needed
 
@@ -216,7 +218,7 @@ class Triton(Ordinary):
                     block, *of_block, some.norms, floors[0], floors[-1], words[start:, first // 32 :], len(block),
                     len(some.x), words.shape[1], DEAD=has_dead, FEATURES=MARKED, TILE=tile,
                 )  # fmt: skip
-        found, needed = self._marked(words, tile, tokens, room, x.x)
+        found, needed = self._marked(words, room, x.x)
         found = self._settled(found, x, encoder, b_enc)
         if isinstance(selection, Largest):
             main = self._largest_of_each(found, found.valid(), selection.k, tokens)
@@ -267,16 +269,14 @@ class Triton(Ordinary):
         tile = max(32, min(TILE, power(tokens)))
         return torch.empty(width, triton.cdiv(tokens, tile) * tile // 32, dtype=torch.int32, device=self.device), tile
 
-    def _marked(self, words: Tensor, tile: int, tokens: int, room: int, like: Tensor) -> tuple[Found, Tensor]:
+    def _marked(self, words: Tensor, room: int, like: Tensor) -> tuple[Found, Tensor]:
         """The marked entries, as many as there is room for, without π; and how many were marked: [1]."""
         (width, stride), ints = words.shape, {"dtype": torch.int32, "device": self.device}
         counts = torch.zeros(width + 1, dtype=torch.int64, device=self.device)
-        if stride:
-            screen.count_marks[(triton.cdiv(width, 8),)](
-                words, counts[1:], width, stride, FEATURES=8, TILE=min(128, power(stride))
-            )
+        how = {"FEATURES": 8, "TILE": min(128, power(stride))}
+        screen.count_marks[(triton.cdiv(width, 8),)](words, counts[1:], width, stride, **how)
         colptr, found = counts.cumsum(0), [torch.zeros(room, **ints) for _ in range(2)]
-        screen.write_marks[(width,)](words, colptr, *found, tokens, stride, room, TILE=tile)
+        screen.write_marks[(triton.cdiv(width, 8),)](words, colptr, *found, width, stride, room, **how)
         pre = torch.full((room,), PADDING, dtype=like.dtype, device=self.device)
         return Found(colptr.clamp_max(room), *found, pre), colptr[-1:].clone()
 
@@ -351,11 +351,9 @@ class Triton(Ordinary):
     def rows(self, support: Support, update: RowUpdate, state: State, adam: Adam) -> Rows:
         width, d = state.p["W_enc"].shape
         block, kind = power(d), update.x.dtype
-        entries = min(16, max(2, 4096 // block))
         projections = tuple(torch.zeros_like(support.pre) for _ in update.residuals)
         parts, live = len(update.residuals), len(update.values)
-        wide = warps(block * entries)
-        how = {"num_warps": wide if parts < 3 else max(wide, min(8, 2 * wide))}  # what many hold at once: in registers
+        how = {"num_warps": warps(2 * block), "maxnreg": REGISTERS}  # 16 of a row's numbers per thread
         nothing = support.pre
         constant = nothing if update.constant is None else update.constant.contiguous()
         values = (*update.values, *[nothing] * (parts - live))
@@ -365,7 +363,7 @@ class Triton(Ordinary):
         )  # fmt: skip
         what = {
             "PARTS": parts, "LIVE": live, "SPARE": sum(spare << r for r, spare in enumerate(update.spare)),
-            "CONSTANT": update.constant is not None, "LONG": LONG, "ENTRIES": entries, "BLOCK": block,
+            "CONSTANT": update.constant is not None, "LONG": LONG, "BLOCK": block,
         }  # fmt: skip
         weights, kept = self._weights(update, state, adam)
         fine = self._fine if update.fine is None else update.fine
@@ -408,6 +406,7 @@ class Triton(Ordinary):
         walk.given_rows[(len(features),)](
             features, g_enc.contiguous(), g_dec.contiguous(), touched.view(torch.uint8), *weights,
             self._fine if update.fine is None else update.fine, d, **kept, BLOCK=block, num_warps=warps(2 * block),
+            maxnreg=REGISTERS,
         )  # fmt: skip
 
     def _weights(self, update: RowUpdate, state: State, adam: Adam) -> tuple[tuple[Any, ...], dict[str, bool]]:

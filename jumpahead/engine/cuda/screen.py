@@ -152,39 +152,52 @@ def mark_largest(product, members, lost, bias, extra, columns, norms, floors, fl
 
 
 @jit
-def count_marks(words, counts, features, stride, FEATURES: tl.constexpr, TILE: tl.constexpr):
-    """counts[c] = bits of feature c."""
-    c = tl.program_id(0).to(tl.int64) * FEATURES + tl.arange(0, FEATURES)
-    there = c < features
-    total = tl.zeros([FEATURES, TILE], tl.int32)
-    for first in range(0, stride, TILE):
-        at = first + tl.arange(0, TILE)
-        here = there[:, None] & (at < stride)[None, :]
-        word = tl.load(words + c[:, None] * stride + at[None, :], mask=here, other=0).to(tl.uint32, bitcast=True)
-        word = word - ((word >> 1) & 0x55555555)
-        word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
-        word = (word + (word >> 4)) & 0x0F0F0F0F
-        word = word + (word >> 8)
-        total += ((word + (word >> 16)) & 0x3F).to(tl.int32)
-    tl.store(counts + c, tl.sum(total, 1).to(tl.int64), mask=there)
+def _bits(word):
+    """How many bits of each word are set: int32."""
+    word = word - ((word >> 1) & 0x55555555)
+    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
+    word = (word + (word >> 4)) & 0x0F0F0F0F
+    word = word + (word >> 8)
+    return ((word + (word >> 16)) & 0x3F).to(tl.int32)
 
 
 @jit
-def write_marks(words, starts, token, feature, tokens, stride, room, TILE: tl.constexpr):
-    """(token, feature) of every bit, feature c's from place starts[c] on; beyond `room` nothing. One program each."""
-    c = tl.program_id(0).to(tl.int64)
-    place, end = tl.load(starts + c), tl.load(starts + c + 1)
-    if place < end:
-        for first in range(0, tokens, TILE):
-            i = first + tl.arange(0, TILE)
-            word = tl.load(words + c * stride + i // 32).to(tl.uint32, bitcast=True)
-            marked = ((word >> (i % 32).to(tl.uint32)) & 1).to(tl.int32)
-            rank = tl.cumsum(marked, 0)
-            at = place + rank - 1
-            kept = (marked != 0) & (at < room)
-            tl.store(token + at, i, mask=kept)
-            tl.store(feature + at, c.to(tl.int32) + tl.zeros([TILE], tl.int32), mask=kept)
-            place += tl.max(rank, 0)
+def _words(words, c, first, features, stride, TILE: tl.constexpr):
+    """[FEATURES, TILE] words of features c from word `first` on, 0 where there is none."""
+    at = first + tl.arange(0, TILE)
+    here = (c < features)[:, None] & (at < stride)[None, :]
+    return tl.load(words + c[:, None] * stride + at[None, :], mask=here, other=0).to(tl.uint32, bitcast=True)
+
+
+@jit
+def count_marks(words, counts, features, stride, FEATURES: tl.constexpr, TILE: tl.constexpr):
+    """counts[c] = bits of feature c. One program per FEATURES features."""
+    c = tl.program_id(0).to(tl.int64) * FEATURES + tl.arange(0, FEATURES)
+    total = tl.zeros([FEATURES, TILE], tl.int32)
+    for first in range(0, stride, TILE):
+        total += _bits(_words(words, c, first, features, stride, TILE))
+    tl.store(counts + c, tl.sum(total, 1).to(tl.int64), mask=c < features)
+
+
+@jit
+def write_marks(words, starts, token, feature, features, stride, room, FEATURES: tl.constexpr, TILE: tl.constexpr):
+    """(token, feature) of every bit, feature c's from place starts[c] on, by token; beyond `room` nothing."""
+    c = tl.program_id(0).to(tl.int64) * FEATURES + tl.arange(0, FEATURES)
+    place = tl.load(starts + c, mask=c < features, other=0)
+    for first in range(0, stride, TILE):
+        word = _words(words, c, first, features, stride, TILE)
+        count = _bits(word)
+        at = place[:, None] + tl.cumsum(count, 1) - count
+        i = (first + tl.arange(0, TILE))[None, :] * 32 + tl.zeros([FEATURES, TILE], tl.int32)
+        j = c.to(tl.int32)[:, None] + tl.zeros([FEATURES, TILE], tl.int32)
+        for bit in range(32):
+            is_set = (word & 1) != 0
+            kept = is_set & (at < room)
+            tl.store(token + at, i + bit, mask=kept)
+            tl.store(feature + at, j, mask=kept)
+            at += is_set.to(tl.int64)
+            word = word >> 1
+        place += tl.sum(count, 1)
 
 
 @jit

@@ -32,7 +32,7 @@ def _rounded(value):
 def _store_low(value, at, inside, low, gap_at):
     """The row `value` in bfloat16, and how much of it is lost: ‖value − low‖."""
     bits, back = _rounded(value)
-    tl.store(low + at, bits, mask=inside)
+    tl.store(tl.multiple_of(low + at, 8), bits, mask=inside)  # 8 bytes at a time: the layout of the float32 rows
     lost = tl.where(inside, value - back, 0.0)
     tl.store(gap_at, tl.sqrt(tl.sum(lost * lost, 0)))
 
@@ -106,65 +106,66 @@ def sums(colptr, vector, out, width, FEATURES: tl.constexpr, TILE: tl.constexpr)
 
 
 @jit
-def _along(place, valid, at, inside, row, slopes, values, residual, scale, projections, d_pre, g_dec, touched,
+def _along(place, at, c, row, slopes, values, residual, scale, projections, d_pre, g_dec, touched, d,
            LIVE: tl.constexpr, SPARE: tl.constexpr):  # fmt: skip
-    """One reconstruction's part of a few entries: their projections, and what they add to ∂L/∂π and ∂L/∂d_j."""
-    slope = tl.load(slopes + place, mask=valid, other=0.0)
+    """One reconstruction's part of an entry: its projection, and what it adds to ∂L/∂π and ∂L/∂d_j."""
+    slope = tl.load(slopes + place)
     weight = slope * 0.0
     if LIVE:
-        weight = tl.load(values + place, mask=valid, other=0.0) * scale
+        weight = tl.load(values + place) * scale
         touched = touched | (weight != 0)
-    used = (slope != 0) | (weight != 0)
-    seen = (valid & used) if SPARE else valid
-    rows = tl.load(residual + at, mask=seen[:, None] & inside[None, :], other=0.0)
-    projection = scale * tl.sum(rows * row[None, :], 1)
-    tl.store(projections + place, projection, mask=valid)
+    length = d
+    if SPARE:
+        length = d * ((slope != 0) | (weight != 0)).to(tl.int32)
+    error = tl.load(residual + at, mask=c < length, other=0.0)
+    projection = scale * tl.sum(error * row, 0)
+    tl.store(projections + place, projection)
     if LIVE:
-        g_dec += tl.sum(weight[:, None] * rows, 0)
+        g_dec += weight * error
     return d_pre + slope * projection, g_dec, touched
 
 
 @jit
-def _gather(start, n, row, c, inside, token, x, constant, slopes, values, residuals, scales, projections, d,
+def _gather(start, n, row, c, token, x, constant, slopes, values, residuals, scales, projections, d,
             PARTS: tl.constexpr, LIVE: tl.constexpr, SPARE: tl.constexpr, CONSTANT: tl.constexpr,
-            ENTRIES: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+            BLOCK: tl.constexpr):  # fmt: skip
     """Of n entries of one feature from place `start`, d_j = row: (gradient row of w_j, of d_j, Σ ∂L/∂π, whether any
     entry has a gradient). Of each of PARTS reconstructions, of which the first LIVE are live, there are slopes, values,
-    residuals and projections; bit r of SPARE is its `spare`."""
+    residuals and projections; bit r of SPARE is its `spare`. One entry after the other, all in rows: any other order
+    of the same numbers takes a way through shared memory."""
     kind: tl.constexpr = x.dtype.element_ty
     g_enc = tl.zeros([BLOCK], kind)
     g_dec = tl.zeros([BLOCK], kind)
-    total = tl.zeros([ENTRIES], tl.float64)
-    any_touched = tl.zeros([ENTRIES], tl.int32)
-    for s in range(0, n, ENTRIES):
-        offset = s + tl.arange(0, ENTRIES)
-        valid = offset < n
-        place = start + offset
-        i = tl.load(token + place, mask=valid, other=0).to(tl.int64)
-        at = i[:, None] * d + c[None, :]
-        d_pre = tl.zeros([ENTRIES], kind)
+    total = tl.load(scales).to(tl.float64) * 0.0
+    any_touched = n < 0
+    for s in range(n):
+        place = start + s
+        at = tl.load(token + place).to(tl.int64) * d + c
+        d_pre = tl.load(scales) * 0.0
         if CONSTANT:
-            d_pre = tl.load(constant + place, mask=valid, other=0.0)
-        touched = tl.zeros([ENTRIES], tl.int1)
+            d_pre = tl.load(constant + place)
+        may_move = d_pre != 0
+        for r in tl.static_range(PARTS):
+            may_move = may_move | (tl.load(slopes[r] + place) != 0)
+        length = d * may_move.to(tl.int32)
+        centred = tl.load(x + at, mask=c < length, other=0.0)  # on its way with the residuals
+        touched = n < 0
         for r in tl.static_range(PARTS):
             d_pre, g_dec, touched = _along(
-                place, valid, at, inside, row, slopes[r], values[r], residuals[r], tl.load(scales + r), projections[r],
-                d_pre, g_dec, touched, r < LIVE, (SPARE >> r) % 2 == 1,
+                place, at, c, row, slopes[r], values[r], residuals[r], tl.load(scales + r), projections[r],
+                d_pre, g_dec, touched, d, r < LIVE, (SPARE >> r) % 2 == 1,
             )  # fmt: skip
-        moves = d_pre != 0
-        rows = tl.load(x + at, mask=moves[:, None] & inside[None, :], other=0.0)
-        g_enc += tl.sum(d_pre[:, None] * rows, 0)
+        g_enc += d_pre * centred
         total += d_pre.to(tl.float64)
-        any_touched = any_touched | (touched | moves).to(tl.int32)
-    return g_enc, g_dec, tl.sum(total, 0), tl.max(any_touched, 0)
+        any_touched = any_touched | touched | (d_pre != 0)
+    return g_enc, g_dec, total, any_touched.to(tl.int32)
 
 
 @jit
-def _adam(w, v, g, at, inside, lr, decay, rest, correction, epsilon):
-    """One lazy Adam step on a row w: stores v, returns the new row. decay = β₂^skipped, rest = 1 − β₂."""
-    moment = decay * tl.load(v + at, mask=inside, other=0.0) + rest * g * g
-    tl.store(v + at, moment, mask=inside)
-    return w - lr * g / (tl.sqrt(moment) * correction + epsilon)
+def _adam(w, moment, g, lr, decay, rest, correction, epsilon):
+    """One lazy Adam step on a row w: (row, moment). decay = β₂^skipped, rest = 1 − β₂."""
+    moment = decay * moment + rest * g * g
+    return w - lr * g / (tl.sqrt(moment) * correction + epsilon), moment
 
 
 @jit
@@ -173,31 +174,35 @@ def _move(j, c, inside, g_enc, g_dec, encoder, row, shrink, w_enc, w_dec, v_enc,
     """The gradient rows of feature j with w_j = encoder, d_j = row: decoder norm, lazy Adam, renormalise; and what the
     screen needs of W_enc."""
     at = j * d + c
+    m_enc = tl.load(v_enc + at, mask=inside, other=0.0)
+    decay = tl.load(decays + j)
+    lr, rest, correction, epsilon = tl.load(adam), tl.load(adam + 1), tl.load(adam + 2), tl.load(adam + 3)
+    encoder, m_enc = _adam(encoder, m_enc, g_enc, lr, decay, rest, correction, epsilon)
+    tl.store(v_enc + at, m_enc, mask=inside)
+    tl.store(w_enc + at, encoder, mask=inside)
+    m_dec = tl.load(v_dec + at, mask=inside, other=0.0)  # on its way while sums are made
+    tl.store(norms + j, tl.sqrt(tl.sum(encoder * encoder, 0)))
+    if LOW:
+        _store_low(encoder, at, inside, low, gaps + j)
     if SHRINK:
         push = tl.load(shrink + j)
         if push != 0:
             g_dec += push / tl.sqrt(tl.sum(row * row, 0)) * row
     if UNIT:
         g_dec -= tl.sum(g_dec * row, 0) * row
-    decay = tl.load(decays + j)
-    lr, rest, correction, epsilon = tl.load(adam), tl.load(adam + 1), tl.load(adam + 2), tl.load(adam + 3)
-    encoder = _adam(encoder, v_enc, g_enc, at, inside, lr, decay, rest, correction, epsilon)
-    row = _adam(row, v_dec, g_dec, at, inside, lr, decay, rest, correction, epsilon)
+    row, m_dec = _adam(row, m_dec, g_dec, lr, decay, rest, correction, epsilon)
+    tl.store(v_dec + at, m_dec, mask=inside)
     if UNIT:
         row = row / tl.sqrt(tl.sum(row * row, 0))
-    tl.store(w_enc + at, encoder, mask=inside)
     tl.store(w_dec + at, row, mask=inside)
     tl.store(last + j, step)
-    tl.store(norms + j, tl.sqrt(tl.sum(encoder * encoder, 0)))
-    if LOW:
-        _store_low(encoder, at, inside, low, gaps + j)
 
 
 @jit(do_not_specialize=["step"])
 def rows(colptr, token, x, constant, slopes, values, residuals, scales, projections, pull,
          shrink, w_enc, w_dec, v_enc, v_dec, last, decays, norms, low, gaps, adam, step, fine, d, width,
          PARTS: tl.constexpr, LIVE: tl.constexpr, SPARE: tl.constexpr, CONSTANT: tl.constexpr, SHRINK: tl.constexpr,
-         UNIT: tl.constexpr, LOW: tl.constexpr, FEATURES: tl.constexpr, LONG: tl.constexpr, ENTRIES: tl.constexpr,
+         UNIT: tl.constexpr, LOW: tl.constexpr, FEATURES: tl.constexpr, LONG: tl.constexpr,
          BLOCK: tl.constexpr):  # fmt: skip
     """Features of at most LONG entries, FEATURES of them per program: project, gradient rows, decoder norm, lazy Adam.
 
@@ -217,8 +222,8 @@ def rows(colptr, token, x, constant, slopes, values, residuals, scales, projecti
         if (n > 0) & (n <= LONG):
             row = tl.load(w_dec + j * d + c, mask=inside, other=0.0)
             g_enc, g_dec, total, touched = _gather(
-                start, n, row, c, inside, token, x, constant, slopes, values, residuals, scales, projections, d,
-                PARTS, LIVE, SPARE, CONSTANT, ENTRIES, BLOCK,
+                start, n, row, c, token, x, constant, slopes, values, residuals, scales, projections, d,
+                PARTS, LIVE, SPARE, CONSTANT, BLOCK,
             )  # fmt: skip
             if touched != 0:
                 encoder = tl.load(w_enc + j * d + c, mask=inside, other=0.0)
@@ -234,7 +239,7 @@ def rows(colptr, token, x, constant, slopes, values, residuals, scales, projecti
 def pieces(features, numbers, colptr, token, x, constant, slopes, values, residuals, scales, projections,
            some_enc, some_dec, some_total, some_touched, w_dec, fine, d, width,
            PARTS: tl.constexpr, LIVE: tl.constexpr, SPARE: tl.constexpr, CONSTANT: tl.constexpr, LONG: tl.constexpr,
-           ENTRIES: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+           BLOCK: tl.constexpr):  # fmt: skip
     """Piece numbers[s] of feature features[s] (M: none), one per program s: its part of the gradient rows."""
     s = tl.program_id(0).to(tl.int64)
     j = tl.load(features + s)
@@ -245,8 +250,8 @@ def pieces(features, numbers, colptr, token, x, constant, slopes, values, residu
         n = tl.minimum(tl.load(colptr + j + 1) - start, LONG).to(tl.int32)
         row = tl.load(w_dec + j * d + c, mask=inside, other=0.0)
         g_enc, g_dec, total, touched = _gather(
-            start, n, row, c, inside, token, x, constant, slopes, values, residuals, scales, projections, d,
-            PARTS, LIVE, SPARE, CONSTANT, ENTRIES, BLOCK,
+            start, n, row, c, token, x, constant, slopes, values, residuals, scales, projections, d,
+            PARTS, LIVE, SPARE, CONSTANT, BLOCK,
         )  # fmt: skip
         tl.store(some_enc + s * d + c, g_enc, mask=inside)
         tl.store(some_dec + s * d + c, g_dec, mask=inside)
