@@ -79,8 +79,8 @@ def decode(indptr, order, feature, values, w_dec, bias, target, out, squares, d,
         valid = place < n
         q = tl.load(order + start + place, mask=valid, other=0).to(tl.int64)
         value = tl.load(values + q, mask=valid, other=0.0)
+        j = tl.load(feature + q, mask=valid, other=0).to(tl.int64)
         used = valid & (value != 0)
-        j = tl.load(feature + q, mask=used, other=0).to(tl.int64)
         rows = tl.load(w_dec + j[:, None] * d + c[None, :], mask=used[:, None] & inside[None, :], other=0.0)
         total += tl.sum(value[:, None] * rows, 0)
     goal = tl.load(target + i * d + c, mask=inside, other=0.0)
