@@ -11,7 +11,7 @@ import pytest
 import torch
 from numba import njit
 
-from jumpahead.engine.cpu import walk
+from jumpahead.engine.cpu import product, walk
 from jumpahead.engine.cpu.lanes import LANES, above, coarse, lowest_bit, number, reaching
 from jumpahead.engine.cpu.threads import cuts, each, spread
 from tests.engine.cases import draw
@@ -192,3 +192,16 @@ def test_no_index_leaves_its_array(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "steps done:" in done.stdout
+
+
+def test_the_product_that_reaches_the_weights_does_not_hang_on_the_clock(monkeypatch):
+    """oneDNN's where it is float32-accurate, else torch's default; never bfloat16."""
+    choice, exact = product.float32.__wrapped__, set(product.PRODUCTS)
+    monkeypatch.setattr(product, "timings", lambda: pytest.fail("a clock decided"))
+    monkeypatch.setattr(product, "is_exact", lambda one: one in exact)
+    assert choice() == product.ONEDNN
+    exact.discard(product.ONEDNN)
+    assert choice() == product.DEFAULT
+    exact.discard(product.DEFAULT)
+    with pytest.raises(AssertionError, match="not float32-accurate"):
+        choice()

@@ -1,7 +1,9 @@
 """Which library and precision computes the encoder product.
 
-The product only screens: every entry that could matter is recomputed canonically, so the choice never changes a bit of
-the result, only the time it takes. Torch has two float32 products on a CPU: the default one (MKL or OpenBLAS), and
+The product that screens may be whichever is fastest: every entry that could matter is recomputed canonically, so that
+choice never changes a bit of the result, only the time it takes. Features that are on for a large share of the tokens,
+and few dead ones, go through float32 products (`dense.py`) whose last bits do reach the weights: these are always the
+same library's on one machine, whatever the clock says. Torch has two float32 products on a CPU: the default one (MKL or OpenBLAS), and
 oneDNN's, reached with float32 matmul precision "medium"; and oneDNN's in bfloat16, whose rounding `decide.low_slack`
 bounds. On CPUs with AMX the "medium" setting computes in bfloat16, too coarse for float32's slack: a product is used
 only where a numeric self-check finds the accuracy that its bound assumes.
@@ -52,8 +54,6 @@ BFLOAT16 = Product("oneDNN, bfloat16 with exact recomputation", None, torch.bflo
 PRODUCTS = (DEFAULT, ONEDNN, BFLOAT16)
 TOKENS, D, WIDTH = 1024, 256, 2048
 ROUNDS = 8
-CLEARLY = 1.5
-"""How many times as long as the default is clearly slower; oneDNN takes 0.4 to 0.7 of its time where that was seen."""
 WORTH = 0.8
 """bfloat16 must take less than this share of float32's time: it leaves more candidates to recompute."""
 
@@ -85,13 +85,11 @@ def timings() -> dict[Product, float]:
 
 @functools.cache
 def float32() -> Product:
-    """The float32 product for this machine: oneDNN's where it is exact and not clearly slower. What it computes reaches
-    the weights (dense.py), so a choice between two that take about as long must not hang on a moment's noise."""
-    usable = {product: time for product, time in timings().items() if product.dtype == torch.float32}
+    """The float32 product for this machine: oneDNN's where it is exact, which takes 0.4 to 0.7 of the default's time
+    where that was seen."""
+    usable = [product for product in (ONEDNN, DEFAULT) if is_exact(product)]
     assert usable, "torch's float32 product is not float32-accurate here"
-    if ONEDNN in usable and usable[ONEDNN] < CLEARLY * usable.get(DEFAULT, float("inf")):
-        return ONEDNN
-    return min(usable, key=lambda product: usable[product])
+    return usable[0]
 
 
 @functools.cache
