@@ -3,10 +3,10 @@
 The product that screens may be whichever is fastest: every entry that could matter is recomputed canonically, so that
 choice never changes a bit of the result, only the time it takes. Features that are on for a large share of the tokens,
 and few dead ones, go through float32 products (`dense.py`) whose last bits do reach the weights: these are always the
-same library's on one machine, whatever the clock says. Torch has two float32 products on a CPU: the default one (MKL or OpenBLAS), and
-oneDNN's, reached with float32 matmul precision "medium"; and oneDNN's in bfloat16, whose rounding `decide.low_slack`
-bounds. On CPUs with AMX the "medium" setting computes in bfloat16, too coarse for float32's slack: a product is used
-only where a numeric self-check finds the accuracy that its bound assumes.
+same library's on one machine, whatever the clock says. Torch has two float32 products on a CPU: the default one (MKL
+or OpenBLAS), and oneDNN's, reached with float32 matmul precision "medium"; and oneDNN's in bfloat16, whose rounding
+`decide.low_slack` bounds. On CPUs with AMX the "medium" setting computes in bfloat16, too coarse for float32's slack: a
+product is used only where a numeric self-check finds the accuracy that its bound assumes.
 """
 
 from __future__ import annotations
