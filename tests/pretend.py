@@ -164,7 +164,8 @@ def card(free: int = 10**9) -> Iterator[Account]:
             "get_device_name": lambda *_: "a card that is not there", "mem_get_info": lambda *_: (free, 10**9),
             "memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0, "is_initialized": lambda: True,
             "max_memory_allocated": lambda *_: 7 * 10**6, "reset_peak_memory_stats": lambda *_: None,
-            "empty_cache": lambda: None, "is_current_stream_capturing": lambda: False, "get_device_properties": lambda *_: _PROPERTIES,
+            "empty_cache": lambda: None, "get_device_properties": lambda *_: _PROPERTIES,
+            "is_current_stream_capturing": lambda: False,
         }.items():  # fmt: skip
             patch.setattr(torch.cuda, name, value)
         patch.setattr(torch, "Generator", _Generator)

@@ -105,7 +105,7 @@ class Triton(Ordinary):
         block = power(w_enc.shape[1])
         if len(w_enc):
             walk.round_rows[(len(w_enc),)](
-                w_enc, norms, bits(low), gaps, w_enc.shape[1], LOW=low is not None, BLOCK=block, num_warps=warps(block)
+                w_enc, norms, bits(low), gaps, w_enc.shape[1], LOW=at_a_time(low), BLOCK=block, num_warps=warps(block)
             )
         return Encoder(w_enc, norms, low, gaps, self.name)
 
@@ -114,7 +114,7 @@ class Triton(Ordinary):
         norms, low, gaps = self._rounding_of(x)
         if len(x):
             walk.centre[(len(x),)](
-                x.contiguous(), bias, out, norms, bits(low), gaps, x.shape[1], LOW=low is not None, BLOCK=block,
+                x.contiguous(), bias, out, norms, bits(low), gaps, x.shape[1], LOW=at_a_time(low), BLOCK=block,
                 num_warps=warps(block),
             )  # fmt: skip
         if low is None or not len(x):
@@ -409,7 +409,7 @@ class Triton(Ordinary):
             maxnreg=REGISTERS,
         )  # fmt: skip
 
-    def _weights(self, update: RowUpdate, state: State, adam: Adam) -> tuple[tuple[Any, ...], dict[str, bool]]:
+    def _weights(self, update: RowUpdate, state: State, adam: Adam) -> tuple[tuple[Any, ...], dict[str, int]]:
         """What `walk._move` needs: its arguments from `shrink` to `step`, and its switches."""
         p, v, encoder = state.p, state.v, state.encoder_for(self)
         skipped = (adam.t - state.last).double()
@@ -419,7 +419,7 @@ class Triton(Ordinary):
             p["W_enc"], p["W_dec"], v["W_enc"], v["W_dec"], state.last, decays, encoder.norms, bits(encoder.low),
             encoder.gaps, self._numbers(adam, p["W_enc"].dtype), adam.t,
         )  # fmt: skip
-        kept = {"SHRINK": update.shrink is not None, "UNIT": update.unit, "LOW": encoder.low is not None}
+        kept = {"SHRINK": update.shrink is not None, "UNIT": update.unit, "LOW": at_a_time(encoder.low)}
         return arguments, kept
 
     def _numbers(self, adam: Adam, kind: torch.dtype) -> Tensor:
@@ -523,6 +523,11 @@ def bits(low: Tensor | None) -> Tensor | None:
 def as_bits(block: Tensor) -> Tensor:
     """The same, a bfloat16 tensor as int16."""
     return block.view(torch.int16) if block.dtype == torch.bfloat16 else block
+
+
+def at_a_time(low: Tensor | None) -> int:
+    """Bytes of a bfloat16 row that a thread stores together: 8 where rows begin at multiples of that; 0 without one."""
+    return 0 if low is None else 8 if low.shape[1] % 4 == 0 else 2
 
 
 def power(n: int) -> int:

@@ -29,10 +29,13 @@ def _rounded(value):
 
 
 @jit
-def _store_low(value, at, inside, low, gap_at):
-    """The row `value` in bfloat16, and how much of it is lost: ‖value − low‖."""
+def _store_low(value, at, inside, low, gap_at, LOW: tl.constexpr):
+    """The row `value` in bfloat16, LOW bytes at a time, and how much of it is lost: ‖value − low‖.
+
+    Eight bytes are four numbers, as of a float32 row: sixteen would be another layout, and a way through shared memory.
+    """
     bits, back = _rounded(value)
-    tl.store(tl.multiple_of(low + at, 8), bits, mask=inside)  # 8 bytes at a time: the layout of the float32 rows
+    tl.store(tl.multiple_of(low + at, LOW), bits, mask=inside)
     lost = tl.where(inside, value - back, 0.0)
     tl.store(gap_at, tl.sqrt(tl.sum(lost * lost, 0)))
 
@@ -48,7 +51,7 @@ def centre(x, bias, out, norms, low, gaps, d, LOW: tl.constexpr, BLOCK: tl.const
     tl.store(out + at, value, mask=inside)
     tl.store(norms + i, tl.sqrt(tl.sum(value * value, 0)))
     if LOW:
-        _store_low(value, at, inside, low, gaps + i)
+        _store_low(value, at, inside, low, gaps + i, LOW)
 
 
 @jit
@@ -60,7 +63,7 @@ def round_rows(w, norms, low, gaps, d, LOW: tl.constexpr, BLOCK: tl.constexpr):
     value = tl.load(w + j * d + c, mask=inside, other=0.0)
     tl.store(norms + j, tl.sqrt(tl.sum(value * value, 0)))
     if LOW:
-        _store_low(value, j * d + c, inside, low, gaps + j)
+        _store_low(value, j * d + c, inside, low, gaps + j, LOW)
 
 
 @jit
@@ -183,7 +186,7 @@ def _move(j, c, inside, g_enc, g_dec, encoder, row, shrink, w_enc, w_dec, v_enc,
     m_dec = tl.load(v_dec + at, mask=inside, other=0.0)  # on its way while sums are made
     tl.store(norms + j, tl.sqrt(tl.sum(encoder * encoder, 0)))
     if LOW:
-        _store_low(encoder, at, inside, low, gaps + j)
+        _store_low(encoder, at, inside, low, gaps + j, LOW)
     if SHRINK:
         push = tl.load(shrink + j)
         if push != 0:
