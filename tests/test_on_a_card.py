@@ -7,7 +7,6 @@ import importlib.util
 import os
 import signal
 
-import numpy as np
 import pytest
 import torch
 
@@ -19,6 +18,7 @@ from jumpahead.frontier import Frontier
 from jumpahead.sae.base import SAE
 from jumpahead.study import load, to_toml
 from tests.pretend import Refused, card
+from tests.texts import random_words
 
 
 def test_what_a_card_refuses_is_refused():
@@ -88,17 +88,11 @@ architecture = "{name}"
 def write(tmp_path_factory, lm_folder):
     """`write(series, tokens)` is a study file."""
     folder = tmp_path_factory.mktemp("study")
-    random = np.random.default_rng(4)
-    words = ["".join(random.choice(list("abcdefghij"), random.integers(2, 6))) for _ in range(60)]
-    (folder / "text").mkdir()
-    for number in range(20):
-        (folder / "text" / f"{number:02}.txt").write_text(" ".join(random.choice(words, 80)))
+    text = random_words(folder / "text", 20).as_posix()
 
     def write(series, tokens, more=""):
         path = folder / "small.toml"
-        whole = STUDY.format(
-            model=lm_folder("neox").as_posix(), text=(folder / "text").as_posix(), tokens=tokens, more=more
-        )
+        whole = STUDY.format(model=lm_folder("neox").as_posix(), text=text, tokens=tokens, more=more)
         path.write_text(whole + "".join(SERIES.format(name=n, kind=k, values=v) for n, k, v in series))
         return path
 

@@ -12,7 +12,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -32,6 +31,7 @@ from jumpahead.lm.contexts import Contexts
 from jumpahead.lm.model import LM
 from jumpahead.lm.precision import Precision
 from jumpahead.sae.base import SAE
+from tests.texts import random_words
 
 STUDY = """
 name = "small"
@@ -96,13 +96,9 @@ class Said:
 @pytest.fixture(scope="module")
 def study_file(tmp_path_factory, lm_folder):
     folder = tmp_path_factory.mktemp("study")
-    random = np.random.default_rng(4)
-    words = ["".join(random.choice(list("abcdefghij"), random.integers(2, 6))) for _ in range(60)]
-    (folder / "text").mkdir()
-    for number in range(30):
-        (folder / "text" / f"{number:02}.txt").write_text(" ".join(random.choice(words, 80)))
+    text = random_words(folder / "text", 30)
     path = folder / "small.toml"
-    path.write_text(STUDY.format(model=lm_folder("neox").as_posix(), text=(folder / "text").as_posix()))
+    path.write_text(STUDY.format(model=lm_folder("neox").as_posix(), text=text.as_posix()))
     return path
 
 
