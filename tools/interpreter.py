@@ -10,8 +10,8 @@ from __future__ import annotations
 import types
 from typing import Any
 
-import triton.language as tl
-from triton.runtime import interpreter
+import triton.language as tl  # pyright: ignore[reportMissingImports] — not installed with jumpahead
+from triton.runtime import interpreter  # pyright: ignore[reportMissingImports]
 
 
 def prepare() -> None:

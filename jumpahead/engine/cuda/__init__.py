@@ -275,10 +275,10 @@ class Triton(Ordinary):
         counts = torch.zeros(width + 1, dtype=torch.int64, device=self.device)
         how = {"FEATURES": 8, "TILE": min(128, power(stride))}
         screen.count_marks[(triton.cdiv(width, 8),)](words, counts[1:], width, stride, **how)
-        colptr, found = counts.cumsum(0), [torch.zeros(room, **ints) for _ in range(2)]
-        screen.write_marks[(triton.cdiv(width, 8),)](words, colptr, *found, width, stride, room, **how)
+        colptr, token, feature = counts.cumsum(0), torch.zeros(room, **ints), torch.zeros(room, **ints)
+        screen.write_marks[(triton.cdiv(width, 8),)](words, colptr, token, feature, width, stride, room, **how)
         pre = torch.full((room,), PADDING, dtype=like.dtype, device=self.device)
-        return Found(colptr.clamp_max(room), *found, pre), colptr[-1:].clone()
+        return Found(colptr.clamp_max(room), token, feature, pre), colptr[-1:].clone()
 
     def _settled(self, found: Found, x: Centred, encoder: Encoder, b_enc: Tensor) -> Found:
         """The same with the canonical π."""
