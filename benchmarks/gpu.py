@@ -18,6 +18,9 @@ Needs torch, numpy and triton alone; the pair of LM and SAE needs transformers. 
     l0         JumpReLU from L0 16 to 1024, against the dense step, which does not depend on L0
     peers      TopK with the sparse kernels of other libraries, where they are installed (gpu_peers.py)
 
+Our TopK steps hold AuxK, with no feature dead: they look for dead ones' largest all the same. Dense steps and peers do
+not.
+
 Activations are sums of a known dictionary (synthetic.py), SAEs start at it with thresholds at the asked L0. Times are
 medians of single steps between CUDA events, over different batches, after a warm-up. |S| is the support per token. A
 part that fails, or for which no time is left, says so instead of a number; what matters most is measured first.
@@ -54,6 +57,8 @@ RESULTS = Path(__file__).parent / "RESULTS"
 PAPER_TOKENS = 8e9
 LR = 1e-6
 """Of timed steps: weights hardly move, so that L0 stays as asked."""
+PATIENCE = 150
+"""Seconds for compiling ahead: twice what it should take."""
 NARROW = 1024
 """Features of the SAE from which a wide one takes everything but its matrices."""
 DENSE = (("jumprelu", "bfloat16"), ("jumprelu", "tf32"), ("topk", "bfloat16"))
@@ -111,8 +116,10 @@ class Bench:
         began, asked = time.monotonic(), [(name, size) for size in self._distinct() for name in sae.names()]
         if self.device.type != "cuda":
             return {"kernels": len(asked), "seconds": 0.0, "failed": 0}
-        with multiprocessing.get_context("spawn").Pool(min(len(asked), os.cpu_count() or 1)) as pool:
-            done = pool.starmap(compiled, asked, chunksize=1)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        with multiprocessing.get_context("spawn").Pool(min(len(asked), cores)) as pool:
+            # A worker that was killed never answers; what it had to do is compiled later then.
+            done = pool.starmap_async(compiled, asked, chunksize=1).get(PATIENCE)
         return {"kernels": len(asked), "seconds": time.monotonic() - began, "failed": done.count(False)}
 
     def _distinct(self) -> list[Size]:
@@ -157,7 +164,7 @@ class Bench:
         rows: list[dict[str, Any]] = []
         for size in self.sizes:
             for name in sorted(sae.names(), key=lambda name: name not in ("jumprelu", "topk", "gated")):
-                rows.append({"architecture": name, "size": size._asdict(), "product_ms": self.product(size)})
+                rows.append({"architecture": name, "size": size._asdict()})
                 self.tried(rows[-1], lambda n=name, s=size: self.sparse(n, s))
         return {"rows": rows}
 
@@ -166,7 +173,7 @@ class Bench:
         rows: list[dict[str, Any]] = []
         for size in self.sizes:
             for name, how in DENSE:
-                row = {"architecture": name, "size": size._asdict(), "way": how, "product_ms": self.product(size)}
+                row = {"architecture": name, "size": size._asdict(), "way": how}
                 rows.append(row)
                 self.tried(row, lambda n=name, s=size, h=how: self.compiled_step(n, s, h))
         return {"rows": rows}
@@ -177,7 +184,7 @@ class Bench:
         for size in self.sizes:
             for peer in gpu_peers.PEERS:
                 row = {"architecture": "topk", "size": size._asdict(), "way": peer.module}
-                rows.append(row | {"product_ms": self.product(size), "version": is_there(peer.package)})
+                rows.append(row | {"version": is_there(peer.package)})
                 if importlib.util.find_spec(peer.module) is None:
                     rows[-1]["absent"] = f"{peer.module} is not installed"
                 else:
@@ -200,6 +207,7 @@ class Bench:
             if self.free < 14 * size.width * size.d * 2:  # what it takes to begin, and room for a step
                 break
             state, batches = self.state(name, size, l0=max(1, round(share * size.l0)))
+            state.encoder_for(self.layer)  # its bfloat16 copy counts too
             states.append(state)
 
         def every(x: Tensor) -> None:
@@ -341,8 +349,8 @@ class Bench:
         settle(state, self.layer)
         measured = last[-1].read()
         return {
-            "ms": milliseconds, "tokens_per_s": 1e3 * size.tokens / milliseconds, "entries": measured.entries,
-            "l0": measured.l0, "through_products": measured.dense, **self.peak(size),
+            "ms": milliseconds, "product_ms": self.product(size), "tokens_per_s": 1e3 * size.tokens / milliseconds,
+            "entries": measured.entries, "l0": measured.l0, "through_products": measured.dense, **self.peak(size),
             "hours_to_8e9": PAPER_TOKENS / size.tokens * milliseconds / 3.6e6,
         }  # fmt: skip
 
@@ -374,7 +382,7 @@ class Bench:
         milliseconds = self.milliseconds(calls, repeats=max(1, self.repeats // 5))
         values = theirs.features(data.batches[0])[1]
         return {
-            "ms": milliseconds, "tokens_per_s": 1e3 * size.tokens / milliseconds,
+            "ms": milliseconds, "product_ms": self.product(size), "tokens_per_s": 1e3 * size.tokens / milliseconds,
             "l0": (values > 0).sum().item() / size.tokens,
         }  # fmt: skip
 
@@ -382,7 +390,7 @@ class Bench:
         """The architecture's loss on dense tensors, compiled, with fused Adam; timed once for all L0."""
         key = (name, size._replace(l0=0), how)
         if key not in self._dense:
-            self._dense[key] = self._compiled_step(name, size, how)
+            self._dense[key] = self._compiled_step(name, size, how) | {"product_ms": self.product(size)}
         return self._dense[key]
 
     def _compiled_step(self, name: str, size: Size, how: str) -> dict[str, Any]:
@@ -393,7 +401,10 @@ class Bench:
         knobs = Knobs(sparsity=1e-3)
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high" if how == "tf32" else "highest")
-        loss = torch.compile(state.arch.loss) if self.device.type == "cuda" else state.arch.loss
+        loss: Any = state.arch.loss
+        if self.device.type == "cuda":
+            torch._dynamo.reset()  # else the second size is compiled for sizes that vary
+            loss = torch.compile(loss, dynamic=False)
 
         def train(x: Tensor) -> None:
             adam.zero_grad(set_to_none=True)
@@ -474,6 +485,8 @@ class Bench:
 
     def forget(self) -> None:
         """Give memory back, and count its peak anew."""
+        if self.layer.late:
+            self.layer.demands.clear()  # type: ignore[attr-defined] — a late layer has them; they hold the last W_enc
         if self.device.type == "cuda":
             torch.cuda.synchronize()
             torch.cuda.empty_cache()

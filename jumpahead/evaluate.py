@@ -31,8 +31,10 @@ from jumpahead.sae.base import SAE
 MOST_CLUSTERS = 256
 LOGITS_AT_ONCE = 2**19
 """2 MiB in float32."""
-SHARE_OF_CARD = 0.5
-"""Of a GPU's free memory, for SAEs: the other half is for logits, and what encoding takes."""
+SHARE_OF_CARD = 0.7
+"""Of a GPU's free memory less what logits take, for SAEs: the rest is for what encoding takes."""
+LOGIT_BYTES = 16
+"""Per scored token and entry of the vocabulary: clean and spliced logits, and what is made of them."""
 
 
 class HeldOut(NamedTuple):
@@ -137,31 +139,42 @@ def evaluate(
         if sae.d != lm.width_at(site):
             raise DataError(f"{name} takes activations of width {sae.d}; {site} has {lm.width_at(site)}.")
     found = {name: Measured.nothing(sae, text) for name, sae in saes.items()}
+    logits = LOGIT_BYTES * lm.vocabulary * int(text.contexts.scored_per_group[: text.groups].max())
+    coders = ready_in_parts(saes, device, layer, logits)
+    part = next(coders, {})
     progress = progress or log.Silent()
     with progress.phase("evaluating", text.tokens * max(1, len(saes)), "tokens") as phase:
-        for coders in _that_fit(saes, device, layer):
+        while part:
             for group in range(text.groups):
-                scored = int(text.contexts.scored_per_group[group])
-                view = _Group.of(lm, text, group, site, mean, device)
-                for name, coder in coders.items():
-                    view.add(found[name], coder)
-                    phase.advance(scored)
+                _add_group(_Group.of(lm, text, group, site, mean, device), found, part, phase)
+            part.clear()
+            part = next(coders, {})
     return found
 
 
-def _that_fit(saes: Mapping[str, SAE], device: torch.device | str, layer: Kernels | None) -> Iterator[dict[str, Coder]]:
-    """The SAEs, ready on the device: on a GPU in parts, each as large as its memory allows."""
-    device, layer = torch.device(device), layer or kernels(device=device, late=False)
-    names, room = list(saes), float("inf")
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-        room = SHARE_OF_CARD * (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+def _add_group(view: _Group, found: Mapping[str, Measured], coders: Mapping[str, Coder], phase: log.Phase) -> None:
+    """Add a group to the sums of these SAEs; nothing of either is held afterwards."""
+    for name, coder in coders.items():
+        view.add(found[name], coder)
+        phase.advance(len(view.target))
+
+
+def ready_in_parts(
+    saes: Mapping[str, SAE], device: torch.device | str, layer: Kernels | None, beside: int
+) -> Iterator[dict[str, Coder]]:
+    """The SAEs, ready on the device: on a GPU in parts, each as large as its memory allows when it is asked for. So
+    what a part holds has to be given back before. beside: bytes that are needed for other things."""
+    device, names = torch.device(device), list(saes)
+    layer = layer or kernels(device=device, late=False)
     while names:
+        room = float("inf")
+        if device.type == "cuda":
+            free = torch.cuda.mem_get_info(device)[0]
+            unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            room = SHARE_OF_CARD * (free + unused - beside)
         part = [names.pop(0)]
-        left = room - coder_bytes(saes[part[0]])
-        while names and left >= coder_bytes(saes[names[0]]):
+        while names and room >= sum(coder_bytes(saes[name]) for name in [*part, names[0]]):
             part.append(names.pop(0))
-            left -= coder_bytes(saes[part[-1]])
         yield {name: Coder(saes[name], layer, device) for name in part}
 
 
@@ -189,14 +202,18 @@ def reconstruct(
             raise DataError(f"{name} takes activations of width {sae.d}; {site} has {width}.")
     found = {name: Measured.nothing(sae, text) for name, sae in saes.items()}
     rows, progress = int(text.activations.rows_per_group[: text.groups].sum()), progress or log.Silent()
+    coders = ready_in_parts(saes, device, layer, 0)
+    part = next(coders, {})
     with progress.phase("evaluating", rows * max(1, len(saes)), unit) as phase:
-        for coders in _that_fit(saes, device, layer):
+        while part:
             for group in range(text.groups):
                 x = text.activations.rows(group)[site].float().to(device)
                 document, place = np.unique(text.activations.documents(group), return_inverse=True)
-                for name, coder in coders.items():
-                    _add_rows(found[name], coder, x, document, torch.from_numpy(place), text.cluster[document])
+                for name in part:
+                    _add_rows(found[name], part[name], x, document, torch.from_numpy(place), text.cluster[document])
                     phase.advance(len(x))
+            part.clear()
+            part = next(coders, {})
     for measured in found.values():
         for key in ("clean", "spliced", "zero", "mean", "kl"):
             getattr(measured.sums, key).fill(np.nan)

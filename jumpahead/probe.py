@@ -350,7 +350,7 @@ class Watch(log.Progress):
 
 def lap_times(evaluate: Callable[[dict[str, SAE], Watch], object], tried: list[Tried]) -> Laps:
     """Times an evaluation that advances once per group and SAE, of the last group. The first SAE comes twice: what it
-    takes less the second time is what the SAEs of a group share."""
+    takes less the second time is what the SAEs of a group share. (On a GPU, of SAEs that fit on it at once.)"""
     watch, saes = Watch(), {"first": tried[0].sae, **{str(i): one.sae for i, one in enumerate(tried)}}
     began = time.perf_counter()
     evaluate(saes, watch)

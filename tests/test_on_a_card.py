@@ -115,11 +115,11 @@ def layer(request, monkeypatch):
     return request.param
 
 
-def run(study, folder, there):
-    """The frontier's points, after a run on the card or on the CPU."""
+def run(study, folder, there, free=10**9):
+    """The frontier's points, after a run on the card, of which so much is free, or on the CPU."""
     target = store.Run(folder)
     with contextlib.ExitStack() as stack:
-        account = stack.enter_context(card()) if there else None
+        account = stack.enter_context(card(free)) if there else None
         with target.lock():
             target.begin(to_toml(study))
             sweep.run(study, target)
@@ -142,22 +142,30 @@ def test_a_study_runs_on_the_card_and_saes_of_the_cpu_are_measured_there(write, 
 
 
 def test_saes_are_evaluated_in_parts_where_not_all_fit(write, layer, tmp_path, monkeypatch):
+    """Never more on the card at once than its memory was found to hold, and the same numbers."""
     study = load(write([("jumprelu", "l0", [3, 5]), ("topk", "k", [4])], 32 * 2))
-    run(study, tmp_path, False)
-    saes = [SAE.load(path.parent) for path in tmp_path.rglob("weights.safetensors")]
-    made, real = [], evaluate.Coder
+    wanted, _ = run(study, tmp_path, True)
+    size = evaluate.coder_bytes(SAE.load(next(tmp_path.rglob("weights.safetensors")).parent))
+    most, alive, real = [0], [0], evaluate.Coder
 
-    def coder(sae, *args):
-        made.append(sae.arch.name)
-        return real(sae, *args)
+    class Counted(real):
+        def __init__(self, *args):
+            super().__init__(*args)
+            alive[0] += 1
+            most[0] = max(most[0], alive[0])
 
-    monkeypatch.setattr(evaluate, "Coder", coder)
-    with card(free=int(5.5 * evaluate.coder_bytes(saes[0]))):
-        parts = [list(part) for part in evaluate._that_fit({str(i): sae for i, sae in enumerate(saes)}, "cuda", None)]
-    assert parts == [["0", "1"], ["2"]]
-    with card(free=0):
-        parts = [list(part) for part in evaluate._that_fit({str(i): sae for i, sae in enumerate(saes)}, "cuda", None)]
-    assert parts == [["0"], ["1"], ["2"]]
+        def __del__(self):
+            alive[0] -= 1
+
+    monkeypatch.setattr(evaluate, "Coder", Counted)
+    monkeypatch.setattr(evaluate, "LOGIT_BYTES", 0)
+    for free, at_once in ((int(2.5 * size / evaluate.SHARE_OF_CARD), 2), (0, 1)):
+        for path in tmp_path.rglob("evaluation.json"):
+            path.unlink()
+        most[0] = 0
+        found, _ = run(study, tmp_path, True, free)
+        assert most[0] == at_once
+        assert [one["metrics"] for one in found] == [one["metrics"] for one in wanted]
 
 
 @pytest.mark.parametrize("more", ["", 'origin = "shards"'])
@@ -215,7 +223,7 @@ def test_every_part_of_the_benchmark_runs_on_the_card(layer, tmp_path, monkeypat
     """Figures mean nothing there; they go to the file that is asked for."""
     for name, value in {"CHECKED": gpu.TINY, "CEILINGS": (16, 64), "SIZES": [gpu.TINY], "L0S": (4, 8)}.items():
         monkeypatch.setattr(gpu, name, value)
-    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     parts = [part for part in gpu.PARTS if part != "warm"]  # in processes of its own
     if layer == "triton":

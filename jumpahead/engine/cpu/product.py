@@ -1,12 +1,12 @@
 """Which library and precision computes the encoder product.
 
-The product that screens may be whichever is fastest: every entry that could matter is recomputed canonically, so that
-choice never changes a bit of the result, only the time it takes. Features that are on for a large share of the tokens,
-and few dead ones, go through float32 products (`dense.py`) whose last bits do reach the weights: these are always the
-same library's on one machine, whatever the clock says. Torch has two float32 products on a CPU: the default one (MKL
-or OpenBLAS), and oneDNN's, reached with float32 matmul precision "medium"; and oneDNN's in bfloat16, whose rounding
-`decide.low_slack` bounds. On CPUs with AMX the "medium" setting computes in bfloat16, too coarse for float32's slack: a
-product is used only where a numeric self-check finds the accuracy that its bound assumes.
+The product that screens is in bfloat16 where that is clearly faster: every entry that could matter is recomputed
+canonically, so that choice never changes a bit of the result, only the time it takes. Features that are on for a large
+share of the tokens, and few dead ones, go through float32 products (`dense.py`) whose last bits do reach the weights:
+these are always the same library's on one machine, whatever the clock says. Torch has two float32 products on a CPU:
+the default one (MKL or OpenBLAS), and oneDNN's, reached with float32 matmul precision "medium"; and oneDNN's in
+bfloat16, whose rounding `decide.low_slack` bounds. On CPUs with AMX the "medium" setting computes in bfloat16, too
+coarse for float32's slack: a product is used only where a numeric self-check finds the accuracy that its bound assumes.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ def float32() -> Product:
 
 @functools.cache
 def choose() -> Product:
-    """The product to screen with: the fastest whose bound holds on this machine."""
+    """The product to screen with, of those whose bound holds on this machine."""
     taken, best = timings(), float32()
     if BFLOAT16 in taken and taken[BFLOAT16] < WORTH * taken[best]:
         best = BFLOAT16
     report = ", ".join(f"{product.name} {1e3 * seconds:.1f} ms" for product, seconds in taken.items())
-    return best._replace(why=f"exact, and no slower than others of: {report} at {TOKENS}×{D}×{WIDTH}")
+    return best._replace(why=f"exact; bfloat16 where it is clearly faster; {report} at {TOKENS}×{D}×{WIDTH}")

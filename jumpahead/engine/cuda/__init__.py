@@ -38,7 +38,8 @@ TILE = 1024
 MARKED = 4
 """Features per program that marks entries."""
 REGISTERS = 128
-"""Per thread of the kernels that hold whole rows: so that two features are under way on a multiprocessor, not one."""
+"""Per thread of the kernels that hold whole rows: so that at 2048 < d ≤ 4096 two features are under way on a
+multiprocessor, not one."""
 MOST_LOST = 2.0**-8
 """The largest share of a row's norm that rounding to bfloat16 can take; also where the row is not finite."""
 ROOM = 64
@@ -203,21 +204,7 @@ class Triton(Ordinary):
         tokens, has_dead = len(x.x), selection.dead is not None
         lost = 0.0 if encoder.low is None else LOW_OUTPUT
         dead = selection.dead.to(torch.uint8) if selection.dead is not None else b_enc.new_empty(0, dtype=torch.uint8)
-        terms = (b_enc, bias_slack(b_enc), self.columns(x, encoder))
-        words, tile = self._words(len(b_enc), tokens)
-        step = max(TILE, KEPT // max(1, len(b_enc)) // TILE * TILE)
-        for first in range(0, tokens, step):
-            some = x.some(first, step)
-            races = [Race(selection.k, False, some.x, len(b_enc))] if isinstance(selection, Largest) else []
-            races += [Race(selection.k_dead, True, some.x, len(b_enc))] if has_dead else []
-            floors = [floor.repeat(len(some.x))] if floor is not None else []
-            floors += [race.floors for race in races]
-            for start, block in self._raced(races, some, encoder, dead, (lost, *terms)):
-                of_block = (dead[start:], lost, *[term[start:] for term in terms])
-                screen.mark_largest[(triton.cdiv(len(block), MARKED),)](
-                    block, *of_block, some.norms, floors[0], floors[-1], words[start:, first // 32 :], len(block),
-                    len(some.x), words.shape[1], DEAD=has_dead, FEATURES=MARKED, TILE=tile,
-                )  # fmt: skip
+        words = self._may_be_largest(x, encoder, b_enc, selection, lost, dead, floor)
         found, needed = self._marked(words, room, x.x)
         found = self._settled(found, x, encoder, b_enc)
         if isinstance(selection, Largest):
@@ -235,21 +222,38 @@ class Triton(Ordinary):
         """bool [room]: the k largest positive entries of each token among some."""
         return largest_of_each(torch.where(among, found.token, tokens), found.pre, k, tokens) & among
 
-    def _raced(
-        self, races: list[Race], x: Centred, encoder: Encoder, dead: Tensor, terms: tuple[Any, ...]
-    ) -> Iterator[tuple[int, Tensor]]:
-        """The product in blocks, or where there is a race whole, when it is over."""
-        if not any(race.is_run for race in races):
-            yield from self._blocks(x, encoder)
-            return
-        low = encoder.w if encoder.low is None or x.low is None else encoder.low
-        whole = torch.empty(len(encoder.w), len(x.x), dtype=low.dtype, device=self.device)
-        for start, block in self._blocks(x, encoder, whole):
-            for race in races:
-                race.see(block, start, dead, (*terms, x.norms))
-        for race in races:
-            race.raise_floors()
-        yield 0, as_bits(whole)
+    def _may_be_largest(
+        self, x: Centred, encoder: Encoder, b_enc: Tensor, selection: Largest | LargestOfBatch, lost: float,
+        dead: Tensor, floor: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """A bit of every entry that may be among the largest. Tokens come in parts, so that of each part the whole
+        product can be kept while its floors are found."""
+        tokens, width, has_dead = len(x.x), len(b_enc), selection.dead is not None
+        terms = (b_enc, bias_slack(b_enc), self.columns(x, encoder))
+        words, tile = self._words(width, tokens)
+        races = [(selection.k, False)] if isinstance(selection, Largest) else []
+        races += [(selection.k_dead, True)] if has_dead else []
+        step = max(TILE, KEPT // max(1, width) // TILE * TILE)
+        kind = torch.bfloat16 if encoder.low is not None and x.low is not None else x.x.dtype
+        kept = torch.empty(width * min(step, tokens) if races else 0, dtype=kind, device=self.device)
+        for first in range(0, tokens, step):
+            some = x.some(first, step)
+            n, floors = len(some.x), [] if floor is None else [floor.repeat(min(step, tokens - first))]
+            blocks = self._blocks(some, encoder)
+            if races:
+                whole = kept[: width * n].view(width, n)
+                for _ in self._blocks(some, encoder, whole):
+                    pass
+                blocks = [(0, as_bits(whole))]
+                floors += [kth_of_groups(blocks[0][1], k, dead if of_dead else None, (lost, *terms), some.norms)
+                           for k, of_dead in races]  # fmt: skip
+            for start, block in blocks:
+                screen.mark_largest[(triton.cdiv(len(block), MARKED),)](
+                    block, dead[start:], lost, *[term[start:] for term in terms], some.norms, floors[0], floors[-1],
+                    words[start:, first // 32 :], len(block), n, words.shape[1],
+                    DEAD=has_dead, FEATURES=MARKED, TILE=tile,
+                )  # fmt: skip
+        return words
 
     def _blocks(self, x: Centred, encoder: Encoder, into: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
         """The product W_enc·xᵀ, a block of features at a time: (first feature, [features, B]); bfloat16 as int16.
@@ -436,36 +440,25 @@ class Triton(Ordinary):
         return torch.full((1,), number, dtype=kind, device=self.device)
 
 
-@final
-class Race:
-    """A lower bound of the k-th largest π of each token, from all blocks of the product."""
+def kth_of_groups(product: Tensor, k: int, members: Tensor | None, terms: tuple[Any, ...], norms: Tensor) -> Tensor:
+    """[B] a lower bound, at least 0, of the k-th largest π of each token, among some features (members, uint8 [M]) or
+    all: the k-th largest of 4k groups' maxima, or of more groups. 0 where every positive π is among the k largest.
 
-    def __init__(self, k: int, among_dead: bool, x: Tensor, width: int):
-        self._k, self._among_dead, tokens = k, among_dead, len(x)
-        self.is_run = k < width
-        """Else every positive π is among the k largest, and the floor is 0."""
-        groups = 64
-        while self.is_run and groups < GROUPS * k:
-            groups *= 2
-        self._best = x.new_full((groups, tokens), -torch.inf)
-        self.floors = x.new_zeros(tokens)
-        """[B], and at least 0."""
-
-    def see(self, block: Tensor, start: int, dead: Tensor, common: tuple[Any, ...]) -> None:
-        """Look at one block of the product."""
-        if not self.is_run:
-            return
-        groups, tokens = self._best.shape
-        lost, b_enc, extra, columns, norms = common
-        screen.group_maxima[(groups // 16, triton.cdiv(tokens, 128))](
-            block, start, dead, lost, b_enc, extra, columns, norms, self._best, len(block), tokens, groups,
-            MEMBERS=self._among_dead, GROUPS=16, TILE=128,
-        )  # fmt: skip
-
-    def raise_floors(self) -> None:
-        """In place."""
-        if self.is_run:
-            kth_largest(self._best, self._k, self.floors)
+    product [M, B]; terms: as `screen.group_maxima` takes them.
+    """
+    (width, tokens), floors = product.shape, torch.zeros_like(norms)
+    if k >= width or not tokens:
+        return floors
+    groups = 64
+    while groups < GROUPS * k:
+        groups *= 2
+    best = torch.empty(groups, tokens, dtype=norms.dtype, device=norms.device)
+    screen.group_maxima[(groups // 16, triton.cdiv(tokens, 128))](
+        product, members, *terms, norms, best, width, tokens, groups,
+        MEMBERS=members is not None, GROUPS=16, TILE=128,
+    )  # fmt: skip
+    kth_largest(best, k, floors)
+    return floors
 
 
 def kth_largest(values: Tensor, k: int, low: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 A block is [features, B]: a row is a feature, so entries come out feature by feature and within one by token, and
 nothing is sorted. One look at a block, while it lies in the cache, leaves a bit per entry: whether it can matter. When
 all are there, bits are counted, and after a prefix sum everyone writes where its entries go. The product is bfloat16,
-seen as int16 (`wide` widens it exactly), or in x's dtype.
+seen as int16 (`wide` widens it exactly), or in x's dtype. Where the k largest are wanted it is kept whole, and looked
+at twice: for a bound of each token's k-th largest, and for the bits.
 
 B tokens · d dimensions · M features · n entries of `room` places. Offsets are 64 bits wide: M·d and M·B pass 2³¹.
 """
@@ -68,9 +69,9 @@ def _bound(p, lost, shift, slope, row, SIGN: tl.constexpr):
 
 
 @jit
-def group_maxima(product, first_feature, members, lost, bias, extra, columns, norms, best, features, tokens, groups,
+def group_maxima(product, members, lost, bias, extra, columns, norms, best, features, tokens, groups,
                  MEMBERS: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
-    """best[g, i] = max with the lower bounds of π_ij over the block's features j with j mod groups = g.
+    """best[g, i] = the largest lower bound of π_ij of features j with j mod groups = g; −∞ where there is none.
 
     members (uint8 [M]): only these count, where MEMBERS. One program per GROUPS groups and TILE tokens.
     """
@@ -80,17 +81,16 @@ def group_maxima(product, first_feature, members, lost, bias, extra, columns, no
     row = tl.load(norms + i, mask=inside, other=0.0)
     at = g.to(tl.int64)[:, None] * tokens + i[None, :]
     there = (g < groups)[:, None] & inside[None, :]
-    found = tl.load(best + at, mask=there, other=float("-inf"))
+    found = tl.full([GROUPS, TILE], float("-inf"), best.dtype.element_ty)
     for first in range(0, features, groups):
-        c = (first + g).to(tl.int64)
-        counted = (c < features) & (g < groups)
-        j = first_feature + c
+        j = (first + g).to(tl.int64)
+        counted = (j < features) & (g < groups)
         if MEMBERS:
             counted = counted & (tl.load(members + j, mask=counted, other=0) != 0)
         shift = tl.load(bias + j, mask=counted, other=0.0) - tl.load(extra + j, mask=counted, other=0.0)
         slope = tl.load(columns + j, mask=counted, other=0.0)
         here = counted[:, None] & inside[None, :]
-        p = wide(tl.load(product + c[:, None] * tokens + i[None, :], mask=here, other=0))
+        p = wide(tl.load(product + j[:, None] * tokens + i[None, :], mask=here, other=0))
         low = _bound(p, lost, shift[:, None], slope[:, None], row[None, :], -1)
         found = tl.maximum(found, tl.where(here, low, float("-inf")))
     tl.store(best + at, found, mask=there)
@@ -108,7 +108,8 @@ def bracket(values, lows, highs, k, rows, tokens, STEPS: tl.constexpr, ROWS: tl.
         here = (g < rows)[:, None] & inside[None, :]
         some = tl.load(values + g.to(tl.int64)[:, None] * tokens + i[None, :], mask=here, other=float("-inf"))
         high = tl.maximum(high, tl.max(some, 0))
-    for _ in range(STEPS):
+    steps = STEPS * tl.max((high > low).to(tl.int32), 0)  # none where nothing is positive
+    for _ in range(steps):
         middle = low + (high - low) * 0.5
         count = tl.zeros([TILE], tl.int32)
         for first in range(0, rows, ROWS):
@@ -190,13 +191,13 @@ def write_marks(words, starts, token, feature, features, stride, room, FEATURES:
         at = place[:, None] + tl.cumsum(count, 1) - count
         i = (first + tl.arange(0, TILE))[None, :] * 32 + tl.zeros([FEATURES, TILE], tl.int32)
         j = c.to(tl.int32)[:, None] + tl.zeros([FEATURES, TILE], tl.int32)
-        for bit in range(32):
-            is_set = (word & 1) != 0
-            kept = is_set & (at < room)
-            tl.store(token + at, i + bit, mask=kept)
+        for _ in range(tl.max(tl.max(count, 1), 0)):  # pyright: ignore[reportArgumentType]
+            rest = word & (word - 1)  # without its lowest bit
+            kept = (word != 0) & (at < room)
+            tl.store(token + at, i + _bits((word ^ rest) - 1), mask=kept)
             tl.store(feature + at, j, mask=kept)
-            at += is_set.to(tl.int64)
-            word = word >> 1
+            at += (word != 0).to(tl.int64)
+            word = rest
         place += tl.sum(count, 1)
 
 
