@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed: make test-gpu")
 QUICK = [("2304", "jumprelu")]
-SPILLED = {"rows": 96, "pieces": 64}
+SPILLED = {"rows": 96}
 """Bytes per thread, at most, of kernels that are held to REGISTERS so that two of them share a multiprocessor."""
 ALL = [
     ("3584", "gated", "topk"), ("768", "batchtopk", "relu"), ("2304", "jumprelu", "topk"), ("768", "matryoshka"),

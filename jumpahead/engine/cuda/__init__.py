@@ -38,8 +38,8 @@ TILE = 1024
 MARKED = 4
 """Features per program that marks entries."""
 REGISTERS = 128
-"""Per thread of the kernels that hold whole rows: so that at 2048 < d ≤ 4096 two features are under way on a
-multiprocessor, not one."""
+"""Per thread of the kernels that hold whole rows, 16 of a row's numbers each: so that at 2048 < d ≤ 4096 two features
+are under way on a multiprocessor, not one. Three reconstructions and more take all there are."""
 MOST_LOST = 2.0**-8
 """The largest share of a row's norm that rounding to bfloat16 can take; also where the row is not finite."""
 ROOM = 64
@@ -357,7 +357,7 @@ class Triton(Ordinary):
         block, kind = power(d), update.x.dtype
         projections = tuple(torch.zeros_like(support.pre) for _ in update.residuals)
         parts, live = len(update.residuals), len(update.values)
-        how = {"num_warps": warps(2 * block), "maxnreg": REGISTERS}  # 16 of a row's numbers per thread
+        how = {"num_warps": warps(2 * block), "maxnreg": REGISTERS if parts < 3 else 2 * REGISTERS - 1}
         nothing = support.pre
         constant = nothing if update.constant is None else update.constant.contiguous()
         values = (*update.values, *[nothing] * (parts - live))

@@ -7,6 +7,7 @@ seen as int16 (`wide` widens it exactly), or in x's dtype. Where the k largest a
 at twice: for a bound of each token's k-th largest, and for the bits.
 
 B tokens · d dimensions · M features · n entries of `room` places. Offsets are 64 bits wide: M·d and M·B pass 2³¹.
+No boolean scalar is ever made a vector: Triton's interpreter makes integers of those, and takes no such masks.
 """
 
 from __future__ import annotations
@@ -48,18 +49,18 @@ def mark_above(product, floors, columns, norms, words, features, tokens, stride,
     features; `stride` words per feature."""
     start = tl.program_id(0).to(tl.int64) * FEATURES
     for first in range(0, tokens, TILE):
-        i = _tokens(first, TILE)
+        i, at = _tokens(first, TILE), first // 32 + tl.arange(0, TILE // 32)
         inside = i < tokens
         norm = tl.load(norms + i, mask=inside, other=0.0)
         for f in tl.static_range(FEATURES):
             c = start + f
             there = c < features
-            here = inside & there
+            here = i < tokens * there.to(tl.int32)
             p = wide(tl.load(product + c * tokens + i, mask=here, other=0))
             column = tl.load(columns + c, mask=there, other=0.0)
             floor = tl.load(floors + c, mask=there, other=float("inf"))
             word = _packed(here & (p + column * norm > floor))
-            tl.store(words + c * stride + first // 32 + tl.arange(0, TILE // 32), word, mask=there)
+            tl.store(words + c * stride + at, word, mask=at < stride * there.to(tl.int32))
 
 
 @jit
@@ -130,7 +131,7 @@ def mark_largest(product, members, lost, bias, extra, columns, norms, floors, fl
     `members` (uint8; DEAD), that among them."""
     start = tl.program_id(0).to(tl.int64) * FEATURES
     for first in range(0, tokens, TILE):
-        i = _tokens(first, TILE)
+        i, at = _tokens(first, TILE), first // 32 + tl.arange(0, TILE // 32)
         inside = i < tokens
         norm = tl.load(norms + i, mask=inside, other=0.0)
         floor = tl.load(floors + i, mask=inside, other=float("inf"))
@@ -140,16 +141,16 @@ def mark_largest(product, members, lost, bias, extra, columns, norms, floors, fl
         for f in tl.static_range(FEATURES):
             c = start + f
             there = c < features
-            here = inside & there
+            here = i < tokens * there.to(tl.int32)
             p = wide(tl.load(product + c * tokens + i, mask=here, other=0))
             shift = tl.load(bias + c, mask=there, other=0.0) + tl.load(extra + c, mask=there, other=0.0)
             high = _bound(p, lost, shift, tl.load(columns + c, mask=there, other=0.0), norm, 1)
             reaches = high >= floor
             if DEAD:
                 is_member = tl.load(members + c, mask=there, other=0) != 0
-                reaches = reaches | (is_member & (high >= floor2))
+                reaches = reaches | (tl.where(is_member, high, float("-inf")) >= floor2)
             word = _packed(here & reaches & (high > 0))
-            tl.store(words + c * stride + first // 32 + tl.arange(0, TILE // 32), word, mask=there)
+            tl.store(words + c * stride + at, word, mask=at < stride * there.to(tl.int32))
 
 
 @jit
