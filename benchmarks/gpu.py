@@ -209,6 +209,8 @@ class Bench:
             state, batches = self.state(name, size, l0=max(1, round(share * size.l0)))
             state.encoder_for(self.layer)  # its bfloat16 copy counts too
             states.append(state)
+        if not states:
+            raise MemoryError("not one SAE of this size fits")
 
         def every(x: Tensor) -> None:
             for state in states:

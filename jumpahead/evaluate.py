@@ -147,7 +147,6 @@ def evaluate(
         while part:
             for group in range(text.groups):
                 _add_group(_Group.of(lm, text, group, site, mean, device), found, part, phase)
-            part.clear()
             part = next(coders, {})
     return found
 
@@ -162,8 +161,8 @@ def _add_group(view: _Group, found: Mapping[str, Measured], coders: Mapping[str,
 def ready_in_parts(
     saes: Mapping[str, SAE], device: torch.device | str, layer: Kernels | None, beside: int
 ) -> Iterator[dict[str, Coder]]:
-    """The SAEs, ready on the device: on a GPU in parts, each as large as its memory allows when it is asked for. So
-    what a part holds has to be given back before. beside: bytes that are needed for other things."""
+    """The SAEs, ready on the device: on a GPU in parts, each as large as its memory allows, and empty once the
+    next is asked for: both would not fit. beside: bytes that are needed for other things."""
     device, names = torch.device(device), list(saes)
     layer = layer or kernels(device=device, late=False)
     while names:
@@ -172,10 +171,12 @@ def ready_in_parts(
             free = torch.cuda.mem_get_info(device)[0]
             unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
             room = SHARE_OF_CARD * (free + unused - beside)
-        part = [names.pop(0)]
-        while names and room >= sum(coder_bytes(saes[name]) for name in [*part, names[0]]):
-            part.append(names.pop(0))
-        yield {name: Coder(saes[name], layer, device) for name in part}
+        some = [names.pop(0)]
+        while names and room >= sum(coder_bytes(saes[name]) for name in [*some, names[0]]):
+            some.append(names.pop(0))
+        part = {name: Coder(saes[name], layer, device) for name in some}
+        yield part
+        part.clear()
 
 
 def coder_bytes(sae: SAE) -> int:
@@ -212,7 +213,6 @@ def reconstruct(
                 for name in part:
                     _add_rows(found[name], part[name], x, document, torch.from_numpy(place), text.cluster[document])
                     phase.advance(len(x))
-            part.clear()
             part = next(coders, {})
     for measured in found.values():
         for key in ("clean", "spliced", "zero", "mean", "kl"):

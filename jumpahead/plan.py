@@ -283,9 +283,9 @@ def _fits(study: Study, workspace: int, panels: list[Panel], room: int) -> str:
 def gpu_workspace(batch: int, d: int, width: int) -> int:
     """Bytes that one training step needs on a GPU besides `step_workspace`, which counts the same tensors of a CPU.
 
-    The product in bfloat16, as far as TopK keeps it (2²⁹ entries), and a bit for each of its entries; parts of cut
-    features (3 rows for every 64 entries) and of ∂L/∂b_dec (a row for every 8 features), and 160 bytes for each entry
-    of the support: sorts hold 64-bit places, and there is room for twice as many.
+    The product in bfloat16, as far as TopK keeps it (`KEPT` in engine/cuda), and a bit for each of its entries; parts
+    of cut features (3 rows for every 64 entries) and of ∂L/∂b_dec (a row for every 8 features), and 160 bytes for each
+    entry of the support: sorts hold 64-bit places, and there is room for twice as many.
     """
     entries, product = batch * ENTRIES, batch * width
     marked = 2 * min(2**29, product) + product // 8

@@ -5,7 +5,8 @@ with many is cut into pieces of LONG entries, whose sums are added in their orde
 by an atomic operation: every sum's order follows from the entries alone.
 
 Shapes: x, residuals [B, d] · w_enc, w_dec [M, d] · support vectors [n] · indptr [B + 1] · colptr [M + 1] · order [n],
-as in `supports.Support`. BLOCK ≥ d columns are held at once, ENTRIES rows of them. Offsets are 64 bits wide.
+as in `supports.Support`. BLOCK ≥ d columns of a row are held at once (`decode`: BLOCK columns of ENTRIES rows). Offsets
+are 64 bits wide.
 """
 
 from __future__ import annotations
