@@ -41,10 +41,11 @@ from benchmarks import machine
 from benchmarks.table import digits, render
 from jumpahead import store
 from jumpahead.activations.base import DTYPES
-from jumpahead.activations.blocks import Stream
-from jumpahead.activations.live import Live
-from jumpahead.activations.shards import Shards, write_shards
-from jumpahead.lm.contexts import Contexts
+from jumpahead.activations.origins.live import Live
+from jumpahead.activations.origins.shards import Shards, write_shards
+from jumpahead.activations.stream import Stream
+from jumpahead.sae.architectures import ARCHITECTURES
+from jumpahead.text.contexts import Contexts
 
 RESULTS = Path(__file__).parent / "RESULTS"
 SITE = "layers.1.residual"
@@ -139,11 +140,10 @@ def forget(source: Path) -> None:
 
 def step_seconds(d: int) -> float:
     """Of a training step of one TopK SAE, k = 32, width 16·d."""
-    from jumpahead.engine import fresh_state, kernels, step
-    from jumpahead.sae import architecture
+    from jumpahead.engine import fresh_state, kernel_layer, step
     from jumpahead.sae.recipe import Setting, Shape, TrainConfig
 
-    kind, setting, layer = architecture("topk"), Setting("k", 32), kernels()
+    kind, setting, layer = ARCHITECTURES.get("topk"), Setting("k", 32), kernel_layer()
     config = TrainConfig.model_validate({"batch": BATCH})
     arch = kind(kind.Options(), setting, kind.recipe_for(config, Shape(d, 16 * d, setting), {}))
     x = torch.randn(BATCH, d, generator=torch.Generator().manual_seed(5)) / d**0.5

@@ -47,10 +47,11 @@ from torch import Tensor
 from benchmarks import gpu_peers, synthetic
 from benchmarks.machine import command, slug
 from benchmarks.table import digits, render
-from jumpahead import sae, store
-from jumpahead.engine import Kernels, State, begun, kernels, late, settle, step
+from jumpahead import store
+from jumpahead.engine import Kernels, State, async_step, begun, kernel_layer, settle, step
+from jumpahead.sae.architectures import ARCHITECTURES
+from jumpahead.sae.architectures.batchtopk import BatchTopK
 from jumpahead.sae.base import Architecture, Knobs, Params, quantile_for_l0
-from jumpahead.sae.batchtopk import BatchTopK
 from jumpahead.sae.recipe import Setting, Shape, TrainConfig
 
 RESULTS = Path(__file__).parent / "RESULTS"
@@ -96,7 +97,7 @@ class Bench:
             from tools.interpreter import prepare
 
             prepare()
-        self.layer = kernels("cuda" if interpreted else None if device.type == "cuda" else "plain", device)
+        self.layer = kernel_layer("cuda" if interpreted else None if device.type == "cuda" else "plain", device)
         self.ends = time.monotonic() + 60 * minutes
         self.repeats = 20 if device.type == "cuda" else 1
         self._data: tuple[Size, synthetic.Data] | None = None
@@ -113,7 +114,7 @@ class Bench:
 
     def warm(self) -> dict[str, Any]:
         """Compile what the parts after this one launch: every architecture at every row length, a process each."""
-        began, asked = time.monotonic(), [(name, size) for size in self._distinct() for name in sae.names()]
+        began, asked = time.monotonic(), [(name, size) for size in self._distinct() for name in ARCHITECTURES.names()]
         if self.device.type != "cuda":
             return {"kernels": len(asked), "seconds": 0.0, "failed": 0}
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -130,9 +131,9 @@ class Bench:
     def check(self) -> dict[str, Any]:
         """Steps of every architecture against plain torch in float64; and whether a run repeats its bytes."""
         size, found = CHECKED if self.device.type == "cuda" else TINY, []
-        for name in sae.names():
+        for name in ARCHITECTURES.names():
             runs = [self._run(name, size, layer, torch.float32) for layer in (self.layer, self.layer)]
-            exact = self._run(name, size, kernels("plain"), torch.float64)
+            exact = self._run(name, size, kernel_layer("plain"), torch.float64)
             worst = max(
                 ((runs[0].p[key].double() - exact.p[key]).norm() / exact.p[key].norm().clamp_min(1e-12)).item()
                 for key in exact.p
@@ -163,7 +164,7 @@ class Bench:
         """Every architecture at every size."""
         rows: list[dict[str, Any]] = []
         for size in self.sizes:
-            for name in sorted(sae.names(), key=lambda name: name not in ("jumprelu", "topk", "gated")):
+            for name in sorted(ARCHITECTURES.names(), key=lambda name: name not in ("jumprelu", "topk", "gated")):
                 rows.append({"architecture": name, "size": size._asdict()})
                 self.tried(rows[-1], lambda n=name, s=size: self.sparse(n, s))
         return {"rows": rows}
@@ -256,7 +257,7 @@ class Bench:
             settle(state, self.layer)
             self._wait()
             begun_at = time.perf_counter()
-            launched = late.launch(state, x, LR, 1.0, self.layer, None)  # type: ignore[arg-type] — it is a late one
+            launched = async_step.launch(state, x, LR, 1.0, self.layer, None)  # type: ignore[arg-type] — it is a late one
             found.append(1e3 * (time.perf_counter() - begun_at))
             assert state.flight is not None
             state.flight.last = launched
@@ -314,7 +315,7 @@ class Bench:
     ) -> tuple[State, list[Tensor]]:
         """An SAE at the dictionary, thresholds at the asked L0 (by default the data's), and batches."""
         data = self.data(size)
-        kind, l0 = sae.architecture(name), l0 or size.l0
+        kind, l0 = ARCHITECTURES.get(name), l0 or size.l0
         setting = Setting("l0", float(l0))
         config = TrainConfig.model_validate({})
         rules = kind.recipe_for(config, Shape(size.d, size.width, setting))

@@ -36,13 +36,13 @@ from typing import Any, ClassVar, Literal, NamedTuple, final
 import torch
 from torch import Tensor
 
-from jumpahead import sae
-from jumpahead.engine import Kernels, fresh_state, kernels, step
+from jumpahead.engine import Kernels, fresh_state, step
 from jumpahead.sae import recipe
+from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.base import SAE, Architecture, Params, quantile_for_l0
 from jumpahead.sae.recipe import Setting, TrainConfig, learning_rate, sparsity_warmup
 
-ARCHITECTURES = ("jumprelu", "topk", "gated")
+COMPARED = ("jumprelu", "topk", "gated")
 ENDLESS = 1_000_000
 """Steps of the run that a contender believes to be in."""
 SETTLING = 400
@@ -153,7 +153,7 @@ class SAELens(Contender):
     """`SAETrainer.step`, what its own runners call. Adam, gradient clipping; decoder norms are free there."""
 
     title, package, module = "SAELens", "sae-lens", "sae_lens"
-    architectures = ARCHITECTURES
+    architectures = COMPARED
     aux = True
 
     def __init__(self, architecture: str, begin: Start):
@@ -199,7 +199,7 @@ class DictionaryLearning(Contender):
     """`update` of its trainers. Its JumpReLU subtracts no b_dec: the encoder's bias starts at −W_enc·b_dec."""
 
     title, package, module = "dictionary_learning", "dictionary-learning", "dictionary_learning"
-    architectures = ARCHITECTURES
+    architectures = COMPARED
     aux = True
 
     def __init__(self, architecture: str, begin: Start):
@@ -476,13 +476,13 @@ def vision_left_out(module: str) -> Iterator[None]:
 
 def float32_kernels() -> Kernels:
     """Our compiled kernels, with the encoder product in float32 whatever else the CPU could do."""
-    from jumpahead.engine.cpu import Compiled
-    from jumpahead.engine.cpu.product import float32
+    from jumpahead.engine.kernels.numba import Compiled
+    from jumpahead.engine.kernels.numba.product import float32
 
     return Compiled(float32())
 
 
-ENGINES: dict[str, Callable[[], Kernels]] = {"default": kernels, "float32": float32_kernels}
+ENGINES: dict[str, Callable[[], Kernels]] = {"default": kernel_layer, "float32": float32_kernels}
 """Our kernels as they are chosen by default, and restricted to float32 products."""
 
 
@@ -495,7 +495,7 @@ class Ours(Contender):
     """
 
     title, package, module = "jumpahead", "jumpahead", "jumpahead"
-    architectures = ARCHITECTURES
+    architectures = COMPARED
     aux = True
 
     def __init__(
@@ -509,7 +509,7 @@ class Ours(Contender):
     ):
         steps = SETTLING if state == "settled" else 10_000
         config = TrainConfig.model_validate({"tokens": steps * begin.tokens, "batch": begin.tokens})
-        kind, (width, d) = sae.architecture(architecture), begin.shape
+        kind, (width, d) = ARCHITECTURES.get(architecture), begin.shape
         setting = Setting("l0", float(begin.l0))
         rules = kind.recipe_for(config, recipe.Shape(d, width, setting))
         if bandwidth is not None:

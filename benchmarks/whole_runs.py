@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from benchmarks import peer_steps, rounds
 from jumpahead import ENVIRONMENT
 from jumpahead.lm import tiny
-from jumpahead.lm.sources.stdlib import stdlib_documents
+from jumpahead.text.sources.stdlib import stdlib_documents
 
 BATCH, CONTEXT = 2048, 128
 SEPARATOR = "<|endoftext|>"

@@ -12,60 +12,44 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import types
 from typing import TYPE_CHECKING, Any
 
+if sys.platform not in ("linux", "darwin"):
+    raise ImportError(f"jumpahead runs on Linux and macOS, not on {sys.platform}: on Windows, use WSL 2.")
+
 if TYPE_CHECKING:
-    from jumpahead.evaluate import evaluate as evaluate
+    from jumpahead.api import register as register
+    from jumpahead.api import run as run
+    from jumpahead.api import train_on as train_on
+    from jumpahead.evaluation import evaluate as evaluate
     from jumpahead.frontier import Frontier as Frontier
     from jumpahead.lm.model import LM as LM
-    from jumpahead.run import run as run
     from jumpahead.sae.base import SAE as SAE
-    from jumpahead.train import train as train
-    from jumpahead.train_on import train_on as train_on
+    from jumpahead.training import train as train
 
     splice = LM.splice
 
     __version__: str
 
-# Read when torch loads (docs/LOG.md, 2026-11-24): torch's idle threads spin for microseconds, not milliseconds, while
-# the compiled kernels want their cores; large tensors lie on huge pages.
+# Read when torch loads: torch's idle threads spin for microseconds, not milliseconds, while the compiled kernels want
+# their cores; large tensors lie on huge pages (docs/LOG.md, 2026-11-24).
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000", "THP_MEM_ALLOC_ENABLE": "1"}
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
-_HOMES = {
+_MODULES = {
     "SAE": "jumpahead.sae.base",
     "LM": "jumpahead.lm.model",
-    "splice": "jumpahead.lm.model",  # LM.splice, as a function: splice(lm, ids, site, replacement)
-    "run": "jumpahead.run",
-    "train": "jumpahead.train",
-    "evaluate": "jumpahead.evaluate",
-    "train_on": "jumpahead.train_on",
     "Frontier": "jumpahead.frontier",
+    "run": "jumpahead.api",
+    "train_on": "jumpahead.api",
+    "register": "jumpahead.api",
+    "train": "jumpahead.training",
+    "evaluate": "jumpahead.evaluation",
 }
-_VERBS = frozenset({"run", "train", "train_on", "evaluate"})
+"""Where each public name is defined; `splice` is the method of `LM`, as a function."""
 
-__all__ = ["LM", "SAE", "Frontier", "evaluate", "run", "splice", "train", "train_on"]
-
-
-class _Verb(types.ModuleType):
-    """A file that is named as its one function: `jumpahead.train(…)` calls `jumpahead.train.train(…)`."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self, self.__name__.rpartition(".")[2])(*args, **kwargs)
-
-
-class _Package(types.ModuleType):
-    """The import system sets a file as an attribute of its package once it is imported; verbs then become callable."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _VERBS and type(value) is types.ModuleType:
-            value.__class__ = _Verb
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+__all__ = ["LM", "SAE", "Frontier", "evaluate", "register", "run", "splice", "train", "train_on"]
 
 
 def __getattr__(name: str) -> Any:
@@ -73,12 +57,11 @@ def __getattr__(name: str) -> Any:
         from importlib import metadata
 
         return metadata.version("jumpahead")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'jumpahead' has no attribute {name!r}")
-    module = importlib.import_module(_HOMES[name])
     if name == "splice":
-        return module.LM.splice
-    return module if name in _VERBS else getattr(module, name)
+        return importlib.import_module(_MODULES["LM"]).LM.splice
+    if name not in _MODULES:
+        raise AttributeError(f"module 'jumpahead' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

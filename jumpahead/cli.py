@@ -112,9 +112,10 @@ def init(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The study file; NAME.toml.")] = None,
 ) -> None:
     """Writes a commented study for a model."""
-    from jumpahead import starter, store
+    from jumpahead import store
+    from jumpahead.study import template
 
-    name, content = starter.write(model, layer, kind, text, width)
+    name, content = template.write(model, layer, kind, text, width)
     path = out or Path(f"{name}.toml")
     if path.exists():
         raise StudyError(f"{path} exists: remove it, or name another file with --out.")
@@ -134,8 +135,8 @@ def plan(
     as_json: AsJSON = False,
 ) -> None:
     """SAEs, tokens, memory, disk and time, before any work."""
-    from jumpahead import plan as plans
-    from jumpahead import study as studies
+    from jumpahead.planning import plan as plans
+    from jumpahead.study import schema as studies
 
     loaded = studies.load(study, overrides)
     made = plans.make(loaded, _folder(out, loaded.name), measure=measure)
@@ -144,7 +145,7 @@ def plan(
     else:
         print(made.text(shutil.get_terminal_size().columns))
     if dry_run:
-        from jumpahead.rehearsal import rehearse
+        from jumpahead.planning.dry_run import rehearse
 
         with _terminable():
             print(f"\n{rehearse(loaded)}", file=sys.stderr if as_json else sys.stdout)
@@ -159,7 +160,7 @@ def run(
 ) -> None:
     """From text to SAEs, frontier and page; skips what is done."""
     from jumpahead import store
-    from jumpahead.run import run as run_study
+    from jumpahead.api import run as run_study
 
     with _terminable():
         folder = run_study(study, out=out, overrides=overrides, until=until.value if until else None)
@@ -185,8 +186,8 @@ def harvest(
 ) -> None:
     """Writes the activations of a study to disk, and nothing else."""
     from jumpahead import store, sweep
-    from jumpahead import study as studies
-    from jumpahead.activations.shards import Part
+    from jumpahead.activations.origins.shards import Part
+    from jumpahead.study import schema as studies
 
     part = Part.parse(shard) if shard is not None else Part()
     loaded = studies.load(study, overrides)
@@ -234,7 +235,7 @@ def ask(
     if as_json:
         _print_json(answer.to_json())
         return
-    from jumpahead import terminal
+    from jumpahead.report import terminal
 
     terminal.answer(answer)
 
@@ -242,8 +243,8 @@ def ask(
 @verb
 def show(run: RunFolder) -> None:
     """The frontier in the terminal."""
-    from jumpahead import terminal
     from jumpahead.frontier import Frontier
+    from jumpahead.report import terminal
 
     terminal.show(Frontier.load(run))
 
@@ -289,23 +290,24 @@ def efficiency(
 ) -> None:
     """What a training step costs here, and where its time goes."""
     from jumpahead import efficiency as costs
-    from jumpahead import log, store
+    from jumpahead import store
+    from jumpahead.progress import progress_on
 
     target = store.Run.open(run) if run else None
     known = _known_shape(study or (target.study if target else None))
     widths, l0s = costs.whole_numbers(width, "--width"), costs.numbers(l0, "--l0")
     shapes = costs.shapes(known, d, widths, batch, l0s)
     from jumpahead.efficiency.session import measure
-    from jumpahead.train import use_threads
+    from jumpahead.training import use_threads
 
     use_threads(threads or known.threads)
-    measured = measure(shapes, seconds=seconds, dead=dead, progress=log.progress())
+    measured = measure(shapes, seconds=seconds, dead=dead, progress=progress_on())
     if measured["is_interrupted"] and not measured["shapes"]:
         raise _stopped("Stopped before anything was measured.", 130)
     if as_json:
         _print_json(measured)
     else:
-        from jumpahead import terminal
+        from jumpahead.report import terminal
 
         terminal.efficiency(measured)
     if measured["is_interrupted"]:
@@ -325,7 +327,7 @@ def _known_shape(study: Path | None) -> Any:
 
     if study is None:
         return costs.Known()
-    from jumpahead import study as studies
+    from jumpahead.study import schema as studies
 
     return costs.of_study(studies.load(study))
 

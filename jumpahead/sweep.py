@@ -14,29 +14,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jumpahead import health, log, store
+from jumpahead import diagnostics, store
 from jumpahead.activations import WITHOUT_LM
+from jumpahead.activations.origins import ORIGINS
 from jumpahead.errors import ArtefactError, DataError, JumpaheadError, StudyError, nearest
 from jumpahead.lm import fingerprint
-from jumpahead.lm.contexts import SPLITS, Contexts, Split, tokenize_into
 from jumpahead.lm.sites import parse_site
-from jumpahead.lm.sources import source_of
-from jumpahead.lm.text import documents
 from jumpahead.nouns import Nouns
-from jumpahead.sae import architecture
+from jumpahead.progress import Progress, progress_on
+from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.recipe import Recipe, Shape, digested
-from jumpahead.study import Series, Study, Unit, to_toml, units
+from jumpahead.study.schema import Series, Study, Unit, to_toml, units
+from jumpahead.text.contexts import SPLITS, Contexts, Split, tokenize_into
+from jumpahead.text.documents import documents
+from jumpahead.text.sources import source_of
 
 if TYPE_CHECKING:
     from jumpahead.activations.base import Activations, Scale
-    from jumpahead.activations.live import Live
-    from jumpahead.activations.shards import InputsOf, Part
-    from jumpahead.evaluate import HeldOut, HeldOutRows, Measured
+    from jumpahead.activations.origins.live import Live
+    from jumpahead.activations.origins.shards import InputsOf, Part
+    from jumpahead.evaluation import HeldOut, HeldOutRows, Measured
     from jumpahead.lm.config import LMConfig
     from jumpahead.lm.model import LM
-    from jumpahead.lm.sources.base import Source
     from jumpahead.sae.base import SAE
-    from jumpahead.train import Job
+    from jumpahead.text.source import Source
+    from jumpahead.training import Job
 
 VERSION = 3
 """Of what training computes: raised when the same study would give other SAEs."""
@@ -50,9 +52,9 @@ PATIENCE = 3600.0
 """Seconds that a part of a harvest waits for the process that tokenises."""
 
 
-def run(study: Study, target: store.Run, until: str | None = None, progress: log.Progress | None = None) -> None:
+def run(study: Study, target: store.Run, until: str | None = None, progress: Progress | None = None) -> None:
     """Do whatever of the study is not done in the run `target`; stop after the stage `until`."""
-    progress = progress or log.progress()
+    progress = progress or progress_on()
     work = Work(study, target, progress)
     stages: dict[str, Callable[[], None]] = {
         "tokens": work.tokenize, "activations": work.harvest, "train": work.train, "evaluate": work.evaluate,
@@ -66,12 +68,12 @@ def run(study: Study, target: store.Run, until: str | None = None, progress: log
     work.report()
 
 
-def harvest(study: Study, target: store.Run, part: Part, progress: log.Progress | None = None) -> bool:
+def harvest(study: Study, target: store.Run, part: Part, progress: Progress | None = None) -> bool:
     """Write this process's part of the study's activations to disk; True where all of them are there then.
 
     Any number of processes may do so at once, on any machine that shares the run's folder: who comes first tokenises.
     """
-    progress = progress or log.progress()
+    progress = progress or progress_on()
     if study.activations.origin != "shards":
         raise StudyError(
             f"activations.origin = '{study.activations.origin}' keeps nothing on disk: say "
@@ -87,7 +89,7 @@ def harvest(study: Study, target: store.Run, part: Part, progress: log.Progress 
 class Work:
     """One study in one run's folder. The LM, the text and the activations are loaded when first needed."""
 
-    def __init__(self, study: Study, target: store.Run, progress: log.Progress):
+    def __init__(self, study: Study, target: store.Run, progress: Progress):
         self.study, self.target, self.progress = study, target, progress
         self.units = units(study)
         self._starts: dict[str, tuple[SAE, list[Any]]] = {}
@@ -105,7 +107,7 @@ class Work:
         inputs = fingerprint.of_precision(config)
         if not store.has_inputs(self.target.precision, inputs):
             from jumpahead.lm import precision
-            from jumpahead.train import use_threads
+            from jumpahead.training import use_threads
 
             use_threads(self.study.train.threads)
             found = precision.decide(config, self.text, self.study.activations.sites)
@@ -116,9 +118,9 @@ class Work:
     @cached_property
     def lm(self) -> LM:
         """As far as activations are read from it; checked when this run first loads it."""
-        from jumpahead.lm import check
+        from jumpahead.lm import checks
         from jumpahead.lm.model import LM
-        from jumpahead.train import use_threads
+        from jumpahead.training import use_threads
 
         use_threads(self.study.train.threads)
         config, sites = self.lm_config, self.study.activations.sites
@@ -126,7 +128,7 @@ class Work:
         if store.has_inputs(self.target.checks, inputs):
             return self._isolated(LM.load(config, only=sites), sites)
         lm = LM.load(config)
-        checked = check.examine(lm, sites)
+        checked = checks.examine(lm, sites)
         store.write_json(self.target.checks, {"inputs": inputs, "class": type(lm.model).__name__, "checked": checked})
         self.progress.say(f"LM: {lm.name} ({type(lm.model).__name__}), {len(checked)} checks passed")
         return self._isolated(lm, sites)
@@ -135,7 +137,7 @@ class Work:
     def whole_lm(self) -> LM:
         """What SAEs are spliced into: in the study's dtype, in float32 where that is `fast`."""
         from jumpahead.lm.model import LM
-        from jumpahead.train import use_threads
+        from jumpahead.training import use_threads
 
         use_threads(self.study.train.threads)
         return self._isolated(LM.load(self.study.lm), ())
@@ -159,9 +161,7 @@ class Work:
     def source(self) -> str:
         """Digest of the LM and the text, known without loading either; of what stands for them where there is no LM."""
         if not self.needs_lm:
-            from jumpahead.activations import origin
-
-            return origin(self.study.activations.origin).source(self.study.activations, self.target.activations)
+            return ORIGINS.get(self.study.activations.origin).source(self.study.activations, self.target.activations)
         if self.remembered:
             return self.remembered["source"]
         lm, settings = self.lm_config, fingerprint.settings
@@ -227,7 +227,7 @@ class Work:
         options = activations["options"]  # how and where they are kept changes no byte of them
         activations["options"] = {} if self.needs_lm else {key: options[key] for key in options if key != "source"}
         origin = "lm" if self.needs_lm else study.activations.origin
-        kind = architecture(unit.series.architecture)
+        kind = ARCHITECTURES.get(unit.series.architecture)
         start = {"start": store.digest_json(self._started_from(unit.series))} if unit.series.start_from else {}
         return store.digest_json({
             "version": VERSION, "source": self.source, "activations": activations, "origin": origin,
@@ -287,7 +287,7 @@ class Work:
             store.write_json(self.target.starts, self._starts_known)
 
     def _recipe(self, unit: Unit, d: int) -> Recipe:
-        kind, shape = architecture(unit.series.architecture), Shape(d, unit.width, unit.setting)
+        kind, shape = ARCHITECTURES.get(unit.series.architecture), Shape(d, unit.width, unit.setting)
         return kind.recipe_for(self.study.train, shape, unit.series.recipe)
 
     def evaluation_inputs(self, unit: Unit) -> str:
@@ -384,10 +384,9 @@ class Work:
 
     @cached_property
     def activations(self) -> Activations:
-        from jumpahead.activations import origin
-        from jumpahead.activations.shards import missing
+        from jumpahead.activations.origins.shards import missing
 
-        kind = origin(self.study.activations.origin)
+        kind = ORIGINS.get(self.study.activations.origin)
         lm, contexts = None, None
         if self.study.activations.origin == "shards":
             if missing(self.target.activations, self.study.activations.sites, self.kept):
@@ -417,7 +416,7 @@ class Work:
         Those of the held-out text too, as many as are evaluated on. Nothing is loaded where nothing is missing, and of
         sites that are there already nothing is written again.
         """
-        from jumpahead.activations.shards import HELD_OUT, Part, live_of, missing, shard_mib, write_sites
+        from jumpahead.activations.origins.shards import HELD_OUT, Part, live_of, missing, shard_mib, write_sites
 
         config, is_done = self.study.activations, True
 
@@ -457,15 +456,15 @@ class Work:
             self._train_on(seed, members)
 
     def _train_on(self, seed: int, members: list[Unit]) -> None:
-        from jumpahead.activations.blocks import Stream
-        from jumpahead.engine import kernels
-        from jumpahead.train import device_for, shares, train, use_threads
+        from jumpahead.activations.stream import Stream
+        from jumpahead.engine import kernel_layer
+        from jumpahead.training import device_for, shares, train, use_threads
 
         config = self.study.train
         use_threads(config.threads)
         stream = Stream(self.activations, config.batch, seed=seed)
         self._say_plan(members)
-        layer = kernels(device=device_for(config))
+        layer = kernel_layer(device=device_for(config))
         self.progress.say(f"kernels: {layer.name}")
         jobs = [self._job(unit) for unit in members]
         began, before = time.monotonic(), sum(job.seconds for job in jobs)
@@ -509,9 +508,9 @@ class Work:
 
     def _job(self, unit: Unit) -> Job:
         from jumpahead.engine import fresh_state
-        from jumpahead.train import Job, begin_as, device_for
+        from jumpahead.training import Job, begin_as, device_for
 
-        kind = architecture(unit.series.architecture)
+        kind = ARCHITECTURES.get(unit.series.architecture)
         d, scale = self.activations.widths[unit.site], self.scales[unit.site].C
         arch = kind(kind.Options(**unit.series.options), unit.setting, self._recipe(unit, d))
         sample = (self.sample[unit.site] / scale).to(device_for(self.study.train))
@@ -565,14 +564,14 @@ class Work:
 
     @cached_property
     def held_out(self) -> HeldOut:
-        from jumpahead.evaluate import HeldOut
+        from jumpahead.evaluation import HeldOut
 
         return HeldOut.of(self._contexts("held_out"), self.study.evaluate.tokens)
 
     @cached_property
     def measured_on(self) -> HeldOut | HeldOutRows:
         """What SAEs are evaluated on: text, or activations where there is no LM."""
-        from jumpahead.evaluate import HeldOutRows
+        from jumpahead.evaluation import HeldOutRows
 
         if self.needs_lm and not self.why_no_loss:
             return self.held_out
@@ -590,8 +589,8 @@ class Work:
     def _measure(self, saes: dict[str, SAE], site: str) -> dict[str, Measured]:
         import torch
 
-        from jumpahead.evaluate import HeldOut, evaluate, reconstruct
-        from jumpahead.train import device_for
+        from jumpahead.evaluation import HeldOut, evaluate, reconstruct
+        from jumpahead.training import device_for
 
         text, device = self.measured_on, device_for(self.study.train)
         if not isinstance(text, HeldOut):
@@ -601,7 +600,7 @@ class Work:
 
     def _evaluate_at(self, site: str, members: list[Unit]) -> None:
         from jumpahead import metrics
-        from jumpahead.evaluate import document_evaluation
+        from jumpahead.evaluation import document_evaluation
         from jumpahead.sae.base import SAE
 
         saes = {unit.key: SAE.load(self.target.at(unit.key).path) for unit in members}
@@ -609,14 +608,14 @@ class Work:
         weights = metrics.replicate_weights(text.clusters, self.study.evaluate.replicates)
         for unit in members:
             sae, lines = saes[unit.key], store.read_lines(self.target.at(unit.key).log)
-            where = health.settled(lines, health.asked_l0(unit.setting._asdict()))
-            verdicts = [self.nouns(one) for one in health.verdicts(lines, unit.setting._asdict(), unit.width)]
+            where = diagnostics.settled(lines, diagnostics.asked_l0(unit.setting._asdict()))
+            verdicts = [self.nouns(one) for one in diagnostics.verdicts(lines, unit.setting._asdict(), unit.width)]
             found = document_evaluation(measured[unit.key], text, weights, [*verdicts, *self._notes(sae)])
             store.write_json(
                 self.target.at(unit.key).evaluation,
                 {"inputs": self.evaluation_inputs(unit), "sae": describe(unit, sae), **found,
                  "training": {**sae.about["training"], "steps": sae.about["steps"], "seconds": sae.about["seconds"]},
-                 "knob": sae.about["knob"], "health": health.last(lines), "settled": where and where._asdict(),
+                 "knob": sae.about["knob"], "health": diagnostics.last(lines), "settled": where and where._asdict(),
                  "verdicts": verdicts},
             )  # fmt: skip
 
@@ -673,7 +672,7 @@ def describe(unit: Unit, sae: SAE) -> dict[str, Any]:
 
 def legend(name: str, kind_name: str) -> dict[str, Any]:
     """How a series of that name and architecture is drawn."""
-    kind = architecture(kind_name)
+    kind = ARCHITECTURES.get(kind_name)
     return {
         "name": name, "title": kind.title if name == kind.name else name, "architecture": kind.name,
         "order": kind.order, "colour": kind.colour, "dash": kind.dash, "symbol": kind.symbol,

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from jumpahead.engine import fresh_state, step
-from jumpahead.engine.plain import Plain
-from jumpahead.sae import control
+from jumpahead.engine.kernels.torch.layer import Plain
+from jumpahead.sae import controller
 from jumpahead.sae.recipe import learning_rate, sparsity_warmup
 from tests.engine.cases import CASES, Case
 
@@ -45,7 +45,7 @@ def losses(case: Case) -> list[float]:
     """Loss at every EVERY-th step, then sums over the trained weights: what a wrong last step would move."""
     fixed = {"control_gain": 0.05, "steering": 0.02, "dead_after": 3 * TOKENS}
     fixed |= {"threshold_pull": 2.5, "l0_start": 1.7, "l0_steps": 21}
-    with mock.patch.object(control, "SMOOTHING", 0.2):  # tuned elsewhere; here it only has to stay
+    with mock.patch.object(controller, "SMOOTHING", 0.2):  # tuned elsewhere; here it only has to stay
         state = fresh_state(case.arch(**fixed), D, WIDTH, 4, batch(900))
         found, recipe = [], state.arch.recipe
         for i in range(STEPS):

@@ -14,7 +14,7 @@ from benchmarks import disk, machine, peer_steps, peers, rounds, synthetic, whol
 from benchmarks.peer_steps import Contender, Handover, Look, Ours, Start
 from benchmarks.rounds import Case, Shape
 from benchmarks.table import digits, render
-from jumpahead import study
+from jumpahead.study import schema
 
 SMALL = Shape(24, 160, 96, 5)
 
@@ -89,7 +89,7 @@ def test_every_contender_starts_at_the_l0_asked_for():
     begin = peer_steps.start(data.dictionary, data.batches[0], SMALL.tokens, SMALL.l0)
     pre = (data.batches[0] - begin.b_dec) @ begin.w_enc.T
     assert (pre >= begin.threshold).sum().item() / 500 == pytest.approx(5)
-    for architecture in peer_steps.ARCHITECTURES:
+    for architecture in peer_steps.COMPARED:
         assert Ours(architecture, begin).look(data.batches[0]).l0 == pytest.approx(5, abs=0.02)
 
 
@@ -273,8 +273,8 @@ def test_the_study_of_a_whole_run(tmp_path: Any):
     asked = whole_runs.Asked("tiny", 1, "stdlib", 512, (8, 16, 32), 20_480)
     text = tmp_path / 'a "quoted" name.txt'
     text.write_text("one\n<|endoftext|>\ntwo")
-    loaded = study.parse(tomllib.loads(whole_runs.study(asked, text)))
-    assert len(study.units(loaded)) == 9
+    loaded = schema.parse(tomllib.loads(whole_runs.study(asked, text)))
+    assert len(schema.units(loaded)) == 9
     assert loaded.text.source == str(text)
     assert loaded.train.tokens == 20_480
     assert loaded.lm.context == 128

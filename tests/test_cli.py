@@ -175,7 +175,9 @@ def test_a_full_disk_is_one_sentence(study: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_a_scheduler_stop_with_one_sentence(study: Path, number: signal.Signals):
+    # A suite in a script's background inherits an ignored SIGINT, and Python then leaves it ignored in the child.
     program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import time, sys; from jumpahead import cli, sweep\n"
         "def work(study, run, until, progress):\n    run.tokens.mkdir(); print('working', flush=True); time.sleep(60)\n"
         "sweep.run = work; sys.argv = ['jumpahead', 'run', 'small.toml']; cli.main()"

@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from jumpahead import log, plan, store, sweep
-from jumpahead import study as studies
-from jumpahead.activations.shards import HELD_OUT, Shards
+from jumpahead import store, sweep
+from jumpahead.activations.origins.shards import HELD_OUT, Shards
 from jumpahead.errors import DataError, StudyError
 from jumpahead.frontier import Frontier
-from jumpahead.lm.config import LMConfig, TextConfig
-from jumpahead.lm.contexts import Contexts
+from jumpahead.lm.config import LMConfig
 from jumpahead.lm.model import LM
-from jumpahead.lm.text import documents
+from jumpahead.planning import plan
+from jumpahead.progress import Silent
+from jumpahead.study import schema as studies
+from jumpahead.text.config import TextConfig
+from jumpahead.text.contexts import Contexts
+from jumpahead.text.documents import documents
 from tests.lm.test_chat import CHATML, answers, assistant, tokenizer, user
 from tests.test_sweep import run
 
@@ -147,7 +150,7 @@ def test_what_is_there_is_used_again(study_file, finished, tmp_path):
         run(study_file, runs / "third", *moved, "train.tokens=320", until="train")
     shutil.move(home / "away.jsonl", home / "x.jsonl")
     loaded = studies.load(study_file, [*moved, "train.tokens=320"])
-    assert len(sweep.Work(loaded, store.Run(runs / "third"), log.Silent()).pending()) == 1
+    assert len(sweep.Work(loaded, store.Run(runs / "third"), Silent()).pending()) == 1
     template.unlink()
     with pytest.raises(StudyError, match=r"^text\.chat needs a chat template, and the tokenizer of .* has none"):
         run(study_file, runs / "fifth", *moved)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from jumpahead import efficiency, sae, store
+from jumpahead import efficiency, store
 from jumpahead.efficiency import Shape, counts, session, words
 from jumpahead.efficiency.clock import (
     STAGES_OF,
@@ -27,21 +27,22 @@ from jumpahead.efficiency.clock import (
     kernel_stages,
 )
 from jumpahead.efficiency.dense import Dense, approximate_top_k, largest_loss, losses, recall, top_k
-from jumpahead.engine import Kernels, fresh_state, kernels
-from jumpahead.engine.plain import Plain
+from jumpahead.engine import Kernels, fresh_state, kernel_layer
+from jumpahead.engine.kernels.torch.layer import Plain
 from jumpahead.errors import StudyError
 from jumpahead.report import EFFICIENCY_SCHEMA
+from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.auxk import WithAuxK
 from jumpahead.sae.base import Architecture, Knobs
 from jumpahead.sae.recipe import Setting, TrainConfig, recipe
-from jumpahead.study import parse
+from jumpahead.study.schema import parse
 
 TINY = Shape(d=24, width=320, batch=96, l0=5)
 SMALL = Shape(d=48, width=960, batch=384, l0=6)
 
 
 def architecture(name: str, l0: float = 5) -> Architecture:
-    kind = sae.architecture(name)
+    kind = ARCHITECTURES.get(name)
     return kind(kind.Options(), Setting("l0", l0), recipe(TrainConfig.model_validate({"batch": 96})))
 
 
@@ -76,7 +77,7 @@ def test_flops_and_bytes_by_hand():
     assert counts.engine_flops(GATED) - counts.engine_flops(free) == 20 * 7
 
 
-@pytest.mark.parametrize("name", sae.names())
+@pytest.mark.parametrize("name", ARCHITECTURES.names())
 def test_torch_counts_as_many_products(name: str):
     """Its own counter, on the dense recipe of every architecture."""
     state, x, knobs = untrained(name)
@@ -97,7 +98,7 @@ def test_members_of_a_group():
 # ---------------------------------------------------------------------------------------------- the dense recipe
 
 
-@pytest.mark.parametrize("name", sae.names())
+@pytest.mark.parametrize("name", ARCHITECTURES.names())
 def test_one_dense_step_in_closed_form(name: str):
     """From fresh moments Adam with β₁ = 0 moves each parameter by rate·g/(|g| + ε)."""
     state, x, knobs = untrained(name)
@@ -120,7 +121,9 @@ def test_one_dense_step_in_closed_form(name: str):
         torch.testing.assert_close(dense.p[key].detach(), value, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", [name for name in sae.names() if issubclass(sae.architecture(name), WithAuxK)])
+@pytest.mark.parametrize(
+    "name", [name for name in ARCHITECTURES.names() if issubclass(ARCHITECTURES.get(name), WithAuxK)]
+)
 @pytest.mark.parametrize("has_dead", [False, True])
 def test_top_k_by_torch_is_the_same_loss(name: str, has_dead: bool):
     state, x, knobs = untrained(name)
@@ -135,7 +138,7 @@ def test_top_k_by_torch_is_the_same_loss(name: str, has_dead: bool):
 
 
 def test_methods_of_each_architecture():
-    for name in sae.names():
+    for name in ARCHITECTURES.names():
         state, x, knobs = untrained(name)
         found = losses(state.arch, state.p, x[:7], knobs)
         assert list(found) == (["dense", "approximate"] if name == "topk" else ["dense"])
@@ -304,7 +307,7 @@ def test_every_architecture_is_there_by_every_method(found: dict[str, Any]):
         for row in shape["rows"]:
             assert row["skipped"] is None
             by_name.setdefault(row["architecture"], []).append(row["method"])
-        assert sorted(by_name) == sae.names()
+        assert sorted(by_name) == ARCHITECTURES.names()
         assert all(methods[:2] == ["engine", "dense"] for methods in by_name.values())
         assert by_name["topk"][2:] == ["approximate"]
         assert len(shape["floor"]["products"]) == 3
@@ -332,7 +335,7 @@ def test_rows_are_consistent(found: dict[str, Any]):
     assert {stage["key"] for stage in found["stages"]} >= words.STAGES.keys() - {"popular"}
 
 
-@pytest.mark.parametrize("name", sae.names())
+@pytest.mark.parametrize("name", ARCHITECTURES.names())
 def test_stages_add_up_to_about_the_step(name: str):
     """Medians by turns, because other tests run beside: now and then a step has the machine to itself."""
     shape = Shape(d=64, width=2048, batch=512, l0=8)
@@ -340,7 +343,7 @@ def test_stages_add_up_to_about_the_step(name: str):
     state, found, knobs = group.state_and_losses(x)
     dense = Dense(group.arch, state.p, list(state.v), found["dense"], 1e-6)
     for contender in (
-        session.Engine(state, group.dead, kernels(), 1e-6),
+        session.Engine(state, group.dead, kernel_layer(), 1e-6),
         session.DenseContender(dense, knobs, "highest"),
     ):
         whole, stages = [], []

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-import jumpahead.evaluate as evaluation
+import jumpahead.evaluation as evaluation
 from jumpahead import metrics, store
 from jumpahead.errors import DataError
-from jumpahead.evaluate import HeldOut, document_evaluation, evaluate, per_chunk, per_chunk_count, scores
+from jumpahead.evaluation import HeldOut, document_evaluation, evaluate, per_chunk, per_chunk_count, scores
 from jumpahead.lm.config import LMConfig
-from jumpahead.lm.contexts import tokenize
 from jumpahead.lm.model import LM, nats
-from jumpahead.lm.sources.base import Document
-from jumpahead.lm.text import is_held_out
 from jumpahead.sae.base import SAE
 from jumpahead.sae.recipe import Setting
+from jumpahead.text.contexts import tokenize
+from jumpahead.text.documents import is_held_out
+from jumpahead.text.source import Document
 from tests.engine.cases import CASES, draw, layer, scrambled, some_recipe
 
 SITE = "layers.1.residual"

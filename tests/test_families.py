@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from jumpahead import log, store, study, sweep
+from jumpahead import store, sweep
 from jumpahead.frontier import Frontier
+from jumpahead.progress import Silent
+from jumpahead.study import schema
 
 MODULES = {
     "gpt2": "transformer.h.1.mlp.c_fc.output",
@@ -30,7 +32,7 @@ def test_a_study_of_it_runs(family: str, lm_folder, tmp_path: Path):
         texts.joinpath(f"{number}.txt").write_text(" ".join(str((number * i * i) % 997) for i in range(90)))
     module = MODULES.get(family, "model.layers.1.mlp.up_proj.output")
     sites = ["layers.0.residual", "layers.1.mlp", "layers.1.attention", module]
-    one = study.parse({
+    one = schema.parse({
         "name": "family",
         "lm": {"model": str(lm_folder(family)), "context": 32, "batch": 4},
         "text": {"source": str(texts), "held_out": 0.3},
@@ -40,11 +42,11 @@ def test_a_study_of_it_runs(family: str, lm_folder, tmp_path: Path):
         "evaluate": {"tokens": 400, "replicates": 20},
         "series": [{"architecture": "topk", "k": [6]}],
     })  # fmt: skip
-    run = store.Run.create(tmp_path / "run", study.to_toml(one))
-    sweep.run(one, run, progress=log.Silent())
+    run = store.Run.create(tmp_path / "run", schema.to_toml(one))
+    sweep.run(one, run, progress=Silent())
     assert len(store.read_json(run.checks)["checked"]) == 4 + 1 + 2  # identity; hidden state; causal, truncated
     assert {panel.rpartition("/")[0] for panel in Frontier.load(run.folder).panels} == set(sites)
-    for unit in study.units(one):
+    for unit in schema.units(one):
         found = store.read_json(run.at(unit.key).evaluation)["metrics"]
         assert 2 < found["l0"] <= 6
         assert 0 < found["fvu"] < 1.5

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import gpu, gpu_peers
 from jumpahead.engine import fresh_state
+from jumpahead.sae.architectures import ARCHITECTURES
 
 
 def test_a_dry_run_runs_every_part_and_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch):
@@ -61,7 +62,7 @@ def test_a_wide_sae_is_the_narrow_one_but_for_its_matrices():
     """Every parameter has the shape it has when it is drawn at full width."""
     size = gpu.TINY._replace(width=3 * gpu.NARROW)
     bench = gpu.Bench(torch.device("cpu"), [size], (), minutes=1)
-    for name in gpu.sae.names():
+    for name in ARCHITECTURES.names():
         state, batches = bench.state(name, size)
         drawn = fresh_state(state.arch, size.d, size.width, 0, batches[0])
         assert {k: v.shape for k, v in state.p.items()} == {k: v.shape for k, v in drawn.p.items()}, name

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from jumpahead import health
-from jumpahead.health import Settled, asked_l0, last, settled, verdicts
+from jumpahead import diagnostics
+from jumpahead.diagnostics import Settled, asked_l0, last, settled, verdicts
 
 WIDTH = 200
 
@@ -100,7 +100,7 @@ def test_lambda_where_l0_no_longer_follows_it() -> None:
         "lambda = 1e-05 weighs 0.009 of the reconstruction in the gradient that sets sparsity: L0 (60 reached) is not "
         "its doing. Raise it."
     )
-    edges = [health.HEAVY * 0.99, health.LIGHT * 1.01]
+    edges = [diagnostics.HEAVY * 0.99, diagnostics.LIGHT * 1.01]
     assert [said(log([6.0] * 100, measured={**GOOD, "pressure": edge})) for edge in edges] == ["", ""]
 
 
@@ -181,5 +181,5 @@ def test_many_dead_features() -> None:
 
 
 def test_every_measure_is_declared_once() -> None:
-    keys = [one.key for one in health.MEASURES]
+    keys = [one.key for one in diagnostics.MEASURES]
     assert len(set(keys)) == len(keys)

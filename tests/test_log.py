@@ -7,7 +7,8 @@ import io
 import pytest
 import torch
 
-from jumpahead import log
+from jumpahead.formatting import duration, size
+from jumpahead.progress import Lines, LiveTable, Silent, progress_on
 
 
 class Clock:
@@ -29,7 +30,7 @@ class Clock:
     ],
 )
 def test_duration(seconds: float, text: str):
-    assert log.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -37,12 +38,12 @@ def test_duration(seconds: float, text: str):
     [(312, "312 B"), (8_388_608, "8.4 MB"), (1.3e9, "1.3 GB"), (999_900, "1.0 MB"), (9e12, "9.0 TB")],
 )
 def test_size(count: float, text: str):
-    assert log.size(count) == text
+    assert size(count) == text
 
 
-def lines() -> tuple[log.Lines, Clock, io.StringIO]:
+def lines() -> tuple[Lines, Clock, io.StringIO]:
     stream, clock = io.StringIO(), Clock()
-    progress = log.Lines(stream, seconds=15)
+    progress = Lines(stream, seconds=15)
     progress.clock = clock
     return progress, clock, stream
 
@@ -85,7 +86,7 @@ def test_time_left_counts_only_what_this_process_did():
 
 def test_work_of_unknown_length_shows_what_is_done():
     clock, said = Clock(), io.StringIO()
-    progress = log.Lines(said, seconds=2.0)
+    progress = Lines(said, seconds=2.0)
     progress.clock = clock
     with progress.phase("tokenising", 0, "tokens") as phase:
         for _ in range(3):
@@ -101,7 +102,7 @@ def test_work_of_unknown_length_shows_what_is_done():
 
 def test_tensors_are_refused():
     with (
-        log.Silent().phase("training", 10, "tokens") as phase,
+        Silent().phase("training", 10, "tokens") as phase,
         pytest.raises(AssertionError, match="may need a device"),
     ):
         phase.advance(3, {"a": {"L0": torch.tensor(3.0)}})  # type: ignore[dict-item]
@@ -113,8 +114,8 @@ def test_the_live_table_shows_every_sae_and_hostile_labels_stay_text():
             return True
 
     stream = Terminal()
-    progress = log.progress(stream)
-    assert isinstance(progress, log.Live)
+    progress = progress_on(stream)
+    assert isinstance(progress, LiveTable)
     with progress.phase("training", total=10, unit="tokens") as phase:
         phase.update(3, {"[red]x[/red]": {"L0": 15.8, "FVU": 0.2134}})
         progress.console.print(progress._render(phase))
@@ -126,4 +127,4 @@ def test_the_live_table_shows_every_sae_and_hostile_labels_stay_text():
 
 
 def test_a_pipe_gets_lines():
-    assert isinstance(log.progress(io.StringIO()), log.Lines)
+    assert isinstance(progress_on(io.StringIO()), Lines)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from jumpahead import log, terminal
+from jumpahead.api import train_on
 from jumpahead.frontier import Frontier
 from jumpahead.nouns import Nouns
-from jumpahead.train_on import train_on
+from jumpahead.progress import Progress, Silent
+from jumpahead.report import terminal
 
 OF_TEXT = re.compile(r"(?<!\.)\b(tokens?|text|documents?)\b")
 
@@ -35,13 +36,13 @@ def test_the_right_nouns(text, rows):
 def test_a_run_without_a_model_speaks_of_rows(tmp_path):
     told = []
 
-    class Heard(log.Progress):
+    class Heard(Progress):
         def say(self, sentence):
             told.append(sentence)
 
         def phase(self, title, total, unit, done=0):
             told.append(f"{title}: {total} {unit}")
-            return log.Silent().phase(title, total, unit, done)
+            return Silent().phase(title, total, unit, done)
 
     given = torch.randn(4_000, 12, generator=torch.Generator().manual_seed(5)).split(500)
     series = [{"architecture": "topk", "k": [1, 2, 3]}, {"architecture": "gated", "l0": [2, 3]}]

@@ -12,11 +12,13 @@ import torch
 
 import jumpahead
 from benchmarks import gpu
-from jumpahead import evaluate, log, plan, store, sweep, train
+from jumpahead import evaluation, store, sweep, training
 from jumpahead.engine import decode, encode
 from jumpahead.frontier import Frontier
+from jumpahead.planning import plan
+from jumpahead.progress import Silent
 from jumpahead.sae.base import SAE
-from jumpahead.study import load, to_toml
+from jumpahead.study.schema import load, to_toml
 from tests.pretend import Refused, card
 from tests.texts import random_words
 
@@ -145,8 +147,8 @@ def test_saes_are_evaluated_in_parts_where_not_all_fit(write, layer, tmp_path, m
     """Never more on the card at once than its memory was found to hold, and the same numbers."""
     study = load(write([("jumprelu", "l0", [3, 5]), ("topk", "k", [4])], 32 * 2))
     wanted, _ = run(study, tmp_path, True)
-    size = evaluate.coder_bytes(SAE.load(next(tmp_path.rglob("weights.safetensors")).parent))
-    most, alive, real = [0], [0], evaluate.Coder
+    size = evaluation.coder_bytes(SAE.load(next(tmp_path.rglob("weights.safetensors")).parent))
+    most, alive, real = [0], [0], evaluation.Coder
 
     class Counted(real):
         def __init__(self, *args):
@@ -157,9 +159,9 @@ def test_saes_are_evaluated_in_parts_where_not_all_fit(write, layer, tmp_path, m
         def __del__(self):
             alive[0] -= 1
 
-    monkeypatch.setattr(evaluate, "Coder", Counted)
-    monkeypatch.setattr(evaluate, "LOGIT_BYTES", 0)
-    for free, at_once in ((int(2.5 * size / evaluate.SHARE_OF_CARD), 2), (0, 1)):
+    monkeypatch.setattr(evaluation, "Coder", Counted)
+    monkeypatch.setattr(evaluation, "LOGIT_BYTES", 0)
+    for free, at_once in ((int(2.5 * size / evaluation.SHARE_OF_CARD), 2), (0, 1)):
         for path in tmp_path.rglob("evaluation.json"):
             path.unlink()
         most[0] = 0
@@ -174,7 +176,7 @@ def test_a_run_goes_on_from_a_checkpoint_on_the_card(write, layer, tmp_path, mon
     series = [("jumprelu", "l0", [3])] if layer == "triton" else [("jumprelu", "l0", [3]), ("gated", "lambda", [0.02])]
     study = load(write(series, 32 * 10, more))
     run(study, tmp_path / "whole", True)
-    real, count = train.Job.step, [0]
+    real, count = training.Job.step, [0]
 
     def step(self, *args):
         count[0] += 1
@@ -182,7 +184,7 @@ def test_a_run_goes_on_from_a_checkpoint_on_the_card(write, layer, tmp_path, mon
             signal.raise_signal(signal.SIGINT)
         return real(self, *args)
 
-    monkeypatch.setattr(train.Job, "step", step)
+    monkeypatch.setattr(training.Job, "step", step)
     with pytest.raises(KeyboardInterrupt):
         run(study, tmp_path / "cut", True)
     assert list((tmp_path / "cut").rglob("state.safetensors"))
@@ -207,7 +209,7 @@ def test_saes_are_trained_on_tensors_of_the_card(layer, tmp_path):
     with card():
         jumpahead.train_on(
             iter(rows.to("cuda").split(90)), out=tmp_path / "run", series=[{"architecture": "topk", "k": [2]}],
-            width=32, tokens=320, group=50, train={"batch": 32}, evaluate={"replicates": 20}, progress=log.Silent(),
+            width=32, tokens=320, group=50, train={"batch": 32}, evaluate={"replicates": 20}, progress=Silent(),
         )  # fmt: skip
         (sae,) = [SAE.load(path.parent) for path in (tmp_path / "run").rglob("weights.safetensors")]
         there, x = sae.to("cuda"), rows[:17].to("cuda")

@@ -12,17 +12,21 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-import jumpahead.evaluate  # noqa: F401 — takes the real kernels before a test puts others in their place
-from jumpahead import engine, log, plan, starter, store, sweep
-from jumpahead.activations.files import Reader
-from jumpahead.activations.shards import Part
-from jumpahead.engine.plain import Plain
+import jumpahead.evaluation  # noqa: F401 — takes the real kernels before a test puts others in their place
+from jumpahead import engine, store, sweep
+from jumpahead.activations.origins.shards import Part
+from jumpahead.activations.row_files import Reader
+from jumpahead.engine.kernels.torch.layer import Plain
 from jumpahead.errors import DataError, SiteError, StudyError
+from jumpahead.formatting import size
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.fingerprint import of_precision
-from jumpahead.lm.outline import outline
+from jumpahead.lm.model_shape import outline
 from jumpahead.lm.sites import Site
-from jumpahead.study import Study, load, parse
+from jumpahead.planning import plan
+from jumpahead.progress import Silent
+from jumpahead.study import template
+from jumpahead.study.schema import Study, load, parse
 
 SHAPE = {
     "num_hidden_layers": 3, "hidden_size": 24, "num_attention_heads": 4, "head_dim": 8, "vocab_size": 300,
@@ -205,7 +209,7 @@ def test_the_text_fits_the_terminal_and_json_is_plain(model: Path, text: Path, t
 
 
 def test_measuring_times_every_part(lm_folder, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(engine, "kernels", lambda **_: Plain())  # compiling takes longer than the test
+    monkeypatch.setattr(engine, "kernel_layer", lambda **_: Plain())  # compiling takes longer than the test
     study = small(lm_folder("llama"), text, activations={"sites": ["layers.1.residual"]}, sae={"width": 48})
     seconds = plan.make(study, tmp_path, measure=True).seconds
     assert seconds is not None
@@ -231,7 +235,7 @@ def test_activations_on_disk_are_counted_and_compared_with_what_is_free(
     store.write_atomic(tmp_path / "run" / "activations" / "shard-00000.safetensors", bytes(made.kept.bytes - 600_000))
     again = plan.make(study, tmp_path / "run")
     assert "do not fit" not in " ".join(again.notes)
-    assert f"{log.size(again.kept.there)} are there; 700 kB are free" in dict(again.facts())["activations"]
+    assert f"{size(again.kept.there)} are there; 700 kB are free" in dict(again.facts())["activations"]
     assert json.loads(store.to_json(again.to_json()))["kept"]["free"] == 700_000
 
 
@@ -240,7 +244,7 @@ def test_the_disk_planned_is_the_disk_used(lm_folder, text: Path, tmp_path: Path
     study = small(lm_folder("neox"), text, activations={"sites": ["layers.1.mlp"], "origin": "shards"})
     study = study.model_copy(update={"evaluate": study.evaluate.model_copy(update={"tokens": 1_000})})
     run = store.Run(tmp_path / "run")
-    assert sweep.harvest(study, run, Part(), log.Silent())
+    assert sweep.harvest(study, run, Part(), Silent())
     kept = plan.make(study, run.folder).kept
     assert kept is not None
     data = 0
@@ -252,7 +256,7 @@ def test_the_disk_planned_is_the_disk_used(lm_folder, text: Path, tmp_path: Path
 
 
 def test_a_study_without_a_language_model_is_counted_exactly(text: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(engine, "kernels", lambda **_: Plain())
+    monkeypatch.setattr(engine, "kernel_layer", lambda **_: Plain())
     options = {"d": 10, "groups": 12, "rows": 200, "features": 30}
     activations = {"origin": "synthetic", "options": options, "block": 32}
     study = small(Path("./gone"), text, activations=activations, sae={"width": 48})
@@ -314,7 +318,7 @@ def test_the_outline_agrees_with_the_model(lm_of, lm_folder):
 
 
 def test_a_first_study_loads(model: Path, text: Path, tmp_path: Path):
-    name, content = starter.write(str(model), 2, "attention", str(text))
+    name, content = template.write(str(model), 2, "attention", str(text))
     study = load(store.write_atomic(tmp_path / "first.toml", content))
     assert name == study.name == "model-2-attention"
     assert study.activations.sites == ("layers.2.attention",)
@@ -330,18 +334,18 @@ def test_a_first_study_takes_every_source(model: Path, source: str, tmp_path: Pa
     monkeypatch.chdir(tmp_path)
     for name in ("x.jsonl", "x.parquet"):
         store.write_atomic(tmp_path / name, "not looked into")
-    _, content = starter.write(str(model), 2, text=source)
+    _, content = template.write(str(model), 2, text=source)
     assert load(store.write_atomic(tmp_path / "first.toml", content)).text.source == source
 
 
 def test_a_first_study_of_the_middle_block_or_of_any_module(model: Path):
-    assert 'sites = ["layers.1.residual"]' in starter.write(str(model))[1]  # of blocks 0, 1, 2
-    name, content = starter.write(str(model), kind="model.layers.2.mlp.up_proj.output")
+    assert 'sites = ["layers.1.residual"]' in template.write(str(model))[1]  # of blocks 0, 1, 2
+    name, content = template.write(str(model), kind="model.layers.2.mlp.up_proj.output")
     assert name == "model-model.layers.2.mlp.up_proj.output"
     assert "# what leaves model.layers.2.mlp.up_proj (the model has 3 blocks); one panel per site" in content
-    assert 'sites = ["layers.0.mlp"]' in starter.write(str(model), kind="blocks.0.hook_mlp_out")[1]
+    assert 'sites = ["layers.0.mlp"]' in template.write(str(model), kind="blocks.0.hook_mlp_out")[1]
     with pytest.raises(StudyError, match=r"--site layers\.0\.mlp names the whole site: leave --layer out"):
-        starter.write(str(model), 2, "layers.0.mlp")
+        template.write(str(model), 2, "layers.0.mlp")
 
 
 def test_a_first_study_fetches_the_config_alone(model: Path, monkeypatch: pytest.MonkeyPatch):
@@ -352,12 +356,12 @@ def test_a_first_study_fetches_the_config_alone(model: Path, monkeypatch: pytest
         return str(model / "config.json")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    name, content = starter.write("some-org/some.model-2b")
+    name, content = template.write("some-org/some.model-2b")
     assert (name, asked) == ("some.model-2b-1", [("some-org/some.model-2b", "config.json", None)])
     assert "width = [384]" in content  # 16 × 24
     monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
     with pytest.raises(StudyError, match=r"'some-org/some\.model-2b' cannot be fetched: no network\. Give"):
-        starter.write("some-org/some.model-2b")
+        template.write("some-org/some.model-2b")
 
 
 def unreachable(*_: object, **__: object) -> str:
@@ -366,7 +370,7 @@ def unreachable(*_: object, **__: object) -> str:
 
 def test_a_first_study_of_a_model_that_is_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
-    name, content = starter.write("some-org/some.model-2b", 12)
+    name, content = template.write("some-org/some.model-2b", 12)
     study = load(store.write_atomic(tmp_path / "first.toml", content))
     assert name == "some.model-2b-12"
     assert study.sae.width == (16_384,)
@@ -384,7 +388,7 @@ def test_a_first_study_of_a_model_that_is_elsewhere(tmp_path: Path, monkeypatch:
 )
 def test_a_first_study_that_cannot_be(model: Path, arguments: tuple, error: type[Exception], message: str):
     with pytest.raises(error) as caught:
-        starter.write(str(model), *arguments[1:])
+        template.write(str(model), *arguments[1:])
     assert message in str(caught.value)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from jumpahead import study as studies
 from jumpahead.errors import SiteError, StudyError
-from jumpahead.study import Study, load, parse, to_toml, units
+from jumpahead.study import schema as studies
+from jumpahead.study.schema import Study, load, parse, to_toml, units
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = """

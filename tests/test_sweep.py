@@ -19,18 +19,19 @@ import torch
 from typer.testing import CliRunner
 
 import jumpahead
-from jumpahead import health, log, store, sweep
-from jumpahead import study as studies
-from jumpahead.activations.live import Live
+from jumpahead import diagnostics, store, sweep
+from jumpahead.activations.origins.live import Live
 from jumpahead.cli import app
-from jumpahead.engine import kernels
+from jumpahead.engine import kernel_layer
 from jumpahead.errors import ArtefactError, DataError, StudyError
 from jumpahead.frontier import Frontier
 from jumpahead.lm import isolation, precision
-from jumpahead.lm.contexts import Contexts
 from jumpahead.lm.model import LM
 from jumpahead.lm.precision import Precision
+from jumpahead.progress import Silent
 from jumpahead.sae.base import SAE
+from jumpahead.study import schema as studies
+from jumpahead.text.contexts import Contexts
 from tests.texts import random_words
 
 STUDY = """
@@ -80,7 +81,7 @@ class Said:
     """Progress that remembers its sentences."""
 
     def __init__(self):
-        self.sentences, self.phases, self.silent = [], [], log.Silent()
+        self.sentences, self.phases, self.silent = [], [], Silent()
 
     def say(self, sentence):
         self.sentences.append(sentence)
@@ -170,10 +171,10 @@ def test_an_evaluation_says_how_its_training_went(finished):
         evaluated = store.read_json(finished / path / "evaluation.json")
         assert sum("health" in line for line in lines) == 5  # of 30 lines every seventh, and the last
         asked = None if point["setting"]["kind"] == "lambda" else point["setting"]["value"]
-        where = health.settled(lines, asked)
+        where = diagnostics.settled(lines, asked)
         assert evaluated["settled"] == point["settled"] == where._asdict()
-        assert evaluated["health"] == point["health"] == health.last(lines)
-        assert evaluated["verdicts"] == point["verdicts"] == health.verdicts(lines, point["setting"], 64)
+        assert evaluated["health"] == point["health"] == diagnostics.last(lines)
+        assert evaluated["verdicts"] == point["verdicts"] == diagnostics.verdicts(lines, point["setting"], 64)
         assert set(point["verdicts"]) <= set(point["notes"])
         assert point["asked"] == asked
     gated = points["saes/layers.1.residual/64/gated/lambda-0.02_seed-0"]
@@ -239,7 +240,7 @@ def test_another_learning_rate_trains_everything_again(study_file, copied):
 
 
 def pending(study_file, folder, *overrides):
-    work = sweep.Work(studies.load(study_file, overrides), store.Run(folder), log.Silent())
+    work = sweep.Work(studies.load(study_file, overrides), store.Run(folder), Silent())
     to_measure = [u for u in work.units if not work.target.at(u.key).is_evaluated(work.evaluation_inputs(u))]
     return len(work.pending()), len(to_measure)
 
@@ -288,7 +289,7 @@ def test_what_is_in_the_text_and_in_the_model_is_among_its_inputs(study_file, fi
 
     def source():
         study = studies.load(study_file, [f"lm.model={model}", f"text.source={text}"])
-        return sweep.Work(study, store.Run(finished), log.Silent()).source
+        return sweep.Work(study, store.Run(finished), Silent()).source
 
     found = [source()]
     (text / "07.txt").write_text("other words")
@@ -306,12 +307,12 @@ def test_what_is_in_the_text_and_in_the_model_is_among_its_inputs(study_file, fi
 
 KILLED_AT_CHECKPOINT = """
 import os, signal, sys
-from jumpahead import train
-from jumpahead.activations.live import Live
+from jumpahead import training
+from jumpahead.activations.origins.live import Live
 from jumpahead.cli import app
 from jumpahead.errors import ArtefactError, DataError, StudyError
 
-written, left = train.Job.checkpoint, int(sys.argv[1])
+written, left = training.Job.checkpoint, int(sys.argv[1])
 
 def checkpoint(self):
     global left
@@ -320,7 +321,7 @@ def checkpoint(self):
     if left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
 
-train.Job.checkpoint = checkpoint
+training.Job.checkpoint = checkpoint
 app(["run", *sys.argv[2:]])
 """
 
@@ -647,7 +648,7 @@ def fvu_at(frontier, name, l0=5):
 def started(study_file, folder, series, *overrides):
     """The work of a study with one series, and its units."""
     study = studies.load(study_file, overrides).model_copy(update={"series": (studies.Series.model_validate(series),)})
-    return sweep.Work(study, store.Run(folder), log.Silent())
+    return sweep.Work(study, store.Run(folder), Silent())
 
 
 @pytest.mark.parametrize("name", ["jumprelu", "gated", "topk"])
@@ -668,7 +669,7 @@ def test_no_steps_from_an_existing_sae_leave_it_what_it_is(study_file, copied, n
     assert float((job.finished().encode(x) > 0).sum()) == pytest.approx(float((sae.encode(x) > 0).sum()), rel=0.01)
     if job.state.control is not None:
         assert float(job.state.sparsity) == pytest.approx(sae.about["knob"]["lambda"], rel=1e-5)
-    job.step(x[:128] / job.scale, 0.01, 1.0, kernels())
+    job.step(x[:128] / job.scale, 0.01, 1.0, kernel_layer())
     assert not torch.allclose(job.finished()(x), sae(x), rtol=1e-4, atol=1e-4)
 
 
@@ -752,7 +753,7 @@ def test_a_site_that_comes_later_is_harvested_alone(study_file, tmp_path):
     after = {path: stamp for path, stamp in stamps(folder / "activations").items() if "shard-" in path.name}
     assert before.items() < after.items()
     assert sum("held_out" in path.parts for path in after.keys() - before.keys()) >= 1
-    found = sweep.Work(studies.load(study_file, [*SHARDS, both]), store.Run(folder), log.Silent()).activations
+    found = sweep.Work(studies.load(study_file, [*SHARDS, both]), store.Run(folder), Silent()).activations
     assert list(found.widths) == list(found.held_out.widths) == sites
 
 
@@ -833,7 +834,7 @@ def test_labels_tell_the_saes_of_a_study_apart(tmp_path):
 
 def test_an_unknown_stage_is_refused_before_anything_is_done(study_file, tmp_path):
     with pytest.raises(StudyError, match=r"no stage 'trian' to stop after\. Did you mean 'train'"):
-        jumpahead.run(study_file, out=tmp_path / "run", until="trian", progress=log.Silent())
+        jumpahead.run(study_file, out=tmp_path / "run", until="trian", progress=Silent())
     assert not (tmp_path / "run").exists()
 
 

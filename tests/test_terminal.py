@@ -9,8 +9,8 @@ import re
 import pytest
 from rich.console import Console
 
-from jumpahead import terminal
 from jumpahead.frontier import Frontier, build
+from jumpahead.report import terminal
 from tests import efficiencies
 from tests.frontiers import evaluation, example, keywords
 

@@ -12,16 +12,17 @@ import threading
 import pytest
 import torch
 
-from jumpahead import health, sae, store
-from jumpahead import train as training
-from jumpahead.activations import ActivationsConfig, origin
+from jumpahead import diagnostics, store, training
+from jumpahead.activations import ActivationsConfig
 from jumpahead.activations.base import scale
-from jumpahead.activations.blocks import Stream
-from jumpahead.engine import fresh_state, kernels
+from jumpahead.activations.origins import ORIGINS
+from jumpahead.activations.stream import Stream
+from jumpahead.engine import fresh_state, kernel_layer
 from jumpahead.errors import ArtefactError, DivergedError
+from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.base import SAE
 from jumpahead.sae.recipe import Setting, TrainConfig, recipe
-from jumpahead.train import STATE, Job, in_unit, train
+from jumpahead.training import STATE, Job, in_unit, train
 from tests import golden
 from tests.engine.cases import CASES, assert_same_bytes
 
@@ -36,13 +37,13 @@ SHORT = {
 }
 FVU = {"relu": (0.4, 0.65)}
 """What is left after 900 steps, at most, and as a share of the first; relu's penalty shrinks what it keeps."""
-ALL = [(name, {}, Setting("l0", 4.0)) for name in sae.names()]
+ALL = [(name, {}, Setting("l0", 4.0)) for name in ARCHITECTURES.names()]
 
 
 @pytest.fixture(scope="module")
 def data():
     options = {"d": D, "features": 40, "l0": 3.0, "groups": 48, "rows": 128}
-    return origin("synthetic").open(ActivationsConfig(sites=SITES, origin="synthetic", options=options))
+    return ORIGINS.get("synthetic").open(ActivationsConfig(sites=SITES, origin="synthetic", options=options))
 
 
 def config(steps, **changes):
@@ -52,7 +53,7 @@ def config(steps, **changes):
 def job(data, spec, settings, folder=None, site=SITES[0], inputs="abc"):
     """A fresh job that has looked for its checkpoint."""
     name, options, setting = spec
-    kind, unit = sae.architecture(name), scale(data, 1000)[site].C
+    kind, unit = ARCHITECTURES.get(name), scale(data, 1000)[site].C
     arch = kind(kind.Options(**options), setting, recipe(settings))
     sample = torch.cat([data.rows(group)[site] for group in range(4)]) / unit
     made = Job(f"{name} {setting.label}", site, unit, fresh_state(arch, D, WIDTH, 2, sample), folder, inputs)
@@ -97,7 +98,7 @@ class Bad(Cut):
 
 def trained(data, spec, settings):
     made = job(data, spec, settings)
-    train([made], stream(data), settings, kernels())
+    train([made], stream(data), settings, kernel_layer())
     return made
 
 
@@ -157,7 +158,7 @@ SENTENCES = {
 def test_the_sentence_comes_when_it_should_and_not_for_a_healthy_run(data, name):
     spec, changes, words = SENTENCES[name]
     made = trained(data, spec, config(200, **changes))
-    said = health.verdicts(made.records, spec[2]._asdict(), WIDTH)
+    said = diagnostics.verdicts(made.records, spec[2]._asdict(), WIDTH)
     said = [one for one in said if "are dead" not in one]  # a toy of 40 directions in 96 features
     assert (len(said), all(words in one for one in said)) == (1, True) if words else said == []
 
@@ -166,8 +167,8 @@ def test_an_empty_window_is_told(data):
     spec = ("jumprelu", {}, Setting("lambda", 0.02))
     made = job(data, spec, config(200))
     made.state.arch.recipe = made.state.arch.recipe._replace(bandwidth=1e-6)
-    train([made], stream(data), config(200), kernels())
-    (said,) = health.verdicts(made.records, spec[2]._asdict(), WIDTH)
+    train([made], stream(data), config(200), kernel_layer())
+    (said,) = diagnostics.verdicts(made.records, spec[2]._asdict(), WIDTH)
     assert said.startswith("Thresholds hardly hear the data")
 
 
@@ -221,7 +222,7 @@ def test_a_step_sees_the_batch_divided_by_the_scale(data):
 def test_what_is_saved_takes_the_lms_own_activations(data, tmp_path):
     settings = config(30)
     made = job(data, SHORT["jumprelu"], settings, store.SAEFolder(tmp_path / "one"))
-    train([made], stream(data), settings, kernels())
+    train([made], stream(data), settings, kernel_layer())
     made.checkpoint()
     made.finished({"site": SITES[0]})
     again = SAE.load(tmp_path / "one")
@@ -260,7 +261,7 @@ def test_saes_trained_together_have_the_bytes_of_each_alone(data, tmp_path):
 
     def run(some, folder):
         made = [job(data, spec, settings, store.SAEFolder(tmp_path / folder / spec[0]), site) for spec, site in some]
-        train(made, stream(data), settings, kernels())
+        train(made, stream(data), settings, kernel_layer())
         for one in made:
             one.finished()
         return {spec[0]: (tmp_path / folder / spec[0] / "weights.safetensors").read_bytes() for spec, _ in some}
@@ -283,7 +284,7 @@ def test_saes_side_by_side_have_the_bytes_of_one_after_the_other(data, threads):
     for count in (1, 2):
         threads(count)
         made = [job(data, spec, settings) for spec in (*ALL, SHORT["jumprelu-token"])]
-        train(made, stream(data), settings, kernels())
+        train(made, stream(data), settings, kernel_layer())
         assert torch.get_num_threads() == count
         found.append(made)
     for one, other in zip(*found, strict=True):
@@ -295,7 +296,7 @@ def test_saes_go_side_by_side_where_few_threads_wait_for_the_last(threads):
     def sides(count, items):
         threads(count)
         seen = set()
-        layer = kernels()
+        layer = kernel_layer()
         layer.side_by_side(range(items), lambda _: seen.add(torch.get_num_threads()))
         assert (layer.at_once(items) == 1) == (seen == {count} or count == 1)
         return seen
@@ -322,15 +323,15 @@ def test_one_that_diverges_stops_all_that_go_side_by_side(data, threads):
     settings = config(9)
     jobs = [job(data, SHORT[name], settings, site=site) for name, site in zip(("topk", "gated"), SITES, strict=True)]
     with pytest.raises(DivergedError, match="gated"):
-        train(jobs, Bad(stream(data), 4, SITES[1]), settings, kernels())
+        train(jobs, Bad(stream(data), 4, SITES[1]), settings, kernel_layer())
     assert [one.state.t for one in jobs] == [5, 4]
 
 
 def test_another_order_of_the_data_gives_another_sae(data):
     settings = config(10)
     one, other = job(data, SHORT["topk"], settings), job(data, SHORT["topk"], settings)
-    train([one], stream(data, seed=3), settings, kernels())
-    train([other], stream(data, seed=4), settings, kernels())
+    train([one], stream(data, seed=3), settings, kernel_layer())
+    train([other], stream(data, seed=4), settings, kernel_layer())
     assert not torch.equal(one.state.p["W_enc"], other.state.p["W_enc"])
 
 
@@ -354,13 +355,13 @@ def test_stopped_anywhere_and_continued_is_bitwise_the_same(data, tmp_path, monk
     whole = trained(data, spec, settings)
     first = job(data, spec, settings, folder)
     with pytest.raises(Killed):
-        train([first], Cut(stream(data), cut), settings, kernels())
+        train([first], Cut(stream(data), cut), settings, kernel_layer())
     first.checkpoint()
     second = job(data, spec, settings, folder)
     assert second.state.t == cut
     assert second.saved == cut
     assert_same_bytes(second.state, first.state)
-    train([second], stream(data), settings, kernels())
+    train([second], stream(data), settings, kernel_layer())
     assert_same_bytes(second.state, whole.state)
     assert records(second) == records(whole)
 
@@ -395,12 +396,12 @@ def test_killed_between_two_saes_checkpoints(data, tmp_path):
     first = [job(data, spec, settings, folder) for spec, folder in zip(specs, folders, strict=True)]
     for cut, written in ((4, first), (9, first[:1])):
         with pytest.raises(Killed):
-            train(first, Cut(stream(data), cut), settings, kernels())
+            train(first, Cut(stream(data), cut), settings, kernel_layer())
         for one in written:
             one.checkpoint()
     second = [job(data, spec, settings, folder) for spec, folder in zip(specs, folders, strict=True)]
     assert [one.state.t for one in second] == [9, 4]
-    train(second, stream(data), settings, kernels())
+    train(second, stream(data), settings, kernel_layer())
     for one, whole in zip(second, wholes, strict=True):
         assert_same_bytes(one.state, whole.state)
         assert records(one) == records(whole)
@@ -411,17 +412,17 @@ def test_killed_between_the_state_and_the_log(data, tmp_path, monkeypatch):
     whole = trained(data, SHORT["gated"], settings)
     first = job(data, SHORT["gated"], settings, folder)
     with pytest.raises(Killed):
-        train([first], Cut(stream(data), 5), settings, kernels())
+        train([first], Cut(stream(data), 5), settings, kernel_layer())
     first.checkpoint()
     with pytest.raises(Killed):
-        train([first], Cut(stream(data), 11), settings, kernels())
+        train([first], Cut(stream(data), 11), settings, kernel_layer())
     with monkeypatch.context() as patch:
         patch.setattr(store, "rewrite_lines", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             first.checkpoint()
     second = job(data, SHORT["gated"], settings, folder)
     assert second.state.t == 11
-    train([second], stream(data), settings, kernels())
+    train([second], stream(data), settings, kernel_layer())
     assert_same_bytes(second.state, whole.state)
     steps = [line["step"] for line in second.records]
     assert steps == sorted(set(steps))
@@ -432,14 +433,14 @@ def test_a_log_ahead_of_its_state_is_cut_back(data, tmp_path):
     whole = trained(data, SHORT["topk"], settings)
     first = job(data, SHORT["topk"], settings, folder)
     with pytest.raises(Killed):
-        train([first], Cut(stream(data), 5), settings, kernels())
+        train([first], Cut(stream(data), 5), settings, kernel_layer())
     first.checkpoint()
     with pytest.raises(Killed):
-        train([first], Cut(stream(data), 9), settings, kernels())
+        train([first], Cut(stream(data), 9), settings, kernel_layer())
     store.rewrite_lines(folder.log, first.records)
     second = job(data, SHORT["topk"], settings, folder)
     assert [line["step"] for line in second.records] == [1, 2, 3, 4, 5]
-    train([second], stream(data), settings, kernels())
+    train([second], stream(data), settings, kernel_layer())
     assert records(second) == records(whole)
 
 
@@ -448,7 +449,7 @@ def test_a_checkpoint_that_cannot_be_trusted_is_passed_over(data, tmp_path, dama
     settings, folder = config(12), store.SAEFolder(tmp_path)
     first = job(data, SHORT["topk"], settings, folder)
     with pytest.raises(Killed):
-        train([first], Cut(stream(data), 5), settings, kernels())
+        train([first], Cut(stream(data), 5), settings, kernel_layer())
     first.checkpoint()
     path = folder.checkpoint / STATE
     content = bytearray(path.read_bytes())
@@ -459,7 +460,7 @@ def test_a_checkpoint_that_cannot_be_trusted_is_passed_over(data, tmp_path, dama
     second = job(data, SHORT["topk"], settings, folder, inputs=inputs)
     assert second.state.t == 0
     assert second.records == []
-    train([second], stream(data), settings, kernels())
+    train([second], stream(data), settings, kernel_layer())
     assert_same_bytes(second.state, trained(data, SHORT["topk"], settings).state)
 
 
@@ -467,7 +468,7 @@ class Signals:
     """A kernel layer during whose n-th decoding the process gets a signal."""
 
     def __init__(self, number, at):
-        self.kernels, self.number, self.left = kernels(), number, at
+        self.kernels, self.number, self.left = kernel_layer(), number, at
 
     def decode(self, *args):
         self.left -= 1
@@ -496,7 +497,7 @@ def test_ctrl_c_finishes_the_step_at_hand_saves_all_and_goes_on_bitwise(data, tm
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     second = jobs()
     assert [one.state.t for one in second] == [7, 6]
-    train(second, stream(data), settings, kernels())
+    train(second, stream(data), settings, kernel_layer())
     for one, whole in zip(second, wholes, strict=True):
         assert_same_bytes(one.state, whole.state)
         assert records(one) == records(whole)
@@ -505,10 +506,10 @@ def test_ctrl_c_finishes_the_step_at_hand_saves_all_and_goes_on_bitwise(data, tm
 def test_a_run_that_was_done_is_not_done_again(data, tmp_path):
     settings, folder = config(6), store.SAEFolder(tmp_path)
     first = job(data, SHORT["topk"], settings, folder)
-    train([first], stream(data), settings, kernels())
+    train([first], stream(data), settings, kernel_layer())
     first.checkpoint()
     second = job(data, SHORT["topk"], settings, folder)
-    train([second], Cut(stream(data), 0), settings, kernels())
+    train([second], Cut(stream(data), 0), settings, kernel_layer())
     assert_same_bytes(second.state, first.state)
 
 
@@ -516,7 +517,7 @@ def test_checkpoints_are_written_on_the_way(data, tmp_path):
     settings, folder = config(6, checkpoint_minutes=1e-9), store.SAEFolder(tmp_path)
     made = job(data, SHORT["topk"], settings, folder)
     with pytest.raises(Killed):
-        train([made], Cut(stream(data), 4), settings, kernels())
+        train([made], Cut(stream(data), 4), settings, kernel_layer())
     assert made.saved == 4
     assert made.folder is not None
     assert not folder.is_done("abc")
@@ -541,7 +542,7 @@ def readers():
 def test_reading_ahead_changes_no_bit_and_leaves_no_thread(data, early):
     settings = config(14)
     made = job(data, SHORT["topk"], settings)
-    train([made], stream(early), settings, kernels())
+    train([made], stream(early), settings, kernel_layer())
     assert not readers()
     assert_same_bytes(made.state, trained(data, SHORT["topk"], settings).state)
 
@@ -554,7 +555,7 @@ def test_ctrl_c_while_reading_ahead_goes_on_bitwise(data, early, tmp_path):
     assert not readers()
     second = job(data, SHORT["topk"], settings, folder)
     assert second.state.t == 5
-    train([second], stream(early), settings, kernels())
+    train([second], stream(early), settings, kernel_layer())
     assert_same_bytes(second.state, trained(data, SHORT["topk"], settings).state)
 
 
@@ -568,7 +569,7 @@ def test_what_reading_ahead_raises_ends_the_training_and_the_thread(data, early)
     early.rows = rows
     made = job(data, SHORT["topk"], config(14))
     with pytest.raises(ArtefactError, match="shard 7 is torn"):
-        train([made], stream(early), config(14), kernels())
+        train([made], stream(early), config(14), kernel_layer())
     assert made.state.t == 6  # the first block was trained on
     assert not readers()
 
@@ -580,10 +581,10 @@ def test_a_bad_batch_names_the_sae_the_step_and_the_last_checkpoint(data, tmp_pa
     settings, folder = config(12), store.SAEFolder(tmp_path)
     made = job(data, SHORT["gated"], settings, folder)
     with pytest.raises(Killed):
-        train([made], Cut(stream(data), 5), settings, kernels())
+        train([made], Cut(stream(data), 5), settings, kernel_layer())
     made.checkpoint()
     with pytest.raises(DivergedError) as caught:
-        train([made], Bad(stream(data), 9, SITES[0]), settings, kernels())
+        train([made], Bad(stream(data), 9, SITES[0]), settings, kernel_layer())
     said = str(caught.value)
     assert made.label in said
     assert SITES[0] in said

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 import jumpahead
-from jumpahead import log, store, study
-from jumpahead.activations import origin
+from jumpahead import store
+from jumpahead.activations.origins import ORIGINS
 from jumpahead.errors import DataError, StudyError
+from jumpahead.progress import Silent
+from jumpahead.study import schema
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -47,7 +49,7 @@ def low_rank(n, d=12, seed=1):
 
 def trained(folder, tensors=None, **other):
     given = {"series": [{"architecture": "topk", "k": [1, 2]}], "width": 64, "tokens": 6_000, "group": 100}
-    given |= {"train": {"batch": 200}, "evaluate": {"replicates": 20}, "progress": log.Silent(), **other}
+    given |= {"train": {"batch": 200}, "evaluate": {"replicates": 20}, "progress": Silent(), **other}
     return jumpahead.train_on(
         tensors if tensors is not None else iter(low_rank(20_000).split(777)), out=folder, **given
     )
@@ -63,8 +65,8 @@ def test_a_run_without_a_model_is_a_run_like_any_other(tmp_path):
     assert frontier.data["lm"] == {"name": None}
     # The measured FVU, worked out again on the held-out rows from the saved SAE.
     sae = jumpahead.SAE.load(folder / two["path"])
-    settings = study.load(folder / "study.toml")
-    held_out = origin("tensors").open(settings.activations, folder=folder / "activations").held_out
+    settings = schema.load(folder / "study.toml")
+    held_out = ORIGINS.get("tensors").open(settings.activations, folder=folder / "activations").held_out
     x = torch.cat([held_out.rows(group)["tensors"] for group in range(len(held_out.rows_per_group))]).double()
     error = (x - sae.decode(sae.encode(x.float())).double()).square().sum()
     assert two["metrics"]["fvu"] == pytest.approx(float(error / (x - x.mean(0)).square().sum()), rel=1e-5)

@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.sparsity import final, places, runs, tune
 from benchmarks.sparsity.runs import Wanted
 from jumpahead import store
-from jumpahead.train import use_threads
+from jumpahead.training import use_threads
 
 RESULTS = Path(__file__).parents[1] / "RESULTS" / "sparsity"
 

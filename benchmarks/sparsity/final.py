@@ -12,8 +12,8 @@ import numpy as np
 from benchmarks.sparsity.places import PLACES
 from benchmarks.sparsity.runs import BOOTSTRAPPED, Wanted
 from benchmarks.table import render
-from jumpahead import sae
 from jumpahead.frontier.curve import Curve, Estimate, centred, estimate
+from jumpahead.sae.architectures import ARCHITECTURES
 
 HELD_OUT = 220_000
 BUDGETS = (2_000_000, 20_000_000)
@@ -31,7 +31,7 @@ Lines = dict[str, dict[str, Any]]
 def requested(budgets: Iterable[int], series: list[str] | None = None) -> list[Wanted]:
     """Every registered architecture, and JumpReLU with frequency control, at every L0 of every place."""
     found = []
-    variants = [(name, name, {}) for name in sae.names()]
+    variants = [(name, name, {}) for name in ARCHITECTURES.names()]
     variants += [(f"jumprelu-qf-{scale:g}", "jumprelu", {"frequency_scale": scale}) for scale in FREQUENCY_SCALES]
     for tokens in budgets:
         for place in PLACES.values():

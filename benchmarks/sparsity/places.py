@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jumpahead import store
-from jumpahead.lm.sources.stdlib import stdlib_documents
+from jumpahead.text.sources.stdlib import stdlib_documents
 
 SHARED = Path(__file__).parents[3] / "shared"
 """Models and text that are not part of the project."""

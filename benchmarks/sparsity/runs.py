@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 from benchmarks.sparsity import places
 from benchmarks.sparsity.places import Part
-from jumpahead import frontier, log, report, store, sweep
-from jumpahead import study as studies
-from jumpahead.sae import architecture
+from jumpahead import frontier, report, store, sweep
+from jumpahead.progress import progress_on
+from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.recipe import Recipe, Setting, Shape, TrainConfig
+from jumpahead.study import schema as studies
 
 BOOTSTRAPPED = ("l0", "delta_lm_loss", "above_10pct")
 
@@ -45,7 +46,7 @@ class Wanted(NamedTuple):
     def key(self) -> str:
         """Digest of the recipe and all else given. Defaults do not count: a new option leaves old results valid;
         nor does `Architecture.revision`: results that a recipe was decided on stay, as protocol.toml says."""
-        kind, place = architecture(self.architecture), places.PLACES[self.place]
+        kind, place = ARCHITECTURES.get(self.architecture), places.PLACES[self.place]
         config = TrainConfig.model_validate({"tokens": self.tokens, "batch": places.BATCH})
         shape = Shape(place.d, place.width, Setting(*self.setting))
         recipe = kind.recipe_for(config, shape, json.loads(self.recipe))._asdict()
@@ -89,7 +90,7 @@ def make(wanted: Iterable[Wanted], path: Path, folder: Path, threads: int | None
             tables["train"]["threads"] = threads
         study = studies.parse(tables)
         print(f"{name}, {part} text, {tokens:,} tokens: {len(members)} SAEs", flush=True)
-        sweep.run(study, run, until="evaluate", progress=log.progress())
+        sweep.run(study, run, until="evaluate", progress=progress_on())
         save(path, {one.key: result(one, run) for one in members})
 
 

@@ -5,21 +5,15 @@ A new origin is a new file here with one class that extends `base.Activations`; 
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from jumpahead.errors import SiteError, StudyError, nearest
+from jumpahead.errors import SiteError
 from jumpahead.lm.sites import parse_site
 from jumpahead.store import safe_name
 
-if TYPE_CHECKING:
-    from jumpahead.activations.base import Activations
-
-_NOT_ORIGINS = {"ahead", "base", "blocks", "files"}
 WITHOUT_LM = frozenset({"synthetic", "tensors"})
 """Origins that need no language model: their sites may have any name, and SAEs are measured by FVU alone."""
 LABEL_BYTES = 12
@@ -79,16 +73,3 @@ def ways_to_fit(sites: int, dtype: str) -> str:
     ways += ["activations.dtype = 'bfloat16'"] if dtype == "float32" else []
     ways += ["one site at a time"] if sites > 1 else []
     return f"give it {', '.join(ways)}, another --out, or activations.origin = 'live', which keeps nothing"
-
-
-def names() -> list[str]:
-    """Every origin: the files of this folder."""
-    found = [module.name for module in pkgutil.iter_modules(__path__)]
-    return sorted(name for name in found if name not in _NOT_ORIGINS and not name.startswith("_"))
-
-
-def origin(name: str) -> type[Activations]:
-    """The origin of that name; StudyError with the nearest name. Imports torch."""
-    if name not in names():
-        raise StudyError(f"there is no origin of activations called '{name}'.{nearest(name, names())}")
-    return importlib.import_module(f"{__name__}.{name}").Origin

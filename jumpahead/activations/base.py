@@ -21,8 +21,8 @@ from jumpahead.errors import DataError, StudyError
 
 if TYPE_CHECKING:
     from jumpahead.activations import ActivationsConfig
-    from jumpahead.lm.contexts import Contexts
     from jumpahead.lm.model import LM
+    from jumpahead.text.contexts import Contexts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -8,7 +8,7 @@
     session.py   `measure`: all of it, in turns, within the time given → efficiency.json
     words.py     what stages, methods and columns are called
 
-`jumpahead.terminal` and `jumpahead.report` show the JSON. No torch before `session` is imported.
+`jumpahead.report.terminal` and `jumpahead.report` show the JSON. No torch before `session` is imported.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ from typing import Any, ClassVar, NamedTuple, cast, final
 import torch
 from torch import Tensor
 
-from jumpahead import activations, log, sae, store
+from jumpahead import store
 from jumpahead.activations import ActivationsConfig
+from jumpahead.activations.origins import ORIGINS
 from jumpahead.efficiency import counts, floor
 from jumpahead.efficiency.clock import (
     KernelClock,
@@ -33,10 +34,12 @@ from jumpahead.efficiency.dense import Dense, Loss, losses, recall
 from jumpahead.efficiency.floor import Floor, precision
 from jumpahead.efficiency.shape import Shape
 from jumpahead.efficiency.words import MEASURES, METHODS, TOKENS, notes, stages_found
-from jumpahead.engine import Kernels, State, StepResult, fresh_state, kernels, step
-from jumpahead.log import duration, size
+from jumpahead.engine import Kernels, State, StepResult, fresh_state, step
+from jumpahead.formatting import duration, size
+from jumpahead.progress import Progress, Silent
 from jumpahead.report import EFFICIENCY_SCHEMA
 from jumpahead.sae import recipe as recipes
+from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.base import Knobs, Largest
 from jumpahead.sae.recipe import Setting, TrainConfig
 
@@ -197,7 +200,7 @@ class Group:
 
     def __init__(self, shape: Shape, name: str, limits: Floor, dead: float):
         self.shape, self.limits = shape, limits
-        kind = sae.architecture(name)
+        kind = ARCHITECTURES.get(name)
         train = TrainConfig.model_validate({"batch": shape.batch})
         setting = Setting("l0", shape.l0)
         rules = kind.recipe_for(train, recipes.Shape(shape.d, shape.width, setting))
@@ -283,7 +286,7 @@ class Session:
     """One measurement: what is to be done, what is found, and how much time is left."""
 
     def __init__(
-        self, shapes: Sequence[Shape], seconds: float, dead: float, layer: Callable[[], Kernels], say: log.Progress
+        self, shapes: Sequence[Shape], seconds: float, dead: float, layer: Callable[[], Kernels], say: Progress
     ):
         self.shapes, self.seconds, self.dead, self.layer, self.say = shapes, seconds, dead, layer, say
         self.ends = time.monotonic() + seconds
@@ -305,7 +308,9 @@ class Session:
         copied = floor.bandwidth()
         for shape in self.shapes:
             self.limits[shape] = floor.measure(shape.batch, shape.d, shape.width, copied)
-        groups = [Group(shape, name, self.limits[shape], self.dead) for shape in self.shapes for name in sae.names()]
+        groups = [
+            Group(shape, name, self.limits[shape], self.dead) for shape in self.shapes for name in ARCHITECTURES.names()
+        ]
         groups.sort(key=lambda group: group.estimate("dense"))
         with self.say.phase("efficiency", len(groups), "architectures") as phase:
             for i, group in enumerate(groups):
@@ -316,7 +321,7 @@ class Session:
     def _compile(self) -> None:
         """A tiny step of every contender, so that no later one waits for a compiler or for an import."""
         tiny = Shape(d=16, width=64, batch=32, l0=4)
-        for name in sae.names():
+        for name in ARCHITECTURES.names():
             group, x = Group(tiny, name, Floor([], 1.0), 0.25), data(tiny)
             state, found, knobs = group.state_and_losses(x)
             Engine(state, group.dead, self.layer(), 0.0).clocked(x)
@@ -386,15 +391,15 @@ def measure(
     *,
     seconds: float = 60.0,
     dead: float = 0.05,
-    layer: Callable[[], Kernels] = kernels,
-    progress: log.Progress | None = None,
+    layer: Callable[[], Kernels] = kernel_layer,
+    progress: Progress | None = None,
 ) -> Json:
     """Every architecture at every shape in about `seconds`, compiling not counted. Ctrl-C returns what there is.
 
     dead: the share of features that count as dead, for the architectures that have a loss for them.
     """
     used = layer()
-    session = Session(shapes, seconds, dead, layer, progress or log.Silent())
+    session = Session(shapes, seconds, dead, layer, progress or Silent())
     is_interrupted = False
     try:
         session.run()
@@ -445,5 +450,5 @@ def data(shape: Shape) -> Tensor:
         "rows": BATCHES * shape.batch,
     }  # fmt: skip
     config = ActivationsConfig(origin="synthetic", options=options)
-    (x,) = activations.origin(config.origin).open(config).rows(0).values()
+    (x,) = ORIGINS.get(config.origin).open(config).rows(0).values()
     return x / x.square().sum(1).mean().sqrt()

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jumpahead.errors import StudyError
-from jumpahead.lm.outline import outline
+from jumpahead.lm.model_shape import outline
 from jumpahead.lm.sites import parse_site
-from jumpahead.study import Study
+from jumpahead.study.schema import Study
 
 
 class Shape(NamedTuple):

@@ -22,10 +22,10 @@ import importlib.util
 
 import torch
 
+from jumpahead.engine.async_step import settle
 from jumpahead.engine.encode import Coder, Features, decode, encode
-from jumpahead.engine.late import settle
 from jumpahead.engine.step import Kernels, State, StepResult, begun, fresh_state, step
-from jumpahead.engine.watch import Watch
+from jumpahead.engine.step_diagnostics import Watch
 
 __all__ = [
     "Coder",
@@ -38,13 +38,13 @@ __all__ = [
     "decode",
     "encode",
     "fresh_state",
-    "kernels",
+    "kernel_layer",
     "settle",
     "step",
 ]
 
 
-def kernels(name: str | None = None, device: torch.device | str = "cpu", *, late: bool = True) -> Kernels:
+def kernel_layer(name: str | None = None, device: torch.device | str = "cpu", *, late: bool = True) -> Kernels:
     """The kernel layer `plain`, `cpu` or `cuda`; by default the one for SAEs on `device`, and plain torch where its
     library is absent (numba; on a GPU, Triton).
 
@@ -56,13 +56,13 @@ def kernels(name: str | None = None, device: torch.device | str = "cpu", *, late
         if importlib.util.find_spec(library) is None:
             name, why = "plain", f"{library} is not installed, with it steps are several times as fast"
     if name == "plain":
-        from jumpahead.engine.plain import Plain
+        from jumpahead.engine.kernels.torch.layer import Plain
 
         return Plain(why)
     if name == "cuda":
-        from jumpahead.engine.cuda import Triton
+        from jumpahead.engine.kernels.triton import Triton
 
         return Triton(device, late=late)
-    from jumpahead.engine.cpu import Compiled
+    from jumpahead.engine.kernels.numba import Compiled
 
     return Compiled()

@@ -30,7 +30,7 @@ class Coder:
     """
 
     def __init__(self, sae: SAE, kernels: Kernels | None = None, device: torch.device | str = "cpu"):
-        from jumpahead.engine import kernels as choose
+        from jumpahead.engine import kernel_layer as choose
 
         self.sae, self._layer = sae.to(device), kernels or choose(device=device, late=False)
         assert not self._layer.late, "a late layer leaves what did not fit to the step after"

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, cast
 import torch
 from torch import Tensor
 
-from jumpahead.engine import dense, late
+from jumpahead.engine import async_step, dense_features
+from jumpahead.engine.batch_topk import select
 from jumpahead.engine.lazy_adam import Adam, update_
 from jumpahead.engine.resample import is_due, resample
-from jumpahead.engine.select import select
 from jumpahead.engine.supports import Support
 from jumpahead.errors import DivergedError
 from jumpahead.sae.base import (
@@ -44,12 +44,12 @@ from jumpahead.sae.base import (
     Reconstruction,
     Simple,
 )
-from jumpahead.sae.control import Control
+from jumpahead.sae.controller import Control
 from jumpahead.sae.recipe import wanted_l0
 
 if TYPE_CHECKING:
-    from jumpahead.engine.select import Selected
-    from jumpahead.engine.watch import Watch
+    from jumpahead.engine.batch_topk import Selected
+    from jumpahead.engine.step_diagnostics import Watch
 
 Item = TypeVar("Item")
 
@@ -134,7 +134,7 @@ class Kernels(Protocol):
     """A kernel layer."""
 
     name: str
-    late: bool
+    async_step: bool
     """Whether it never waits for its device within a step: `support` may then leave room to spare (supports.py), and
     `late.py` sees afterwards what went wrong."""
 
@@ -213,7 +213,7 @@ class Kernels(Protocol):
 class LateKernels(Kernels, Protocol):
     """A kernel layer that does not wait for its device."""
 
-    demands: list[late.Demand]
+    demands: list[async_step.Demand]
     """Of every support since the list was cleared."""
 
     def largest_of_batch(self, x: Centred, encoder: Encoder, b_enc: Tensor, selection: LargestOfBatch) -> Selected:
@@ -248,7 +248,7 @@ class State:
     """Made from W_enc when first needed: not in a checkpoint."""
     popular: tuple[Tensor, Tensor] | None = None
     """(share, who goes through products by it), where that is kept (dense.py): not in a checkpoint."""
-    flight: late.Flight | None = None
+    flight: async_step.Flight | None = None
     """The last step, where it may still be on its way (late.py): not in a checkpoint."""
 
     @property
@@ -305,7 +305,7 @@ def begun(arch: Architecture, p: Params, sample: Tensor) -> State:
         v={name: torch.zeros_like(p[name]) for name in trained},
         last=torch.zeros(width, dtype=torch.int32, device=sample.device),
         silent=torch.zeros(width, dtype=torch.int64, device=sample.device),
-        share=dense.first_share(arch, p, sample),
+        share=dense_features.first_share(arch, p, sample),
     )
     if arch.controlled:
         state.control = Control(price=arch.first_price, l0=wanted_l0(arch.recipe, arch.setting, 0))
@@ -331,11 +331,11 @@ def step(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels, wa
     before (`late.settle` asks for the last).
     """
     if kernels.late:
-        done = late.step(state, x, lr, warmup, cast(LateKernels, kernels), watch)
+        done = async_step.step(state, x, lr, warmup, cast(LateKernels, kernels), watch)
     else:
         done = once(state, x, lr, warmup, kernels, watch)
     if is_due(state):
-        late.settle(state, kernels)
+        async_step.settle(state, kernels)
         resample(state, done.centred, done.error, float(done.result.l0), kernels)
     return done.result
 
@@ -346,7 +346,7 @@ def once(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels, wa
     v, knobs, encoder = arch.derive(p), knobs_of(state, warmup, kernels), state.encoder_for(kernels)
     centred = kernels.centre(x, p["b_dec"])
     selection = arch.selection(p, v, knobs, training=True)
-    sparse, blocks = dense.divide(selection, state, centred, v, knobs, kernels)
+    sparse, blocks = dense_features.divide(selection, state, centred, v, knobs, kernels)
     found = select(centred, encoder, p["b_enc"], sparse, kernels)
     support = blocks.take(found.support)
 
@@ -369,10 +369,10 @@ def once(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels, wa
         dense=totals.features,
     )
     if kernels.late:
-        fine, before = late.judge(state, result, cast(LateKernels, kernels)), late.small(state)
+        fine, before = async_step.judge(state, result, cast(LateKernels, kernels)), async_step.small(state)
     else:
         result, scales, fine, before = result.read(), tuple(map(float, scales)), None, None
-        if not result.error + result.penalty < late.LARGEST:
+        if not result.error + result.penalty < async_step.LARGEST:
             raise DivergedError(f"the loss is {result.error + result.penalty:.3g}")
 
     state.t += 1
@@ -397,11 +397,11 @@ def once(state: State, x: Tensor, lr: float, warmup: float, kernels: Kernels, wa
         arch.observe(p, found.least, lr)
     arch.decay(p, lr, counts)
     arch.constrain(p)
-    if dense.is_decided(state.t, kernels):
-        state.share = dense.with_endless(share.float(), selection, kernels)
+    if dense_features.is_decided(state.t, kernels):
+        state.share = dense_features.with_endless(share.float(), selection, kernels)
     remember(state, counts.fired, tokens, result.l0)
     if before is not None:
-        late.keep(state, before, fine)
+        async_step.keep(state, before, fine)
     return Done(result, fine, centred, whole.error)
 
 

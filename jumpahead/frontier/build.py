@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jumpahead.diagnostics import MEASURES, asked_l0
 from jumpahead.errors import ArtefactError
 from jumpahead.frontier.answer import plain
 from jumpahead.frontier.curve import LEVEL, centred, estimate
@@ -24,7 +25,6 @@ from jumpahead.frontier.series import (
     seeds_of,
 )
 from jumpahead.frontier.words import setting_label
-from jumpahead.health import MEASURES, asked_l0
 from jumpahead.metrics import BOOTSTRAPPED, METRICS, SHARES
 from jumpahead.nouns import Nouns
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from jumpahead.errors import DataError, StudyError
-from jumpahead.lm.config import LMConfig, TextConfig
-from jumpahead.lm.sources.base import Source
+from jumpahead.lm.config import LMConfig
 from jumpahead.store import digest_file, digest_json
+from jumpahead.text.config import TextConfig
+from jumpahead.text.source import Source
 
 LATER: dict[str, dict[str, Any]] = {
     "LMConfig": {

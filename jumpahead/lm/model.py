@@ -27,11 +27,11 @@ import torch
 from torch import Tensor, nn
 
 from jumpahead.errors import DataError, SiteError, StudyError
-from jumpahead.lm.chat import Conversation, Encoded, Template
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.fingerprint import folder_digest, model_folder
-from jumpahead.lm.places import Place, blocks_of, entered, locate, main_input, removed, replaced, seen, spliced
+from jumpahead.lm.hooks import Place, blocks_of, entered, locate, main_input, removed, replaced, seen, spliced
 from jumpahead.lm.sites import Site, parse_site
+from jumpahead.text.chat import Conversation, Encoded, Template
 
 LONGEST_CONTEXT = 1024  # tokens, unless a study asks for more: attention's cost grows with it, an SAE learns nothing
 

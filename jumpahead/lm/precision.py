@@ -15,12 +15,13 @@ from typing import NamedTuple
 
 import torch
 
-from jumpahead.lm.config import LMConfig, TextConfig
-from jumpahead.lm.contexts import Contexts, tokenize
+from jumpahead.lm.config import LMConfig
 from jumpahead.lm.model import LM, nats
-from jumpahead.lm.sources import source_of
-from jumpahead.lm.sources.base import Source
-from jumpahead.lm.text import documents
+from jumpahead.text.config import TextConfig
+from jumpahead.text.contexts import Contexts, tokenize
+from jumpahead.text.documents import documents
+from jumpahead.text.source import Source
+from jumpahead.text.sources import source_of
 
 EXACT, FAST = "float32", "bfloat16"
 LARGEST_SHIFT = 1e-3

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from jumpahead.report.looks import FALLBACK, PAPER, SCREEN, checked, visible
 from jumpahead.report.numbers import MISSING, percent, short
 from jumpahead.report.panel import Json
+from jumpahead.report.series_style import FALLBACK, PAPER, SCREEN, checked, visible
 
 
 def section(found: Json) -> dict[str, Any]:

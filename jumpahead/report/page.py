@@ -18,9 +18,9 @@ from jumpahead.nouns import Nouns
 from jumpahead.report import assets
 from jumpahead.report import efficiency as costs
 from jumpahead.report.findings import findings, typical
-from jumpahead.report.looks import DASHES, SYMBOLS, looks
 from jumpahead.report.numbers import MISSING, NBSP, count, exact, harmless
 from jumpahead.report.panel import FIDELITY, Json, Names, Panel
+from jumpahead.report.series_style import DASHES, SYMBOLS, looks
 from jumpahead.report.tables import DIRECTIONS, cells, columns, health_table, matched_tables
 
 TARGETS = {  # what one may ask for

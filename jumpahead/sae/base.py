@@ -27,7 +27,7 @@ from torch import Tensor
 
 from jumpahead import store
 from jumpahead.errors import ArtefactError, DataError, StudyError
-from jumpahead.sae import architecture
+from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.checked import BaseModel, ConfigDict
 from jumpahead.sae.recipe import (
     Recipe,
@@ -575,7 +575,7 @@ class SAE:
         files = store.SAEFolder(Path(folder))
         config = store.read_json(files.config, schema="jumpahead.sae/1")
         try:
-            kind, setting = architecture(config["architecture"]), Setting(**config["setting"])
+            kind, setting = ARCHITECTURES.get(config["architecture"]), Setting(**config["setting"])
             if setting.kind not in kind.settings:
                 raise ValueError(f"{kind.name} has no setting '{setting.kind}'")
             arch = kind(kind.Options(**config["options"]), setting, recipe_from(config["recipe"]))

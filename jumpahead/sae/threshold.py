@@ -20,7 +20,7 @@ from jumpahead.sae.base import (
     common_parameters,
     quantile_for_l0,
 )
-from jumpahead.sae.control import exp
+from jumpahead.sae.controller import exp
 from jumpahead.sae.recipe import Recipe, Shape, TrainConfig
 
 LEAST = 1e-3

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from jumpahead.activations.ahead import ahead
+from jumpahead.activations.prefetch import ahead
 
 
 class Maker:

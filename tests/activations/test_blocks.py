@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jumpahead.activations.base import Activations
-from jumpahead.activations.blocks import Place, Stream
+from jumpahead.activations.stream import Place, Stream
 from jumpahead.errors import DataError
 
 

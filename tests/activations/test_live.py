@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from jumpahead.activations import ActivationsConfig, names, origin
+from jumpahead.activations import ActivationsConfig
 from jumpahead.activations.base import Activations, scale
-from jumpahead.activations.live import Live
+from jumpahead.activations.origins import ORIGINS
+from jumpahead.activations.origins.live import Live
 from jumpahead.errors import DataError, SiteError, StudyError
-from jumpahead.lm.contexts import tokenize
-from jumpahead.lm.sources.base import Document
-from jumpahead.lm.text import is_held_out
+from jumpahead.text.contexts import tokenize
+from jumpahead.text.documents import is_held_out
+from jumpahead.text.source import Document
 
 SITES = ["layers.0.attention", "layers.1.residual", "layers.1.mlp"]
 
@@ -128,13 +129,13 @@ def test_activations_that_are_all_zero_are_refused():
 
 
 def test_origins_are_the_files_of_the_folder(lm_of, contexts, tmp_path):
-    assert names() == ["live", "shards", "synthetic", "tensors"]
+    assert ORIGINS.names() == ["live", "shards", "synthetic", "tensors"]
     config = ActivationsConfig(sites=("blocks.1.hook_mlp_out", "layers.1.mlp"), block=9)
     assert config.sites == ("layers.1.mlp",)
-    opened = origin(config.origin).open(config, lm=lm_of("llama"), contexts=contexts, folder=tmp_path)
+    opened = ORIGINS.get(config.origin).open(config, lm=lm_of("llama"), contexts=contexts, folder=tmp_path)
     assert isinstance(opened, Live)
     assert opened.groups_per_block == 2
     with pytest.raises(StudyError, match=r"no origin of activations called 'lives'\. Did you mean 'live'"):
-        origin("lives")
+        ORIGINS.get("lives")
     with pytest.raises(SiteError, match=r"Did you mean 'layers\.2\.mlp'"):
         ActivationsConfig(sites=("layer.2.mlp",))

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from jumpahead import log, store
-from jumpahead.activations import ActivationsConfig, origin
-from jumpahead.activations.blocks import Stream
-from jumpahead.activations.files import Reader
-from jumpahead.activations.live import Live
-from jumpahead.activations.shards import LABELS, Part, Shards, missing, write_shards, write_sites
+from jumpahead import formatting, store
+from jumpahead.activations import ActivationsConfig
+from jumpahead.activations.origins import ORIGINS
+from jumpahead.activations.origins.live import Live
+from jumpahead.activations.origins.shards import LABELS, Part, Shards, missing, write_shards, write_sites
+from jumpahead.activations.row_files import Reader
+from jumpahead.activations.stream import Stream
 from jumpahead.errors import ArtefactError, StudyError
-from jumpahead.lm.contexts import tokenize
-from jumpahead.lm.sources.base import Document
-from jumpahead.lm.text import is_held_out
+from jumpahead.progress import Progress, Silent
+from jumpahead.text.contexts import tokenize
+from jumpahead.text.documents import is_held_out
+from jumpahead.text.source import Document
 
 SITES = ["layers.0.mlp", "layers.1.attention"]
 SMALL = 0.05  # MiB per shard: several of them
@@ -85,7 +87,7 @@ class Dying(Live):
         return super().rows(group)
 
 
-class Counting(log.Progress):
+class Counting(Progress):
     """Progress that remembers its phases."""
 
     def __init__(self):
@@ -96,7 +98,7 @@ class Counting(log.Progress):
 
     def phase(self, title, total, unit, done=0):
         self.phases.append((title, total, done))
-        return log.Silent().phase(title, total, unit, done)
+        return Silent().phase(title, total, unit, done)
 
 
 def rows_of(live, files_done, folder):
@@ -189,8 +191,8 @@ def test_the_disk_is_looked_at_before_anything_is_written(live, tmp_path, monkey
     with pytest.raises(StudyError) as caught:
         write_shards(live, tmp_path / "new" / "er", shard_mib=SMALL)
     said = str(caught.value)
-    assert f"has {log.size(needed - 1)} of free disk" in said
-    assert f"need {log.size(needed)}" in said
+    assert f"has {formatting.size(needed - 1)} of free disk" in said
+    assert f"need {formatting.size(needed)}" in said
     assert "text.max_tokens" in said
     assert "one site at a time" in said
     assert "activations.origin = 'live'" in said
@@ -279,12 +281,12 @@ def test_activations_of_something_else_are_refused(live, tmp_path):
 
 def test_the_origin_writes_and_then_needs_no_model(lm_of, contexts, tmp_path):
     config = ActivationsConfig(sites=tuple(SITES), origin="shards", block=8, options={"shard_mib": SMALL})
-    opened = origin("shards").open(config, lm=lm_of("neox"), contexts=contexts, folder=tmp_path)
-    again = origin("shards").open(config, folder=tmp_path)
+    opened = ORIGINS.get("shards").open(config, lm=lm_of("neox"), contexts=contexts, folder=tmp_path)
+    again = ORIGINS.get("shards").open(config, folder=tmp_path)
     assert again.groups_per_block == 2
     assert all(torch.equal(x, opened.rows(1)[site]) for site, x in again.rows(1).items())
     with pytest.raises(ArtefactError, match="does not exist"):
-        origin("shards").open(config, folder=tmp_path / "empty")
+        ORIGINS.get("shards").open(config, folder=tmp_path / "empty")
 
 
 @pytest.mark.parametrize(
@@ -298,7 +300,7 @@ def test_the_origin_writes_and_then_needs_no_model(lm_of, contexts, tmp_path):
 def test_unknown_options_are_named(name, options, says, lm_of, contexts, tmp_path):
     config = ActivationsConfig(origin=name, options=options)
     with pytest.raises(StudyError, match=says):
-        origin(name).open(config, lm=lm_of("neox"), contexts=contexts, folder=tmp_path)
+        ORIGINS.get(name).open(config, lm=lm_of("neox"), contexts=contexts, folder=tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------- sites that come later

@@ -5,16 +5,17 @@ import itertools
 import pytest
 import torch
 
-from jumpahead.activations import WITHOUT_LM, ActivationsConfig, origin
+from jumpahead.activations import WITHOUT_LM, ActivationsConfig
 from jumpahead.activations.base import scale
-from jumpahead.activations.blocks import Stream
+from jumpahead.activations.origins import ORIGINS
+from jumpahead.activations.stream import Stream
 
 SITES = ("layers.0.residual", "layers.3.mlp")
 
 
 def make(**options):
     options = {"d": 24, "features": 100, "l0": 5.0, "groups": 40, "rows": 300, **options}
-    return origin("synthetic").open(ActivationsConfig(sites=SITES, origin="synthetic", options=options))
+    return ORIGINS.get("synthetic").open(ActivationsConfig(sites=SITES, origin="synthetic", options=options))
 
 
 def test_rows_are_sums_of_the_dictionary():

@@ -12,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from jumpahead import log
-from jumpahead.activations import ActivationsConfig, origin
-from jumpahead.activations.blocks import Stream
-from jumpahead.activations.tensors import is_group_held_out, rows_for, spool
+from jumpahead.activations import ActivationsConfig
+from jumpahead.activations.origins import ORIGINS
+from jumpahead.activations.origins.tensors import is_group_held_out, rows_for, spool
+from jumpahead.activations.stream import Stream
 from jumpahead.errors import ArtefactError, DataError, StudyError
+from jumpahead.formatting import size
 
 GROUP = 16
 
@@ -31,7 +32,7 @@ def config(source="", site="pictures", dtype="float32", **options):
 
 
 def opened(source="", folder=None, **options):
-    return origin("tensors").open(config(source, **options), folder=folder)
+    return ORIGINS.get("tensors").open(config(source, **options), folder=folder)
 
 
 def everything(data):
@@ -85,7 +86,7 @@ def test_a_folder_of_files_is_one_after_the_other(tmp_path, kind):
 def test_a_tensor_per_site(tmp_path):
     save_file({"early": rows(64, 3), "late": rows(64, 7), "label": torch.arange(64)}, tmp_path / "x.safetensors")
     given = config(tmp_path / "x.safetensors").model_copy(update={"sites": ("late", "early")})
-    data = origin("tensors").open(given)
+    data = ORIGINS.get("tensors").open(given)
     assert data.widths == {"late": 7, "early": 3}
     assert torch.equal(everything(data)["early"], split(rows(64, 3))[0])
     with pytest.raises(StudyError, match=r"has no tensor 'pictures', it has early, late, label: name it"):
@@ -153,7 +154,9 @@ def spooled(tensors, folder, n=203, **other):
 @pytest.mark.parametrize("sizes", [[300], [1] * 203, [7, 16, 32, 100, 90], [203], [16] * 13])
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, np.float64])
 def test_what_an_iterator_gives_comes_back(tmp_path, sizes, kind, monkeypatch):
-    monkeypatch.setattr("jumpahead.activations.tensors.FILE_MIB", 3.2 * GROUP * 5 * 4 / 2**20)  # 3 groups a file
+    monkeypatch.setattr(
+        "jumpahead.activations.origins.tensors.FILE_MIB", 3.2 * GROUP * 5 * 4 / 2**20
+    )  # 3 groups a file
     x = rows(300)
     parts = x[: sum(sizes)].split(sizes)
     tensors = (part.numpy().astype(kind) if kind is np.float64 else part.to(kind) for part in parts)
@@ -212,7 +215,7 @@ def test_an_iterator_that_will_not_do_leaves_nothing(tmp_path, tensors, says):
 def test_the_disk_is_looked_at_first(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 203 * 5 * 4 - 1))
-    with pytest.raises(StudyError, match=rf"of free disk, and 203 rows of width 5 need {log.size(4060)}: give"):
+    with pytest.raises(StudyError, match=rf"of free disk, and 203 rows of width 5 need {size(4060)}: give"):
         spooled(iter([rows(300)]), tmp_path)
     assert spooled(iter([rows(300)]), tmp_path, n=202)
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jumpahead import sae
-from jumpahead.engine import Kernels, State, fresh_state, kernels
+from jumpahead.engine import Kernels, State, fresh_state, kernel_layer
+from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.auxk import WithAuxK
 from jumpahead.sae.base import Architecture
 from jumpahead.sae.recipe import Recipe, Setting, TrainConfig, recipe
@@ -70,13 +70,13 @@ class Case(NamedTuple):
 
     def arch(self, **changes: Any) -> Architecture:
         """An instance, with more changes to the recipe."""
-        kind = sae.architecture(self.architecture)
+        kind = ARCHITECTURES.get(self.architecture)
         return kind(kind.Options(**self.options), self.setting, some_recipe(**self.changes, **changes))
 
     @property
     def keeps_largest(self) -> bool:
         """Whether it keeps the largest π, and has AuxK."""
-        return issubclass(sae.architecture(self.architecture), WithAuxK)
+        return issubclass(ARCHITECTURES.get(self.architecture), WithAuxK)
 
     @property
     def start_l0(self) -> float:
@@ -96,8 +96,8 @@ def some_recipe(**changes: Any) -> Recipe:
 def all_cases() -> list[Case]:
     """Every architecture × options × recipe × kind of setting that goes with the options."""
     found = []
-    for name in sae.names():
-        architecture = sae.architecture(name)
+    for name in ARCHITECTURES.names():
+        architecture = ARCHITECTURES.get(name)
         for options in OPTIONS.get(name, [{}]):
             kinds = [kind for kind in architecture.settings if not architecture.Options(**options).objection(kind)]
             for title, changes in RECIPES.get(name, {"": {}}).items():
@@ -113,7 +113,7 @@ CASES = all_cases()
 
 def layer(name: str) -> Kernels:
     """A fresh kernel layer: no slots kept from another test."""
-    return kernels(name)
+    return kernel_layer(name)
 
 
 def draw(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:

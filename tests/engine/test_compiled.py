@@ -11,9 +11,9 @@ import pytest
 import torch
 from numba import njit
 
-from jumpahead.engine.cpu import product, walk
-from jumpahead.engine.cpu.lanes import LANES, above, coarse, lowest_bit, number, reaching
-from jumpahead.engine.cpu.threads import cuts, each, spread
+from jumpahead.engine.kernels.numba import product, sparse_ops
+from jumpahead.engine.kernels.numba.simd import LANES, above, coarse, lowest_bit, number, reaching
+from jumpahead.engine.kernels.numba.threads import cuts, each, spread
 from tests.engine.cases import draw
 
 
@@ -100,7 +100,7 @@ def test_the_lowest_bit(place):
 def test_rounding_to_bfloat16_is_torchs_and_the_gap_is_measured():
     x = torch.cat([draw(40, 33, seed=7).float() * 10.0 ** torch.arange(-20, 20)[:, None], torch.ones(1, 33) + 2.0**-8])
     low, gaps = np.empty(x.shape, np.int16), np.empty(len(x), np.float32)
-    walk.round_rows(0, len(x), x.numpy(), low, gaps)
+    sparse_ops.round_rows(0, len(x), x.numpy(), low, gaps)
     wanted = x.bfloat16()
     assert torch.equal(torch.from_numpy(low).view(torch.bfloat16), wanted), "ties to even included"
     exact = (x.double() - wanted.double()).norm(dim=1)
@@ -168,9 +168,9 @@ def test_no_index_leaves_its_array(tmp_path):
     """A few steps of every architecture, in several chunks, with more entries than room, compiled with checks."""
     program = """
         import torch
-        import jumpahead.engine.cpu as cpu
+        import jumpahead.engine.kernels.numba as cpu
         from jumpahead.engine import step
-        from jumpahead.engine.cpu.product import BFLOAT16, DEFAULT, is_exact
+        from jumpahead.engine.kernels.numba.product import BFLOAT16, DEFAULT, is_exact
         from tests.engine.cases import CASES, activations, start
 
         cpu.CHUNK, cpu.ROOM = 70 * 64, 1

@@ -90,5 +90,5 @@ def test_decoding_by_hand():
 
 
 def test_the_default_layer_is_the_compiled_one():
-    assert "numba" in engine.kernels().name
-    assert engine.kernels("plain").name == "plain torch"
+    assert "numba" in engine.kernel_layer().name
+    assert engine.kernel_layer("plain").name == "plain torch"

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from jumpahead.engine import step
-from jumpahead.engine.cpu import Compiled
-from jumpahead.engine.cpu.product import PRODUCTS, is_exact
-from jumpahead.engine.select import GUESSES, guesses, select
+from jumpahead.engine.batch_topk import GUESSES, guesses, select
+from jumpahead.engine.kernels.numba import Compiled
+from jumpahead.engine.kernels.numba.product import PRODUCTS, is_exact
 from jumpahead.sae.base import DEAD, MAIN, Knobs, LargestOfBatch
 from tests.engine.cases import CASES, LAYERS, activations, assert_same_bytes, clone, draw, layer, scrambled
 from tests.engine.test_step_is_exact import adversarial, check_layout, dense, dyadic

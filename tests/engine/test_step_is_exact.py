@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import jumpahead.engine.cpu as cpu_kernels
-import jumpahead.engine.dense as dense_path
-import jumpahead.engine.plain as plain_kernels
+import jumpahead.engine.dense_features as dense_path
+import jumpahead.engine.kernels.numba as cpu_kernels
+import jumpahead.engine.kernels.torch.layer as plain_kernels
 from jumpahead.engine import reference, step
-from jumpahead.engine.cpu import Compiled
-from jumpahead.engine.cpu.product import PRODUCTS, is_exact
-from jumpahead.engine.select import select
+from jumpahead.engine.batch_topk import select
+from jumpahead.engine.kernels.numba import Compiled
+from jumpahead.engine.kernels.numba.product import PRODUCTS, is_exact
 from jumpahead.engine.step import State
 from jumpahead.errors import DivergedError
 from jumpahead.sae.base import DEAD, MAIN, Above, Knobs, Largest, LargestOfBatch

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from jumpahead import sae
-from jumpahead.engine import Watch, dense, fresh_state, step
+from jumpahead.engine import Watch, dense_features, fresh_state, step
+from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.base import Knobs
 from jumpahead.sae.recipe import Setting
 from tests.engine.cases import CASES, LAYERS, activations, assert_same_bytes, clone, layer, scrambled, some_recipe
@@ -26,13 +26,13 @@ PRICED = [case for case in CASES if case.setting.kind == "lambda" and not case.o
 def way(request, monkeypatch):
     """Every entry in the support, or every one in blocks of seven features."""
     for name, value in WAYS[request.param].items():
-        monkeypatch.setattr(dense, name, value)
+        monkeypatch.setattr(dense_features, name, value)
     return request.param
 
 
 def by_hand(form: str):
     """Three features that read off x: W_enc = W_dec = 1, no biases; theta = 0.5, 0.2, 0.8, epsilon = 0.2."""
-    kind = sae.architecture("jumprelu")
+    kind = ARCHITECTURES.get("jumprelu")
     recipe = some_recipe(threshold_form=form, threshold_start=0.5, bandwidth=0.2, centre=False, dead_after=150)
     state = fresh_state(kind(kind.Options(), Setting("lambda", 0.09), recipe), 3, 3, 0, torch.zeros(4, 3).double())
     theta = torch.tensor([0.5, 0.2, 0.8], dtype=torch.float64)

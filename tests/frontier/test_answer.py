@@ -358,6 +358,6 @@ def test_two_hundred_saes_are_asked_quickly():
 
 
 def test_torch_is_not_imported():
-    code = "import sys, jumpahead.frontier, jumpahead.terminal, jumpahead.metrics; print('torch' in sys.modules)"
+    code = "import sys, jumpahead.frontier, jumpahead.report.terminal, jumpahead.metrics; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from jumpahead.engine import State, late
+from jumpahead.engine import State, async_step
 from tests.engine.cases import CASES, Case, clone
 
 pytest.importorskip("triton", reason="triton is not installed: make test-gpu")
@@ -15,7 +15,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if DEVICE.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("no GPU, and not in Triton's interpreter: make test-gpu", allow_module_level=True)
 
-from jumpahead.engine import cuda  # noqa: E402 — decides at import whether kernels are interpreted
+from jumpahead.engine.kernels import triton  # noqa: E402 — decides at import whether kernels are interpreted
 
 PATHS: dict[str, dict[str, float]] = {
     "support": {"POPULAR": 1.0, "FEWEST": 10**9},
@@ -35,9 +35,9 @@ def ways() -> list[tuple[Case, str]]:
 WAYS = ways()
 
 
-def layer(is_late: bool = True) -> cuda.Triton:
+def layer(is_late: bool = True) -> triton.Triton:
     """A fresh kernel layer."""
-    return cuda.Triton(DEVICE, late=is_late)
+    return triton.Triton(DEVICE, late=is_late)
 
 
 def there(state: State) -> State:
@@ -45,9 +45,9 @@ def there(state: State) -> State:
     return moved(state, DEVICE)
 
 
-def back(state: State, kernels: cuda.Triton) -> State:
+def back(state: State, kernels: triton.Triton) -> State:
     """A copy on the CPU, after the last step is done."""
-    late.settle(state, kernels)
+    async_step.settle(state, kernels)
     return moved(state, torch.device("cpu"))
 
 

@@ -24,8 +24,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from jumpahead.engine import dense, step
-from jumpahead.engine.cuda import Triton, screen, walk
+from jumpahead.engine import dense_features, step
+from jumpahead.engine.kernels.triton import Triton, screen, sparse_ops
 from tests.engine.cases import CASES, activations, start
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -99,13 +99,13 @@ def kernels_of(module: types.ModuleType) -> list[JITFunction]:
 def run(d: int, architectures: list[str], dtype: torch.dtype) -> Compiled:
     """Compile what steps of these architectures launch at d dimensions, through the support and through products."""
     compiled = Compiled()
-    for kernel in kernels_of(screen) + kernels_of(walk):
+    for kernel in kernels_of(screen) + kernels_of(sparse_ops):
         kernel.run = types.MethodType(compiled.launch, kernel)  # type: ignore[method-assign]
     for case in CASES:
         if architectures and case.architecture not in architectures:
             continue
         for popular in (1.0, -1.0):
-            dense.POPULAR, dense.FEWEST = popular, 1
+            dense_features.POPULAR, dense_features.FEWEST = popular, 1
             state = start(case, d, WIDTH, dtype, dead_after=10**9)
             layer = Triton("cpu", late=True)
             x = activations(TOKENS, d, 1, dtype)

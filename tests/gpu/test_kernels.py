@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jumpahead.engine import dense, kernels, reference, step
-from jumpahead.engine.select import select
+from jumpahead.engine import dense_features, kernel_layer, reference, step
+from jumpahead.engine.batch_topk import select
 from jumpahead.sae.base import Above, Knobs, Largest, LargestOfBatch
 from tests.engine.cases import CASES, activations, assert_close, clone, draw, scrambled, settled, start
 from tests.gpu.card import DEVICE, PATHS, WAYS, back, cuda, layer, there
@@ -21,7 +21,7 @@ def test_two_steps_equal_dense_autograd_with_dense_adam(case, path, monkeypatch)
     """float64, to 1e-10; dead features, rows last touched long ago, features of several pieces."""
     d, width, tokens = 5, 12, 8
     for name, value in PATHS[path].items():
-        monkeypatch.setattr(dense, name, value)
+        monkeypatch.setattr(dense_features, name, value)
     monkeypatch.setattr(cuda, "LONG", 3)
     state = scrambled(case, d, width, seed=7, adam_epsilon=1.0)
     ours, theirs, layer_, results = there(state), settled(state), layer(), []
@@ -84,7 +84,7 @@ def test_supports_are_those_of_plain_torch_bit_for_bit(kind, which, monkeypatch)
         "batch": LargestOfBatch(4.4, 0.3, dead, 3),
     }[which]  # fmt: skip
     found = []
-    for one, device in ((layer(is_late=False), DEVICE), (kernels("plain"), torch.device("cpu"))):
+    for one, device in ((layer(is_late=False), DEVICE), (kernel_layer("plain"), torch.device("cpu"))):
         moved = chosen._replace(**{k: v.to(device) for k, v in chosen._asdict().items() if isinstance(v, torch.Tensor)})
         centred = one.centre(x.to(device), torch.zeros(x.shape[1], device=device))
         encoder = one.encoder(w.to(device))
@@ -116,7 +116,7 @@ def test_twenty_float32_steps_are_the_cpus(case):
     """From a fresh SAE, with the recipe's schedule of λ and its controller; Adam's ε makes a step a smooth function."""
     d, width, tokens = 6, 14, 10
     begin = start(case, d, width, torch.float32, dead_after=3 * tokens, adam_epsilon=0.1)
-    ours, theirs, layer_, cpu, results = there(begin), clone(begin), layer(), kernels("cpu"), []
+    ours, theirs, layer_, cpu, results = there(begin), clone(begin), layer(), kernel_layer("cpu"), []
     for i in range(20):
         x = activations(tokens, d, 50 + i, torch.float32)
         found = step(ours, x.to(DEVICE), 0.05, min(1.0, i / 7), layer_)

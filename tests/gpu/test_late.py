@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from jumpahead.engine import dense, late, step
+from jumpahead.engine import async_step, dense_features, step
 from jumpahead.errors import DivergedError
 from tests.engine.cases import CASES, activations, assert_close, assert_same_bytes, scrambled
 from tests.gpu.card import DEVICE, PATHS, WAYS, back, cuda, layer, moved, there
@@ -51,23 +51,23 @@ class NoWaiting(TorchDispatchMode):
 def test_nothing_is_waited_for_within_a_step(case, path, monkeypatch):
     """But who goes through products, every KEEP steps."""
     for name, value in PATHS[path].items():
-        monkeypatch.setattr(dense, name, value)
+        monkeypatch.setattr(dense_features, name, value)
     state, kernels = there(scrambled(case, D, M, 5, torch.float32, dead_after=24, **FALLING)), layer()
     state.t = 40
     step(state, batch(0), 0.003, 0.7, kernels)
     if DEVICE.type == "cuda":
         step(state, batch(1), 0.003, 0.7, kernels)  # a second, with the layout of memory settled
-        late.settle(state, kernels)
+        async_step.settle(state, kernels)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            late.launch(state, batch(2), 0.003, 0.7, kernels, None)
+            async_step.launch(state, batch(2), 0.003, 0.7, kernels, None)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         return
-    late.settle(state, kernels)
+    async_step.settle(state, kernels)
     x = batch(1)
     with NoWaiting():
-        launched = late.launch(state, x, 0.003, 0.7, kernels, None)
+        launched = async_step.launch(state, x, 0.003, 0.7, kernels, None)
     assert state.t == 42
     assert launched.done.result.entries > 0
 
@@ -90,13 +90,13 @@ def test_too_little_room_is_made_and_changes_no_byte(case, monkeypatch):
     monkeypatch.setattr(cuda, "ROOM", 0.1)
     monkeypatch.setattr(cuda, "STEP", 1)
     monkeypatch.setattr(cuda, "LONG", 10**6)  # with the same cuts: how many there may be follows from the room
-    launches, real = [], late.launch
+    launches, real = [], async_step.launch
 
     def launch(*args):
         launches.append(1)
         return real(*args)
 
-    monkeypatch.setattr(late, "launch", launch)
+    monkeypatch.setattr(async_step, "launch", launch)
     kernels = cuda.Triton(DEVICE, late=True)
     kernels._rooms = {}
     monkeypatch.setattr(kernels, "_room", lambda w, x: kernels._rooms.setdefault("", 1))
@@ -143,13 +143,13 @@ def test_a_run_is_repeated_bit_by_bit(case):
 
 
 def test_resampling_and_watching_wait_and_see_what_the_cpu_sees():
-    from jumpahead.engine import Watch, kernels
+    from jumpahead.engine import Watch, kernel_layer
 
     case = next(case for case in CASES if case.architecture == "jumprelu" and case.setting.kind == "l0")
     start = scrambled(case, D, M, 5, torch.float64, resample_every=2, revive_until=40, adam_epsilon=1.0, **FALLING)
     start.silent[:3] = 10**6
     start.t, healths, states = 16, [], []
-    for layer_, device in ((layer(), DEVICE), (kernels("plain"), torch.device("cpu"))):
+    for layer_, device in ((layer(), DEVICE), (kernel_layer("plain"), torch.device("cpu"))):
         state = moved(start, device)
         for i in range(3):  # step 18 resamples
             x = activations(B, D, 300 + i).to(device)

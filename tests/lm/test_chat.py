@@ -13,13 +13,14 @@ import tokenizers
 import transformers
 
 from jumpahead.errors import ArtefactError, DataError, StudyError
-from jumpahead.lm import contexts as module
 from jumpahead.lm import fingerprint
-from jumpahead.lm.chat import Conversation, Template
-from jumpahead.lm.config import LMConfig, TextConfig
-from jumpahead.lm.contexts import SPLITS, Contexts, tokenize, tokenize_into
-from jumpahead.lm.sources import source_of
-from jumpahead.lm.text import documents
+from jumpahead.lm.config import LMConfig
+from jumpahead.text import contexts as module
+from jumpahead.text.chat import Conversation, Template
+from jumpahead.text.config import TextConfig
+from jumpahead.text.contexts import SPLITS, Contexts, tokenize, tokenize_into
+from jumpahead.text.documents import documents
+from jumpahead.text.sources import source_of
 from tests.conftest import byte_tokenizer
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

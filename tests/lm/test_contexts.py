@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from jumpahead import store
 from jumpahead.errors import ArtefactError, DataError
-from jumpahead.lm import contexts as module
-from jumpahead.lm.config import TextConfig
-from jumpahead.lm.contexts import Contexts, Shards, _packed, shuffled, tokenize, tokenize_into
-from jumpahead.lm.sources.base import Document
-from jumpahead.lm.text import documents, is_held_out
+from jumpahead.text import contexts as module
+from jumpahead.text.config import TextConfig
+from jumpahead.text.contexts import Contexts, Shards, _packed, shuffled, tokenize, tokenize_into
+from jumpahead.text.documents import documents, is_held_out
+from jumpahead.text.source import Document
 
 
 def letters(bos_id=0, context=6, batch=2, vocabulary=40):
@@ -353,7 +353,7 @@ def test_a_long_document_is_tokenised_in_stretches(tmp_path, monkeypatch):
     whole = tokenize([Document(docs("")[0].identity, text)], lm, split="train")
     lengths = []
     lm.encode = lambda texts: [lengths.append(len(text)) or octets(0).encode([text])[0] for text in texts]
-    monkeypatch.setattr("jumpahead.lm.text.STRETCH", 500)
+    monkeypatch.setattr("jumpahead.text.documents.STRETCH", 500)
     cut = tokenize([Document(docs("")[0].identity, text[:700], rest=(text[700:705], text[705:]))], lm, split="train")
     assert cut.digest == whole.digest  # for a tokenizer that never looks across a line break
     assert max(lengths) <= 500 < min(sum(lengths[i : i + 2]) for i in range(len(lengths) - 2))
@@ -485,9 +485,10 @@ def test_a_real_tokenizer_takes_special_tokens_and_long_documents_without_a_word
 def test_the_shared_model_scores_stories_as_its_author_reports(shared):
     """Karpathy reports 1.2968 nats per token on TinyStories' validation set; we score no token after BOS alone."""
     torch = pytest.importorskip("torch")
-    from jumpahead.lm.config import LMConfig, TextConfig
+    from jumpahead.lm.config import LMConfig
     from jumpahead.lm.model import LM, nats
-    from jumpahead.lm.text import documents
+    from jumpahead.text.config import TextConfig
+    from jumpahead.text.documents import documents
 
     lm = LM.load(LMConfig(model=str(shared / "models" / "stories260K")))
     text = TextConfig(source=str(shared / "text" / "tinystories_a.txt"), separator="<|endoftext|>")

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from jumpahead.lm import fingerprint
-from jumpahead.lm.config import LMConfig, TextConfig
-from jumpahead.lm.sources import source_of
+from jumpahead.lm.config import LMConfig
+from jumpahead.text.config import TextConfig
+from jumpahead.text.sources import source_of
 
 
 def test_later_keys_leave_digests_alone_until_they_are_used():

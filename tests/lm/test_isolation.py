@@ -8,14 +8,14 @@ import torch
 import transformers
 
 from jumpahead.errors import StudyError
-from jumpahead.evaluate import HeldOut, evaluate
+from jumpahead.evaluation import HeldOut, evaluate
 from jumpahead.lm import isolation
 from jumpahead.lm.config import LMConfig
-from jumpahead.lm.contexts import tokenize
 from jumpahead.lm.model import LM
-from jumpahead.lm.sources.base import Document
-from jumpahead.lm.text import is_held_out
 from jumpahead.sae.base import SAE
+from jumpahead.text.contexts import tokenize
+from jumpahead.text.documents import is_held_out
+from jumpahead.text.source import Document
 from tests.conftest import byte_tokenizer
 from tests.engine.cases import CASES, scrambled
 

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from jumpahead.lm import precision
-from jumpahead.lm.config import LMConfig, TextConfig
-from jumpahead.lm.contexts import tokenize
+from jumpahead.lm.config import LMConfig
 from jumpahead.lm.model import LM
-from jumpahead.lm.text import documents
 from jumpahead.store import write_atomic
+from jumpahead.text.config import TextConfig
+from jumpahead.text.contexts import tokenize
+from jumpahead.text.documents import documents
 
 SITES = ["layers.1.residual"]
 

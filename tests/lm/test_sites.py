@@ -50,8 +50,8 @@ def test_nonsense_is_refused(name):
 
 def test_no_torch_is_imported():
     code = (
-        "import sys, jumpahead.activations, jumpahead.lm.config, jumpahead.lm.contexts, jumpahead.lm.sites, "
-        "jumpahead.lm.text; jumpahead.activations.names(); "
+        "import sys, jumpahead.activations, jumpahead.lm.config, jumpahead.text.contexts, jumpahead.lm.sites, "
+        "jumpahead.text.documents; jumpahead.activations.origins.ORIGINS.names(); "
         "print([m for m in ('torch', 'transformers', 'safetensors') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -3,9 +3,9 @@
 import pytest
 
 from jumpahead.errors import DataError
-from jumpahead.lm.config import TextConfig
-from jumpahead.lm.sources.stdlib import stdlib_documents
-from jumpahead.lm.text import documents, is_held_out
+from jumpahead.text.config import TextConfig
+from jumpahead.text.documents import documents, is_held_out
+from jumpahead.text.sources.stdlib import stdlib_documents
 
 
 def write(folder, **files):

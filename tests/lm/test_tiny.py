@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from jumpahead.lm.sources.stdlib import stdlib_documents
-from jumpahead.lm.text import is_held_out
 from jumpahead.lm.tiny import PATH
+from jumpahead.text.documents import is_held_out
+from jumpahead.text.sources.stdlib import stdlib_documents
 
 CONTEXT = 256
 SCORED = 128

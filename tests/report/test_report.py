@@ -16,8 +16,8 @@ from jumpahead.errors import ArtefactError
 from jumpahead.metrics import METRICS
 from jumpahead.report import assets, page
 from jumpahead.report.findings import findings, typical
-from jumpahead.report.looks import PAPER, SCREEN, contrast, looks, visible
 from jumpahead.report.numbers import count, exact, harmless, interval, metric, percent, short
+from jumpahead.report.series_style import PAPER, SCREEN, contrast, looks, visible
 from tests import efficiencies
 
 HOSTILE = (
@@ -402,7 +402,7 @@ def test_what_is_no_run_or_no_frontier_is_named(make, save, tmp_path: Path) -> N
 def test_the_report_needs_neither_torch_nor_study_nor_sae() -> None:
     code = (
         "import sys, jumpahead.report.page; "
-        "names = ('torch', 'plotly', 'pandas', 'jumpahead.sae', 'jumpahead.study', 'jumpahead.frontier'); "
+        "names = ('torch', 'plotly', 'pandas', 'jumpahead.sae', 'jumpahead.study.schema', 'jumpahead.frontier'); "
         "print([name for name in names if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

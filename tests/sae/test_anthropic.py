@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from jumpahead import sae
 from jumpahead.sae import ste
+from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.base import Above, Counts, Entries, Knobs
 from jumpahead.sae.recipe import Setting
 from tests.engine.cases import CASES, Case, activations, scrambled
@@ -122,7 +122,7 @@ def test_the_loss_does_not_know_how_long_rows_of_the_decoder_are(case):
 
 
 def test_dead_features_have_every_token_in_their_support_and_others_their_window():
-    kind = sae.architecture("anthropic")
+    kind = ARCHITECTURES.get("anthropic")
     for options, drawn in (
         ({}, [False, True]),
         ({"pre_activation": 0.0}, 2 * [False]),

@@ -11,16 +11,16 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from jumpahead import sae
-from jumpahead.engine import kernels, step
+from jumpahead.engine import kernel_layer, step
 from jumpahead.errors import ArtefactError, DataError, StudyError
+from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.base import SAE, Architecture, Counts, Entries, Knobs
 from jumpahead.sae.recipe import Setting
-from jumpahead.train import begin_as
+from jumpahead.training import begin_as
 from tests.engine.cases import CASES, LAYERS, activations, draw, layer, scrambled, start
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
-names = pytest.mark.parametrize("name", sae.names())
+names = pytest.mark.parametrize("name", ARCHITECTURES.names())
 C = 17.3  # the scale: x_raw = C·x
 D, WIDTH = 10, 37
 
@@ -35,26 +35,26 @@ def saved_form(case, seed=1):
 
 
 def test_the_registry_lists_the_three_that_the_frontier_compares():
-    assert sae.names() == sorted(sae.names())
-    assert {"gated", "jumprelu", "topk"} <= set(sae.names())
-    assert {case.architecture for case in CASES} == set(sae.names())
+    assert ARCHITECTURES.names() == sorted(ARCHITECTURES.names())
+    assert {"gated", "jumprelu", "topk"} <= set(ARCHITECTURES.names())
+    assert {case.architecture for case in CASES} == set(ARCHITECTURES.names())
 
 
 @pytest.mark.parametrize(("wrong", "right"), [("jumprelo", "jumprelu"), ("topkk", "topk"), ("gate", "gated")])
 def test_an_unknown_architecture_names_the_nearest(wrong, right):
     with pytest.raises(StudyError, match=f"'{wrong}'.*Did you mean '{right}'"):
-        sae.architecture(wrong)
+        ARCHITECTURES.get(wrong)
 
 
 @pytest.mark.parametrize("support", ["base", "ste", "recipe", "control", "auxk", "threshold", "checked", "__init__"])
 def test_files_that_help_are_not_architectures(support):
     with pytest.raises(StudyError):
-        sae.architecture(support)
+        ARCHITECTURES.get(support)
 
 
 @names
 def test_the_header_has_the_paper_and_the_departures_from_it(name):
-    header = importlib.import_module(f"jumpahead.sae.{name}").__doc__ or ""
+    header = importlib.import_module(f"jumpahead.sae.architectures.{name}").__doc__ or ""
     assert re.search(r"https://arxiv\.org/abs/\d{4}\.\d{5}\b", header)
     assert re.search(r"^Departures from the paper: \w+", header, re.MULTILINE)
     assert re.search(r"^ {4}\S+ +=", header, re.MULTILINE), "equations stand in the header"
@@ -62,7 +62,7 @@ def test_the_header_has_the_paper_and_the_departures_from_it(name):
 
 @names
 def test_class_attributes_are_complete(name):
-    kind = sae.architecture(name)
+    kind = ARCHITECTURES.get(name)
     assert issubclass(kind, Architecture)
     assert kind.name == name
     assert kind.title
@@ -91,14 +91,14 @@ DASHES = {"solid", "dot", "dash", "longdash", "dashdot", "longdashdot"}
 
 @pytest.mark.parametrize("attribute", ["name", "title", "colour", "symbol", "order"])
 def test_curves_can_be_told_apart(attribute):
-    found = [getattr(sae.architecture(name), attribute) for name in sae.names()]
+    found = [getattr(ARCHITECTURES.get(name), attribute) for name in ARCHITECTURES.names()]
     assert len(set(found)) == len(found)
 
 
 def test_a_dash_comes_again_only_where_there_are_no_more():
-    found = {sae.architecture(name).dash for name in sae.names()}
+    found = {ARCHITECTURES.get(name).dash for name in ARCHITECTURES.names()}
     assert found <= DASHES
-    assert len(found) == min(len(sae.names()), len(DASHES))
+    assert len(found) == min(len(ARCHITECTURES.names()), len(DASHES))
 
 
 # ---------------------------------------------------------------------------------------------- initialisation
@@ -178,7 +178,7 @@ def test_folded_takes_the_lms_own_activations(case):
     state, one = saved_form(case)
     p, arch = state.p, state.arch
     x = activations(400, D, 2, torch.float32)
-    v, layer_ = arch.derive(p), kernels("plain")
+    v, layer_ = arch.derive(p), kernel_layer("plain")
     selection = arch.selection(p, v, Knobs(), training=False)
     support = layer_.support(layer_.centre(x, p["b_dec"]), layer_.encoder(p["W_enc"]), p["b_enc"], selection)
     values = arch.features(arch.values(Entries(support.pre, support.feature, support.part), p, v))
@@ -253,7 +253,7 @@ def test_unfolded_is_what_folds_to_it(case):
 def test_saes_that_begin_as_one_share_nothing_with_it_or_each_other(case):
     _, saved = saved_form(case)
     kept = {name: tensor.clone() for name, tensor in saved.params.items()}
-    sample, layer = activations(300, saved.d, 5, torch.float32), kernels("plain")
+    sample, layer = activations(300, saved.d, 5, torch.float32), kernel_layer("plain")
     one, other = (start(case, saved.d, saved.width, torch.float32) for _ in range(2))
     for state in (one, other):
         begin_as(state, saved, C, sample)

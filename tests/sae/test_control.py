@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from jumpahead import sae
-from jumpahead.engine import fresh_state, kernels, step
+from jumpahead.engine import fresh_state, kernel_layer, step
+from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.base import Architecture, Counts, Knobs
-from jumpahead.sae.control import SMOOTHING, Control
+from jumpahead.sae.controller import SMOOTHING, Control
 from jumpahead.sae.recipe import Setting, Shape, TrainConfig, wanted_l0
 from tests.engine.cases import CASES, LAYERS, activations, layer, scrambled, start
 
@@ -145,11 +145,11 @@ def test_thresholds_of_dead_features_alone_shrink_until_they_fire(form):
 def test_under_the_papers_preset_a_requested_l0_leaves_lambda_in_proportion_to_the_thresholds():
     """It starts with half the features on and thresholds near zero, a hundred times too low."""
     data = [activations(256, 16, i, torch.float32) for i in range(20)]
-    kind = sae.architecture("jumprelu")
+    kind = ARCHITECTURES.get("jumprelu")
     setting = Setting("l0", 4.0)
     papers = kind.recipe_for(TrainConfig.model_validate({"recipe": "paper"}), Shape(16, 64, setting))
     state = fresh_state(kind(kind.Options(), setting, papers), 16, 64, 0, torch.cat(data))
     for i in range(400):
-        l0 = step(state, data[i % 20], 1e-4, 1.0, kernels("plain")).l0
+        l0 = step(state, data[i % 20], 1e-4, 1.0, kernel_layer("plain")).l0
     assert l0 == pytest.approx(4.0, rel=0.1)
     assert 0.3 < state.control.price < 3

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jumpahead import sae
 from jumpahead.engine import step
 from jumpahead.errors import StudyError
+from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.base import Architecture, Knobs
 from jumpahead.sae.recipe import Setting
-from jumpahead.study import parse
+from jumpahead.study.schema import parse
 from tests.engine.cases import (
     LAYERS,
     Case,
@@ -25,7 +25,7 @@ from tests.engine.cases import (
 
 
 def made(k: float = 3.0, **options) -> Architecture:
-    kind = sae.architecture("matryoshka")
+    kind = ARCHITECTURES.get("matryoshka")
     return kind(kind.Options(**options), Setting("k", k), some_recipe())
 
 

@@ -8,8 +8,8 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from jumpahead import sae
 from jumpahead.errors import StudyError
+from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.recipe import (
     Recipe,
     Setting,
@@ -66,9 +66,9 @@ def test_the_short_recipe_fits_any_length(steps):
 SHAPE = Shape(96, 512, Setting("l0", 24.0))
 
 
-@pytest.mark.parametrize("name", sae.names())
+@pytest.mark.parametrize("name", ARCHITECTURES.names())
 def test_a_given_rate_and_a_series_own_changes_win_over_what_an_architecture_does_best_with(name):
-    kind = sae.architecture(name)
+    kind = ARCHITECTURES.get(name)
     assert kind.recipe_for(config(lr=0.0123), SHAPE).lr == 0.0123
     assert kind.recipe_for(config(lr=0.0123), SHAPE, {"lr": 0.045}).lr == 0.045
     changed = kind.recipe_for(config(), SHAPE, {"bandwidth_share": 0.7, "beta2": 0.95})
@@ -82,7 +82,7 @@ def test_a_given_rate_and_a_series_own_changes_win_over_what_an_architecture_doe
 def test_anthropics_preset_is_its_own():
     """Thresholds and bandwidth for activations of norm √d, here 12: 0.1 and 2 there."""
     asked = config(recipe="paper", tokens=10**6, batch=1000)
-    found = sae.architecture("anthropic").recipe_for(asked, Shape(144, 512, Setting("lambda", 0.07)))
+    found = ARCHITECTURES.get("anthropic").recipe_for(asked, Shape(144, 512, Setting("lambda", 0.07)))
     assert (found.lr, found.lr_decay, found.sparsity_warmup) == (2e-4, 200, 1000)
     assert (found.threshold_start, found.bandwidth) == pytest.approx((0.1 / 12, 2 / 12))
     assert found.adam_epsilon == recipe(asked).adam_epsilon
@@ -94,10 +94,10 @@ def test_what_would_ask_for_no_l0_is_refused(wrong):
         check_changes(wrong)
 
 
-@pytest.mark.parametrize("name", sae.names())
+@pytest.mark.parametrize("name", ARCHITECTURES.names())
 def test_the_short_rate_follows_d_l0_and_budget(name):
     """Half the rate at 4 times d, at 16 times the L0 and at 16 times the tokens; the paper's, about, at its budget."""
-    kind, first = sae.architecture(name), sae.architecture(name).recipe_for(config(), SHAPE).lr
+    kind, first = ARCHITECTURES.get(name), ARCHITECTURES.get(name).recipe_for(config(), SHAPE).lr
     assert kind.recipe_for(config(), SHAPE._replace(d=4 * 96)).lr == pytest.approx(first / 2)
     assert kind.recipe_for(config(), SHAPE._replace(setting=Setting("l0", 1.5))).lr == pytest.approx(2 * first)
     assert kind.recipe_for(config(), SHAPE._replace(width=4096)).lr == first
@@ -110,7 +110,7 @@ def test_the_short_rate_follows_d_l0_and_budget(name):
 def test_hands_follow_the_learning_rate_where_there_are_any():
     """d = 64, 2e6 tokens: 0.064/8 at L0 16, 16/9 of the steady rate whatever the L0; at d = 256 their own."""
     small, large = (Shape(d, 512, Setting("l0", 4.0)) for d in (64, 256))
-    for kind in map(sae.architecture, sae.names()):
+    for kind in map(ARCHITECTURES.get, ARCHITECTURES.names()):
         (g, h), rules = kind.hands, [kind.recipe_for(config(tokens=2_000_000), shape) for shape in (small, large)]
         hands = [(one.control_gain, one.steering) for one in rules]
         held = (g, kind.recipe_for(config(), large).steering)

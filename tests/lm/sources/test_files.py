@@ -11,10 +11,10 @@ import zipfile
 import pytest
 
 from jumpahead.errors import DataError
-from jumpahead.lm import text as module
-from jumpahead.lm.config import TextConfig
-from jumpahead.lm.sources import files, source_of
-from jumpahead.lm.text import documents, stretches
+from jumpahead.text import documents as module
+from jumpahead.text.config import TextConfig
+from jumpahead.text.documents import documents, stretches
+from jumpahead.text.sources import files, source_of
 
 
 def read(path, **options):

@@ -9,8 +9,8 @@ import huggingface_hub
 import pytest
 
 from jumpahead.errors import DataError
-from jumpahead.lm.config import TextConfig
-from jumpahead.lm.text import documents
+from jumpahead.text.config import TextConfig
+from jumpahead.text.documents import documents
 
 
 @pytest.fixture

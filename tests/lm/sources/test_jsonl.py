@@ -7,8 +7,8 @@ import gzip
 import pytest
 
 from jumpahead.errors import DataError
-from jumpahead.lm.config import TextConfig
-from jumpahead.lm.text import documents
+from jumpahead.text.config import TextConfig
+from jumpahead.text.documents import documents
 
 
 def read(path):

@@ -11,10 +11,10 @@ import pyarrow.parquet
 import pytest
 
 from jumpahead.errors import DataError
-from jumpahead.lm.config import TextConfig
-from jumpahead.lm.sources import names, source_of
-from jumpahead.lm.sources.base import Source
-from jumpahead.lm.text import documents
+from jumpahead.text.config import TextConfig
+from jumpahead.text.documents import documents
+from jumpahead.text.source import Source
+from jumpahead.text.sources import SOURCES, source_of
 
 ROWS = ["alpha beta", "  gamma\r\n", "", "delta\0\n", "alpha beta", " \n", "ε ζ \u2028 \U0001f600"]
 KEPT = ["alpha beta", "  gamma\r\n", "delta\0\n", "ε ζ \u2028 \U0001f600"]
@@ -136,9 +136,9 @@ def kind(source: object, **options: object) -> str:
 
 
 def test_every_file_is_a_kind_of_source():
-    assert {"files", "hub", "jsonl", "parquet", "stdin", "stdlib"} <= set(names())
-    for name in names():
-        assert issubclass(__import__(f"jumpahead.lm.sources.{name}", fromlist=["SOURCE"]).SOURCE, Source)
+    assert {"files", "hub", "jsonl", "parquet", "stdin", "stdlib"} <= set(SOURCES.names())
+    for name in SOURCES.names():
+        assert issubclass(__import__(f"jumpahead.text.sources.{name}", fromlist=["SOURCE"]).SOURCE, Source)
 
 
 def test_a_source_is_of_one_kind(tmp_path):

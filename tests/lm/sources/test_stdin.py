@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from jumpahead import log
 from jumpahead.errors import DataError
-from jumpahead.lm.config import TextConfig
-from jumpahead.lm.sources import source_of
-from jumpahead.lm.text import documents
+from jumpahead.progress import Silent
+from jumpahead.text.config import TextConfig
+from jumpahead.text.documents import documents
+from jumpahead.text.sources import source_of
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def piped(tmp_path, monkeypatch):
         stdin = Terminal() if content is None else io.TextIOWrapper(io.BytesIO(content))
         monkeypatch.setattr(sys, "stdin", stdin)
         source = source_of(TextConfig(source="-", separator="<|x|>"), tmp_path / "run")
-        source.prepare(log.Silent())
+        source.prepare(Silent())
         return source
 
     return prepared

@@ -1,0 +1,10 @@
+"""Origins of activations: one file each, which defines `Origin`. A new one is one new file here and nothing else.
+
+`ORIGINS` lists them without importing torch, with those of other packages (registry.py).
+"""
+
+from __future__ import annotations
+
+from jumpahead.registry import Registry
+
+ORIGINS = Registry("origin of activations", __name__, "Origin", "jumpahead.activation_origins")

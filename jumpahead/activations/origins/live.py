@@ -1,0 +1,86 @@
+"""Activations from the language model, while SAEs are trained on them: nothing is kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jumpahead.activations import ActivationsConfig
+from jumpahead.activations.base import DTYPES, Activations, not_finite, read_options
+from jumpahead.errors import DataError
+from jumpahead.lm.model import LM
+from jumpahead.lm.sites import parse_site
+from jumpahead.store import digest_json
+from jumpahead.text.contexts import Contexts
+
+
+class Live(Activations):
+    """The trained positions of each group, context by context."""
+
+    def __init__(self, lm: LM, contexts: Contexts, sites: Sequence[str], dtype: str = "float32", block: int = 256):
+        self.lm = lm
+        self.device = lm.device
+        self.contexts = contexts
+        self.dtype = DTYPES[dtype]
+        self.widths = {parse_site(site).key: lm.width_at(site) for site in sites}
+        self.rows_per_group = contexts.rows_per_group
+        self.groups_per_block = max(1, block // contexts.batch)
+        self.digest = digest_json([lm.digest, str(lm.dtype), contexts.digest, sorted(self.widths), dtype])
+
+    @classmethod
+    def open(
+        cls,
+        config: ActivationsConfig,
+        *,
+        lm: LM | None = None,
+        contexts: Contexts | None = None,
+        folder: Path | None = None,
+    ) -> Live:
+        assert lm is not None
+        assert contexts is not None
+        read_options(cls, config)
+        return cls(lm, contexts, config.sites, config.dtype, config.block)
+
+    def rows(self, group: int) -> dict[str, Tensor]:
+        return self.begin(group)()
+
+    def begin(self, group: int) -> Callable[[], dict[str, Tensor]]:
+        mask = self.contexts.trained(group)
+        index = torch.from_numpy(np.flatnonzero(mask))
+        found = self.lm.read(self.contexts.ids(group), list(self.widths), self.contexts.positions(group))
+        rows = {
+            site: x.flatten(0, 1).index_select(0, index.to(x.device)).to(self.device, self.dtype)
+            for site, x in found.items()
+        }
+        finite = torch.stack([torch.isfinite(x).all() for x in rows.values()])
+        known, arrived = finite, None
+        if finite.is_cuda:
+            known = torch.empty(finite.shape, dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
+            arrived = torch.cuda.current_stream().record_event()
+
+        def finish() -> dict[str, Tensor]:
+            if arrived is not None:
+                arrived.synchronize()
+            if not bool(known.all()) and (bad := not_finite(rows)):
+                self._refuse(group, mask, rows, *bad)
+            return rows
+
+        return finish
+
+    def _refuse(self, group: int, mask: np.ndarray, rows: dict[str, Tensor], site: str, row: int) -> None:
+        context, position = (int(i) for i in np.argwhere(mask)[row])
+        chunk = self.contexts.chunk(group)[context, position]
+        name = self.contexts.names[self.contexts.document(group)[chunk]]
+        value = next(v for v in rows[site][row].tolist() if not -float("inf") < v < float("inf"))
+        ways = "lm.dtype = 'float32'" if self.lm.dtype == torch.float16 else "activations.dtype = 'float32'"
+        raise DataError(
+            f"{site} of {name} has the activation {value} (group {group}, context {context}, position {position}): "
+            f"leave the document out, or try {ways}."
+        )
+
+
+Origin = Live

@@ -1,0 +1,108 @@
+"""Matryoshka SAE — Learning Multi-Level Features, https://arxiv.org/abs/2503.17547 — with BatchTopK and AuxK
+
+    π    = W_enc·(x − b_dec) + b_enc
+    f    = ReLU(BatchTopK(π))                       one selection among all features, and of a saved SAE one threshold:
+                                                    see batchtopk.py
+    m_1 < … < m_G = M                               the features are cut into G groups: shares of the width M
+    x̂_g  = Σ_{j ≤ m_g} f_j d_j + b_dec              of the first g groups alone; rows of W_dec have norm one
+    x̂    = x̂_G
+    L    = Σ_g w_g·‖x − x̂_g‖² + α·(Var x/Var e)·‖e − ê‖²        means over tokens; e = x − x̂ and AuxK as in topk.py
+
+    ∂L/∂x̂_g, through all that x̂_g is part of:  r_g = Σ_{h ≥ g} 2w_h·(x̂_h − x)
+    ∂L/∂f_j = r_g·d_j,   ∂L/∂d_j = Σ_tokens f_j·r_g             for every feature j of group g
+
+So each feature is projected on one residual, that of its group: nesting costs no more decoding than one x̂. A saved SAE
+is decoded with all features; its order of features is the groups', m_g are the prefixes that reconstruct by themselves.
+
+Departures from the paper: those of batchtopk.py. The groups are those of its Gemma 2 SAEs (2,048, 6,144, 14,336, 30,720
+and 65,536 features), as shares of the width: 1/32, 1/16, 1/8, 1/4 and the rest; w_g = 1, as it sums the errors (its
+code takes their mean and each weight 1/G, which makes AuxK G² times as heavy against them).
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from jumpahead.sae import auxk
+from jumpahead.sae.architectures.batchtopk import BatchTopK
+from jumpahead.sae.base import DEAD, MAIN, Entries, Number, Params, Reconstruction, Setting
+from jumpahead.sae.checked import Field
+from jumpahead.sae.recipe import Recipe
+
+
+class Options(auxk.Options):
+    """Options of a `matryoshka` series."""
+
+    groups: tuple[float, ...] = Field((1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32), min_length=1)
+    """The groups' shares of the width, from the first features to the last; together 1."""
+    weights: tuple[float, ...] | None = None
+    """w_g, the weight of each nested error; None: 1 for each."""
+
+    def objection(self, kind: str) -> str:
+        if not (min(self.groups) > 0 and abs(sum(self.groups) - 1) < 1e-6):
+            return f"groups are shares of the width: positive, together 1 instead of {sum(self.groups):.6g}."
+        if self.weights is None:
+            return ""
+        if len(self.weights) != len(self.groups):
+            return f"weights has {len(self.weights)} numbers for {len(self.groups)} groups: give one for each."
+        if not all(0 <= weight < float("inf") for weight in self.weights) or self.weights[-1] == 0:
+            return "weights are finite and at least 0, and the last, that of all features, above 0."
+        return ""
+
+
+class Matryoshka(BatchTopK):
+    """See the module's docstring."""
+
+    name, title, order = "matryoshka", "Matryoshka BatchTopK", 5
+    colour, dash, symbol = "#56B4E9", "longdashdot", "hexagon"
+    Options = Options
+    options: Options  # pyright: ignore[reportIncompatibleVariableOverride] — set once, in __init__
+
+    def __init__(self, options: Options, setting: Setting, recipe: Recipe):
+        super().__init__(options, setting, recipe)
+        first, missed = self.reconstructions
+        further = Reconstruction("input", live=True, bias=False, continues=True)
+        self.reconstructions = (first, *[further] * (len(options.groups) - 1), missed)
+
+    @property
+    def group_weights(self) -> tuple[float, ...]:
+        """w_g of every group."""
+        return self.options.weights or (1.0,) * len(self.options.groups)
+
+    def ends(self, width: int) -> list[int]:
+        """m_g of every group, at least 1: among few features some groups may have none."""
+        found = [max(1, round(width * share)) for share in accumulate(self.options.groups)]
+        return [*found[:-1], width]
+
+    def derive(self, p: Params) -> Params:
+        feature = torch.arange(len(p["W_enc"]), device=p["W_enc"].device)
+        group = torch.zeros_like(feature)
+        for end in self.ends(len(feature))[:-1]:
+            group += feature >= end
+        return {"group": group}
+
+    def values(self, entries: Entries, p: Params, v: Params) -> tuple[Tensor, ...]:
+        f, group = entries.pre.relu(), entries.at(v["group"])
+        main = f * entries.within(MAIN)
+        nested = tuple(main * (group == g) for g in range(len(self.options.groups)))
+        return nested if entries.part is None else (*nested, f * entries.within(DEAD))
+
+    def features(self, values: tuple[Tensor, ...]) -> Tensor:
+        return sum(values[1 : len(self.options.groups)], start=values[0])
+
+    def weights(self, x: Tensor, errors: Tensor) -> tuple[Number, ...]:
+        return *self.group_weights, super().weights(x, errors)[-1]
+
+    def errors(self, p: Params, x: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+        error, total, start = x - p["b_dec"], x.new_zeros(()), 0
+        for end, weight in zip(self.ends(f.shape[1]), self.group_weights, strict=True):
+            error = error - f[:, start:end] @ p["W_dec"][start:end]
+            total = total + weight * error.square().sum(1).mean()
+            start = end
+        return total, error
+
+
+ARCHITECTURE = Matryoshka
