@@ -1,8 +1,14 @@
-.PHONY: help setup demo test lint types unit test-gpu bench-gpu bench-peers bench-disk bench-sparsity clean
+.PHONY: help setup demo test lint types unit test-readme test-triton test-wheel test-gpu bench-gpu bench-peers bench-disk bench-sparsity clean
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
 PEERS := .venv-peers/bin
+TRITON := .venv-triton/bin
+WHEEL := build/wheel
+
+# $(call install,ENVIRONMENT,REQUIREMENTS): by uv, which hard-links large packages from its cache; by pip if uv is not there.
+install = if test -x $(BIN)/uv && VIRTUAL_ENV=$(1) UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(BIN)/uv pip install --quiet -c constraints.txt $(2); then :; \
+    else $(BIN)/python -m pip --python $(1)/bin/python install --quiet -c constraints.txt $(2); fi
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -13,10 +19,7 @@ setup: .venv/.done  ## make .venv and install everything into it
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"jumpahead needs Python 3.11 or newer, {sys.executable} is {v[0]}.{v[1]}: try make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv || true
-	if test -x $(BIN)/uv; then \
-	    VIRTUAL_ENV=.venv UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(BIN)/uv pip install --quiet -c constraints.txt -e '.[dev]' \
-	    || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'; \
-	else $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'; fi
+	$(call install,.venv,-e '.[dev]')
 	@touch $@
 
 demo: setup  ## train the demo frontier and print where the report lies; ARGS="--set train.tokens=300_000" for a part of it
@@ -35,9 +38,30 @@ types: setup
 unit: setup
 	$(BIN)/pytest -n 2
 
-test-gpu: setup  ## the GPU's kernels: on a card where there is one, else in Triton's interpreter, and compiled for one
-	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet 'triton>=3.6'
-	TRITON_INTERPRET=$$($(BIN)/python -c 'import torch; print(int(not torch.cuda.is_available()))') $(BIN)/pytest -n 2 tests/gpu tests/engine/test_padding.py tests/test_on_a_card.py
+test-readme: setup  ## the Python blocks of the README on the demo's run: after make demo
+	DEMO=required $(BIN)/pytest tests/test_readme.py
+
+# The GPU's tests have an environment of their own: beside triton, which torch's CPU builds come without, pyright's
+# findings in .venv would be others.
+test-triton: .venv-triton/.done  ## every GPU kernel in Triton's interpreter, and compiled for a card: needs no card
+	CUDA_VISIBLE_DEVICES= TRITON_INTERPRET=1 $(TRITON)/python -m pytest -p tools.every_kernel -n 2 --dist worksteal \
+	    tests/gpu tests/test_on_a_card.py -k "not benchmark"
+
+test-gpu: .venv-triton/.done  ## the GPU's kernels: on a card where there is one, else as test-triton
+	TRITON_INTERPRET=$$($(TRITON)/python -c 'import torch; print(int(not torch.cuda.is_available()))') $(TRITON)/pytest -n 2 tests/gpu tests/engine/test_padding.py tests/test_on_a_card.py
+
+.venv-triton/.done: .venv/.done
+	test -x $(TRITON)/python || $(BIN)/python -m venv --without-pip .venv-triton
+	$(call install,.venv-triton,-e '.[dev]' 'triton>=3.6')
+	@touch $@
+
+test-wheel: setup  ## the built wheel in an empty environment: its files, its metadata, a small study from the command line
+	rm -rf .venv-wheel $(WHEEL)
+	if test -x $(BIN)/uv; then $(BIN)/uv build --quiet --out-dir $(WHEEL); else $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(WHEEL) .; fi
+	if test -x $(BIN)/uv; then $(BIN)/uv tool run --quiet twine check --strict $(WHEEL)/*; else echo "twine check: skipped, uv is not there"; fi
+	$(BIN)/python -m venv --without-pip .venv-wheel
+	$(call install,.venv-wheel,$(WHEEL)/*.whl)
+	.venv-wheel/bin/python -I tools/check_wheel.py $(WHEEL)/*.whl
 
 bench-gpu: setup  ## steps of every architecture on the card here; ARGS=--dry-run needs none, ARGS=--help
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
@@ -53,15 +77,11 @@ bench-sparsity: setup  ## tuning runs, and the table of requested L0; ARGS=tune,
 
 # torchvision, which overcomplete asks for, loads only beside the build of torch that it was made for; where it does not,
 # it is taken out again: transformers would import it, and nothing here needs it.
-.venv-peers/.done: pyproject.toml constraints.txt benchmarks/peers-requirements.txt
-	test -x $(PEERS)/python || $(PYTHON) -m venv .venv-peers
-	$(PEERS)/python -m pip install --quiet uv || true
-	if test -x $(PEERS)/uv; then \
-	    VIRTUAL_ENV=.venv-peers UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(PEERS)/uv pip install --quiet -c constraints.txt -r benchmarks/peers-requirements.txt -e . \
-	    || $(PEERS)/python -m pip install --quiet -c constraints.txt -r benchmarks/peers-requirements.txt -e .; \
-	else $(PEERS)/python -m pip install --quiet -c constraints.txt -r benchmarks/peers-requirements.txt -e .; fi
+.venv-peers/.done: .venv/.done benchmarks/peers-requirements.txt
+	test -x $(PEERS)/python || $(BIN)/python -m venv .venv-peers
+	$(call install,.venv-peers,-r benchmarks/peers-requirements.txt -e .)
 	$(PEERS)/python -c 'import torchvision' 2>/dev/null || $(PEERS)/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
 
 clean:  ## remove what the commands above made
-	rm -rf .venv .venv-peers runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build runs .pytest_cache .ruff_cache .hypothesis
