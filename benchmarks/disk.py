@@ -37,31 +37,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import machine
-from benchmarks.table import digits, render
-from jumpahead import store
+from benchmarks.machine import command_line, describe_machine, file_name_of, machine_facts, processor_name
+from benchmarks.table import format_digits, render_table
 from jumpahead.activations.base import DTYPES
 from jumpahead.activations.origins.live import Live
-from jumpahead.activations.origins.shards import Shards, write_shards
+from jumpahead.activations.origins.shards import Shards
+from jumpahead.activations.shard_writer import write_shards
 from jumpahead.activations.stream import Stream
 from jumpahead.sae.architectures import ARCHITECTURES
+from jumpahead.storage.atomic import write_atomic
+from jumpahead.storage.digests import digest_json
+from jumpahead.storage.json_files import write_json
 from jumpahead.text.contexts import Contexts
 
 RESULTS = Path(__file__).parent / "RESULTS"
 SITE = "layers.1.residual"
 CONTEXT, GROUP, BATCH = 128, 16, 2048
-PIECE = 2**22
-GOAL = 0.7
+READ_BUFFER_BYTES = 2**22
+TARGET_RATIO = 0.7
 
 
-class Ready(Live):
+class InMemoryActivations(Live):
     """Activations that cost nothing: the same rows for every group, in memory."""
 
-    def __init__(self, contexts: Contexts, d: int, dtype: str) -> None:
-        self.contexts, self.dtype, self.widths = contexts, DTYPES[dtype], {SITE: d}
-        self.rows_per_group = contexts.rows_per_group
-        self.groups_per_block = 256 // contexts.batch
-        self.digest = store.digest_json([contexts.digest, d, dtype])
+    def __init__(self, random_contexts: Contexts, d: int, dtype: str) -> None:
+        self.contexts, self.dtype, self.widths = random_contexts, DTYPES[dtype], {SITE: d}
+        self.rows_per_group = random_contexts.rows_per_group
+        self.groups_per_block = 256 // random_contexts.batch
+        self.digest = digest_json([random_contexts.digest, d, dtype])
         random = torch.Generator().manual_seed(7)
         self._made = torch.randn(int(self.rows_per_group.max()), d, generator=random).to(self.dtype)
 
@@ -69,28 +72,28 @@ class Ready(Live):
         return {SITE: self._made[: int(self.rows_per_group[group])]}
 
 
-def contexts(rows: int) -> Contexts:
+def random_contexts(rows: int) -> Contexts:
     """Whole contexts of one document each with `rows` rows in all, or a few more."""
     count = -(-rows // (CONTEXT * GROUP)) * GROUP
     random = np.random.default_rng(3)
     return Contexts(
-        tokens=random.integers(1, 5000, count * CONTEXT).astype(np.uint16), start=np.arange(count) * CONTEXT,
-        length=np.full(count, CONTEXT), owner=np.arange(count, dtype=np.int32),
-        identities=tuple(map(str, range(count))), names=tuple(map(str, range(count))),
-        special=np.zeros(5000, bool), bos_id=0, batch=GROUP, split="train",
+        tokens=random.integers(1, 5000, count * CONTEXT).astype(np.uint16), chunk_start=np.arange(count) * CONTEXT,
+        chunk_length=np.full(count, CONTEXT), chunk_document=np.arange(count, dtype=np.int32),
+        document_ids=tuple(map(str, range(count))), document_names=tuple(map(str, range(count))),
+        is_special=np.zeros(5000, bool), bos_id=0, batch=GROUP, split="train",
     )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- what is timed
 
 
-def timed(work: Callable[[], object]) -> float:
+def seconds_of(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
-def copied(source: Path, target: Path) -> float:
+def copy_seconds(source: Path, target: Path) -> float:
     """Plain copying: every file, each fsynced."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
@@ -101,11 +104,11 @@ def copied(source: Path, target: Path) -> float:
             with open(target / path.name, "rb+") as file:
                 os.fsync(file.fileno())
 
-    return timed(copy)
+    return seconds_of(copy)
 
 
-def plainly_read(source: Path) -> float:
-    buffer = bytearray(PIECE)
+def plain_read_seconds(source: Path) -> float:
+    buffer = bytearray(READ_BUFFER_BYTES)
 
     def read() -> None:
         for path in sorted(source.glob("shard-*")):
@@ -113,10 +116,10 @@ def plainly_read(source: Path) -> float:
                 while file.readinto(buffer):
                     pass
 
-    return timed(read)
+    return seconds_of(read)
 
 
-def an_epoch(source: Path) -> tuple[float, float]:
+def epoch_seconds(source: Path) -> tuple[float, float]:
     """Seconds, and the share of the rows that came in batches (the rest of each block is dropped)."""
     data = Shards(source)
     stream = Stream(data, BATCH, seed=1)
@@ -127,10 +130,10 @@ def an_epoch(source: Path) -> tuple[float, float]:
             for _, batch in zip(range(count), batches, strict=False):
                 assert batch[SITE].dtype == torch.float32
 
-    return timed(read), count * BATCH / data.total
+    return seconds_of(read), count * BATCH / data.total_rows
 
 
-def forget(source: Path) -> None:
+def drop_page_cache(source: Path) -> None:
     """Takes the files out of the page cache."""
     for path in source.glob("shard-*"):
         with open(path, "rb") as file:
@@ -138,36 +141,36 @@ def forget(source: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def step_seconds(d: int) -> float:
+def training_step_seconds(d: int) -> float:
     """Of a training step of one TopK SAE, k = 32, width 16·d."""
-    from jumpahead.engine import fresh_state, kernel_layer, step
+    from jumpahead.engine import initial_state, kernel_layer, train_step
     from jumpahead.sae.recipe import Setting, Shape, TrainConfig
 
     kind, setting, layer = ARCHITECTURES.get("topk"), Setting("k", 32), kernel_layer()
-    config = TrainConfig.model_validate({"batch": BATCH})
+    config = TrainConfig(batch=BATCH)
     arch = kind(kind.Options(), setting, kind.recipe_for(config, Shape(d, 16 * d, setting), {}))
     x = torch.randn(BATCH, d, generator=torch.Generator().manual_seed(5)) / d**0.5
-    state = fresh_state(arch, d, 16 * d, 0, x)
-    step(state, x, 1e-6, 1.0, layer)
-    return statistics.median(timed(lambda: step(state, x, 1e-6, 1.0, layer)) for _ in range(3))
+    state = initial_state(arch, d, 16 * d, 0, x)
+    train_step(state, x, 1e-6, 1.0, layer)
+    return statistics.median(seconds_of(lambda: train_step(state, x, 1e-6, 1.0, layer)) for _ in range(3))
 
 
 # ---------------------------------------------------------------------------------------------- rounds
 
 
-def case(folder: Path, d: int, dtype: str, mib: float, rounds: int) -> dict[str, Any]:
+def measure_case(folder: Path, d: int, dtype: str, mib: float, rounds: int) -> dict[str, Any]:
     """Every measurement of one width and dtype."""
-    ready = Ready(contexts(int(mib * 2**20 / (d * DTYPES[dtype].itemsize + 12))), d, dtype)
+    ready = InMemoryActivations(random_contexts(int(mib * 2**20 / (d * DTYPES[dtype].itemsize + 12))), d, dtype)
     ours, theirs = folder / "ours", folder / "theirs"
     seconds: dict[str, list[float]] = {}
     size, share = 0, 1.0
     for _ in range(rounds):
         shutil.rmtree(ours, ignore_errors=True)
-        found = {"write": timed(lambda: write_shards(ready, ours)), "copy": copied(ours, theirs)}
+        found = {"write": seconds_of(lambda: write_shards(ready, ours)), "copy": copy_seconds(ours, theirs)}
         for state in ("cold", "warm"):
-            for name, work in {"plain read": plainly_read, "read": an_epoch, "copy": copied}.items():
+            for name, work in {"plain read": plain_read_seconds, "read": epoch_seconds, "copy": copy_seconds}.items():
                 if state == "cold":
-                    forget(ours)
+                    drop_page_cache(ours)
                 value = work(ours, theirs) if name == "copy" else work(ours)
                 if isinstance(value, tuple):
                     value, share = value
@@ -178,22 +181,22 @@ def case(folder: Path, d: int, dtype: str, mib: float, rounds: int) -> dict[str,
     shutil.rmtree(ours)
     shutil.rmtree(theirs)
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    rows = ready.total
+    rows = ready.total_rows
     return {
         "d": d, "dtype": dtype, "bytes": size, "rows": rows, "seconds": seconds,
         "mb_per_s": {name: size / 1e6 / value for name, value in median.items()},
         "write_over_copy": median["copy"] / median["write"],
         **{f"{state}_read_over_{name}": median[f"{state} {other}"] / median[f"{state} read"]
            for state in ("cold", "warm") for name, other in (("copy", "copy"), ("plain_read", "plain read"))},
-        "rows_per_s_cold": rows / median["cold read"], "rows_per_s_engine": BATCH / step_seconds(d),
+        "rows_per_s_cold": rows / median["cold read"], "rows_per_s_engine": BATCH / training_step_seconds(d),
     }  # fmt: skip
 
 
-def text(results: dict[str, Any]) -> str:
+def render_results(results: dict[str, Any]) -> str:
     """The tables."""
     cases = results["cases"]
     names = ("write", "copy", "cold read", "cold copy", "cold plain read", "warm read", "warm copy", "warm plain read")
-    speeds = [[label(one), *(digits(one["mb_per_s"][name]) for name in names)] for one in cases]
+    speeds = [[case_label(one), *(format_digits(one["mb_per_s"][name]) for name in names)] for one in cases]
     ratios = {
         "write ÷ copy": "write_over_copy", "cold read ÷ copy": "cold_read_over_copy",
         "cold read ÷ plain read": "cold_read_over_plain_read", "warm read ÷ copy": "warm_read_over_copy",
@@ -201,23 +204,23 @@ def text(results: dict[str, Any]) -> str:
     }  # fmt: skip
     rows = [
         [
-            label(one),
+            case_label(one),
             *(f"{one[key]:.2f}" for key in ratios.values()),
             f"{one['rows_per_s_cold'] / 1e3:,.0f}",
             f"{one['rows_per_s_engine'] / 1e3:,.0f}",
         ]
         for one in cases
     ]
-    facts = f"{results['rounds']} rounds, medians; {cases[0]['bytes'] / 1e6:,.0f} MB per case; goal: ratios of {GOAL}."
+    facts = f"{results['rounds']} rounds, medians; {cases[0]['bytes'] / 1e6:,.0f} MB per case; goal: ratios of {TARGET_RATIO}."
     return "\n\n".join([
-        "# Activations on disk", machine.sentence(results["machine"]), facts, "MB/s:", render(["", *names], speeds),
+        "# Activations on disk", describe_machine(results["machine"]), facts, "MB/s:", render_table(["", *names], speeds),
         "Ratios, and thousands of rows per second from a cold disk and through one SAE's training step:",
-        render(["", *ratios, "read, cold", "engine"], rows), f"`{results['command']}`, {results['date']}.",
+        render_table(["", *ratios, "read, cold", "engine"], rows), f"`{results['command']}`, {results['date']}.",
         "What each column is: the head of benchmarks/disk.py.",
     ]) + "\n"  # fmt: skip
 
 
-def label(one: dict[str, Any]) -> str:
+def case_label(one: dict[str, Any]) -> str:
     return f"{one['dtype']}, d = {one['d']:,}"
 
 
@@ -225,21 +228,21 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     mib, rounds = (3, 1) if options.quick else (options.mib, options.rounds)
     results: dict[str, Any] = {
-        "date": f"{datetime.date.today():%Y-%m-%d}", "command": machine.command(), "machine": machine.facts(),
+        "date": f"{datetime.date.today():%Y-%m-%d}", "command": command_line(), "machine": machine_facts(),
         "rounds": rounds, "cases": [],
     }  # fmt: skip
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench-disk-") as folder:
         for d in options.d:
             for dtype in ("bfloat16", "float32"):
-                results["cases"].append(case(Path(folder), d, dtype, mib, rounds))
-                print(f"{label(results['cases'][-1])}: done", file=sys.stderr, flush=True)
-    print(text(results))
+                results["cases"].append(measure_case(Path(folder), d, dtype, mib, rounds))
+                print(f"{case_label(results['cases'][-1])}: done", file=sys.stderr, flush=True)
+    print(render_results(results))
     out = options.out
     if out is None and not options.quick:
-        out = RESULTS / f"{machine.slug(machine.processor())}_{datetime.date.today():%Y%m}_disk"
+        out = RESULTS / f"{file_name_of(processor_name())}_{datetime.date.today():%Y%m}_disk"
     if out is not None:
-        store.write_json(out.with_name(f"{out.name}.json"), results)
-        store.write_atomic(out.with_name(f"{out.name}.md"), text(results))
+        write_json(out.with_name(f"{out.name}.json"), results)
+        write_atomic(out.with_name(f"{out.name}.md"), render_results(results))
     return 0
 
 

@@ -38,21 +38,28 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks import gpu_peers, synthetic
-from benchmarks.machine import command, slug
-from benchmarks.table import digits, render
-from jumpahead import store
-from jumpahead.engine import Kernels, State, async_step, begun, kernel_layer, settle, step
+from benchmarks import gpu_peers
+from benchmarks.machine import command_line, file_name_of
+from benchmarks.synthetic import SyntheticData, make_data
+from benchmarks.table import format_digits, render_table
+from jumpahead.engine import Kernels, State, kernel_layer, state_from_params, synchronize, train_step
+from jumpahead.engine.async_step import launch_step
+from jumpahead.engine.step import run_step
+from jumpahead.sae.architecture import Architecture
 from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.architectures.batchtopk import BatchTopK
-from jumpahead.sae.base import Architecture, Knobs, Params, quantile_for_l0
+from jumpahead.sae.gradients import StepInputs
+from jumpahead.sae.parameters import Params, quantile_for_l0
 from jumpahead.sae.recipe import Setting, Shape, TrainConfig
+from jumpahead.storage.atomic import write_atomic
+from jumpahead.storage.json_files import write_json
 
 RESULTS = Path(__file__).parent / "RESULTS"
 PAPER_TOKENS = 8e9
@@ -97,10 +104,10 @@ class Bench:
             from tools.interpreter import prepare
 
             prepare()
-        self.layer = kernel_layer("cuda" if interpreted else None if device.type == "cuda" else "plain", device)
+        self.layer = kernel_layer("triton" if interpreted else None if device.type == "cuda" else "plain", device)
         self.ends = time.monotonic() + 60 * minutes
         self.repeats = 20 if device.type == "cuda" else 1
-        self._data: tuple[Size, synthetic.Data] | None = None
+        self._data: tuple[Size, SyntheticData] | None = None
         self._dense: dict[tuple[str, Size, str], dict[str, Any]] = {}
         """Dense steps that were timed: they do not depend on L0."""
         self._products: dict[Size, float] = {}
@@ -133,12 +140,14 @@ class Bench:
         size, found = CHECKED if self.device.type == "cuda" else TINY, []
         for name in ARCHITECTURES.names():
             runs = [self._run(name, size, layer, torch.float32) for layer in (self.layer, self.layer)]
-            exact = self._run(name, size, kernel_layer("plain"), torch.float64)
+            exact = self._run(name, size, kernel_layer("torch"), torch.float64)
             worst = max(
-                ((runs[0].p[key].double() - exact.p[key]).norm() / exact.p[key].norm().clamp_min(1e-12)).item()
-                for key in exact.p
+                (
+                    (runs[0].p[key].double() - exact.params[key]).norm() / exact.params[key].norm().clamp_min(1e-12)
+                ).item()
+                for key in exact.params
             )
-            same = all(torch.equal(runs[0].p[key], runs[1].p[key]) for key in exact.p)
+            same = all(torch.equal(runs[0].p[key], runs[1].p[key]) for key in exact.params)
             found.append({"architecture": name, "worst": worst, "repeats": same, "fine": worst < 1e-3 and same})
         self._data = None
         return {"size": size._asdict(), "steps": 5, "rows": found}
@@ -146,8 +155,8 @@ class Bench:
     def _run(self, name: str, size: Size, layer: Kernels, dtype: torch.dtype) -> State:
         state, batches = self.state(name, size, dtype, adam_epsilon=1.0)  # a smooth function of the gradient
         for x in (batches * 5)[:5]:
-            step(state, x.to(dtype), 0.1, 1.0, layer)
-        settle(state, layer)
+            train_step(state, x.to(dtype), 0.1, 1.0, layer)
+        synchronize(state, layer)
         return state
 
     def ceilings(self) -> dict[str, Any]:
@@ -215,13 +224,13 @@ class Bench:
 
         def every(x: Tensor) -> None:
             for state in states:
-                step(state, x, LR, 1.0, self.layer)
+                train_step(state, x, LR, 1.0, self.layer)
 
         for x in batches:
             every(x)
         milliseconds = self.milliseconds([lambda x=x: every(x) for x in batches], repeats=max(1, self.repeats // 5))
         for state in states:
-            settle(state, self.layer)
+            synchronize(state, self.layer)
         each = milliseconds / len(states)
         rate = 1e3 * size.tokens / milliseconds
         found = {"saes": len(states), "ms": milliseconds, "ms_each": each, "tokens_per_s": rate}
@@ -233,13 +242,13 @@ class Bench:
         state, batches = self.state("jumprelu", size)
         timed = Timed(self.layer, self.device)
         for x in batches:
-            step(state, x, LR, 1.0, self.layer)
-        settle(state, self.layer)
-        whole = self.milliseconds([lambda x=x: step(state, x, LR, 1.0, self.layer) for x in batches])
+            train_step(state, x, LR, 1.0, self.layer)
+        synchronize(state, self.layer)
+        whole = self.milliseconds([lambda x=x: train_step(state, x, LR, 1.0, self.layer) for x in batches])
         for _ in range(self.repeats):
             for x in batches:
-                step(state, x, LR, 1.0, timed)  # type: ignore[arg-type] — it stands for the layer
-        settle(state, self.layer)
+                train_step(state, x, LR, 1.0, timed)  # type: ignore[arg-type] — it stands for the layer
+        synchronize(state, self.layer)
         calls = timed.per_step(self.repeats * len(batches))
         return {
             "size": size._asdict(),
@@ -250,18 +259,19 @@ class Bench:
 
     def launching(self, state: State, batches: list[Tensor]) -> float | None:
         """Milliseconds that the host takes to launch a step, without waiting for anything: the median."""
-        if not self.layer.late:
+        if not self.layer.is_async:
             return None
         found = []
         for x in batches * 5:
-            settle(state, self.layer)
+            synchronize(state, self.layer)
             self._wait()
             begun_at = time.perf_counter()
-            launched = async_step.launch(state, x, LR, 1.0, self.layer, None)  # type: ignore[arg-type] — it is a late one
+            run = partial(run_step, state, x, LR, 1.0, self.layer)
+            launched = launch_step(run, self.layer)  # type: ignore[arg-type] — an asynchronous layer
             found.append(1e3 * (time.perf_counter() - begun_at))
-            assert state.flight is not None
-            state.flight.last = launched
-        settle(state, self.layer)
+            assert state.in_flight is not None
+            state.in_flight.last_step = launched
+        synchronize(state, self.layer)
         return statistics.median(found)
 
     def l0(self) -> dict[str, Any]:
@@ -292,13 +302,13 @@ class Bench:
             else:
                 with torch.cuda.stream(side):
                     harvest()
-            step(state, x, LR, 1.0, self.layer)
+            train_step(state, x, LR, 1.0, self.layer)
 
         alone = self.milliseconds([harvest])
-        steps = self.milliseconds([lambda x=x: step(state, x, LR, 1.0, self.layer) for x in batches])
-        settle(state, self.layer)
+        steps = self.milliseconds([lambda x=x: train_step(state, x, LR, 1.0, self.layer) for x in batches])
+        synchronize(state, self.layer)
         once = self.wall([lambda x=x: both(x) for x in batches])
-        settle(state, self.layer)
+        synchronize(state, self.layer)
         rows = groups * context
         seconds = {"sae": steps / size.tokens, "lm": alone / rows, "both": once / max(size.tokens, rows)}
         return {
@@ -317,27 +327,29 @@ class Bench:
         data = self.data(size)
         kind, l0 = ARCHITECTURES.get(name), l0 or size.l0
         setting = Setting("l0", float(l0))
-        config = TrainConfig.model_validate({})
+        config = TrainConfig()
         rules = kind.recipe_for(config, Shape(size.d, size.width, setting))
-        rules = rules._replace(resample_every=0, steering=0.0, **changes)
+        rules = rules._replace(resample_every=0, proportional_gain=0.0, **changes)
         arch = kind(kind.Options(), setting, rules)
         sample = data.batches[0][:256].to(dtype)
-        state = begun(arch, parameters(arch, data.dictionary, sample), sample)
-        pre = sample @ state.p["W_enc"].T
+        state = state_from_params(arch, parameters(arch, data.dictionary, sample), sample)
+        pre = sample @ state.params["W_enc"].T
         bound = 0.9999 * quantile_for_l0(pre, l0)  # no entry lies exactly there
         everyone = torch.arange(size.width, device=self.device)
         if isinstance(arch, BatchTopK):
-            state.p["threshold"].fill_(bound)
+            state.params["threshold"].fill_(bound)
         else:
-            arch.begin(state.p, everyone, torch.full((size.width,), bound, dtype=dtype, device=self.device))
-        state.share = (pre > bound).float().mean(0)
+            arch.reinitialise_features(
+                state.params, everyone, torch.full((size.width,), bound, dtype=dtype, device=self.device)
+            )
+        state.support_share = (pre > bound).float().mean(0)
         return state, data.batches
 
-    def data(self, size: Size) -> synthetic.Data:
+    def data(self, size: Size) -> SyntheticData:
         """Kept for the size at hand."""
         if self._data is None or self._data[0] != size:
             self._data = None
-            self._data = size, synthetic.make(size.d, size.width, size.tokens, size.l0, count=4, device=self.device)
+            self._data = size, make_data(size.d, size.width, size.tokens, size.l0, count=4, device=self.device)
         return self._data[1]
 
     def sparse(self, name: str, size: Size) -> dict[str, Any]:
@@ -345,15 +357,15 @@ class Bench:
         self.forget()
         state, batches = self.state(name, size)
         for x in batches:
-            step(state, x, LR, 1.0, self.layer)
-        settle(state, self.layer)
-        last = [step(state, x, LR, 1.0, self.layer) for x in batches]
-        milliseconds = self.milliseconds([lambda x=x: step(state, x, LR, 1.0, self.layer) for x in batches])
-        settle(state, self.layer)
+            train_step(state, x, LR, 1.0, self.layer)
+        synchronize(state, self.layer)
+        last = [train_step(state, x, LR, 1.0, self.layer) for x in batches]
+        milliseconds = self.milliseconds([lambda x=x: train_step(state, x, LR, 1.0, self.layer) for x in batches])
+        synchronize(state, self.layer)
         measured = last[-1].read()
         return {
             "ms": milliseconds, "product_ms": self.product(size), "tokens_per_s": 1e3 * size.tokens / milliseconds,
-            "entries": measured.entries, "l0": measured.l0, "through_products": measured.dense, **self.peak(size),
+            "entries": measured.support_size, "l0": measured.l0, "through_products": measured.num_dense_features, **self.peak(size),
             "hours_to_8e9": PAPER_TOKENS / size.tokens * milliseconds / 3.6e6,
         }  # fmt: skip
 
@@ -399,9 +411,9 @@ class Bench:
     def _compiled_step(self, name: str, size: Size, how: str) -> dict[str, Any]:
         self.forget()
         state, batches = self.state(name, size)
-        trained = {key: state.p[key].requires_grad_() for key in state.v}
+        trained = {key: state.params[key].requires_grad_() for key in state.second_moments}
         adam = torch.optim.Adam(list(trained.values()), lr=LR, betas=(0.0, 0.999), fused=self.device.type == "cuda")
-        knobs = Knobs(sparsity=1e-3)
+        step_inputs = StepInputs(sparsity_coefficient=1e-3)
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high" if how == "tf32" else "highest")
         loss: Any = state.arch.loss
@@ -412,11 +424,11 @@ class Bench:
         def train(x: Tensor) -> None:
             adam.zero_grad(set_to_none=True)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=how == "bfloat16"):
-                value = loss(state.p, x, knobs)
+                value = loss(state.params, x, step_inputs)
             value.backward()
             adam.step()
             with torch.no_grad():
-                state.p["W_dec"] /= state.p["W_dec"].norm(dim=1, keepdim=True)
+                state.params["W_dec"] /= state.params["W_dec"].norm(dim=1, keepdim=True)
 
         try:
             for x in batches[:2]:
@@ -458,9 +470,9 @@ class Bench:
         for _ in range(repeats or self.repeats):
             for call in calls:
                 if self.device.type != "cuda":
-                    begun = time.perf_counter()
+                    state_from_params = time.perf_counter()
                     call()
-                    found.append(1e3 * (time.perf_counter() - begun))
+                    found.append(1e3 * (time.perf_counter() - state_from_params))
                     continue
                 before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 before.record()
@@ -475,12 +487,12 @@ class Bench:
     def wall(self, calls: list[Callable[[], Any]]) -> float:
         """Milliseconds per call on the clock, of many in a row."""
         self._wait()
-        begun = time.perf_counter()
+        state_from_params = time.perf_counter()
         for _ in range(self.repeats):
             for call in calls:
                 call()
         self._wait()
-        return 1e3 * (time.perf_counter() - begun) / (self.repeats * len(calls))
+        return 1e3 * (time.perf_counter() - state_from_params) / (self.repeats * len(calls))
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -488,8 +500,8 @@ class Bench:
 
     def forget(self) -> None:
         """Give memory back, and count its peak anew."""
-        if self.layer.late:
-            self.layer.demands.clear()  # type: ignore[attr-defined] — a late layer has them; they hold the last W_enc
+        if self.layer.is_async:
+            self.layer.buffer_demands.clear()  # type: ignore[attr-defined] — a late layer has them; they hold the last W_enc
         if self.device.type == "cuda":
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
@@ -522,9 +534,9 @@ class Timed:
 
         def call(*args: Any) -> Any:
             if self._device.type != "cuda":
-                begun = time.perf_counter()
+                state_from_params = time.perf_counter()
                 out = found(*args)
-                self._spent.setdefault(name, []).append(1e3 * (time.perf_counter() - begun))
+                self._spent.setdefault(name, []).append(1e3 * (time.perf_counter() - state_from_params))
                 return out
             before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             before.record()
@@ -565,8 +577,8 @@ def compiled(name: str, size: Size) -> bool:
         for l0 in (size.l0, size.l0 // 4):
             state, batches = bench.state(name, size, l0=l0)
             for x in batches:
-                step(state, x, LR, 1.0, bench.layer)
-            settle(state, bench.layer)
+                train_step(state, x, LR, 1.0, bench.layer)
+            synchronize(state, bench.layer)
     except Exception as error:  # noqa: BLE001 — it is compiled later then
         print(f"warm, {name} at d = {size.d}: {type(error).__name__}: {error}", file=sys.stderr)
         return False
@@ -592,7 +604,7 @@ def about(bench: Bench) -> dict[str, Any]:
         }  # fmt: skip
     versions = {name: is_there(name) for name in ("torch", "triton", "numpy", "transformers")}
     return {
-        "card": card, "versions": versions, "kernels": bench.layer.name, "command": command(),
+        "card": card, "versions": versions, "kernels": bench.layer.name, "command": command_line(),
         "date": f"{datetime.date.today():%Y-%m-%d}",
     }  # fmt: skip
 
@@ -614,17 +626,17 @@ def page(results: dict[str, Any]) -> str:
 def check_text(found: dict[str, Any]) -> str:
     rows = [[r["architecture"], f"{r['worst']:.1e}", "yes" if r["repeats"] else "NO", "yes" if r["fine"] else "NO"]
             for r in found["rows"]]  # fmt: skip
-    text = render(("architecture", "worst ‖error‖/‖value‖", "same bytes twice", "fine"), rows)
+    text = render_table(("architecture", "worst ‖error‖/‖value‖", "same bytes twice", "fine"), rows)
     return f"{found['steps']} steps at {Size(**found['size'])}.\n\n{text}"
 
 
 def ceilings_text(found: dict[str, Any]) -> str:
-    return f"bfloat16 product {digits(found['product_tflops'])} TFLOP/s, copy {digits(found['copy_gb_per_s'])} GB/s."
+    return f"bfloat16 product {format_digits(found['product_tflops'])} TFLOP/s, copy {format_digits(found['copy_gb_per_s'])} GB/s."
 
 
 def warm_text(found: dict[str, Any]) -> str:
     failed = f", {found['failed']} of them without success" if found["failed"] else ""
-    return f"{found['kernels']} steps compiled beside each other in {digits(found['seconds'])} s{failed}."
+    return f"{found['kernels']} steps compiled beside each other in {format_digits(found['seconds'])} s{failed}."
 
 
 def steps_text(found: dict[str, Any]) -> str:
@@ -638,8 +650,8 @@ def steps_text(found: dict[str, Any]) -> str:
             continue
         numbers = (row["ms"], row["ms"] / row["product_ms"], row["tokens_per_s"], row.get("entries"), row.get("l0"),
                    row.get("bytes_per_parameter"), row.get("hours_to_8e9"))  # fmt: skip
-        rows.append([*cells, *map(digits, numbers)])
-    return render(head, rows)
+        rows.append([*cells, *map(format_digits, numbers)])
+    return render_table(head, rows)
 
 
 def frontier_text(found: dict[str, Any]) -> str:
@@ -650,33 +662,36 @@ def frontier_text(found: dict[str, Any]) -> str:
             rows.append([f"{size}: {row['unavailable']}", *[""] * (len(head) - 1)])
             continue
         gibibytes = row["peak_bytes"] and row["peak_bytes"] / 2**30
-        numbers = map(digits, (gibibytes, row["ms"], row["ms_each"], row["tokens_per_s"]))
+        numbers = map(format_digits, (gibibytes, row["ms"], row["ms_each"], row["tokens_per_s"]))
         rows.append([size, f"{row['saes']} of {row['asked']}", *numbers])
-    return render(head, rows)
+    return render_table(head, rows)
 
 
 def breakdown_text(found: dict[str, Any]) -> str:
     calls = found["calls_ms"] | {"between them": found["step_ms"] - sum(found["calls_ms"].values())}
-    rows = [[name, digits(value)] for name, value in calls.items()]
-    table = render(("call", "ms per step"), rows)
-    launch = "" if found["launch_ms"] is None else f"\n\nThe host launches a step in {digits(found['launch_ms'])} ms."
-    return f"{Size(**found['size'])}, {digits(found['step_ms'])} ms.\n\n{table}{launch}"
+    rows = [[name, format_digits(value)] for name, value in calls.items()]
+    table = render_table(("call", "ms per step"), rows)
+    launch = (
+        "" if found["launch_ms"] is None else f"\n\nThe host launches a step in {format_digits(found['launch_ms'])} ms."
+    )
+    return f"{Size(**found['size'])}, {format_digits(found['step_ms'])} ms.\n\n{table}{launch}"
 
 
 def l0_text(found: dict[str, Any]) -> str:
-    rows = [[str(r["asked"]), *(["", r["unavailable"], ""] if "unavailable" in r else map(digits, (r["entries"], r["ms"], r["tokens_per_s"])))]  # noqa: E501
+    rows = [[str(r["asked"]), *(["", r["unavailable"], ""] if "unavailable" in r else map(format_digits, (r["entries"], r["ms"], r["tokens_per_s"])))]  # noqa: E501
             for r in found["rows"]]  # fmt: skip
-    dense = found["dense"].get("unavailable") or f"{digits(found['dense']['ms'])} ms"
+    dense = found["dense"].get("unavailable") or f"{format_digits(found['dense']['ms'])} ms"
     beyond = [r["asked"] for r in found["rows"] if r.get("ms", 0) > found["dense"].get("ms", float("inf"))]
     crossover = f"slower than dense from L0 {beyond[0]}" if beyond else "no crossover seen"
-    return f"{render(('L0', '|S|', 'ms', 'tokens/s'), rows)}\n\nDense, bfloat16: {dense}; {crossover}."
+    return f"{render_table(('L0', '|S|', 'ms', 'tokens/s'), rows)}\n\nDense, bfloat16: {dense}; {crossover}."
 
 
 def pair_text(found: dict[str, Any]) -> str:
     rows = [
-        [key, digits(found["tokens_per_s"][key]), digits(found["hours_to_8e9"][key])] for key in ("lm", "sae", "both")
+        [key, format_digits(found["tokens_per_s"][key]), format_digits(found["hours_to_8e9"][key])]
+        for key in ("lm", "sae", "both")
     ]
-    text = render(("what", "tokens/s", "hours to 8e9"), rows)
+    text = render_table(("what", "tokens/s", "hours to 8e9"), rows)
     return f"{Size(**found['size'])}. The LM takes {100 * found['lm_share']:.0f} % of the time of both.\n\n{text}"
 
 
@@ -703,7 +718,7 @@ def main(arguments: list[str] | None = None) -> int:
     out = None
     if not options.dry_run:
         folder = Path(os.environ.get("OUT", RESULTS))
-        name = slug(results["about"]["card"]["name"])
+        name = file_name_of(results["about"]["card"]["name"])
         out = options.out or folder / f"{name}_{datetime.date.today():%Y%m}"
     failed = False
     for part in options.parts:
@@ -713,8 +728,8 @@ def main(arguments: list[str] | None = None) -> int:
             "unavailable" in row or not row.get("fine", True) for row in results[part].get("rows", ())
         )
         if out is not None:
-            store.write_json(out.with_name(f"{out.name}.json"), results)
-            store.write_atomic(out.with_name(f"{out.name}.md"), page(results))
+            write_json(out.with_name(f"{out.name}.json"), results)
+            write_atomic(out.with_name(f"{out.name}.md"), page(results))
     print(page(results) if out is not None else dry(page(results)))
     if out is not None:
         print(f"{out}.md")

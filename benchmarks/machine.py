@@ -10,21 +10,22 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jumpahead import ENVIRONMENT, store
+from jumpahead import ENVIRONMENT
+from jumpahead.storage.environment import describe_environment
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "amx_fp16", "asimd", "bf16", "i8mm", "sve")
 """Instruction sets that decide how fast a product is, where the CPU has them."""
 
 
-def facts(packages: tuple[str, ...] = ()) -> dict[str, Any]:
+def machine_facts(packages: tuple[str, ...] = ()) -> dict[str, Any]:
     """CPU, cores, instruction sets, memory, load, and versions; not the machine's name, nor a path."""
     import torch
 
-    found = store.provenance()
+    found = describe_environment()
     info = _cpuinfo()
     flags = set(info.get("flags", info.get("Features", "")).split())
     hardware = found["hardware"]
-    hardware |= {"processor": processor(), "threads": torch.get_num_threads()}
+    hardware |= {"processor": processor_name(), "threads": torch.get_num_threads()}
     hardware |= {"flags": [flag for flag in FLAGS if flag in flags]}
     hardware |= {"environment": {name: os.environ.get(name, "unset") for name in ENVIRONMENT}}
     if hasattr(os, "getloadavg"):
@@ -37,7 +38,7 @@ def facts(packages: tuple[str, ...] = ()) -> dict[str, Any]:
     return found
 
 
-def processor() -> str:
+def processor_name() -> str:
     """The CPU's name; with family and model where the name says neither."""
     info = _cpuinfo()
     name = info.get("model name") or platform.processor() or platform.machine()
@@ -46,15 +47,15 @@ def processor() -> str:
     return name
 
 
-def slug(name: str) -> str:
+def file_name_of(name: str) -> str:
     """A CPU's name as part of a file name: `Intel(R) Xeon(R) 8481C CPU @ 2.70GHz` → `intel-xeon-8481c`."""
     name = re.sub(r"\((R|TM|C)\)", " ", name, flags=re.IGNORECASE).partition("@")[0]
     name = re.sub(r"\b(CPU|Processor|\d+-Core)\b", " ", name)
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "cpu"
 
 
-def sentence(found: dict[str, Any]) -> str:
-    """`facts` in one line."""
+def describe_machine(found: dict[str, Any]) -> str:
+    """`machine_facts` in one line."""
     hardware = found["hardware"]
     memory = f"{hardware['memory_bytes'] / 2**30:.0f} GiB" if "memory_bytes" in hardware else "memory unknown"
     flags = ", ".join(hardware["flags"]) or "no known instruction sets"
@@ -63,7 +64,7 @@ def sentence(found: dict[str, Any]) -> str:
     return f"{hardware['processor']}, {cores}, {flags}, {memory}{load}"
 
 
-def command() -> str:
+def command_line() -> str:
     """How this program was called, as typed."""
     module = sys.modules["__main__"].__spec__
     name = module.name if module else Path(sys.argv[0]).name

@@ -18,15 +18,17 @@ from typing import Any
 
 import torch
 
-from benchmarks import peer_steps, synthetic
-from benchmarks.peer_steps import Contender
-from benchmarks.rounds import Shape
+from benchmarks import peer_libraries
+from benchmarks.interleaved_timing import Shape
+from benchmarks.jumpahead_sae import JumpaheadSAE
+from benchmarks.library_sae import LibrarySAE, starting_point
+from benchmarks.synthetic import make_data
 
 STEPS = 2
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def resident(field: str) -> int:
+def resident_bytes(field: str) -> int:
     """Bytes: `VmRSS` now, `VmHWM` the peak since the last reset."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
     return 1024 * int(line.split()[1])
@@ -34,31 +36,33 @@ def resident(field: str) -> int:
 
 def measure(title: str, architecture: str, shape: Shape) -> dict[str, Any]:
     """In this process: bytes that one SAE and its steps add, and bytes per parameter of W_enc and W_dec."""
-    kind = next(one for one in (*peer_steps.PEERS, peer_steps.Ours) if one.title == title)
-    one_step(kind, architecture, Shape(64, 1024, 256, 8)).close()  # imports and compiles whatever a step needs
+    kind = next(one for one in (*peer_libraries.PEERS, JumpaheadSAE) if one.title == title)
+    sae_after_one_step(
+        kind, architecture, Shape(64, 1024, 256, 8)
+    ).close()  # imports and compiles whatever a step needs
     gc.collect()
-    data = synthetic.make(shape.d, shape.width, shape.tokens, shape.l0, count=1)
-    begin = peer_steps.start(data.dictionary, data.batches[0], shape.tokens, shape.l0)
-    before = resident("VmRSS")
+    data = make_data(shape.d, shape.width, shape.tokens, shape.l0, count=1)
+    begin = starting_point(data.dictionary, data.batches[0], shape.tokens, shape.l0)
+    before = resident_bytes("VmRSS")
     one = kind(architecture, begin)
     one.step(data.batches[0])
     RESET.write_text("5")
     for _ in range(STEPS):
         one.step(data.batches[0])
-    added = resident("VmHWM") - before
+    added = resident_bytes("VmHWM") - before
     one.close()
     return {"bytes": added, "bytes_per_parameter": added / (2 * shape.d * shape.width)}
 
 
-def one_step(kind: type[Contender], architecture: str, shape: Shape) -> Contender:
+def sae_after_one_step(kind: type[LibrarySAE], architecture: str, shape: Shape) -> LibrarySAE:
     """A contender that has made a step."""
-    data = synthetic.make(shape.d, shape.width, shape.tokens, shape.l0, count=1)
-    one = kind(architecture, peer_steps.start(data.dictionary, data.batches[0], shape.tokens, shape.l0))
+    data = make_data(shape.d, shape.width, shape.tokens, shape.l0, count=1)
+    one = kind(architecture, starting_point(data.dictionary, data.batches[0], shape.tokens, shape.l0))
     one.step(data.batches[0])
     return one
 
 
-def apart(title: str, architecture: str, shape: Shape) -> dict[str, Any]:
+def measure_in_subprocess(title: str, architecture: str, shape: Shape) -> dict[str, Any]:
     """`measure` in a new process; says why where it cannot be measured."""
     if not RESET.exists():
         return {"unavailable": "not measured: needs Linux"}

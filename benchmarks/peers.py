@@ -36,32 +36,40 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, memory, peer_steps, rounds, synthetic, whole_runs
-from benchmarks.rounds import CASES, Case, Shape
-from benchmarks.table import digits, render
-from jumpahead import store
+from benchmarks import interleaved_timing, peer_libraries, whole_runs
+from benchmarks.interleaved_timing import CASES, Case, Shape, check_training, show_progress, speed_ratios
+from benchmarks.jumpahead_sae import JumpaheadSAE
+from benchmarks.library_sae import COMPARED_ARCHITECTURES
+from benchmarks.machine import command_line, describe_machine, file_name_of, machine_facts, processor_name
+from benchmarks.memory import measure_in_subprocess
+from benchmarks.peer_libraries import missing_reason, peers_with
+from benchmarks.synthetic import make_data
+from benchmarks.table import format_digits, render_table
+from benchmarks.whole_runs import RunSettings
+from jumpahead.storage.atomic import write_atomic
+from jumpahead.storage.json_files import write_json
 
 RESULTS = Path(__file__).parent / "RESULTS"
-SHAPES = (Shape(256, 8192, 2048, 32), Shape(768, 16384, 2048, 50), Shape(2304, 16384, 1024, 64))
+DEFAULT_SHAPES = (Shape(256, 8192, 2048, 32), Shape(768, 16384, 2048, 50), Shape(2304, 16384, 1024, 64))
 BATCHES = 16
 TINY = Shape(64, 1024, 256, 8)
-PACKAGES = ("transformer-lens", "nnsight", *(peer.package for peer in peer_steps.PEERS))
+PACKAGES = ("transformer-lens", "nnsight", *(peer.package for peer in peer_libraries.PEERS))
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.check:
-        return 0 if rounds.check() else 1
+        return 0 if check_training() else 1
     out = options.out
     if out is None and not options.quick:
-        out = RESULTS / f"{machine.slug(machine.processor())}_{datetime.date.today():%Y%m}_peers"
-    results = earlier(out)
-    print(machine.sentence(machine.facts()), flush=True)
-    for part, section, text in measured(options):
-        results[part] = merged(results.get(part), section)
+        out = RESULTS / f"{file_name_of(processor_name())}_{datetime.date.today():%Y%m}_peers"
+    results = load_results(out)
+    print(describe_machine(machine_facts()), flush=True)
+    for part, section, text in measure_parts(options):
+        results[part] = merge_section(results.get(part), section)
         print(f"\n{text}", flush=True)
         if out is not None:
-            write(out, results)
+            write_results(out, results)
     if out is not None:
         print(f"\n{out}.md")
     return 0
@@ -72,9 +80,9 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.peers", description="jumpahead and other SAE libraries at the same work."
     )
     made.add_argument(
-        "--shapes", nargs="+", type=shape, metavar="d,M,B,L0", help="the shapes of steps; three by default"
+        "--shapes", nargs="+", type=parse_shape, metavar="d,M,B,L0", help="the shapes of steps; three by default"
     )
-    made.add_argument("--architectures", nargs="+", choices=peer_steps.ARCHITECTURES, help="all by default")
+    made.add_argument("--architectures", nargs="+", choices=COMPARED_ARCHITECTURES, help="all by default")
     made.add_argument("--rounds", type=int, default=7, help="turns of every lane that count (default %(default)s)")
     made.add_argument("--no-memory", action="store_true", help="times only")
     made.add_argument("--quick", action="store_true", help="a tiny shape, one round; written only where --out says")
@@ -91,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def shape(text: str) -> Shape:
+def parse_shape(text: str) -> Shape:
     """A shape as it is typed."""
     try:
         return Shape(*map(int, text.split(",")))
@@ -99,65 +107,67 @@ def shape(text: str) -> Shape:
         raise argparse.ArgumentTypeError(f"{text}: write d,M,B,L0, for instance 256,8192,2048,32") from None
 
 
-def measured(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any], str]]:
+def measure_parts(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Part of the results, its section so far, and the text of what is new in it."""
-    where = about()
+    where = provenance()
     if options.whole_runs:
-        section = where | whole_runs.measure(runs_asked(options))
-        yield "whole_runs", section, runs_text(section)
+        section = where | whole_runs.measure(run_settings(options))
+        yield "whole_runs", section, render_whole_runs(section)
         return
-    shapes = options.shapes or ((TINY,) if options.quick else SHAPES)
-    cases = [case for case in CASES if case.architecture in (options.architectures or peer_steps.ARCHITECTURES)]
+    shapes = options.shapes or ((TINY,) if options.quick else DEFAULT_SHAPES)
+    cases = [case for case in CASES if case.architecture in (options.architectures or COMPARED_ARCHITECTURES)]
     section = where | {"cases": []}
     for one in shapes:
-        data = synthetic.make(one.d, one.width, one.tokens, one.l0, count=BATCHES)
+        data = make_data(one.d, one.width, one.tokens, one.l0, count=BATCHES)
         for case in cases:
-            found = rounds.measure(one, case, 1 if options.quick else options.rounds, data)
-            section["cases"].append(found | {"ratios": rounds.ratios(found)})
-            yield "steps", section, case_text(section["cases"][-1])
+            found = interleaved_timing.measure(one, case, 1 if options.quick else options.rounds, data)
+            section["cases"].append(found | {"ratios": speed_ratios(found)})
+            yield "steps", section, render_case(section["cases"][-1])
     if not options.no_memory:
-        section = where | {"rows": memories(shapes, cases[:1] if options.quick else cases)}
-        yield "memory", section, memory_text(section)
+        section = where | {"rows": measure_memory(shapes, cases[:1] if options.quick else cases)}
+        yield "memory", section, render_memory(section)
 
 
-def runs_asked(options: argparse.Namespace) -> whole_runs.Asked:
+def run_settings(options: argparse.Namespace) -> RunSettings:
     """What the options ask of whole runs."""
-    asked = whole_runs.Asked(options.lm, options.block, options.text, options.width, tuple(options.l0), options.tokens)
+    asked = RunSettings(options.lm, options.block, options.text, options.width, tuple(options.l0), options.tokens)
     return asked._replace(width=512, tokens=20 * whole_runs.BATCH, l0=(8,), held_out=2_000) if options.quick else asked
 
 
-def memories(shapes: tuple[Shape, ...], cases: list[Case]) -> list[dict[str, Any]]:
+def measure_memory(shapes: tuple[Shape, ...], cases: list[Case]) -> list[dict[str, Any]]:
     """A row per shape, architecture and library."""
     rows = []
     for one in shapes:
         for case in cases:
             if case.dead:
                 continue
-            for kind in (peer_steps.Ours, *peer_steps.peers(case.architecture)):
-                rounds.say(f"memory: {kind.title}, {case}, {one}")
-                why = peer_steps.missing(kind)
+            for kind in (JumpaheadSAE, *peers_with(case.architecture)):
+                show_progress(f"memory: {kind.title}, {case}, {one}")
+                why = missing_reason(kind)
                 named = {"library": kind.title, "case": str(case), "shape": one._asdict()}
-                rows.append(named | ({"unavailable": why} if why else memory.apart(kind.title, case.architecture, one)))
-    rounds.say("")
+                rows.append(
+                    named | ({"unavailable": why} if why else measure_in_subprocess(kind.title, case.architecture, one))
+                )
+    show_progress("")
     return rows
 
 
 # ---------------------------------------------------------------------------------------------- results
 
 
-def about() -> dict[str, Any]:
+def provenance() -> dict[str, Any]:
     """When, how, where and with which versions a section is measured."""
-    found = machine.facts(PACKAGES)
-    return {"date": f"{datetime.date.today():%Y-%m-%d}", "command": machine.command(), "machine": found}
+    found = machine_facts(PACKAGES)
+    return {"date": f"{datetime.date.today():%Y-%m-%d}", "command": command_line(), "machine": found}
 
 
-def earlier(out: Path | None) -> dict[str, Any]:
+def load_results(out: Path | None) -> dict[str, Any]:
     """The results that are there already."""
     path = None if out is None else out.with_name(out.name + ".json")
     return json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {"schema": "jumpahead.peers/1"}
 
 
-def merged(before: dict[str, Any] | None, section: dict[str, Any]) -> dict[str, Any]:
+def merge_section(before: dict[str, Any] | None, section: dict[str, Any]) -> dict[str, Any]:
     """A section with the earlier tables that it does not measure again; each says by which call it was made."""
     if "cases" not in section:
         return section
@@ -168,43 +178,43 @@ def merged(before: dict[str, Any] | None, section: dict[str, Any]) -> dict[str, 
     return section | {"cases": sorted(kept + new, key=lambda found: tuple(found["shape"].values()))}
 
 
-def write(out: Path, results: dict[str, Any]) -> None:
+def write_results(out: Path, results: dict[str, Any]) -> None:
     """PATH.json and, made from it alone, PATH.md."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    store.write_json(out.with_name(out.name + ".json"), results)
-    store.write_atomic(out.with_name(out.name + ".md"), page(results))
+    write_json(out.with_name(out.name + ".json"), results)
+    write_atomic(out.with_name(out.name + ".md"), render_page(results))
 
 
-def page(results: dict[str, Any]) -> str:
+def render_page(results: dict[str, Any]) -> str:
     """The whole of the results as Markdown."""
     parts = ["# jumpahead and other SAE libraries", LEGEND]
     for part, title in (("steps", "Steps"), ("memory", "Memory"), ("whole_runs", "Whole runs")):
         if part in results:
-            parts += [f"## {title}", about_text(results[part]), *section_texts(part, results[part])]
+            parts += [f"## {title}", describe_provenance(results[part]), *render_section(part, results[part])]
     return "\n\n".join(parts) + "\n"
 
 
 LEGEND = "What the tables say:" + (__doc__ or "").partition("What the tables say:")[2].partition("\n\nResults go")[0]
 
 
-def section_texts(part: str, section: dict[str, Any]) -> list[str]:
+def render_section(part: str, section: dict[str, Any]) -> list[str]:
     """The tables of one part."""
     if part == "steps":
-        return [case_text(found) for found in section["cases"]]
-    return [memory_text(section) if part == "memory" else runs_text(section)]
+        return [render_case(found) for found in section["cases"]]
+    return [render_memory(section) if part == "memory" else render_whole_runs(section)]
 
 
-def about_text(section: dict[str, Any]) -> str:
+def describe_provenance(section: dict[str, Any]) -> str:
     """Hardware, versions, command and date."""
     versions = ", ".join(f"{name} {version}" for name, version in section["machine"]["versions"].items())
-    return f"{machine.sentence(section['machine'])}. {versions}. `{section['command']}`, {section['date']}."
+    return f"{describe_machine(section['machine'])}. {versions}. `{section['command']}`, {section['date']}."
 
 
 HEADINGS = ("library", "products", "state", "ε", "L0", "entries", "median ms", "min", "max")
 RATIOS = ("× default", "× medium", "÷ product")
 
 
-def case_text(found: dict[str, Any]) -> str:
+def render_case(found: dict[str, Any]) -> str:
     """One architecture at one shape: every lane, ours with their ratios."""
     by_lane = {(one["products"], one.get("state"), one.get("bandwidth")): one for one in found["ratios"]["ours"]}
     rows = []
@@ -212,7 +222,7 @@ def case_text(found: dict[str, Any]) -> str:
         ratio = (
             by_lane.get((row["products"], row.get("state"), row.get("bandwidth"))) if row["kind"] == "ours" else None
         )
-        rows.append([*lane_cells(row), *ratio_cells(ratio)])
+        rows.append([*variant_cells(row), *ratio_cells(ratio)])
     title = f"### {found['case']}, {Shape(**found['shape'])}"
     error = f"Largest error of a `medium` product here: {found['medium_error']:.0e} of ‖x‖·‖w‖."
     kernels = {row["products"]: row["kernels"] for row in found["rows"] if "kernels" in row}
@@ -220,38 +230,38 @@ def case_text(found: dict[str, Any]) -> str:
     counted = f"Turns counted: {found['rounds']} of each lane, after {found['warmup']} that are not."
     if "command" in found:
         counted = f"`{found['command']}`, {found['date']}. {counted}"
-    return "\n\n".join([title, render((*HEADINGS, *RATIOS), rows), f"{counted} {error} {named}"])
+    return "\n\n".join([title, render_table((*HEADINGS, *RATIOS), rows), f"{counted} {error} {named}"])
 
 
-def lane_cells(row: dict[str, Any]) -> list[str]:
+def variant_cells(row: dict[str, Any]) -> list[str]:
     if "unavailable" in row:
         return [f"{row['library']}: {row['unavailable']}", row["products"], *[""] * (len(HEADINGS) - 2)]
     bandwidth = row.get("bandwidth", "")
     l0 = " → ".join(f"{value:.1f}" for value in row.get("l0", []))
-    entries = digits(row["entries"]) if "entries" in row else ""
-    times = [digits(row[key]) for key in ("median_ms", "min_ms", "max_ms")]
+    entries = format_digits(row["entries"]) if "entries" in row else ""
+    times = [format_digits(row[key]) for key in ("median_ms", "min_ms", "max_ms")]
     return [row["library"], row["products"], row.get("state", ""), str(bandwidth), l0, entries, *times]
 
 
 def ratio_cells(ratio: dict[str, Any] | None) -> list[str]:
     if ratio is None:
         return ["", "", ""]
-    return [digits(ratio[key]) for key in ("best_peer_default", "best_peer_medium", "over_fastest_product")]
+    return [format_digits(ratio[key]) for key in ("best_peer_default", "best_peer_medium", "over_fastest_product")]
 
 
-def memory_text(section: dict[str, Any]) -> str:
+def render_memory(section: dict[str, Any]) -> str:
     """What an SAE in training adds to resident memory, at its peak."""
     rows = []
     for row in section["rows"]:
         if "unavailable" in row:
             cells = [f"{row['library']}: {row['unavailable']}", "", ""]
         else:
-            cells = [row["library"], digits(row["bytes"] / 2**20), digits(row["bytes_per_parameter"])]
+            cells = [row["library"], format_digits(row["bytes"] / 2**20), format_digits(row["bytes_per_parameter"])]
         rows.append([*cells, row["case"], str(Shape(**row["shape"]))])
-    return render(("library", "peak, MiB", "bytes per parameter", "architecture", "shape"), rows)
+    return render_table(("library", "peak, MiB", "bytes per parameter", "architecture", "shape"), rows)
 
 
-def runs_text(section: dict[str, Any]) -> str:
+def render_whole_runs(section: dict[str, Any]) -> str:
     """Seconds from text to SAEs."""
     asked = section["asked"]
     rows = []
@@ -260,8 +270,8 @@ def runs_text(section: dict[str, Any]) -> str:
             rows.append([f"{row['library']}: {row['unavailable']}", row["stage"], "", "", ""])
             continue
         l0 = ", ".join(f"{one['name']}: {one['l0']:.3g}" for one in row.get("saes", []))
-        imports = digits(row.get("import_seconds"))
-        rows.append([row["library"], row["stage"], digits(row["seconds"]), imports, l0])
+        imports = format_digits(row.get("import_seconds"))
+        rows.append([row["library"], row["stage"], format_digits(row["seconds"]), imports, l0])
     text = (
         f"{asked['saes']} SAEs of width {asked['width']:,}: JumpReLU, TopK and Gated, each at "
         f"L0 {', '.join(map(str, asked['l0']))} or what the library takes instead; {asked['tokens']:,} tokens each, "
@@ -269,7 +279,7 @@ def runs_text(section: dict[str, Any]) -> str:
         f"{asked['context']} tokens. Seconds are those of the whole process, imports included. L0 is as each library "
         f"has it at the end; ours is evaluated on {asked['held_out']:,} held-out tokens."
     )
-    return f"{text}\n\n{render(('library', 'to', 'seconds', 'of which imports', 'L0'), rows)}"
+    return f"{text}\n\n{render_table(('library', 'to', 'seconds', 'of which imports', 'L0'), rows)}"
 
 
 if __name__ == "__main__":

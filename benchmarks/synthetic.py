@@ -15,13 +15,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-POWER, OFFSET = 0.7, 20.0  # of Zipf's law: the offset keeps the first few features from being active on most tokens
-MOST = 0.5  # no feature is active on more than this share of tokens
-NOISE = 0.02  # ‖noise‖ / ‖signal‖ of a token
-ROWS = 256  # tokens drawn at once: bounds memory at ROWS × M
+ZIPF_EXPONENT, RANK_OFFSET = (
+    0.7,
+    20.0,
+)  # of Zipf's law: the offset keeps the first few features from being active on most tokens
+MAX_FREQUENCY = 0.5  # no feature is active on more than this share of tokens
+RELATIVE_NOISE = 0.02  # ‖noise‖ / ‖signal‖ of a token
+ROWS_AT_ONCE = 256  # tokens drawn at once: bounds memory at ROWS × M
 
 
-class Data(NamedTuple):
+class SyntheticData(NamedTuple):
     """A dictionary and batches made from it."""
 
     dictionary: Tensor
@@ -32,33 +35,33 @@ class Data(NamedTuple):
     """[B, d] each; mean ‖x‖² over all of them is 1."""
 
 
-def zipf(width: int, l0: float) -> Tensor:
+def zipf_frequencies(width: int, l0: float) -> Tensor:
     """Probabilities [M], falling with the rank, at most MOST, with sum `l0`."""
-    assert 0 < l0 < MOST * width, "more active features than the cap on their frequency allows"
-    shape = (torch.arange(width, dtype=torch.float64) + OFFSET) ** -POWER
-    low, high = 0.0, MOST / shape[-1].item()
+    assert 0 < l0 < MAX_FREQUENCY * width, "more active features than the cap on their frequency allows"
+    shape = (torch.arange(width, dtype=torch.float64) + RANK_OFFSET) ** -ZIPF_EXPONENT
+    low, high = 0.0, MAX_FREQUENCY / shape[-1].item()
     for _ in range(200):
         middle = (low + high) / 2
-        low, high = (middle, high) if (middle * shape).clamp_max(MOST).sum() < l0 else (low, middle)
-    return (low * shape).clamp_max(MOST).float()
+        low, high = (middle, high) if (middle * shape).clamp_max(MAX_FREQUENCY).sum() < l0 else (low, middle)
+    return (low * shape).clamp_max(MAX_FREQUENCY).float()
 
 
-def make(
+def make_data(
     d: int, width: int, tokens: int, l0: float, count: int = 4, seed: int = 0, device: torch.device | str = "cpu"
-) -> Data:
+) -> SyntheticData:
     """`count` batches of `tokens` rows; another seed, or kind of device, is another dictionary and other rows."""
     generator = torch.Generator(device).manual_seed(seed)
     dictionary = torch.randn(width, d, generator=generator, device=device)
     dictionary /= dictionary.norm(dim=1, keepdim=True)
-    frequency = zipf(width, l0).to(device)[torch.randperm(width, generator=generator, device=device)]
+    frequency = zipf_frequencies(width, l0).to(device)[torch.randperm(width, generator=generator, device=device)]
     x = torch.cat(
         [
-            _rows(dictionary, frequency, min(ROWS, count * tokens - start), generator)
-            for start in range(0, count * tokens, ROWS)
+            _rows(dictionary, frequency, min(ROWS_AT_ONCE, count * tokens - start), generator)
+            for start in range(0, count * tokens, ROWS_AT_ONCE)
         ]
     )
     x /= x.square().sum(1).mean().sqrt()
-    return Data(dictionary, frequency, list(x.split(tokens)))
+    return SyntheticData(dictionary, frequency, list(x.split(tokens)))
 
 
 def _rows(dictionary: Tensor, frequency: Tensor, rows: int, generator: torch.Generator) -> Tensor:
@@ -72,4 +75,4 @@ def _rows(dictionary: Tensor, frequency: Tensor, rows: int, generator: torch.Gen
         feature, dictionary, offsets, mode="sum", per_sample_weights=size, include_last_offset=True
     )
     noise = torch.randn(rows, d, generator=generator, device=dictionary.device) / d**0.5
-    return signal + NOISE * signal.norm(dim=1, keepdim=True) * noise
+    return signal + RELATIVE_NOISE * signal.norm(dim=1, keepdim=True) * noise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def render(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def render_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table with aligned columns: the first to the left, the others to the right."""
     cells = [[one.replace("|", "\\|") for one in row] for row in (headings, *rows)]
     assert all(len(row) == len(headings) for row in cells), "a row with too few or too many cells"
@@ -23,7 +23,7 @@ def _pad(cell: str, width: int, column: int) -> str:
     return cell.ljust(width) if column == 0 else cell.rjust(width)
 
 
-def digits(value: float | None) -> str:
+def format_digits(value: float | None) -> str:
     """Three significant digits, thousands with commas; `–` for what was not measured."""
     if value is None:
         return "–"

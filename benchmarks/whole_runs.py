@@ -17,18 +17,21 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import peer_steps, rounds
+from benchmarks import peer_libraries
+from benchmarks.interleaved_timing import show_progress
+from benchmarks.library_sae import COMPARED_ARCHITECTURES
+from benchmarks.peer_libraries import missing_reason
 from jumpahead import ENVIRONMENT
 from jumpahead.lm import tiny
 from jumpahead.text.sources.stdlib import stdlib_documents
 
 BATCH, CONTEXT = 2048, 128
 SEPARATOR = "<|endoftext|>"
-RUNNERS = (peer_steps.SAELens, peer_steps.DictionaryLearning)
+RUNNERS = (peer_libraries.SAELens, peer_libraries.DictionaryLearning)
 """The libraries that train many SAEs on one stream."""
 
 
-class Asked(NamedTuple):
+class RunSettings(NamedTuple):
     """What is to be trained."""
 
     lm: str
@@ -46,19 +49,19 @@ class Asked(NamedTuple):
     """Tokens that our evaluation scores with each SAE spliced in."""
 
 
-def measure(asked: Asked) -> dict[str, Any]:
+def measure(asked: RunSettings) -> dict[str, Any]:
     """Every library's run: {asked, rows}."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         text = text_file(asked.text, folder)
-        rows = ours(asked, text, folder)
+        rows = run_jumpahead(asked, text, folder)
         for peer in RUNNERS:
-            rounds.say(f"whole run: {peer.title}")
-            if why := peer_steps.missing(peer):
+            show_progress(f"whole run: {peer.title}")
+            if why := missing_reason(peer):
                 rows.append({"library": peer.title, "stage": "trained", "unavailable": why})
                 continue
-            rows.append(theirs(peer.title, asked, text, folder / peer.title))
-    rounds.say("")
+            rows.append(run_peer(peer.title, asked, text, folder / peer.title))
+    show_progress("")
     shown = asked._asdict() | {"lm": Path(asked.lm).name, "text": Path(asked.text).name}
     return {"asked": shown | {"batch": BATCH, "context": CONTEXT, "saes": 3 * len(asked.l0)}, "rows": rows}
 
@@ -72,18 +75,18 @@ def text_file(text: str, folder: Path) -> Path:
     return path
 
 
-def ours(asked: Asked, text: Path, folder: Path) -> list[dict[str, Any]]:
+def run_jumpahead(asked: RunSettings, text: Path, folder: Path) -> list[dict[str, Any]]:
     """`jumpahead run`: first until the SAEs are trained, then the rest."""
-    rounds.say("whole run: jumpahead")
+    show_progress("whole run: jumpahead")
     file, run = folder / "study.toml", folder / "run"
-    file.write_text(study(asked, text), encoding="utf-8")
+    file.write_text(study_toml(asked, text), encoding="utf-8")
     command = [sys.executable, "-m", "jumpahead.cli", "run", str(file), "--out", str(run)]
     row: dict[str, Any] = {"library": "jumpahead", "stage": "trained"}
     rest: dict[str, Any] = {"library": "jumpahead", "stage": "trained, evaluated, page written"}
-    seconds, failed = timed([*command, "--until", "train"])
+    seconds, failed = time_command([*command, "--until", "train"])
     if failed:
         return [row | {"unavailable": failed}]
-    more, failed = timed(command)
+    more, failed = time_command(command)
     if failed:
         return [row | {"seconds": seconds}, rest | {"unavailable": failed}]
     from jumpahead import Frontier
@@ -93,13 +96,11 @@ def ours(asked: Asked, text: Path, folder: Path) -> list[dict[str, Any]]:
     return [row | {"seconds": seconds}, rest | {"seconds": seconds + more, "saes": saes}]
 
 
-def study(asked: Asked, text: Path) -> str:
+def study_toml(asked: RunSettings, text: Path) -> str:
     """The study file."""
     quoted = json.dumps  # a JSON string is a TOML string
     lm = asked.lm if asked.lm == "tiny" else str(Path(asked.lm).resolve())
-    series = "\n".join(
-        f'[[series]]\narchitecture = "{name}"\nl0 = {list(asked.l0)}' for name in peer_steps.ARCHITECTURES
-    )
+    series = "\n".join(f'[[series]]\narchitecture = "{name}"\nl0 = {list(asked.l0)}' for name in COMPARED_ARCHITECTURES)
     return f"""name = "whole"
 [lm]
 model = {quoted(lm)}
@@ -120,23 +121,23 @@ tokens = {asked.held_out}
 """
 
 
-def theirs(title: str, asked: Asked, text: Path, folder: Path) -> dict[str, Any]:
+def run_peer(title: str, asked: RunSettings, text: Path, folder: Path) -> dict[str, Any]:
     """Another library's run, in a process of its own."""
     lm = tiny.PATH if asked.lm == "tiny" else Path(asked.lm).resolve()
-    module, d = place(lm, asked.block)
+    module, d = module_of_block(lm, asked.block)
     spec = asked._asdict() | {"lm": str(lm), "module": module, "d": d, "text": str(text)}
     spec |= {"batch": BATCH, "context": CONTEXT, "separator": SEPARATOR}
     script = Path(__file__).with_name("peer_runs.py")
     folder.mkdir()
     row: dict[str, Any] = {"library": title, "stage": "trained"}
     printed: list[str] = []
-    seconds, failed = timed([sys.executable, str(script), title, json.dumps(spec), str(folder)], printed)
+    seconds, failed = time_command([sys.executable, str(script), title, json.dumps(spec), str(folder)], printed)
     if failed:
         return row | {"unavailable": failed}
     return row | {"seconds": seconds} | json.loads(printed[-1])
 
 
-def place(lm: Path, block: int) -> tuple[str, int]:
+def module_of_block(lm: Path, block: int) -> tuple[str, int]:
     """The block's name among the modules of the Hugging Face model, and the width of what it passes on."""
     import torch
     import transformers
@@ -152,7 +153,7 @@ def place(lm: Path, block: int) -> tuple[str, int]:
     return f"{stack}.{block}", config.hidden_size
 
 
-def timed(command: list[str], printed: list[str] | None = None) -> tuple[float, str]:
+def time_command(command: list[str], printed: list[str] | None = None) -> tuple[float, str]:
     """Seconds that a command takes, and why it failed; its lines of output go to `printed`."""
     environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
     begun = time.perf_counter()

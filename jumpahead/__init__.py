@@ -1,10 +1,10 @@
-"""Sparse autoencoders as frontiers: what a given loss costs, in active features, frequent ones and training time.
+"""Train sparse autoencoders of several architectures at many sparsities, and compare their cost at the same loss.
 
 >>> import jumpahead as ja
->>> ja.Frontier.load("runs/demo").ask(delta_loss=0.2)     # what each architecture costs there
+>>> ja.Frontier.load("runs/demo").ask(delta_loss=0.2)     # the cost of each architecture at that loss
 >>> sae = ja.SAE.load("runs/demo/saes/layers.1.residual/8192/jumprelu/l0-12_seed-0")
 
-Names are imported when they are first used: `import jumpahead` loads no torch.
+Names are imported on first use: `import jumpahead` does not load torch. More functions: `jumpahead.api`.
 """
 
 from __future__ import annotations
@@ -21,38 +21,39 @@ if TYPE_CHECKING:
     from jumpahead.api import register as register
     from jumpahead.api import run as run
     from jumpahead.api import train_on as train_on
-    from jumpahead.evaluation import evaluate as evaluate
+    from jumpahead.evaluation.evaluate import evaluate as evaluate
     from jumpahead.frontier import Frontier as Frontier
     from jumpahead.lm.model import LM as LM
-    from jumpahead.sae.base import SAE as SAE
-    from jumpahead.training import train as train
+    from jumpahead.sae.saved import SAE as SAE
+    from jumpahead.training.loop import train as train
 
     splice = LM.splice
 
     __version__: str
 
-# Read when torch loads: torch's idle threads spin for microseconds, not milliseconds, while the compiled kernels want
-# their cores; large tensors lie on huge pages (docs/LOG.md, 2026-11-24).
+# Read when torch loads: torch's idle threads spin for microseconds, not milliseconds, because the compiled kernels need
+# their cores; large tensors are allocated on huge pages (docs/LOG.md, 2026-11-24).
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000", "THP_MEM_ALLOC_ENABLE": "1"}
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
 _MODULES = {
-    "SAE": "jumpahead.sae.base",
+    "SAE": "jumpahead.sae.saved",
     "LM": "jumpahead.lm.model",
     "Frontier": "jumpahead.frontier",
     "run": "jumpahead.api",
     "train_on": "jumpahead.api",
     "register": "jumpahead.api",
-    "train": "jumpahead.training",
-    "evaluate": "jumpahead.evaluation",
+    "train": "jumpahead.training.loop",
+    "evaluate": "jumpahead.evaluation.evaluate",
 }
-"""Where each public name is defined; `splice` is the method of `LM`, as a function."""
+"""The module that defines each public name; `splice` is the method of `LM`, as a function."""
 
 __all__ = ["LM", "SAE", "Frontier", "evaluate", "register", "run", "splice", "train", "train_on"]
 
 
 def __getattr__(name: str) -> Any:
+    """Return a public name, importing its module. Raises AttributeError for any other name."""
     if name == "__version__":
         from importlib import metadata
 
@@ -65,4 +66,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    """Return the names of the module, the public ones included."""
     return sorted([*globals(), *__all__, "__version__"])

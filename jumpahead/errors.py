@@ -7,7 +7,7 @@
     ├─ DataError       text or activations unusable                  names the document, the batch, the value
     └─ DivergedError   loss or gradient not finite                   names SAE, step, last good checkpoint
 
-Foreign exceptions are translated where they arise (`lm/`, `formats/`, `store`) with `raise … from exc`.
+Foreign exceptions are translated where they arise (`lm/`, `formats/`, `storage/`) with `raise … from exc`.
 `assert` is for our own mistakes.
 """
 

@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, final
 
-from jumpahead.formatting import duration, measured
+from jumpahead.formatting import format_duration, format_number
 
 Rows = Mapping[str, Mapping[str, float]]
 """SAE label → {"L0": …, "FVU": …}: what the table shows for it."""
@@ -80,9 +80,9 @@ class Phase:
             share = f"{100 * self.done / self.total:3.0f} %"
             parts = [self.title, share, f"{self.done:,.0f} of {self.total:,.0f} {self.unit}"]
         if self.rate is not None:
-            parts.append(f"{measured(self.rate)} {self.unit}/s")
+            parts.append(f"{format_number(self.rate)} {self.unit}/s")
         if self.seconds_left is not None and self.done < self.total:
-            parts.append(f"{duration(self.seconds_left)} left")
+            parts.append(f"{format_duration(self.seconds_left)} left")
         return "  ".join(parts)
 
 
@@ -141,13 +141,13 @@ class Lines(Progress):
         began = self.clock()
         phase = Phase(title, total, unit, done, changed, self.clock)
         yield phase
-        self.say(f"{title}  done: {phase.done - done:,.0f} {unit} in {duration(self.clock() - began)}")
+        self.say(f"{title}  done: {phase.done - done:,.0f} {unit} in {format_duration(self.clock() - began)}")
 
     @staticmethod
     def _rows(phase: Phase) -> list[str]:
         width = max(len(label) for label in phase.rows)
         return [
-            f"  {label:<{width}}  " + "  ".join(f"{key} {measured(value)}" for key, value in values.items())
+            f"  {label:<{width}}  " + "  ".join(f"{key} {format_number(value)}" for key, value in values.items())
             for label, values in phase.rows.items()
         ]
 
@@ -176,7 +176,7 @@ class LiveTable(Progress):
             yield phase
         if phase.rows:
             self.console.print(self._table(phase))
-        self.say(f"{title}  done: {phase.done - done:,.0f} {unit} in {duration(self.clock() - began)}")
+        self.say(f"{title}  done: {phase.done - done:,.0f} {unit} in {format_duration(self.clock() - began)}")
 
     @classmethod
     def _render(cls, phase: Phase) -> Any:
@@ -196,7 +196,7 @@ class LiveTable(Progress):
         keys = list(dict.fromkeys(key for values in rows.values() for key in values))
         table = Table("SAE", *keys, box=None, pad_edge=False)
         for label, values in rows.items():
-            table.add_row(Text(label), *(measured(values[key]) if key in values else "" for key in keys))
+            table.add_row(Text(label), *(format_number(values[key]) if key in values else "" for key in keys))
         return table
 
 

@@ -1,7 +1,8 @@
 """Golden losses: float64 training of every case on data of exact arithmetic, to full precision.
 
-`tests/test_train.py` compares them to 1e-9, so that a refactor which changes a number is noticed. After a change
-that is meant to change them, say so in the CHANGELOG and write them again:
+`tests/training/test_training.py` compares them to 1e-9, so that a refactoring that changes a number fails. After an
+intended change, state it in the CHANGELOG and record the losses again. A new architecture is recorded by the same
+command; until then it is not compared:
 
     .venv/bin/python -m tests.golden
 """
@@ -16,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jumpahead.engine import fresh_state, step
-from jumpahead.engine.kernels.torch.layer import Plain
+from jumpahead.engine import initial_state, train_step
+from jumpahead.engine.kernels.torch.layer import TorchKernels
 from jumpahead.sae import controller
-from jumpahead.sae.recipe import learning_rate, sparsity_warmup
+from jumpahead.sae.recipe import learning_rate_at, sparsity_warmup_share
 from tests.engine.cases import CASES, Case
 
 PATH = Path(__file__).with_name("golden_losses.json")
@@ -27,13 +28,13 @@ D, WIDTH, TOKENS, STEPS, EVERY = 6, 24, 32, 40, 8
 
 
 def uniform(*shape: int, key: int) -> Tensor:
-    """Float64 in [0, 1), the same bits on every machine: raw Philox output."""
+    """Return numbers in [0, 1), float64, with the same bits on every machine: raw Philox output."""
     raw = np.random.Philox(key=key).random_raw(int(np.prod(shape))) >> 11
     return torch.from_numpy(raw.astype(np.float64).reshape(shape) * 2.0**-53)
 
 
 def batch(i: int) -> Tensor:
-    """[TOKENS, D] sparse sums of 2·D directions, a mean and a little noise; by additions and products alone."""
+    """Return batch i, [TOKENS, D]: sparse sums of 2·D directions, a mean and noise, by additions and products alone."""
     directions = uniform(2 * D, D, key=1) - 0.5
     active = (uniform(TOKENS, 2 * D, key=1000 + i) < 0.15).double()
     sizes = (0.5 + uniform(TOKENS, 2 * D, key=2000 + i)) * active
@@ -42,21 +43,33 @@ def batch(i: int) -> Tensor:
 
 
 def losses(case: Case) -> list[float]:
-    """Loss at every EVERY-th step, then sums over the trained weights: what a wrong last step would move."""
-    fixed = {"control_gain": 0.05, "steering": 0.02, "dead_after": 3 * TOKENS}
-    fixed |= {"threshold_pull": 2.5, "l0_start": 1.7, "l0_steps": 21}
+    """Return the loss at every EVERY-th step, then Σ|w| of each parameter, which a wrong last step would change."""
+    fixed = {"integral_gain": 0.05, "proportional_gain": 0.02, "dead_after_tokens": 3 * TOKENS}
+    fixed |= {"threshold_decay": 2.5, "initial_l0_multiplier": 1.7, "l0_anneal_steps": 21}
     with mock.patch.object(controller, "SMOOTHING", 0.2):  # tuned elsewhere; here it only has to stay
-        state = fresh_state(case.arch(**fixed), D, WIDTH, 4, batch(900))
+        state = initial_state(case.arch(**fixed), D, WIDTH, 4, batch(900))
         found, recipe = [], state.arch.recipe
         for i in range(STEPS):
-            result = step(state, batch(i), learning_rate(recipe, i, STEPS), sparsity_warmup(recipe, i), Plain())
+            result = train_step(
+                state, batch(i), learning_rate_at(recipe, i, STEPS), sparsity_warmup_share(recipe, i), TorchKernels()
+            )
             if i % EVERY == EVERY - 1:
-                found.append(result.error + result.penalty)
-    return [*found, *(float(tensor.abs().sum()) for _, tensor in sorted(state.p.items()))]
+                found.append(result.squared_error + result.penalty)
+    return [*found, *(float(tensor.abs().sum()) for _, tensor in sorted(state.params.items()))]
+
+
+def recorded_losses() -> dict[str, list[float]]:
+    """Return the recorded losses by label. Raises AssertionError if an architecture is recorded in part."""
+    recorded, labels = json.loads(PATH.read_text()), {case.label for case in CASES}
+    assert set(recorded) <= labels, "recorded cases that no longer exist"
+    architectures = {case.architecture for case in CASES if case.label in recorded}
+    missing = [case.label for case in CASES if case.architecture in architectures and case.label not in recorded]
+    assert not missing, f"cases that are not recorded: {missing}"
+    return recorded
 
 
 def all_losses() -> dict[str, list[float]]:
-    """By the case's label."""
+    """Return the losses of every case by its label."""
     return {case.label: losses(case) for case in CASES}
 
 

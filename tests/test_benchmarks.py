@@ -10,27 +10,41 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import disk, machine, peer_steps, peers, rounds, synthetic, whole_runs
-from benchmarks.peer_steps import Contender, Handover, Look, Ours, Start
-from benchmarks.rounds import Case, Shape
-from benchmarks.table import digits, render
-from jumpahead.study import schema
+from benchmarks import disk, interleaved_timing, peer_libraries, peers
+from benchmarks.batch_channel import BatchChannel
+from benchmarks.interleaved_timing import Case, Shape, TimedVariant, speed_ratios
+from benchmarks.jumpahead_sae import SETTLED_STEPS, JumpaheadSAE
+from benchmarks.library_sae import (
+    COMPARED_ARCHITECTURES,
+    LibrarySAE,
+    ReconstructionStats,
+    StartingPoint,
+    starting_point,
+)
+from benchmarks.machine import describe_machine, file_name_of, machine_facts, processor_name
+from benchmarks.peer_libraries import missing_reason
+from benchmarks.peers import load_results, merge_section, render_case, write_results
+from benchmarks.synthetic import MAX_FREQUENCY, make_data, zipf_frequencies
+from benchmarks.table import format_digits, render_table
+from benchmarks.whole_runs import RunSettings, module_of_block, study_toml
+from jumpahead.study.load import parse
+from jumpahead.study.schema import sae_specs
 
 SMALL = Shape(24, 160, 96, 5)
 
 
-class Absent(Contender):
+class Absent(LibrarySAE):
     """A library that nobody has."""
 
     title, package, module = "Absent", "no-such-library-of-saes", "no_such_library_of_saes"
     architectures = ("jumprelu",)
 
-    def __init__(self, architecture: str, begin: Start):
+    def __init__(self, architecture: str, begin: StartingPoint):
         raise AssertionError("an absent library is not asked for a step")
 
     def step(self, x: Tensor) -> None: ...
 
-    def look(self, x: Tensor) -> Look: ...  # type: ignore[empty-body]
+    def look(self, x: Tensor) -> ReconstructionStats: ...  # type: ignore[empty-body]
 
 
 class Failing(Absent):
@@ -38,7 +52,7 @@ class Failing(Absent):
 
     title, package = "Failing", "torch"
 
-    def __init__(self, architecture: str, begin: Start):
+    def __init__(self, architecture: str, begin: StartingPoint):
         self.steps = 0
 
     def step(self, x: Tensor) -> None:
@@ -46,28 +60,28 @@ class Failing(Absent):
         if self.steps == 2:
             raise ValueError("the second step")
 
-    def look(self, x: Tensor) -> Look:
-        return Look(3.0, 0.5)
+    def look(self, x: Tensor) -> ReconstructionStats:
+        return ReconstructionStats(3.0, 0.5)
 
 
 # ---------------------------------------------------------------------------------------------- data
 
 
 def test_the_dictionary_has_unit_rows_and_the_data_unit_scale():
-    data = synthetic.make(24, 160, 70, 5.0, count=3, seed=4)
+    data = make_data(24, 160, 70, 5.0, count=3, seed=4)
     assert torch.allclose(data.dictionary.norm(dim=1), torch.ones(160), atol=1e-6)
     assert [tuple(x.shape) for x in data.batches] == [(70, 24)] * 3
     assert torch.cat(data.batches).square().sum(1).mean().item() == pytest.approx(1, abs=1e-5)
-    assert torch.equal(synthetic.make(24, 160, 70, 5.0, count=3, seed=4).batches[2], data.batches[2])
-    assert not torch.equal(synthetic.make(24, 160, 70, 5.0, count=3, seed=5).batches[2], data.batches[2])
+    assert torch.equal(make_data(24, 160, 70, 5.0, count=3, seed=4).batches[2], data.batches[2])
+    assert not torch.equal(make_data(24, 160, 70, 5.0, count=3, seed=5).batches[2], data.batches[2])
 
 
 @pytest.mark.parametrize("l0", [3.0, 20.0, 60.0])
 def test_frequencies_follow_zipf_and_sum_to_l0(l0: float):
-    p = synthetic.zipf(160, l0)
+    p = zipf_frequencies(160, l0)
     assert p.sum().item() == pytest.approx(l0, rel=1e-5)
-    assert p.max() <= synthetic.MOST
-    below = p < synthetic.MOST
+    assert p.max() <= MAX_FREQUENCY
+    below = p < MAX_FREQUENCY
     ratio = (p[100] / p[150]).item()  # below the cap: ((150 + 20)/(100 + 20))^0.7
     assert ratio == pytest.approx((170 / 120) ** 0.7, rel=1e-5)
     assert bool((p[below].diff() < 0).all())
@@ -75,7 +89,7 @@ def test_frequencies_follow_zipf_and_sum_to_l0(l0: float):
 
 def test_a_token_has_as_many_features_as_asked():
     """In more dimensions than features the features can be read off."""
-    data = synthetic.make(256, 40, 2000, 6.0, count=1, seed=2)
+    data = make_data(256, 40, 2000, 6.0, count=1, seed=2)
     features = data.batches[0] @ torch.linalg.pinv(data.dictionary)
     smallest = 0.5 / (6 * 13 / 12) ** 0.5  # a ≥ 0.5, C² ≈ L0·E[a²] = 6·13/12
     active = features > 0.5 * smallest
@@ -85,24 +99,24 @@ def test_a_token_has_as_many_features_as_asked():
 
 
 def test_every_contender_starts_at_the_l0_asked_for():
-    data = synthetic.make(SMALL.d, SMALL.width, 500, SMALL.l0, count=1)
-    begin = peer_steps.start(data.dictionary, data.batches[0], SMALL.tokens, SMALL.l0)
+    data = make_data(SMALL.d, SMALL.width, 500, SMALL.l0, count=1)
+    begin = starting_point(data.dictionary, data.batches[0], SMALL.tokens, SMALL.l0)
     pre = (data.batches[0] - begin.b_dec) @ begin.w_enc.T
     assert (pre >= begin.threshold).sum().item() / 500 == pytest.approx(5)
-    for architecture in peer_steps.COMPARED:
-        assert Ours(architecture, begin).look(data.batches[0]).l0 == pytest.approx(5, abs=0.02)
+    for architecture in COMPARED_ARCHITECTURES:
+        assert JumpaheadSAE(architecture, begin).look(data.batches[0]).l0 == pytest.approx(5, abs=0.02)
 
 
 def test_dead_features_do_not_fire_and_are_positive_on_half_of_the_tokens():
-    data = synthetic.make(SMALL.d, SMALL.width, 500, SMALL.l0, count=1)
-    begin = peer_steps.start(data.dictionary, data.batches[0], 500, SMALL.l0, dead=0.1)
+    data = make_data(SMALL.d, SMALL.width, 500, SMALL.l0, count=1)
+    begin = starting_point(data.dictionary, data.batches[0], 500, SMALL.l0, dead=0.1)
     assert begin.dead is not None
     assert begin.dead.sum() == 16
     pre = (data.batches[0] - begin.b_dec) @ begin.w_enc.T
     kept = torch.zeros_like(pre).scatter(1, pre.topk(SMALL.l0).indices, 1.0)
     assert kept[:, begin.dead].sum() == 0
     assert (pre[:, begin.dead] > 0).float().mean().item() == pytest.approx(0.5, abs=0.1)
-    one = Ours("topk", begin)
+    one = JumpaheadSAE("topk", begin)
     one.prepare()
     one.step(data.batches[0])
     # the kept ones, and of the 16 dead ones the d/2 = 12 largest that are positive
@@ -111,21 +125,21 @@ def test_dead_features_do_not_fire_and_are_positive_on_half_of_the_tokens():
 
 
 def test_our_fresh_state_is_the_recipes_and_learns():
-    data = synthetic.make(SMALL.d, SMALL.width, SMALL.tokens, SMALL.l0)
-    begin = peer_steps.start(data.dictionary, data.batches[0], SMALL.tokens, SMALL.l0)
-    one = Ours("jumprelu", begin, "fresh")
-    assert not torch.equal(one.state.p["W_dec"], begin.w_dec)
+    data = make_data(SMALL.d, SMALL.width, SMALL.tokens, SMALL.l0)
+    begin = starting_point(data.dictionary, data.batches[0], SMALL.tokens, SMALL.l0)
+    one = JumpaheadSAE("jumprelu", begin, "fresh")
+    assert not torch.equal(one.state.params["W_dec"], begin.w_dec)
     before = one.look(data.batches[0]).error
     for i in range(80):
         one.step(data.batches[i % 4])
     assert one.look(data.batches[0]).error < before
-    settled = Ours("jumprelu", begin, "settled", data=data.batches)
-    assert settled.state.t == peer_steps.SETTLING
+    settled = JumpaheadSAE("jumprelu", begin, "settled", data=data.batches)
+    assert settled.state.steps_done == SETTLED_STEPS
     assert settled.entries == []
     assert settled.look(data.batches[0]).error < before
-    narrow = Ours("jumprelu", begin, "trained", 0.001)
+    narrow = JumpaheadSAE("jumprelu", begin, "trained", 0.001)
     narrow.step(data.batches[0])
-    wide = Ours("jumprelu", begin, "trained")
+    wide = JumpaheadSAE("jumprelu", begin, "trained")
     wide.step(data.batches[0])
     assert narrow.entries[0] < wide.entries[0]
 
@@ -134,27 +148,27 @@ def test_our_fresh_state_is_the_recipes_and_learns():
 
 
 def test_a_library_that_is_absent_or_fails_has_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(peer_steps, "PEERS", (Absent, Failing))
-    monkeypatch.setattr(peer_steps, "load", lambda peer: None)
-    monkeypatch.setattr(peer_steps, "SETTLING", 3)
-    monkeypatch.setattr(rounds, "TURN", 0)
-    data = synthetic.make(SMALL.d, SMALL.width, SMALL.tokens, SMALL.l0, count=2)
-    found = rounds.measure(SMALL, Case("jumprelu", 0.0), 2, data, warmup=1)
+    monkeypatch.setattr(peer_libraries, "PEERS", (Absent, Failing))
+    monkeypatch.setattr(peer_libraries, "load", lambda peer: None)
+    monkeypatch.setattr(peer_libraries, "SETTLING", 3)
+    monkeypatch.setattr(interleaved_timing, "TURN", 0)
+    data = make_data(SMALL.d, SMALL.width, SMALL.tokens, SMALL.l0, count=2)
+    found = interleaved_timing.measure(SMALL, Case("jumprelu", 0.0), 2, data, warmup=1)
     assert [len(row["times_ms"]) for row in found["rows"] if "times_ms" in row] == [2] * 10  # 7 of ours, 3 products
-    text = peers.case_text(json.loads(json.dumps(found | {"ratios": rounds.ratios(found)})))
+    text = render_case(json.loads(json.dumps(found | {"ratios": speed_ratios(found)})))
     assert "Absent: not installed: `make bench-peers` installs no-such-library-of-saes" in text
     assert "Failing: failed: ValueError: the second step" in text
     assert text.count("Failing: failed") == 2  # by default and with `medium`: one SAE
     assert text.count("| jumpahead") == 7
-    assert rounds.ratios(found)["best_peer"] == {"default": None, "medium": None}
+    assert speed_ratios(found)["best_peer"] == {"default": None, "medium": None}
 
 
 def test_a_turn_goes_on_for_its_time_and_does_not_count_a_first_step_that_others_follow(monkeypatch):
     clock = iter(float(second) for second in range(100))
-    monkeypatch.setattr(rounds.time, "perf_counter", lambda: next(clock) ** 2)
-    monkeypatch.setattr(rounds, "TURN", 10)
+    monkeypatch.setattr(interleaved_timing.time, "perf_counter", lambda: next(clock) ** 2)
+    monkeypatch.setattr(interleaved_timing, "TURN", 10)
     seen: list[str] = []
-    lane = rounds.Lane("slow at first", seen.append, kind="ours", products="default")
+    lane = TimedVariant("slow at first", seen.append, kind="ours", products="default")
     lane.turn(["a", "b"])  # steps of 1, 5 and 9 seconds
     assert seen == ["a", "b", "a"]
     lane.turn(["a", "b"])  # one of 13
@@ -163,8 +177,8 @@ def test_a_turn_goes_on_for_its_time_and_does_not_count_a_first_step_that_others
 
 
 def test_every_peer_is_named_with_a_reason_or_there():
-    for peer in peer_steps.PEERS:
-        why = peer_steps.missing(peer)
+    for peer in peer_libraries.PEERS:
+        why = missing_reason(peer)
         assert why == "" or peer.package in why or "does not import" in why
 
 
@@ -180,7 +194,7 @@ def test_ratios():
             row("product", "float32", 40.0), row("product", "bfloat16", 13.0),
         ]
     }  # fmt: skip
-    assert rounds.ratios(found) == {
+    assert speed_ratios(found) == {
         "best_peer": {"default": "peer 650.0", "medium": "peer 300.0"},
         "ours": [
             {
@@ -195,13 +209,13 @@ def test_ratios():
 
 
 def test_a_table_is_aligned_markdown():
-    assert render(("library", "ms"), [("a|b", "1.5"), ("jumpahead", "1,234")]).splitlines() == [
+    assert render_table(("library", "ms"), [("a|b", "1.5"), ("jumpahead", "1,234")]).splitlines() == [
         "| library   |    ms |",
         "|-----------|------:|",
         "| a\\|b      |   1.5 |",
         "| jumpahead | 1,234 |",
     ]
-    assert [digits(value) for value in (1234.5, 99.96, 12.345, 1.2345, 0.012345, None)] == [
+    assert [format_digits(value) for value in (1234.5, 99.96, 12.345, 1.2345, 0.012345, None)] == [
         "1,234", "100.0", "12.3", "1.23", "0.0123", "–",
     ]  # fmt: skip
 
@@ -214,11 +228,11 @@ def test_results_are_merged_and_written(tmp_path: Any):
         {"library": "SAELens", "stage": "trained", "unavailable": "not installed: here"},
         {"library": "jumpahead", "stage": "trained", "seconds": 61.25, "saes": [{"name": "topk k = 8", "l0": 8.0}]},
     ]
-    about = {"date": "2026-11-24", "command": "python -m benchmarks.peers", "machine": machine.facts(("torch", "nix"))}
-    peers.write(out, {"whole_runs": {**about, **runs, "rows": rows}})
-    again = peers.earlier(out)
+    about = {"date": "2026-11-24", "command": "python -m benchmarks.peers", "machine": machine_facts(("torch", "nix"))}
+    write_results(out, {"whole_runs": {**about, **runs, "rows": rows}})
+    again = load_results(out)
     memory = {"library": "jumpahead", "case": "TopK", "shape": SMALL._asdict(), "bytes": 3 * 2**20}
-    peers.write(out, again | {"memory": {**about, "rows": [memory | {"bytes_per_parameter": 409.6}]}})
+    write_results(out, again | {"memory": {**about, "rows": [memory | {"bytes_per_parameter": 409.6}]}})
     page = (tmp_path / "cpu_202611_peers.md").read_text()
     assert "SAELens: not installed: here" in page
     assert "topk k = 8: 8" in page
@@ -229,19 +243,19 @@ def test_results_are_merged_and_written(tmp_path: Any):
 
 
 def test_a_cpus_name_becomes_part_of_a_file_name():
-    assert machine.slug("Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz") == "intel-xeon-platinum-8481c"
-    assert machine.slug("AMD EPYC 9B14 96-Core Processor") == "amd-epyc-9b14"
-    assert machine.slug("Apple M4 Pro") == "apple-m4-pro"
-    assert machine.slug("@@") == "cpu"
-    assert machine.slug(machine.processor())
-    assert machine.sentence(machine.facts())
+    assert file_name_of("Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz") == "intel-xeon-platinum-8481c"
+    assert file_name_of("AMD EPYC 9B14 96-Core Processor") == "amd-epyc-9b14"
+    assert file_name_of("Apple M4 Pro") == "apple-m4-pro"
+    assert file_name_of("@@") == "cpu"
+    assert file_name_of(processor_name())
+    assert describe_machine(machine_facts())
 
 
 # ---------------------------------------------------------------------------------------------- other libraries' loops
 
 
 def test_a_loop_in_a_thread_gets_its_batches_in_order_and_ends():
-    handover, seen = Handover(), []
+    handover, seen = BatchChannel(), []
 
     def loop() -> None:
         while True:
@@ -261,28 +275,28 @@ def test_a_loop_that_fails_or_ends_is_heard_of():
         handover.take()
         raise KeyError("inside")
 
-    handover = Handover()
+    handover = BatchChannel()
     handover.start(fails)
     with pytest.raises(KeyError, match="inside"):
         handover.give(torch.tensor(1.5))
     with pytest.raises(RuntimeError, match="ended by itself"):
-        Handover().start(lambda: None)
+        BatchChannel().start(lambda: None)
 
 
 def test_the_study_of_a_whole_run(tmp_path: Any):
-    asked = whole_runs.Asked("tiny", 1, "stdlib", 512, (8, 16, 32), 20_480)
+    asked = RunSettings("tiny", 1, "stdlib", 512, (8, 16, 32), 20_480)
     text = tmp_path / 'a "quoted" name.txt'
     text.write_text("one\n<|endoftext|>\ntwo")
-    loaded = schema.parse(tomllib.loads(whole_runs.study(asked, text)))
-    assert len(schema.units(loaded)) == 9
+    loaded = parse(tomllib.loads(study_toml(asked, text)))
+    assert len(sae_specs(loaded)) == 9
     assert loaded.text.source == str(text)
     assert loaded.train.tokens == 20_480
     assert loaded.lm.context == 128
 
 
 def test_where_a_site_lies_in_the_hugging_face_model(lm_folder: Any):
-    assert whole_runs.place(lm_folder("llama"), 2) == ("model.layers.2", 24)
-    assert whole_runs.place(lm_folder("neox"), 0) == ("gpt_neox.layers.0", 24)
+    assert module_of_block(lm_folder("llama"), 2) == ("model.layers.2", 24)
+    assert module_of_block(lm_folder("neox"), 0) == ("gpt_neox.layers.0", 24)
 
 
 def test_the_command_line():
@@ -298,12 +312,12 @@ def test_a_later_call_keeps_the_tables_that_it_does_not_measure_again():
             {"case": case, "shape": {"d": d, "width": 160}, "rows": rows} for case, d, rows in cases
         ]}  # fmt: skip
 
-    first = peers.merged(None, section("all", ("Gated", 256, 3), ("TopK", 256, 5), ("TopK", 24, 7)))
-    again = peers.merged(first, section("topk", ("TopK", 256, 11)))
+    first = merge_section(None, section("all", ("Gated", 256, 3), ("TopK", 256, 5), ("TopK", 24, 7)))
+    again = merge_section(first, section("topk", ("TopK", 256, 11)))
     found = {(one["case"], one["shape"]["d"]): (one["rows"], one["command"]) for one in again["cases"]}
     assert found == {("Gated", 256): (3, "all"), ("TopK", 256): (11, "topk"), ("TopK", 24): (7, "all")}
     assert [one["shape"]["d"] for one in again["cases"]] == [24, 256, 256]
-    assert peers.merged(first, {"rows": [13]}) == {"rows": [13]}
+    assert merge_section(first, {"rows": [13]}) == {"rows": [13]}
 
 
 # ---------------------------------------------------------------------------------------------- disk

@@ -1,4 +1,4 @@
-"""The command line: exit codes, one sentence per error, where results lie, and nothing half-written."""
+"""The command line: exit codes, one sentence per error, the paths of results, and no partial files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from jumpahead import cli, frontier, store, sweep
-from jumpahead.efficiency import Shape, session
-from jumpahead.errors import DataError
+from jumpahead import cli, frontier
+from jumpahead.efficiency import StepShape, benchmark
+from jumpahead.errors import ArtefactError, DataError
+from jumpahead.pipeline import run as pipeline_run
 from jumpahead.report import EFFICIENCY_SCHEMA
-from tests import efficiencies
+from jumpahead.storage.atomic import write_atomic
+from jumpahead.storage.json_files import read_json, write_json
+from jumpahead.storage.run_folder import Run
+from tests import efficiency_json
 from tests.frontiers import example
 
 STUDY = """
@@ -37,7 +41,7 @@ def jumpahead(*arguments: object) -> Result:
 
 
 def sentence(result: Result) -> str:
-    """What an error printed: one line on standard error, nothing on standard output, no traceback."""
+    """Return the sentence of an error: one line on standard error, nothing on standard output, no traceback."""
     assert result.exit_code == 1
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1
@@ -49,7 +53,7 @@ def sentence(result: Result) -> str:
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A study in an empty folder, which is the current one."""
     monkeypatch.chdir(tmp_path)
-    return store.write_atomic(tmp_path / "small.toml", STUDY).relative_to(tmp_path)
+    return write_atomic(tmp_path / "small.toml", STUDY).relative_to(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +66,8 @@ def built() -> dict:
 @pytest.fixture
 def run(tmp_path: Path, built: dict) -> Path:
     """A run with a frontier and no SAEs."""
-    run = store.Run.create(tmp_path / "runs" / "demo", "name = 'demo'\n")
-    store.write_json(run.frontier, built)
+    run = Run.create(tmp_path / "runs" / "demo", "name = 'demo'\n")
+    write_json(run.frontier, built)
     return run.folder
 
 
@@ -97,17 +101,17 @@ def test_a_wrong_option_is_a_usage_error():
 # ---------------------------------------------------------------------------------------------- run
 
 
-def test_run_makes_the_folder_and_says_where_things_are(study: Path, monkeypatch: pytest.MonkeyPatch):
+def test_run_creates_the_folder_and_prints_the_paths(study: Path, monkeypatch: pytest.MonkeyPatch):
     calls = []
 
-    def pretend(study, run: store.Run, until: str | None, progress: object) -> None:
+    def pretend(study, run: Run, until: str | None, progress: object) -> None:
         calls.append((study, run.folder, until))
-        with pytest.raises(store.ArtefactError, match="is being written by process"), store.Run(run.folder).lock():
+        with pytest.raises(ArtefactError, match="is being written by process"), Run(run.folder).lock():
             pass
-        store.write_json(run.frontier, {})
-        store.write_atomic(run.report, "<html>")
+        write_json(run.frontier, {})
+        write_atomic(run.report, "<html>")
 
-    monkeypatch.setattr(sweep, "run", pretend)
+    monkeypatch.setattr(pipeline_run, "run_study", pretend)
     result = jumpahead("run", study, "--set", "train.lr=3e-4", "--set", "series.topk.k=4")
     assert result.exit_code == 0, result.stderr
     assert result.stdout == (
@@ -124,11 +128,19 @@ def test_run_makes_the_folder_and_says_where_things_are(study: Path, monkeypatch
 
 def test_run_until_and_out(study: Path, monkeypatch: pytest.MonkeyPatch):
     calls = []
-    monkeypatch.setattr(sweep, "run", lambda study, run, until, progress: (calls.append(until), run.tokens.mkdir()))
+    monkeypatch.setattr(
+        pipeline_run, "run_study", lambda study, run, until, progress: (calls.append(until), run.tokens.mkdir())
+    )
     result = jumpahead("run", study, "--until", "tokens", "--out", "elsewhere")
     assert result.stdout == "run:    elsewhere (stopped after tokens)\n"
     assert calls == ["tokens"]
-    assert jumpahead("run", study, "--until", "tokns").exit_code == 2
+
+
+def test_run_until_an_unknown_stage(study: Path):
+    assert "there is no stage 'tokns' to stop after. Did you mean 'tokens'?" in sentence(
+        jumpahead("run", study, "--until", "tokns")
+    )
+    assert not Path("runs/small").exists()
 
 
 def test_errors_before_any_work_leave_nothing(study: Path, monkeypatch: pytest.MonkeyPatch):
@@ -140,25 +152,25 @@ def test_errors_before_any_work_leave_nothing(study: Path, monkeypatch: pytest.M
     def fail(*_: object) -> None:
         raise DataError("letters.txt is empty: leave it out.")
 
-    monkeypatch.setattr(sweep, "run", fail)
+    monkeypatch.setattr(pipeline_run, "run_study", fail)
     assert sentence(jumpahead("run", study)) == "letters.txt is empty: leave it out."
     assert [path.name for path in Path().iterdir() if path.name != "runs"] == ["small.toml"]
     assert not Path("runs/small").exists()
 
 
 def test_a_failure_keeps_what_was_done(study: Path, monkeypatch: pytest.MonkeyPatch):
-    def fail(study, run: store.Run, until: str | None, progress: object) -> None:
-        store.write_json(run.tokens / "x.json", {})
+    def fail(study, run: Run, until: str | None, progress: object) -> None:
+        write_json(run.tokens / "x.json", {})
         raise DataError("too short.")
 
-    monkeypatch.setattr(sweep, "run", fail)
+    monkeypatch.setattr(pipeline_run, "run_study", fail)
     assert sentence(jumpahead("run", study)) == "too short."
     assert Path("runs/small/tokens/x.json").exists()
     assert Path("runs/small/manifest.json").exists()
 
 
 def test_a_folder_that_is_not_a_run_is_not_written_to(study: Path):
-    store.write_atomic(Path("letters/mum.txt"), "hello")
+    write_atomic(Path("letters/mum.txt"), "hello")
     assert "letters is not empty and is not a run" in sentence(jumpahead("run", study, "--out", "letters"))
     for verb in (["ask", "letters", "--l0", "8"], ["show", "letters"], ["report", "letters"]):
         assert "letters is not a run" in sentence(jumpahead(*verb))
@@ -169,7 +181,7 @@ def test_a_full_disk_is_one_sentence(study: Path, monkeypatch: pytest.MonkeyPatc
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device", "weights.safetensors")
 
-    monkeypatch.setattr(sweep, "run", fail)
+    monkeypatch.setattr(pipeline_run, "run_study", fail)
     assert sentence(jumpahead("run", study)) == "The system refused: weights.safetensors: No space left on device."
 
 
@@ -178,9 +190,9 @@ def test_ctrl_c_and_a_scheduler_stop_with_one_sentence(study: Path, number: sign
     # A suite in a script's background inherits an ignored SIGINT, and Python then leaves it ignored in the child.
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import time, sys; from jumpahead import cli, sweep\n"
+        "import time, sys; from jumpahead import cli; from jumpahead.pipeline import run as pipeline_run\n"
         "def work(study, run, until, progress):\n    run.tokens.mkdir(); print('working', flush=True); time.sleep(60)\n"
-        "sweep.run = work; sys.argv = ['jumpahead', 'run', 'small.toml']; cli.main()"
+        "pipeline_run.run_study = work; sys.argv = ['jumpahead', 'run', 'small.toml']; cli.main()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -191,7 +203,7 @@ def test_ctrl_c_and_a_scheduler_stop_with_one_sentence(study: Path, number: sign
     os.kill(process.pid, number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert errors == "jumpahead: Stopped. The same command continues where it was.\n"
+    assert errors == "jumpahead: Stopped. The same command continues.\n"
 
 
 # ---------------------------------------------------------------------------------------------- verbs that take a run
@@ -276,38 +288,38 @@ def test_init_writes_a_study_that_plans(study: Path):
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[Shape]]:
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[StepShape]]:
     """Shapes that were asked for; the result is invented."""
-    asked: list[list[Shape]] = []
+    asked: list[list[StepShape]] = []
 
-    def pretend(shapes: list[Shape], **_: object) -> dict:
+    def pretend(shapes: list[StepShape], **_: object) -> dict:
         asked.append(shapes)
-        return efficiencies.example()
+        return efficiency_json.example()
 
-    monkeypatch.setattr(session, "measure", pretend)
+    monkeypatch.setattr(benchmark, "measure", pretend)
     return asked
 
 
-def test_efficiency_prints_and_writes(study: Path, measured: list[list[Shape]]):
+def test_efficiency_prints_and_writes(study: Path, measured: list[list[StepShape]]):
     result = jumpahead(
         "efficiency", "--d", 48, "--width", "96,192", "--batch", 64, "--l0", "4,8", "--out", "found.json"
     )
     assert result.exit_code == 0, result.stderr
-    assert measured == [[Shape(48, width, 64, l0) for width in (96, 192) for l0 in (4, 8)]]
+    assert measured == [[StepShape(48, width, 64, l0) for width in (96, 192) for l0 in (4, 8)]]
     assert "Dense recipe: 8.33 x as long" in result.stdout
     assert result.stdout.endswith("saved: found.json\n")
-    assert store.read_json(Path("found.json"), EFFICIENCY_SCHEMA)["threads"] == 2
+    assert read_json(Path("found.json"), EFFICIENCY_SCHEMA)["threads"] == 2
     result = jumpahead("efficiency", "--study", study, "--json")
     assert json.loads(result.stdout)["schema"] == EFFICIENCY_SCHEMA
-    assert measured[1] == [Shape(256, 512, 300, 16)]  # the bundled model's width; the middle one of k = 8, 16
+    assert measured[1] == [StepShape(256, 512, 300, 16)]  # the bundled model's width; the middle one of k = 8, 16
     assert sorted(path.name for path in Path().iterdir()) == ["found.json", "small.toml"]
 
 
-def test_efficiency_goes_on_the_page_of_a_run(study: Path, run: Path, measured: list[list[Shape]]):
+def test_efficiency_goes_on_the_page_of_a_run(study: Path, run: Path, measured: list[list[StepShape]]):
     (run / "study.toml").write_text(study.read_text())
     result = jumpahead("efficiency", "--run", run, "--batch", 32)
     assert result.exit_code == 0, result.stderr
-    assert measured == [[Shape(256, 512, 32, 16)]]
+    assert measured == [[StepShape(256, 512, 32, 16)]]
     assert result.stdout.endswith(f"saved: {run / 'efficiency.json'}\nsaved: {run / 'report.html'}\n")
     assert "What a training step costs" in (run / "report.html").read_text()
     (run / "efficiency.json").write_text('{"schema": "jumpahead.eff')
@@ -317,7 +329,7 @@ def test_efficiency_goes_on_the_page_of_a_run(study: Path, run: Path, measured: 
     assert sentence(jumpahead("report", run)).endswith(expected)
 
 
-def test_efficiency_says_what_is_wrong_before_measuring(study: Path, measured: list[list[Shape]]):
+def test_efficiency_says_what_is_wrong_before_measuring(study: Path, measured: list[list[StepShape]]):
     assert "give numbers with commas between them" in sentence(jumpahead("efficiency", "--l0", "8,x"))
     assert "--l0 must be at least 1 and less than --width" in sentence(jumpahead("efficiency", "--l0", 4096))
     assert "runs/none does not exist" in sentence(jumpahead("efficiency", "--run", "runs/none"))
@@ -326,13 +338,15 @@ def test_efficiency_says_what_is_wrong_before_measuring(study: Path, measured: l
 
 
 def test_an_interrupted_efficiency_prints_what_there_is_and_saves_nothing(study: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(session, "measure", lambda shapes, **_: efficiencies.example(is_interrupted=True))
+    monkeypatch.setattr(benchmark, "measure", lambda shapes, **_: efficiency_json.example(is_interrupted=True))
     result = jumpahead("efficiency", "--out", "found.json")
     assert result.exit_code == 130
     assert "Dense recipe: 8.33 x as long" in result.stdout
     assert result.stderr == "jumpahead: Stopped: nothing was saved.\n"
     assert not Path("found.json").exists()
-    monkeypatch.setattr(session, "measure", lambda shapes, **_: efficiencies.example(is_interrupted=True, shapes=[]))
+    monkeypatch.setattr(
+        benchmark, "measure", lambda shapes, **_: efficiency_json.example(is_interrupted=True, shapes=[])
+    )
     result = jumpahead("efficiency")
     assert (result.exit_code, result.stdout) == (130, "")
     assert result.stderr == "jumpahead: Stopped before anything was measured.\n"

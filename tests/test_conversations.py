@@ -10,20 +10,25 @@ import numpy as np
 import pytest
 import torch
 
-from jumpahead import store, sweep
-from jumpahead.activations.origins.shards import HELD_OUT, Shards
+from jumpahead.activations.origins.shards import Shards
+from jumpahead.activations.shard_folder import HELD_OUT_FOLDER
 from jumpahead.errors import DataError, StudyError
 from jumpahead.frontier import Frontier
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.model import LM
-from jumpahead.planning import plan
+from jumpahead.pipeline.resources import Resources
+from jumpahead.pipeline.training import TrainingStage
+from jumpahead.planning.plan import make_plan
 from jumpahead.progress import Silent
-from jumpahead.study import schema as studies
+from jumpahead.storage.json_files import read_json
+from jumpahead.storage.run_folder import Run
+from jumpahead.study.load import load
+from jumpahead.study.save import to_toml
 from jumpahead.text.config import TextConfig
 from jumpahead.text.contexts import Contexts
 from jumpahead.text.documents import documents
-from tests.lm.test_chat import CHATML, answers, assistant, tokenizer, user
-from tests.test_sweep import run
+from tests.pipeline.test_run import run
+from tests.text.test_chat import CHATML, answers, assistant, tokenizer, user
 
 SITE = "layers.1.residual"
 TALKS = [[user("ab" * (n % 4) + f"{n}?"), assistant(f"It is {n}" + "." * (n % 5))] for n in range(60)]
@@ -76,15 +81,15 @@ def finished(study_file, tmp_path_factory):
 
 
 def kept(folder: Path, split: str) -> tuple[Shards, Contexts]:
-    below = {"train": folder / "activations", "held_out": folder / "activations" / HELD_OUT}[split]
+    below = {"train": folder / "activations", "held_out": folder / "activations" / HELD_OUT_FOLDER}[split]
     return Shards(below), Contexts.load(folder / "tokens" / split)
 
 
 def test_saes_are_trained_on_what_the_assistant_says_and_nothing_else(study_file, finished):
     """Labels, counts, and the activations themselves, against the model run on one conversation at a time."""
-    config = studies.load(study_file)
+    config = load(study_file)
     lm, said = LM.load(LMConfig(model=config.lm.model)), answers(TALKS)
-    chats = {document.identity: document.chat for document in documents(config.text)}
+    chats = {document.identity: document.conversation for document in documents(config.text)}
     contexts = {split: kept(finished, split)[1] for split in ("train", "held_out")}
     assert sum(one.rows for one in contexts.values()) == sum(map(len, said.values()))
     for split in contexts:
@@ -95,7 +100,7 @@ def test_saes_are_trained_on_what_the_assistant_says_and_nothing_else(study_file
             assert len(rows) == here.rows_per_group[group]
             for document in np.unique(labels["document"]):
                 mine = np.flatnonzero(labels["document"] == document)
-                identity = here.identities[document]
+                identity = here.document_ids[document]
                 assert lm.tokenizer.decode(labels["token"][mine].tolist()) == said[identity]
                 ((ids, _),) = lm.encode_conversations([(chats[identity], "")])
                 x = lm.read([[lm.bos_id, *ids.tolist()]], [SITE])[SITE][0, labels["position"][mine].tolist()]
@@ -105,14 +110,14 @@ def test_saes_are_trained_on_what_the_assistant_says_and_nothing_else(study_file
 def test_only_what_the_assistant_says_is_measured(finished):
     (point,) = Frontier.load(finished).points()
     held_out = Contexts.load(finished / "tokens" / "held_out")
-    found = store.read_json(finished / point["path"] / "evaluation.json")
+    found = read_json(finished / point["path"] / "evaluation.json")
     groups = int(np.searchsorted(np.cumsum(held_out.scored_per_group), 100)) + 1
     assert found["text"]["tokens"] == held_out.scored_per_group[:groups].sum()
     assert point["metrics"]["delta_lm_loss"] is not None
 
 
 def test_the_plan_counts_what_is_trained_on(study_file, finished, tmp_path):
-    before, after = (plan.make(studies.load(study_file), folder) for folder in (tmp_path / "new", finished))
+    before, after = (make_plan(load(study_file), folder) for folder in (tmp_path / "new", finished))
     found = {split: Contexts.load(finished / "tokens" / split) for split in ("train", "held_out")}
     rows, tokens = sum(one.rows for one in found.values()), sum(len(one.tokens) for one in found.values())
     assert after.tokens == (found["train"].rows, found["held_out"].rows, True, True, tokens - rows)
@@ -149,8 +154,8 @@ def test_what_is_there_is_used_again(study_file, finished, tmp_path):
     with pytest.raises((StudyError, DataError), match=r"x\.jsonl"):
         run(study_file, runs / "third", *moved, "train.tokens=320", until="train")
     shutil.move(home / "away.jsonl", home / "x.jsonl")
-    loaded = studies.load(study_file, [*moved, "train.tokens=320"])
-    assert len(sweep.Work(loaded, store.Run(runs / "third"), Silent()).pending()) == 1
+    loaded = load(study_file, [*moved, "train.tokens=320"])
+    assert len(TrainingStage(Resources(loaded, Run(runs / "third"), Silent())).pending()) == 1
     template.unlink()
     with pytest.raises(StudyError, match=r"^text\.chat needs a chat template, and the tokenizer of .* has none"):
         run(study_file, runs / "fifth", *moved)
@@ -170,13 +175,13 @@ def test_a_study_that_asks_for_something_else_is_told(study_file, tmp_path, line
     path = tmp_path / "wrong.toml"
     path.write_text(study_file.read_text().replace('chat = "assistant"', lines))
     with pytest.raises(StudyError) as caught:
-        studies.load(path)
+        load(path)
     assert says in str(caught.value)
 
 
 def test_a_study_is_written_down_with_its_roles(study_file, tmp_path):
-    loaded = studies.load(study_file)
+    loaded = load(study_file)
     assert loaded.text == TextConfig(source=loaded.text.source, column="messages", chat=("assistant",), held_out=0.3)
-    (tmp_path / "again.toml").write_text(studies.to_toml(loaded))
-    assert studies.load(tmp_path / "again.toml") == loaded
-    assert "chat" not in studies.to_toml(studies.load(study_file, ["text.chat="])).split("[activations]")[0]
+    (tmp_path / "again.toml").write_text(to_toml(loaded))
+    assert load(tmp_path / "again.toml") == loaded
+    assert "chat" not in to_toml(load(study_file, ["text.chat="])).split("[activations]")[0]

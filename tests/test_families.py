@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from jumpahead import store, sweep
 from jumpahead.frontier import Frontier
+from jumpahead.pipeline.run import run_study
 from jumpahead.progress import Silent
-from jumpahead.study import schema
+from jumpahead.storage.json_files import read_json
+from jumpahead.storage.run_folder import Run
+from jumpahead.study.load import parse
+from jumpahead.study.save import to_toml
+from jumpahead.study.schema import sae_specs
 
 MODULES = {
     "gpt2": "transformer.h.1.mlp.c_fc.output",
@@ -32,7 +36,7 @@ def test_a_study_of_it_runs(family: str, lm_folder, tmp_path: Path):
         texts.joinpath(f"{number}.txt").write_text(" ".join(str((number * i * i) % 997) for i in range(90)))
     module = MODULES.get(family, "model.layers.1.mlp.up_proj.output")
     sites = ["layers.0.residual", "layers.1.mlp", "layers.1.attention", module]
-    one = schema.parse({
+    one = parse({
         "name": "family",
         "lm": {"model": str(lm_folder(family)), "context": 32, "batch": 4},
         "text": {"source": str(texts), "held_out": 0.3},
@@ -42,16 +46,16 @@ def test_a_study_of_it_runs(family: str, lm_folder, tmp_path: Path):
         "evaluate": {"tokens": 400, "replicates": 20},
         "series": [{"architecture": "topk", "k": [6]}],
     })  # fmt: skip
-    run = store.Run.create(tmp_path / "run", schema.to_toml(one))
-    sweep.run(one, run, progress=Silent())
-    assert len(store.read_json(run.checks)["checked"]) == 4 + 1 + 2  # identity; hidden state; causal, truncated
+    run = Run.create(tmp_path / "run", to_toml(one))
+    run_study(one, run, progress=Silent())
+    assert len(read_json(run.checks)["checked"]) == 4 + 1 + 2  # identity; hidden state; causal, truncated
     assert {panel.rpartition("/")[0] for panel in Frontier.load(run.folder).panels} == set(sites)
-    for unit in schema.units(one):
-        found = store.read_json(run.at(unit.key).evaluation)["metrics"]
+    for unit in sae_specs(one):
+        found = read_json(run.sae_folder(unit.key).evaluation)["metrics"]
         assert 2 < found["l0"] <= 6
         assert 0 < found["fvu"] < 1.5
         assert found["delta_lm_loss"] != 0
-        about = json.loads((run.at(unit.key).path / "config.json").read_text())
+        about = json.loads((run.sae_folder(unit.key).path / "config.json").read_text())
         assert about["lm"]["model"] == str(lm_folder(family))
         names = about["site_names"]
         assert names["gemma_scope"] == (module if unit.site == module else names["gemma_scope"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import gpu, gpu_peers
-from jumpahead.engine import fresh_state
+from jumpahead.engine import initial_state
 from jumpahead.sae.architectures import ARCHITECTURES
 
 
@@ -64,9 +64,9 @@ def test_a_wide_sae_is_the_narrow_one_but_for_its_matrices():
     bench = gpu.Bench(torch.device("cpu"), [size], (), minutes=1)
     for name in ARCHITECTURES.names():
         state, batches = bench.state(name, size)
-        drawn = fresh_state(state.arch, size.d, size.width, 0, batches[0])
-        assert {k: v.shape for k, v in state.p.items()} == {k: v.shape for k, v in drawn.p.items()}, name
-        assert torch.equal(state.p["W_enc"], bench.data(size).dictionary)
+        drawn = initial_state(state.arch, size.d, size.width, 0, batches[0])
+        assert {k: v.shape for k, v in state.params.items()} == {k: v.shape for k, v in drawn.params.items()}, name
+        assert torch.equal(state.params["W_enc"], bench.data(size).dictionary)
         l0 = gpu.step(state, batches[0], gpu.LR, 1.0, bench.layer).l0
         assert l0 == pytest.approx(size.l0, rel=0.5), name
 

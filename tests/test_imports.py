@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "jumpahead"
 
 # A module of jumpahead/ may import modules of its own group and of the groups before it.
 GROUPS = [
-    {"errors", "formatting", "progress", "registry"},
+    {"errors", "formatting", "progress", "registry", "versions"},
     {"storage"},
     {"distributed"},
     {"sae"},

@@ -7,7 +7,7 @@ import io
 import pytest
 import torch
 
-from jumpahead.formatting import duration, size
+from jumpahead.formatting import format_bytes, format_duration
 from jumpahead.progress import Lines, LiveTable, Silent, progress_on
 
 
@@ -30,7 +30,7 @@ class Clock:
     ],
 )
 def test_duration(seconds: float, text: str):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_duration(seconds: float, text: str):
     [(312, "312 B"), (8_388_608, "8.4 MB"), (1.3e9, "1.3 GB"), (999_900, "1.0 MB"), (9e12, "9.0 TB")],
 )
 def test_size(count: float, text: str):
-    assert size(count) == text
+    assert format_bytes(count) == text
 
 
 def lines() -> tuple[Lines, Clock, io.StringIO]:

@@ -12,13 +12,19 @@ import torch
 
 import jumpahead
 from benchmarks import gpu
-from jumpahead import evaluation, store, sweep, training
 from jumpahead.engine import decode, encode
+from jumpahead.evaluation import evaluate
+from jumpahead.evaluation.batches import GPU_MEMORY_SHARE, encoder_bytes
 from jumpahead.frontier import Frontier
-from jumpahead.planning import plan
+from jumpahead.pipeline.run import run_study
+from jumpahead.planning.plan import make_plan
 from jumpahead.progress import Silent
-from jumpahead.sae.base import SAE
-from jumpahead.study.schema import load, to_toml
+from jumpahead.sae.saved import SAE
+from jumpahead.storage.json_files import read_json
+from jumpahead.storage.run_folder import Run
+from jumpahead.study.load import load
+from jumpahead.study.save import to_toml
+from jumpahead.training.job import Job
 from tests.pretend import Refused, card
 from tests.texts import random_words
 
@@ -103,7 +109,7 @@ def write(tmp_path_factory, lm_folder):
 
 IS_COMPILED = os.environ.get("TRITON_INTERPRET") != "1" or torch.cuda.is_available()
 LAYERS = [
-    "plain",
+    "torch",
     pytest.param("triton", marks=pytest.mark.skipif(IS_COMPILED, reason="Triton's interpreter: make test-gpu")),
 ]
 
@@ -111,7 +117,7 @@ LAYERS = [
 @pytest.fixture(params=LAYERS)
 def layer(request, monkeypatch):
     """What a GPU's steps are done with: plain torch where Triton is absent."""
-    if request.param == "plain":
+    if request.param == "torch":
         found = importlib.util.find_spec
         monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "triton" else found(name, *a))
     return request.param
@@ -119,12 +125,12 @@ def layer(request, monkeypatch):
 
 def run(study, folder, there, free=10**9):
     """The frontier's points, after a run on the card, of which so much is free, or on the CPU."""
-    target = store.Run(folder)
+    target = Run(folder)
     with contextlib.ExitStack() as stack:
         account = stack.enter_context(card(free)) if there else None
         with target.lock():
-            target.begin(to_toml(study))
-            sweep.run(study, target)
+            target.record_study(to_toml(study))
+            run_study(study, target)
     return Frontier.load(folder).points(), account
 
 
@@ -147,8 +153,8 @@ def test_saes_are_evaluated_in_parts_where_not_all_fit(write, layer, tmp_path, m
     """Never more on the card at once than its memory was found to hold, and the same numbers."""
     study = load(write([("jumprelu", "l0", [3, 5]), ("topk", "k", [4])], 32 * 2))
     wanted, _ = run(study, tmp_path, True)
-    size = evaluation.coder_bytes(SAE.load(next(tmp_path.rglob("weights.safetensors")).parent))
-    most, alive, real = [0], [0], evaluation.Coder
+    size = encoder_bytes(SAE.load(next(tmp_path.rglob("weights.safetensors")).parent))
+    most, alive, real = [0], [0], evaluate.SparseEncoder
 
     class Counted(real):
         def __init__(self, *args):
@@ -159,9 +165,9 @@ def test_saes_are_evaluated_in_parts_where_not_all_fit(write, layer, tmp_path, m
         def __del__(self):
             alive[0] -= 1
 
-    monkeypatch.setattr(evaluation, "Coder", Counted)
-    monkeypatch.setattr(evaluation, "LOGIT_BYTES", 0)
-    for free, at_once in ((int(2.5 * size / evaluation.SHARE_OF_CARD), 2), (0, 1)):
+    monkeypatch.setattr(evaluate, "SparseEncoder", Counted)
+    monkeypatch.setattr(evaluate, "LOGIT_BYTES", 0)
+    for free, at_once in ((int(2.5 * size / GPU_MEMORY_SHARE), 2), (0, 1)):
         for path in tmp_path.rglob("evaluation.json"):
             path.unlink()
         most[0] = 0
@@ -176,7 +182,7 @@ def test_a_run_goes_on_from_a_checkpoint_on_the_card(write, layer, tmp_path, mon
     series = [("jumprelu", "l0", [3])] if layer == "triton" else [("jumprelu", "l0", [3]), ("gated", "lambda", [0.02])]
     study = load(write(series, 32 * 10, more))
     run(study, tmp_path / "whole", True)
-    real, count = training.Job.step, [0]
+    real, count = Job.step, [0]
 
     def step(self, *args):
         count[0] += 1
@@ -184,7 +190,7 @@ def test_a_run_goes_on_from_a_checkpoint_on_the_card(write, layer, tmp_path, mon
             signal.raise_signal(signal.SIGINT)
         return real(self, *args)
 
-    monkeypatch.setattr(training.Job, "step", step)
+    monkeypatch.setattr(Job, "step", step)
     with pytest.raises(KeyboardInterrupt):
         run(study, tmp_path / "cut", True)
     assert list((tmp_path / "cut").rglob("state.safetensors"))
@@ -197,7 +203,7 @@ def test_a_run_goes_on_from_a_checkpoint_on_the_card(write, layer, tmp_path, mon
 def test_a_plan_measures_on_the_card(write, layer, tmp_path):
     study = load(write([("jumprelu", "l0", [3]), ("topk", "k", [4])], 32 * 10))
     with card():
-        made = plan.make(study, tmp_path, measure=True)
+        made = make_plan(study, tmp_path, measure=True)
     assert made.seconds is not None
     assert made.seconds.total > 0
 
@@ -235,7 +241,7 @@ def test_every_part_of_the_benchmark_runs_on_the_card(layer, tmp_path, monkeypat
         assert gpu.compiled("jumprelu", gpu.TINY)
         monkeypatch.setattr(gpu.Bench, "repeats", property(lambda self: 1, lambda self, value: None), raising=False)
         status = gpu.main(["--parts", *parts, "--out", str(tmp_path / "found")])
-    found = store.read_json(tmp_path / "found.json")
+    found = read_json(tmp_path / "found.json")
     assert [found[part] for part in parts if "unavailable" in found[part]] == []
     assert [row for part in parts for row in found[part].get("rows", ()) if "unavailable" in row] == []
     assert status == 0

@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks.sparsity import final, places, runs, tune
 from benchmarks.sparsity.runs import Wanted
-from jumpahead import sweep
+from jumpahead import versions
+from jumpahead.pipeline import run as pipeline_run
 
 ONE = Wanted("tiny", "development", 40_960, 2_000, "A1", "jumprelu", ("l0", 8.0))
 
@@ -25,7 +26,7 @@ def line(
     return {
         "key": f"{series}-{asked}", "series": series, "place": "tiny", "part": "final", "tokens": 7_000,
         "architecture": series, "setting": ["l0", asked], **values, "se": 0.003, "fvu": 0.11, "dead": 5, "seconds": 6.5,
-        "knob": {"lambda": 0.002 * asked}, "clusters": 40,
+        "sparsity_coefficient": {"lambda": 0.002 * asked}, "clusters": 40,
         "bootstrap": {name: (value * spread).tolist() for name, value in values.items()},
     }  # fmt: skip
 
@@ -47,7 +48,7 @@ def test_a_key_follows_all_that_a_result_depends_on_and_no_path(monkeypatch):
     moved = {name: place._replace(model="elsewhere/" + place.model) for name, place in places.PLACES.items()}
     monkeypatch.setattr(places, "PLACES", moved)
     assert ONE.key == keys[0]
-    monkeypatch.setattr(sweep, "VERSION", sweep.VERSION + 7)
+    monkeypatch.setattr(versions, "TRAINING_VERSION", versions.TRAINING_VERSION + 7)
     assert ONE.key != keys[0]
 
 
@@ -74,7 +75,7 @@ def test_no_document_is_in_both_texts(tmp_path):
 
 
 def test_what_is_there_is_not_trained_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "run", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr(pipeline_run, "run_study", lambda *a, **k: pytest.fail("trained"))
     path = tmp_path / "found.jsonl"
     runs.save(path, {ONE.key: {"key": ONE.key, "delta_lm_loss": 0.25}})
     runs.make([ONE], path, tmp_path)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from jumpahead.frontier import Frontier, build
 from jumpahead.report import terminal
-from tests import efficiencies
+from tests import efficiency_json
 from tests.frontiers import evaluation, example, keywords
 
 
@@ -232,7 +232,7 @@ def test_an_empty_run_says_so():
 
 
 def test_costs_word_for_word():
-    found = efficiencies.example(notes=["How it was measured."])
+    found = efficiency_json.example(notes=["How it was measured."])
     text = printed(terminal.efficiency, found)
     lines = [line.rstrip() for line in text.splitlines()]
     assert max(map(len, lines)) <= 80
@@ -245,8 +245,8 @@ What a training step costs: 2 threads, Invented CPU
 Kernels: numba (fastest at 1024x256x2048).
 
 d = 256, width 4,096, batch 2,048, L0 = 32
-Floor: one encoder product, bfloat16 10 ms (430 GFLOP/s); float32 (oneDNN) 30 ms
-(143 GFLOP/s). A copy moves 28.5 GB/s.
+Lower bound: one encoder product, bfloat16 10 ms (430 GFLOP/s); float32 (oneDNN)
+30 ms (143 GFLOP/s). A copy moves 28.5 GB/s.
                        ms                            GB    MB   hours   hours
                  per step  tokens/s   |S|  GFLOP  moved  peak  to 1e9  to 8e9
 JumpReLU
@@ -256,9 +256,9 @@ TopK
   jumpahead            24    85,333  71.5      5  0.400    53    3.26    26.0
   dense recipe        200    10,240           26  0.600   220    27.1     217
   approx. top-k       200    10,240           26  0.600   220    27.1     217
-  JumpReLU: 2 x the floor. Dense recipe: 8.33 x as long.
-  TopK: 2 x the floor. Dense recipe: 8.33 x as long. Dense, approximate top-k:
-  8.33 x as long, finds 98.1% of the exact top-k.
+  JumpReLU: 2 x the lower bound. Dense recipe: 8.33 x as long.
+  TopK: 2 x the lower bound. Dense recipe: 8.33 x as long. Dense, approximate
+  top-k: 8.33 x as long, finds 98.1% of the exact top-k.
 """.splitlines()
     )
     assert lines[until + 1 : until + 5] == [

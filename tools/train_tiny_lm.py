@@ -30,9 +30,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from jumpahead.lm.sources.base import Document
-from jumpahead.lm.sources.stdlib import stdlib_documents
-from jumpahead.lm.text import is_held_out
+from jumpahead.text.documents import is_held_out
+from jumpahead.text.source import Document
+from jumpahead.text.sources.stdlib import stdlib_documents
 
 ROOT = Path(__file__).resolve().parent.parent
 HELD_OUT_SHARE = 0.10

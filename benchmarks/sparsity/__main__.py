@@ -16,15 +16,15 @@ from pathlib import Path
 
 from benchmarks.sparsity import final, places, runs, tune
 from benchmarks.sparsity.runs import Wanted
-from jumpahead import store
-from jumpahead.training import use_threads
+from jumpahead.storage.atomic import write_atomic
+from jumpahead.training.devices import set_threads
 
 RESULTS = Path(__file__).parents[1] / "RESULTS" / "sparsity"
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    use_threads(options.threads)
+    set_threads(options.threads)
     tuning, tested = RESULTS / "tuning.jsonl", RESULTS / "final.jsonl"
 
     def make(wanted: list[Wanted], path: Path) -> None:
@@ -45,11 +45,11 @@ def main(arguments: list[str] | None = None) -> int:
                 asked = [one for one in final.requested([tokens], options.series) if one.place == place]
                 print(runs.page(asked, options.folder))
     if options.command in ("tune", "tables") and tuning.exists():
-        store.write_atomic(tuning.with_suffix(".md"), tune.page(rules, runs.load(tuning)))
+        write_atomic(tuning.with_suffix(".md"), tune.page(rules, runs.load(tuning)))
         print(tune.table(rules, runs.load(tuning)))
     if options.command in ("requested", "tables") and tested.exists():
         lines = runs.load(tested)
-        store.write_atomic(tested.with_suffix(".md"), final.page(lines))
+        write_atomic(tested.with_suffix(".md"), final.page(lines))
         print(final.page(lines) + "\n" + final.summary(lines))
     return 0
 

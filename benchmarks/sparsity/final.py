@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.sparsity.places import PLACES
 from benchmarks.sparsity.runs import BOOTSTRAPPED, Wanted
-from benchmarks.table import render
+from benchmarks.table import render_table
 from jumpahead.frontier.curve import Curve, Estimate, centred, estimate
 from jumpahead.sae.architectures import ARCHITECTURES
 
@@ -51,7 +51,7 @@ def fixed(lines: Lines, budgets: Iterable[int]) -> list[Wanted]:
     found = []
     for tokens in budgets:
         for place in PLACES.values():
-            ends = [line["knob"]["lambda"] for line in members(lines, place.name, tokens, "jumprelu")]
+            ends = [line["sparsity_coefficient"]["lambda"] for line in members(lines, place.name, tokens, "jumprelu")]
             if len(ends) == len(place.l0):
                 grid = np.geomspace(min(ends) / BEYOND, max(ends) * BEYOND, FIXED)
                 found += [
@@ -115,7 +115,7 @@ def reached_table(lines: Lines, place: str, tokens: int) -> str:
         for line in members(lines, place, tokens, series):
             kind, asked = line["setting"]
             miss = line["l0"] / asked - 1 if kind == "l0" else None
-            settled = line.get("settled") or {}
+            settled = line.get("converged_after") or {}
             share = settled.get("share")
             rows.append([
                 series, f"{'λ ' if kind == 'lambda' else ''}{asked:g}", f"{line['l0']:.4g}",
@@ -125,7 +125,7 @@ def reached_table(lines: Lines, place: str, tokens: int) -> str:
                 f"{line['dead']:.0f}", f"{line['seconds']:.0f} s",
             ])  # fmt: skip
     headings = ["series", "asked", "L0", "off by", "settled", "delta LM loss", "FVU", "> 10 %", "dead", "training"]
-    return render(headings, rows)
+    return render_table(headings, rows)
 
 
 def curve(lines: Lines, place: str, tokens: int, series: str) -> Curve | None:
@@ -169,8 +169,10 @@ def matched_table(lines: Lines, place: str, tokens: int) -> str:
             counts = None if loss is None else at(found, 1, float(loss[0]), 2)
             cells.append("–" if counts is None else plain(estimate(counts)))
         frequent.append([series, *cells])
-    first = render(["delta LM loss / JumpReLU's at L0", *(f"{l0:g}" for l0 in PLACES[place].l0)], rows)
-    second = render(["features > 10 % at JumpReLU's loss of L0", *(f"{l0:g}" for l0 in PLACES[place].l0)], frequent)
+    first = render_table(["delta LM loss / JumpReLU's at L0", *(f"{l0:g}" for l0 in PLACES[place].l0)], rows)
+    second = render_table(
+        ["features > 10 % at JumpReLU's loss of L0", *(f"{l0:g}" for l0 in PLACES[place].l0)], frequent
+    )
     return f"{first}\n\n{second}"
 
 
@@ -186,7 +188,7 @@ def fixed_table(lines: Lines, place: str, tokens: int) -> str:
         error = float(np.std(difference[1:]))
         rows.append([f"{line['setting'][1]:g}", f"{line['delta_lm_loss']:.4f}", f"{there[0]:.4f}",
                      f"{difference[0]:+.4f} ± {error:.4f}", f"{difference[0] / error:+.1f}"])  # fmt: skip
-    return render(["asked", "controller", "fixed λ, interpolated", "difference ± SE", "in SE"], rows)
+    return render_table(["asked", "controller", "fixed λ, interpolated", "difference ± SE", "in SE"], rows)
 
 
 def ratio(found: Estimate) -> str:

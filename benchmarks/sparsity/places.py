@@ -10,7 +10,7 @@ import hashlib
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jumpahead import store
+from jumpahead.storage.atomic import write_atomic
 from jumpahead.text.sources.stdlib import stdlib_documents
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -90,7 +90,7 @@ def text(place: Place, part: Part, folder: Path) -> Path:
             for one in stdlib_documents()
             if first[one.text] == one.identity and remainder(one.identity, int(count)) in wanted
         ]
-        store.write_atomic(path, f"\n{SEPARATOR}\n".join(some))
+        write_atomic(path, f"\n{SEPARATOR}\n".join(some))
     return path
 
 

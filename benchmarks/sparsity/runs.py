@@ -9,16 +9,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.sparsity import places
 from benchmarks.sparsity.places import Part
-from jumpahead import frontier, report, store, sweep
+from jumpahead import frontier, report, versions
+from jumpahead.pipeline import run as pipeline_run
+from jumpahead.pipeline.frontier import legend
 from jumpahead.progress import progress_on
 from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.recipe import Recipe, Setting, Shape, TrainConfig
+from jumpahead.storage.atomic import write_atomic
+from jumpahead.storage.digests import digest_json
+from jumpahead.storage.json_files import read_json, write_json
+from jumpahead.storage.layout import sae_key
+from jumpahead.storage.run_folder import Run
 from jumpahead.study import schema as studies
+from jumpahead.study.load import parse
+from jumpahead.study.save import to_toml
 
 BOOTSTRAPPED = ("l0", "delta_lm_loss", "above_10pct")
 
@@ -47,14 +57,15 @@ class Wanted(NamedTuple):
         """Digest of the recipe and all else given. Defaults do not count: a new option leaves old results valid;
         nor does `Architecture.revision`: results that a recipe was decided on stay, as protocol.toml says."""
         kind, place = ARCHITECTURES.get(self.architecture), places.PLACES[self.place]
-        config = TrainConfig.model_validate({"tokens": self.tokens, "batch": places.BATCH})
+        config = TrainConfig(tokens=self.tokens, batch=places.BATCH)
         shape = Shape(place.d, place.width, Setting(*self.setting))
         recipe = kind.recipe_for(config, shape, json.loads(self.recipe))._asdict()
         plain = {name: value for name, value in recipe.items() if value != Recipe._field_defaults.get(name, ...)}
-        options = kind.Options(**json.loads(self.options)).model_dump(exclude_defaults=True)
-        known = [sweep.VERSION, self.place, place.site, place.width, self.part, self.tokens, self.held_out,
+        given, defaults = asdict(kind.Options(**json.loads(self.options))), asdict(kind.Options())
+        options = {name: value for name, value in given.items() if value != defaults[name]}
+        known = [versions.TRAINING_VERSION, self.place, place.site, place.width, self.part, self.tokens, self.held_out,
                  self.architecture, options, plain, self.setting, self.seed]  # fmt: skip
-        return store.digest_json(known)[:16]
+        return digest_json(known)[:16]
 
 
 def load(path: Path) -> dict[str, dict[str, Any]]:
@@ -68,7 +79,7 @@ def save(path: Path, results: dict[str, dict[str, Any]]) -> None:
     """Write them, sorted; what another process has added meanwhile is kept."""
     merged = load(path) | results
     text = "".join(json.dumps(merged[key], ensure_ascii=False) + "\n" for key in sorted(merged))
-    store.write_atomic(path, text)
+    write_atomic(path, text)
 
 
 def make(wanted: Iterable[Wanted], path: Path, folder: Path, threads: int | None = None) -> None:
@@ -83,14 +94,14 @@ def make(wanted: Iterable[Wanted], path: Path, folder: Path, threads: int | None
         if missing := place.missing():
             print(f"{name}: {missing} is not here; {len(members)} SAEs are left out.", flush=True)
             continue
-        run = store.Run(folder / f"{name}-{part}-{tokens}")
+        run = Run(folder / f"{name}-{part}-{tokens}")
         run.folder.mkdir(parents=True, exist_ok=True)
         tables = places.study(place, part, tokens, series(members), folder, held_out, seeds(members))
         if threads is not None:
             tables["train"]["threads"] = threads
-        study = studies.parse(tables)
+        study = parse(tables)
         print(f"{name}, {part} text, {tokens:,} tokens: {len(members)} SAEs", flush=True)
-        sweep.run(study, run, until="evaluate", progress=progress_on())
+        pipeline_run.run_study(study, run, until="evaluate", progress=progress_on())
         save(path, {one.key: result(one, run) for one in members})
 
 
@@ -112,15 +123,15 @@ def seeds(members: list[Wanted]) -> tuple[int, ...]:
 
 def folder_name(one: Wanted) -> str:
     """The series' name within a study: one that says what it was trained with."""
-    digest = store.digest_json([one.options, one.recipe])[:6]
+    digest = digest_json([one.options, one.recipe])[:6]
     return one.architecture if one.options == one.recipe == "{}" else f"{one.architecture}-{digest}"
 
 
-def result(one: Wanted, run: store.Run) -> dict[str, Any]:
+def result(one: Wanted, run: Run) -> dict[str, Any]:
     """What is kept of an SAE."""
     place = places.PLACES[one.place]
-    key = store.sae_key(place.site, place.width, folder_name(one), studies.Setting(*one.setting), one.seed, 0)
-    evaluation = store.read_json(run.at(key).evaluation)
+    key = sae_key(place.site, place.width, folder_name(one), studies.Setting(*one.setting), one.seed, 0)
+    evaluation = read_json(run.sae_folder(key).evaluation)
     metrics, errors = evaluation["metrics"], evaluation.get("standard_errors") or {}
     kept = ("l0", "delta_lm_loss", "fvu", "above_10pct", "above_1pct", "dead", "kl", "loss_recovered_zero")
     found = {name: number(metrics[name]) for name in kept}
@@ -128,8 +139,8 @@ def result(one: Wanted, run: store.Run) -> dict[str, Any]:
         "key": one.key, "series": one.series, "place": one.place, "part": one.part, "tokens": one.tokens,
         "architecture": one.architecture, "options": json.loads(one.options), "recipe": json.loads(one.recipe),
         "setting": list(one.setting), "seed": one.seed, **found, "se": number(errors["delta_lm_loss"]),
-        "measured_on": evaluation["text"]["tokens"], "knob": evaluation["knob"],
-        **{name: evaluation[name] for name in ("settled", "health") if name in evaluation},
+        "measured_on": evaluation["text"]["tokens"], "sparsity_coefficient": evaluation["sparsity_coefficient"],
+        **{name: evaluation[name] for name in ("converged_after", "health") if name in evaluation},
         "seconds": round(evaluation["training"]["seconds"], 1), **replicates(one, evaluation),
     }  # fmt: skip
 
@@ -150,24 +161,22 @@ def number(value: float) -> float:
 def page(wanted: list[Wanted], folder: Path) -> Path:
     """The frontier and the page of SAEs of one place, part and budget that were made here, by their series' names."""
     one = wanted[0]
-    place, run = places.PLACES[one.place], store.Run(folder / f"{one.place}-{one.part}-{one.tokens}")
+    place, run = places.PLACES[one.place], Run(folder / f"{one.place}-{one.part}-{one.tokens}")
     evaluations, legends = [], {}
     for each in wanted:
-        key = store.sae_key(place.site, place.width, folder_name(each), Setting(*each.setting), each.seed, 0)
-        evaluation = store.read_json(run.at(key).evaluation)
+        key = sae_key(place.site, place.width, folder_name(each), Setting(*each.setting), each.seed, 0)
+        evaluation = read_json(run.sae_folder(key).evaluation)
         evaluation["sae"]["series"] = each.series
         evaluations.append({**evaluation, "path": key})
-        legends[each.series] = sweep.legend(each.series, each.architecture)
-    study = studies.to_toml(
-        studies.parse(places.study(place, one.part, one.tokens, series(wanted), folder, one.held_out))
-    )
-    target = store.Run.create(folder / f"{one.place}-{one.part}-{one.tokens}-page", study)
+        legends[each.series] = legend(each.series, each.architecture)
+    study = to_toml(parse(places.study(place, one.part, one.tokens, series(wanted), folder, one.held_out)))
+    target = Run.create(folder / f"{one.place}-{one.part}-{one.tokens}-page", study)
     text = {"source": place.texts[one.part], "train_tokens": one.tokens, "held_out_tokens": one.held_out}
     built = frontier.build(
         evaluations, name=f"{one.place}, {one.tokens / 1e6:g}e6 tokens", study_text=study,
         manifest=target.read_manifest(), series=list(legends.values()), text=text,
         lm={"name": one.place, "dtype": "float32"},
     )  # fmt: skip
-    store.write_json(target.frontier, built, indent=None)
+    write_json(target.frontier, built, indent=None)
     report.write(target.folder)
     return target.report

@@ -12,8 +12,8 @@ from typing import Any
 
 from benchmarks.sparsity.places import PLACES
 from benchmarks.sparsity.runs import Wanted
-from benchmarks.table import render
-from jumpahead.sae.recipe import Setting, Shape, short_rate
+from benchmarks.table import render_table
+from jumpahead.sae.recipe import Setting, Shape, short_recipe_lr
 
 PROTOCOL = Path(__file__).with_name("protocol.toml")
 SLOPE = 0.65
@@ -52,7 +52,7 @@ def with_rate(config: dict[str, Any], place: str, l0: float, tokens: int) -> dic
     if "rate" in config:
         where = PLACES[place]
         changes["lr"] = float(
-            f"{short_rate(config['rate'], Shape(where.d, where.width, Setting('l0', l0)), tokens):.3g}"
+            f"{short_recipe_lr(config['rate'], Shape(where.d, where.width, Setting('l0', l0)), tokens):.3g}"
         )
     return changes
 
@@ -87,7 +87,7 @@ def table(rules: dict[str, Any], results: dict[str, dict[str, Any]]) -> str:
         scores = [mean([score(found[cell]) for cell in found if cell[0] == place]) for place in rules["places"]]
         shown_cells = [shown(found.get(cell)) for cell in cells]
         lines.append([f"{architecture} {series}: {words[architecture, series]}", *scores, *shown_cells])
-    return render(headings, lines)
+    return render_table(headings, lines)
 
 
 def mean(scores: list[float]) -> str:

@@ -1,8 +1,9 @@
-"""What every origin of activations offers: rows, group by group, and their scale.
+"""The interface of every origin of activations: rows, group by group, and their scale.
 
     n, d      rows (activations) of a group, width of a site
 
-Rows are in the language model's own unit here; the stream divides nothing. `Scale.C` is what makes E‖x/C‖² = 1.
+A group is what is computed or read at once, for instance the contexts of one LM batch. Rows are in the language model's
+own unit; dividing by `Scale.C` makes E‖x‖² = 1.
 """
 
 from __future__ import annotations
@@ -10,53 +11,59 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from jumpahead.errors import DataError, StudyError
+from jumpahead.errors import StudyError
 
 if TYPE_CHECKING:
-    from jumpahead.activations import ActivationsConfig
+    from jumpahead.activations.config import ActivationsConfig
     from jumpahead.lm.model import LM
     from jumpahead.text.contexts import Contexts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes of activations that were computed elsewhere."""
 
 
-class Options(BaseModel):
-    """The settings of an origin's own, `activations.options` in the study; by default it has none."""
+class OriginOptions(BaseModel):
+    """The options of an origin, `activations.options` in the study; none by default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Activations(ABC):
-    """The activations of every group of contexts at every site. Group g's rows depend on nothing but g."""
+    """The activations of every group at every site. The rows of group g are a function of g alone."""
 
-    Options: ClassVar[type[Options]] = Options
+    Options: ClassVar[type[OriginOptions]] = OriginOptions
+    needs_lm: ClassVar[bool] = True
+    """False for an origin without a language model: sites may have any name, SAEs are evaluated by FVU alone."""
+    on_disk: ClassVar[bool] = False
+    """True if a stage of the run writes the language model's activations to disk before training."""
 
     dtype: torch.dtype
-    """What rows are kept in."""
+    """The dtype that rows are rounded to."""
     widths: dict[str, int]
     """d of every site, by its key, in the study's order."""
     rows_per_group: np.ndarray
-    """int64 [groups]: known without running the language model."""
+    """int64 [groups]; known without running the language model."""
     groups_per_block: int
-    """How many groups a study shuffles together."""
-    is_read_ahead: bool = False
-    """Whether a stream reads the next block in another thread while SAEs train on this one."""
+    """Groups whose rows are shuffled together."""
+    prefetches_in_thread: bool = False
+    """True if a stream reads the next block in another thread while SAEs train on the current one."""
     device: torch.device = torch.device("cpu")
-    """Where rows are. On a GPU a stream launches the next block's groups beside the training on this one."""
+    """The device of the rows. On a GPU, a stream launches the next block's groups concurrently with the training."""
     digest: str
-    """SHA-256 of everything that decides the rows; the same for origins that give the same bytes."""
+    """SHA-256 of everything that determines the rows; origins that give the same bytes have the same digest."""
 
     @property
-    def is_beside(self) -> bool:
-        """Whether rows are made beside the training: what that takes is not added to the training's time then."""
-        return self.is_read_ahead or self.device.type == "cuda"
+    def overlaps_training(self) -> bool:
+        """Return whether rows are computed concurrently with the training, so that their time is not added to it."""
+        return self.prefetches_in_thread or self.device.type == "cuda"
 
     @classmethod
     @abstractmethod
@@ -68,49 +75,48 @@ class Activations(ABC):
         contexts: Contexts | None = None,
         folder: Path | None = None,
     ) -> Activations:
-        """The activations that a study asks for; what has to be kept on disk is kept in `folder`.
+        """Return the activations that a study asks for; `folder` is where an origin stores them, if it does.
 
-        `lm` and `contexts` are given where the origin is not in `activations.WITHOUT_LM`. Raises StudyError where
-        `config.options` holds something that this origin does not know.
+        `lm` and `contexts` are given if the origin `needs_lm`. Raises StudyError for an unknown option.
         """
 
     @abstractmethod
     def rows(self, group: int) -> dict[str, Tensor]:
-        """The activations [n, d] of a group at every site, in the study's dtype.
+        """Return the activations [n, d] of a group at every site, in the study's dtype.
 
-        Raises DataError naming group and document where one is not finite.
+        Raises DataError, naming group and document, if a value is not finite.
         """
 
     def gather(self, groups: Sequence[int]) -> dict[str, Tensor]:
-        """[rows, d] of several groups, one after the other, at every site."""
-        return gathered((self.rows(group) for group in groups), int(self.rows_per_group[groups].sum()))
+        """Return the activations [rows, d] of several groups, concatenated, at every site."""
+        return concatenate_groups((self.rows(group) for group in groups), int(self.rows_per_group[groups].sum()))
 
     @classmethod
-    def source(cls, config: ActivationsConfig, folder: Path | None = None) -> str:
-        """Digest of what an origin without a language model reads; empty where its options say everything."""
+    def source_digest(cls, config: ActivationsConfig, folder: Path | None = None) -> str:
+        """Return the digest of the data that an origin without LM reads; empty if its options determine them."""
         return ""
 
     @property
     def held_out(self) -> Activations | None:
-        """Activations of the same kind that no SAE is trained on: what is measured where there is no LM."""
+        """Return the activations that no SAE is trained on; None unless SAEs can be evaluated on them without a LM."""
         return None
 
-    def documents(self, group: int) -> np.ndarray:
-        """Whole numbers [n]: what every row of a group is a part of (by default the group), resampled as a whole."""
+    def document_ids(self, group: int) -> np.ndarray:
+        """Return the document number of every row of a group, [n] int64; the bootstrap resamples documents."""
         return np.full(int(self.rows_per_group[group]), group)
 
-    def begin(self, group: int) -> Callable[[], dict[str, Tensor]]:
-        """Begin to make a group's rows, without waiting for a GPU; what is returned waits, and gives them as `rows`."""
+    def launch_rows(self, group: int) -> Callable[[], dict[str, Tensor]]:
+        """Start computing a group's rows without waiting for the GPU; return a function that waits for them."""
         return lambda: self.rows(group)
 
     @property
-    def total(self) -> int:
-        """Rows of all groups: the distinct training tokens."""
+    def total_rows(self) -> int:
+        """Return the number of rows in all groups, which is that of distinct training tokens."""
         return int(self.rows_per_group.sum())
 
 
-def gathered(parts: Iterable[Mapping[str, Tensor]], total: int) -> dict[str, Tensor]:
-    """[total, d] at every site: the rows of several groups, one after the other."""
+def concatenate_groups(parts: Iterable[Mapping[str, Tensor]], total: int) -> dict[str, Tensor]:
+    """Return the rows of several groups, concatenated: [total, d] at every site."""
     block: dict[str, Tensor] = {}
     done = 0
     for part in parts:
@@ -122,8 +128,8 @@ def gathered(parts: Iterable[Mapping[str, Tensor]], total: int) -> dict[str, Ten
     return block
 
 
-def read_options(origin: type[Activations], config: ActivationsConfig) -> Options:
-    """The checked options; StudyError in one sentence naming the key."""
+def parse_options(origin: type[Activations], config: ActivationsConfig) -> OriginOptions:
+    """Return the validated options of an origin. Raises StudyError, naming the key, if one is unknown or invalid."""
     try:
         return origin.Options.model_validate(config.options)
     except ValidationError as exc:
@@ -133,36 +139,8 @@ def read_options(origin: type[Activations], config: ActivationsConfig) -> Option
         raise StudyError(f"activations.options.{key}: {first['msg']}; '{config.origin}' knows {known}.") from exc
 
 
-class Scale(NamedTuple):
-    """The unit of a site."""
-
-    C: float
-    """√(mean ‖x‖²): activations divided by it have mean square norm 1."""
-    mean: Tensor
-    """float32 [d]: the mean activation, in the language model's unit."""
-
-
-def scale(activations: Activations, n_rows: int) -> dict[str, Scale]:
-    """Scale and mean of every site, over whole groups 0, 1, … until there are `n_rows` rows; sums in float64."""
-    square = dict.fromkeys(activations.widths, 0.0)
-    total = {site: torch.zeros(width, dtype=torch.float64) for site, width in activations.widths.items()}
-    count = 0
-    for group in range(len(activations.rows_per_group)):
-        if count >= n_rows:
-            break
-        for site, rows in activations.rows(group).items():
-            exact = rows.to(device="cpu", dtype=torch.float64)
-            square[site] += float(exact.square().sum())
-            total[site] += exact.sum(0)
-        count += int(activations.rows_per_group[group])
-    for site, value in square.items():
-        if not value > 0:
-            raise DataError(f"the activations at {site} are all zero ({count} rows): nothing can be learned there.")
-    return {site: Scale((square[site] / count) ** 0.5, (total[site] / count).float()) for site in square}
-
-
-def not_finite(rows: Mapping[str, Tensor]) -> tuple[str, int] | None:
-    """The site and the row of the first value that is not finite, if there is one."""
+def find_non_finite(rows: Mapping[str, Tensor]) -> tuple[str, int] | None:
+    """Return the site and the row of the first value that is not finite, or None."""
     for site, value in rows.items():
         finite = torch.isfinite(value)
         if not bool(finite.all()):

@@ -1,4 +1,4 @@
-"""Making the next things while the last one is in use."""
+"""Prefetching: compute the next values while the current one is used, in a thread or on a second stream of a GPU."""
 
 from __future__ import annotations
 
@@ -13,61 +13,63 @@ from torch import Tensor
 K = TypeVar("K")
 V = TypeVar("V")
 
+THREAD_NAME = "prefetch"
 
-def ahead(make: Callable[[K], V], keys: Iterable[K], count: int) -> Generator[V]:
-    """make(key) of every key, in order; up to `count` of them are made in another thread before they are asked for.
 
-    `keys` is advanced by the consumer, `make` runs in one other thread: nothing runs twice or side by side with itself.
-    What `make` raises is raised here, at its key's turn. Closing the generator, or leaving it by an exception, waits
-    for the one value that is being made, and drops the others.
+def prefetch_in_thread(compute: Callable[[K], V], keys: Iterable[K], depth: int) -> Generator[V]:
+    """Yield compute(key) of every key, in order; up to `depth` values are computed in one other thread in advance.
+
+    `keys` is advanced by the consumer; `compute` never runs twice at the same time. An exception of `compute` is
+    raised at its key's turn. Closing the generator, or leaving it by an exception, waits for the one value that is
+    being computed and drops the others.
     """
-    threads = torch.get_num_threads()  # torch's setting is each thread's own, and an engine's loop may hold the default
-    pool = ThreadPoolExecutor(1, "ahead", torch.set_num_threads, (threads,))
-    waiting: deque[Future[V]] = deque()
+    threads = torch.get_num_threads()  # the setting is per thread, and a training loop may have changed it
+    pool = ThreadPoolExecutor(1, THREAD_NAME, torch.set_num_threads, (threads,))
+    pending: deque[Future[V]] = deque()
     try:
         for key in keys:
-            waiting.append(pool.submit(make, key))
-            if len(waiting) > count:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(compute, key))
+            if len(pending) > depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def beside(
-    begin: Callable[[K], Callable[[], dict[str, Tensor]]],
+def prefetch_on_gpu_stream(
+    launch: Callable[[K], Callable[[], dict[str, Tensor]]],
     keys: Iterable[K],
-    count: int,
+    depth: int,
     device: torch.device,
-    spent: Callable[[float], None] = lambda seconds: None,
+    on_gpu_seconds: Callable[[float], None] = lambda seconds: None,
 ) -> Generator[dict[str, Tensor]]:
-    """begin(key)() of every key, in order, on a second stream of a GPU: what up to `count` keys take is launched before
-    they are asked for, and runs beside what the caller launches meanwhile.
+    """Yield launch(key)() of every key, in order; up to `depth` keys are launched in advance on a second GPU stream.
 
-    No second thread: what is launched sees torch's settings as they are here. What begin(key)() raises is raised at its
-    key's turn. `spent` is told how long the GPU took for each.
+    They run concurrently with what the caller launches in the meantime. There is no second thread, so torch's settings
+    are the caller's. An exception of launch(key)() is raised at its key's turn. `on_gpu_seconds` is called with the
+    GPU time of each key, in seconds.
     """
     stream = torch.cuda.Stream(device)
-    waiting: deque[tuple[Callable[[], dict[str, Tensor]], torch.cuda.Event, torch.cuda.Event]] = deque()
+    pending: deque[tuple[Callable[[], dict[str, Tensor]], torch.cuda.Event, torch.cuda.Event]] = deque()
 
-    def taken() -> dict[str, Tensor]:
-        finish, begun, made = waiting.popleft()
-        found, here = finish(), torch.cuda.current_stream(device)
-        made.synchronize()
-        spent(begun.elapsed_time(made) / 1e3)
-        for tensor in found.values():
-            tensor.record_stream(here)
-        return found
+    def wait_for_next() -> dict[str, Tensor]:
+        finish, started, done = pending.popleft()
+        tensors, consumer = finish(), torch.cuda.current_stream(device)
+        done.synchronize()
+        on_gpu_seconds(started.elapsed_time(done) / 1e3)
+        for tensor in tensors.values():
+            tensor.record_stream(consumer)
+        return tensors
 
     for key in keys:
-        begun, made = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        started, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         with torch.cuda.stream(stream):
-            begun.record()
-            finish = begin(key)
-            made.record()
-        waiting.append((finish, begun, made))
-        if len(waiting) > count:
-            yield taken()
-    while waiting:
-        yield taken()
+            started.record()
+            finish = launch(key)
+            done.record()
+        pending.append((finish, started, done))
+        if len(pending) > depth:
+            yield wait_for_next()
+    while pending:
+        yield wait_for_next()

@@ -1,13 +1,13 @@
-"""The stream of training batches: batch i is a function of (study, seed, i) alone.
+"""The stream of shuffled training batches: batch i is a function of (study, seed, i) alone.
 
     epoch e     permutes the groups by (seed, e)
-    block w     the next K groups of that order, their rows permuted by (seed, e, w) …
-    batch j     … and cut into batches; what is left over at the end of a block is dropped
+    block w     the next K groups of that order, their rows permuted by (seed, e, w)
+    batch j     the next `batch` rows of that permutation; the rest of a block, less than one batch, is dropped
 
-Rows per group are known without the language model, so where batch i lies is arithmetic: nothing is carried from batch
-to batch, and a stream that starts at batch i gives the same bytes as one that arrives there. Where the origin allows it
-(`Activations.is_read_ahead`), the next block is read in another thread while batches of this one are used; on a GPU its
-groups are launched on a second stream of the GPU (`ahead.beside`), and activations never leave it.
+Rows per group are known without the language model, so the location of batch i is computed from them: no state is
+carried from batch to batch, and a stream that starts at batch i gives the same bytes as one that reaches it. If
+`Activations.prefetches_in_thread`, the next block is read in another thread while batches of this one are used; on a
+GPU its groups are launched on a second stream of the GPU, and activations never leave the GPU.
 """
 
 from __future__ import annotations
@@ -22,47 +22,51 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jumpahead.activations.base import Activations, gathered
-from jumpahead.activations.prefetch import ahead, beside
+from jumpahead.activations.base import Activations, concatenate_groups
+from jumpahead.activations.prefetch import prefetch_in_thread, prefetch_on_gpu_stream
 from jumpahead.errors import DataError
-from jumpahead.text.contexts import shuffled
+from jumpahead.text.permutation import fixed_permutation
 
 
-class Place(NamedTuple):
-    """Where a batch lies."""
+class BatchLocation(NamedTuple):
+    """The location of a batch in the stream."""
 
     epoch: int
     block: int
     batch: int
-    """Its number within the block."""
+    """Number within the block."""
 
 
-class _Epoch(NamedTuple):
+class _EpochOrder(NamedTuple):
+    """The order of one epoch."""
+
     order: np.ndarray
-    """int64 [groups]: the groups as this epoch visits them."""
+    """int64 [groups]: the permutation of the groups."""
     ends: np.ndarray
-    """int64 [blocks]: batches up to and with each block."""
+    """int64 [blocks]: cumulative number of batches, including each block's own."""
 
 
-class _Visit(NamedTuple):
-    """A block that is read, and which of its batches are wanted."""
+class _BlockVisit(NamedTuple):
+    """A block to read, and the batches of it to yield."""
 
     epoch: int
     block: int
     groups: list[int]
     batches: range
-    """Numbers within the block."""
+    """Their numbers within the block."""
 
 
 class _Block(NamedTuple):
+    """The rows of one block in memory."""
+
     rows: dict[str, Tensor]
     """[rows, d] at every site."""
     order: Tensor
-    """int64 [rows]: which row comes where."""
+    """int64 [rows]: the permutation of the rows."""
 
 
 class Stream:
-    """Batches of one study's activations in the order of one seed."""
+    """Batches of activations in the order of one seed."""
 
     def __init__(self, activations: Activations, batch: int, groups_per_block: int | None = None, seed: int = 0):
         self.activations = activations
@@ -70,11 +74,11 @@ class Stream:
         """Rows per batch."""
         self.groups_per_block = groups_per_block or activations.groups_per_block
         self.seed = seed
-        self.seconds = 0.0
-        """That reading blocks, or making them, has taken so far; beside the training where it is read ahead."""
-        self._epochs: dict[int, _Epoch] = {}
+        self.read_seconds = 0.0
+        """Time spent so far on reading or computing blocks, possibly concurrently with the training."""
+        self._epochs: dict[int, _EpochOrder] = {}
         rows = activations.rows_per_group
-        # The smallest full block there can be; the last one of an epoch may be smaller, and then gives nothing.
+        # The smallest possible full block. The last block of an epoch may be smaller and yield no batch.
         smallest = int(np.sort(rows)[: self.groups_per_block].sum())
         if smallest < batch:
             raise DataError(
@@ -83,86 +87,90 @@ class Stream:
             )
 
     def batches_per_epoch(self, epoch: int = 0) -> int:
-        """Whole batches of an epoch; epochs differ a little, since each drops other rows."""
+        """Return the number of batches of an epoch; it varies a little, because blocks drop different remainders."""
         return int(self._epoch(epoch).ends[-1])
 
-    def where(self, i: int) -> Place:
-        """The epoch, the block in it and the place in the block of batch i."""
+    def location(self, i: int) -> BatchLocation:
+        """Return the epoch, block and number within the block of batch i."""
         epoch = 0
         while i >= (count := self.batches_per_epoch(epoch)):
             i, epoch = i - count, epoch + 1
         ends = self._epoch(epoch).ends
         block = int(np.searchsorted(ends, i, side="right"))
-        return Place(epoch, block, i - (int(ends[block - 1]) if block else 0))
+        return BatchLocation(epoch, block, i - (int(ends[block - 1]) if block else 0))
 
     def batches(self, start: int = 0) -> Generator[dict[str, Tensor]]:
-        """Batches start, start + 1, … without end: float32 [batch, d] at every site, in the LM's own unit.
+        """Yield batches start, start + 1, … without end: float32 [batch, d] at every site, in the LM's own unit.
 
-        Close it when enough were taken: the next block may be being read.
+        Close the generator when done, because another thread may be reading the next block.
         """
         with contextlib.closing(self._blocks(start)) as blocks:
             for visit in self._visits(start):
-                yield from self._cut(visit, next(blocks))
+                yield from self._split(visit, next(blocks))
 
     def distinct_rows(self, batches: int) -> int:
-        """Different activations among the first `batches` batches, at most."""
-        return min(batches * self.batch, self.activations.total)
+        """Return an upper bound on the number of distinct rows among the first `batches` batches."""
+        return min(batches * self.batch, self.activations.total_rows)
 
-    def _epoch(self, epoch: int) -> _Epoch:
+    def _epoch(self, epoch: int) -> _EpochOrder:
+        """Return the order of an epoch, computed once."""
         if epoch not in self._epochs:
             rows = self.activations.rows_per_group
-            order = shuffled(len(rows), self.seed, epoch)
+            order = fixed_permutation(len(rows), self.seed, epoch)
             blocks = np.add.reduceat(rows[order], np.arange(0, len(rows), self.groups_per_block))
-            self._epochs[epoch] = _Epoch(order, np.cumsum(blocks // self.batch))
+            self._epochs[epoch] = _EpochOrder(order, np.cumsum(blocks // self.batch))
         return self._epochs[epoch]
 
-    def _visits(self, start: int) -> Iterator[_Visit]:
-        """The blocks that hold batches start, start + 1, …, without end."""
-        epoch, block, batch = self.where(start)
+    def _visits(self, start: int) -> Iterator[_BlockVisit]:
+        """Yield the blocks that hold batches start, start + 1, …, without end."""
+        epoch, block, batch = self.location(start)
         while True:
             order, ends = self._epoch(epoch)
             for w in range(block, len(ends)):
                 count = int(ends[w]) - (int(ends[w - 1]) if w else 0)
                 if count > batch:
                     groups = order[w * self.groups_per_block :][: self.groups_per_block].tolist()
-                    yield _Visit(epoch, w, groups, range(batch, count))
+                    yield _BlockVisit(epoch, w, groups, range(batch, count))
                 batch = 0
             epoch, block = epoch + 1, 0
 
     def _blocks(self, start: int) -> Generator[_Block]:
-        """These blocks, in turn."""
-        if self.activations.is_read_ahead:
-            return ahead(self._read, self._visits(start), 1)
+        """Return a generator of the blocks of `_visits`, read or computed in advance if the origin allows it."""
+        if self.activations.prefetches_in_thread:
+            return prefetch_in_thread(self._read_block, self._visits(start), 1)
         if self.activations.device.type == "cuda":
-            return self._beside(start)
-        return (self._read(visit) for visit in self._visits(start))
+            return self._prefetched_on_gpu(start)
+        return (self._read_block(visit) for visit in self._visits(start))
 
-    def _read(self, visit: _Visit) -> _Block:
-        begun = time.perf_counter()
-        block = self._block(visit, self.activations.gather(visit.groups))
-        self._spent(time.perf_counter() - begun)
+    def _read_block(self, visit: _BlockVisit) -> _Block:
+        """Return a block's rows and their permutation."""
+        began = time.perf_counter()
+        block = self._with_order(visit, self.activations.gather(visit.groups))
+        self._add_read_seconds(time.perf_counter() - began)
         return block
 
-    def _spent(self, seconds: float) -> None:
-        self.seconds += seconds
+    def _add_read_seconds(self, seconds: float) -> None:
+        """Add to `read_seconds`."""
+        self.read_seconds += seconds
 
-    def _beside(self, start: int) -> Generator[_Block]:
-        """Blocks whose groups are launched ahead, group by group."""
+    def _prefetched_on_gpu(self, start: int) -> Generator[_Block]:
+        """Yield blocks whose groups are launched in advance on a second GPU stream, group by group."""
         groups = (group for visit in self._visits(start) for group in visit.groups)
-        begin, device = self.activations.begin, self.activations.device
-        launched = beside(begin, groups, self.groups_per_block, device, self._spent)
+        launch, device = self.activations.launch_rows, self.activations.device
+        launched = prefetch_on_gpu_stream(launch, groups, self.groups_per_block, device, self._add_read_seconds)
         with contextlib.closing(launched) as rows:
             for visit in self._visits(start):
                 total = int(self.activations.rows_per_group[visit.groups].sum())
-                yield self._block(visit, gathered(itertools.islice(rows, len(visit.groups)), total))
+                yield self._with_order(visit, concatenate_groups(itertools.islice(rows, len(visit.groups)), total))
 
-    def _block(self, visit: _Visit, rows: dict[str, Tensor]) -> _Block:
+    def _with_order(self, visit: _BlockVisit, rows: dict[str, Tensor]) -> _Block:
+        """Return a block's rows with their permutation, on the device of the rows."""
         total = int(self.activations.rows_per_group[visit.groups].sum())
-        order = torch.from_numpy(shuffled(total, self.seed, visit.epoch, visit.block))
+        order = torch.from_numpy(fixed_permutation(total, self.seed, visit.epoch, visit.block))
         return _Block(rows, order.to(self.activations.device))
 
-    def _cut(self, visit: _Visit, block: _Block) -> Iterator[dict[str, Tensor]]:
-        """The batches of a block, whose rows are held in memory meanwhile."""
+    def _split(self, visit: _BlockVisit, block: _Block) -> Iterator[dict[str, Tensor]]:
+        """Yield the batches of a block; its rows stay in memory until the last one."""
         for j in visit.batches:
             index = block.order[j * self.batch : (j + 1) * self.batch]
             yield {site: x.index_select(0, index).float() for site, x in block.rows.items()}

@@ -1,68 +1,46 @@
-"""The exact sparse training step, and encoding with the same kernels.
+"""The sparse training step, exact, and encoding with the same kernels.
 
-    step.py        the five calls, in order: support, values, decode, rule, rows
-    select.py      selections that look at the whole batch; the support itself is in supports.py
-    dense.py       features that are on for a large share of the tokens, through products
-    decide.py      how far a product can be off, the canonical π, the largest of each token
-    lazy_adam.py   Adam with β₁ = 0 for rows that are touched now and then
-    late.py        steps that do not wait for their device, and what they find out afterwards
-    watch.py       what a step's entries say about training's health
-    reference.py   the same step by dense autograd: the oracle of every test
-    plain.py       the kernels in plain torch: runs everywhere
-    ordinary.py    what layers do by tensor operations where they have nothing better
-    cpu/           the kernels compiled with numba, and the choice of the encoder product
-    cuda/          the kernels in Triton, for a GPU
+    interface.py         the state of an SAE in training, the protocol of a kernel layer, and the tuples they exchange
+    step.py              one training step: support, values, decode, rule, rows
+    async_step.py        steps on a GPU that are launched without waiting for the device
+    rollback.py          what restores and replays such steps if a buffer overflowed
+    dense_features.py    features that are active on many tokens: dense matrix products instead of the support
+    batch_topk.py        selections over a whole batch
+    supports.py          the layout of a support; merging, filtering and trimming one
+    error_bounds.py      rigorous error bounds of the low-precision encoder product
+    canonical.py         the canonical pre-activations that decide every entry, and the largest of each token
+    lazy_adam.py         Adam with β₁ = 0 for rows that are touched only now and then
+    resample.py          re-initialisation of dead features
+    step_diagnostics.py  training diagnostics computed from the entries of a step
+    reference.py         the same step by dense autograd: the oracle of the tests
+    encode.py            encoding and decoding with a saved SAE on its support
+    kernels/             the kernel layers: torch, numba (CPU) and triton (GPU)
 
-Every kernel layer is one small class with the methods of `step.Kernels`. No kernel knows an architecture.
+A kernel layer is one class that implements `Kernels`. Kernels do not depend on the architecture.
 """
 
 from __future__ import annotations
 
-import importlib.util
-
-import torch
-
-from jumpahead.engine.async_step import settle
-from jumpahead.engine.encode import Coder, Features, decode, encode
-from jumpahead.engine.step import Kernels, State, StepResult, begun, fresh_state, step
-from jumpahead.engine.step_diagnostics import Watch
+from jumpahead.engine.async_step import synchronize
+from jumpahead.engine.encode import SparseEncoder, SparseFeatures, decode, encode
+from jumpahead.engine.interface import Kernels, State, StepResult
+from jumpahead.engine.kernels import kernel_layer
+from jumpahead.engine.state import initial_state, state_from_params
+from jumpahead.engine.step import train_step
+from jumpahead.engine.step_diagnostics import StepDiagnostics
 
 __all__ = [
-    "Coder",
-    "Features",
     "Kernels",
+    "SparseEncoder",
+    "SparseFeatures",
     "State",
+    "StepDiagnostics",
     "StepResult",
-    "Watch",
-    "begun",
     "decode",
     "encode",
-    "fresh_state",
+    "initial_state",
     "kernel_layer",
-    "settle",
-    "step",
+    "state_from_params",
+    "synchronize",
+    "train_step",
 ]
-
-
-def kernel_layer(name: str | None = None, device: torch.device | str = "cpu", *, late: bool = True) -> Kernels:
-    """The kernel layer `plain`, `cpu` or `cuda`; by default the one for SAEs on `device`, and plain torch where its
-    library is absent (numba; on a GPU, Triton).
-
-    late: whether that of a GPU may leave what it finds out to the next step (late.py); for encoding it may not.
-    """
-    device, why = torch.device(device), ""
-    if name is None:
-        name, library = ("cuda", "triton") if device.type == "cuda" else ("cpu", "numba")
-        if importlib.util.find_spec(library) is None:
-            name, why = "plain", f"{library} is not installed, with it steps are several times as fast"
-    if name == "plain":
-        from jumpahead.engine.kernels.torch.layer import Plain
-
-        return Plain(why)
-    if name == "cuda":
-        from jumpahead.engine.kernels.triton import Triton
-
-        return Triton(device, late=late)
-    from jumpahead.engine.kernels.numba import Compiled
-
-    return Compiled()

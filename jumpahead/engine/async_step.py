@@ -1,211 +1,131 @@
-"""What a step on a GPU finds out late: that it did not fit, or that its loss is not finite.
+"""Asynchronous GPU steps: buffer overflow and non-finite loss are detected after launch; affected steps are replayed.
 
-A step is launched without waiting for the device. Everything that it would change is changed under a flag on the
-device: rows by kernels that look at it, everything smaller by keeping what was there (`small`, `keep`). The flag falls
-where
-
-    the support had more candidates than there was room for, or a guess of `LargestOfBatch` was too high, or
-    the loss is not finite, or
-    it fell in the step before.
-
-It is read when the next step is on its way, whose kernels then touch nothing either. The host makes room, or lowers the
-guess, and does both steps again, with the same batches: the state has the bytes that enough room would have given it.
-Where the loss is not finite it raises DivergedError, and the state is that before the step.
+A step is launched without waiting for the device, and its report is read when the next step has been launched. A step
+that was not valid changed nothing on the device (`rollback.py`), and neither did the one launched after it. The host
+grows the buffers, or lowers the guess of `LargestOfBatch`, and runs both again on the same batches: the state gets the
+bytes that large enough buffers would have given it. If the loss is not finite, DivergedError is raised and the state is
+that before the step.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from jumpahead.engine.interface import (
+    AsyncKernels,
+    CompletedStep,
+    InFlightState,
+    Kernels,
+    PendingStep,
+    State,
+    StepObserver,
+)
+from jumpahead.engine.rollback import MAX_LOSS
 from jumpahead.errors import DivergedError
 
-if TYPE_CHECKING:
-    from jumpahead.engine.step import Done, Kernels, LateKernels, State, StepResult
-    from jumpahead.engine.step_diagnostics import Watch
-    from jumpahead.sae.controller import Control
-
-LARGEST = 1e15
-"""A loss beyond which squared gradients overflow float32 and rows would be lost for good; about 1 is usual."""
-TRIES = 16
-"""Times that a step is done again before we think ourselves mistaken."""
+MAX_RETRIES = 16
+"""Replays of one step after which the engine itself must be wrong: buffers grow to the measured demand."""
 
 
-class Demand(NamedTuple):
-    """What a support would have needed."""
+def step_async(
+    run: Callable[[], CompletedStep], state: State, kernels: AsyncKernels, observer: StepObserver | None = None
+) -> CompletedStep:
+    """Launch a step and check the one before; return the launched step. With an observer, wait for both.
 
-    w: Tensor
-    """Of which encoder."""
-    room: int
-    """Places there were."""
-    needed: Tensor
-    """[1] int64: places wanted."""
-    short: Tensor
-    """[1] bool: a guess was too high to find as many entries as were asked for."""
-
-
-@dataclass
-class Launched:
-    """A step on its way, and all it takes to do it again."""
-
-    x: Tensor
-    lr: float
-    warmup: float
-    watch: Watch | None
-    done: Done
-    demands: list[Demand]
-    report: Tensor
-    """float64 on the host, once `arrived`: whether it was fine, the loss; of every demand what was needed, and whether
-    it fell short."""
-    arrived: Any
-    """The event that says so; None where there is nothing to wait for."""
-
-    def is_fine(self) -> bool:
-        """Waits for it."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return bool(self.report[0])
-
-
-class Flight:
-    """Of one state."""
-
-    def __init__(self, device: torch.device):
-        self.fine = torch.ones(1, dtype=torch.int32, device=device)
-        """0 once a step failed, until the host has seen it."""
-        self.last: Launched | None = None
-
-
-def step(state: State, x: Tensor, lr: float, warmup: float, kernels: LateKernels, watch: Watch | None = None) -> Done:
-    """Launch a step, then see to the one before."""
-    if watch is not None:
-        settle(state, kernels)
-    flight = state.flight = state.flight or Flight(x.device)
-    launched = launch(state, x, lr, warmup, kernels, watch)
-    before, flight.last = flight.last, launched
-    if before is not None:
-        see_to(state, [before, launched], kernels)
-    if watch is not None:
-        settle(state, kernels)
-    return launched.done
-
-
-def settle(state: State, kernels: Kernels) -> None:
-    """Wait for the last step of a state, and see to it: what is read of a state after this is as it should be.
-
-    Nothing to do where the layer is not late.
+    run: runs the step on the state as it is then; called again if the step is replayed.
     """
-    flight = state.flight
-    if flight is not None and flight.last is not None:
-        last, flight.last = flight.last, None
-        see_to(state, [last], cast("LateKernels", kernels))
+    if observer is not None:
+        synchronize(state, kernels)
+    in_flight = state.in_flight = state.in_flight or InFlightState(state.last_touched.device)
+    pending = launch_step(run, kernels, observer)
+    previous, in_flight.last_step = in_flight.last_step, pending
+    if previous is not None:
+        check_and_replay(state, [previous, pending], kernels)
+    if observer is not None:
+        synchronize(state, kernels)
+    return pending.done
 
 
-def launch(state: State, x: Tensor, lr: float, warmup: float, kernels: LateKernels, watch: Watch | None) -> Launched:
-    """One step, and its report on the way to the host."""
-    from jumpahead.engine.step import once
+def synchronize(state: State, kernels: Kernels) -> None:
+    """Wait for the last step of a state, and replay it if it was not valid. Call before reading anything of the state.
 
-    if watch is not None:
-        watch.reset()
-    kernels.demands.clear()
-    done = once(state, x, lr, warmup, kernels, watch)
-    demands = list(kernels.demands)
-    assert done.fine is not None
-    rows = [done.fine.double(), torch.as_tensor(done.result.error + done.result.penalty).reshape(1)]
-    rows += [row.double() for demand in demands for row in (demand.needed, demand.short)]
-    there, arrived = torch.cat(rows), None
-    report = torch.empty(there.shape, dtype=there.dtype, pin_memory=there.is_cuda)
-    report.copy_(there, non_blocking=True)
-    if there.is_cuda:
+    Does nothing for a synchronous layer. Raises DivergedError if the loss of that step was not finite.
+    """
+    in_flight = state.in_flight
+    if in_flight is not None and in_flight.last_step is not None:
+        last, in_flight.last_step = in_flight.last_step, None
+        check_and_replay(state, [last], cast(AsyncKernels, kernels))
+
+
+def launch_step(
+    run: Callable[[], CompletedStep], kernels: AsyncKernels, observer: StepObserver | None = None
+) -> PendingStep:
+    """Launch a step and the copy of its report to the host; return both, without waiting for the device."""
+    if observer is not None:
+        observer.reset()
+    kernels.buffer_demands.clear()
+    done = run()
+    demands = list(kernels.buffer_demands)
+    assert done.is_valid is not None
+    numbers = [done.is_valid.double(), torch.as_tensor(done.result.squared_error + done.result.penalty).reshape(1)]
+    numbers += [number.double() for demand in demands for number in (demand.needed, demand.guess_too_high)]
+    on_device, arrived = torch.cat(numbers), None
+    report = torch.empty(on_device.shape, dtype=on_device.dtype, pin_memory=on_device.is_cuda)
+    report.copy_(on_device, non_blocking=True)
+    if on_device.is_cuda:
         arrived = torch.cuda.Event()
         arrived.record()
-    return Launched(x, lr, warmup, watch, done, demands, report, arrived)
+    return PendingStep(run, observer, done, demands, report, arrived)
 
 
-def judge(state: State, result: StepResult, kernels: LateKernels) -> Tensor:
-    """[1] int32 on the device: whether the step at hand may touch the state."""
-    assert state.flight is not None
-    fine = (torch.as_tensor(result.error + result.penalty) < LARGEST).reshape(1) & (state.flight.fine > 0)
-    for demand in kernels.demands:
-        fine &= (demand.needed <= demand.room) & ~demand.short
-    state.flight.fine = fine.int()
-    return state.flight.fine
+def check_and_replay(state: State, steps: list[PendingStep], kernels: AsyncKernels) -> None:
+    """Wait for the first of the pending steps; if it was not valid, replay all of them, in place.
 
-
-class Small(NamedTuple):
-    """What a step changes besides rows."""
-
-    vectors: dict[tuple[str, str], Tensor]
-    """[M] and [d] parameters and moments, by kind and name."""
-    silent: Tensor
-    share: Tensor
-    control: Control | None
-
-
-def small(state: State) -> Small:
-    """As it is, to be kept."""
-    kinds = {"p": state.p, "v": state.v}
-    vectors = {(k, name): t.clone() for k, kind in kinds.items() for name, t in kind.items() if t.dim() == 1}
-    return Small(vectors, state.silent, state.share, state.control)
-
-
-def keep(state: State, before: Small, fine: Tensor | None) -> None:
-    """Go back to `before` where the step was not fine, on the device."""
-    assert fine is not None
-    was_fine = fine > 0
-    kinds = {"p": state.p, "v": state.v}
-    for (kind, name), old in before.vectors.items():
-        now = kinds[kind][name]
-        now.copy_(torch.where(was_fine, now, old))
-    state.silent = torch.where(was_fine, state.silent, before.silent)
-    if state.share is not before.share:
-        state.share = torch.where(was_fine, state.share, before.share)
-    if state.control is not None and before.control is not None:
-        pairs = zip(state.control, before.control, strict=True)
-        state.control = type(state.control)(*(torch.where(was_fine, now, old).reshape(()) for now, old in pairs))
-
-
-def see_to(state: State, steps: list[Launched], kernels: LateKernels) -> None:
-    """Where the first of the steps that are on their way was not fine, do all of them again."""
-    if steps[0].is_fine():
+    The results that were handed out get the replayed numbers. Raises DivergedError if the loss is not finite.
+    """
+    if steps[0].was_valid():
         for demand, needed in zip(steps[0].demands, steps[0].report[2::2].tolist(), strict=True):
-            kernels.note(demand.w, int(needed), short=False)
+            kernels.record_demand(demand.w_enc, int(needed), guess_too_high=False)
         return
-    flight = state.flight
-    assert flight is not None
-    flight.last = None
-    flight.fine.fill_(1)
-    state.t -= len(steps)
+    in_flight = state.in_flight
+    assert in_flight is not None
+    in_flight.last_step = None
+    in_flight.is_valid.fill_(1)
+    state.steps_done -= len(steps)
     for failed in steps:
-        again = failed
-        for _ in range(TRIES):
-            mend(again, kernels)
-            flight.fine.fill_(1)
-            again = launch(state, failed.x, failed.lr, failed.warmup, kernels, failed.watch)
-            if again.is_fine():
+        replayed = failed
+        for _ in range(MAX_RETRIES):
+            grow_buffers(replayed, kernels)
+            in_flight.is_valid.fill_(1)
+            replayed = launch_step(failed.run, kernels, failed.observer)
+            if replayed.was_valid():
                 break
-            state.t -= 1
+            state.steps_done -= 1
         else:
-            raise AssertionError("a step that never fits")
-        for old, new in zip(failed.done.result[:4], again.done.result[:4], strict=True):
+            raise AssertionError("a step whose buffers never suffice")
+        for old, new in zip(failed.done.result[:4], replayed.done.result[:4], strict=True):
             assert isinstance(old, Tensor)
             assert isinstance(new, Tensor)
             old.copy_(new)
-        failed.done.error.copy_(again.done.error)
-        failed.done.centred.x.copy_(again.done.centred.x)
+        failed.done.error.copy_(replayed.done.error)
+        failed.done.centred.x.copy_(replayed.done.centred.x)
 
 
-def mend(failed: Launched, kernels: LateKernels) -> None:
-    """Make the room that was wanting; raise DivergedError where it was not that."""
-    failed.is_fine()  # its report has arrived
+def grow_buffers(failed: PendingStep, kernels: AsyncKernels) -> None:
+    """Record the demands of a failed step, so that its buffers grow or its guess falls; waits for its report.
+
+    Raises DivergedError if all buffers sufficed: then the loss was not finite or huge.
+    """
+    failed.was_valid()  # waits for the report
     fits = True
     numbers = failed.report[2:].view(-1, 2).tolist()
-    for demand, (needed, short) in zip(failed.demands, numbers, strict=True):
-        if needed > demand.room or short:
+    for demand, (needed, guess_too_high) in zip(failed.demands, numbers, strict=True):
+        if needed > demand.capacity or guess_too_high:
             fits = False
-            kernels.note(demand.w, int(needed), short=bool(short))
-    if fits and not failed.report[1] < LARGEST:
+            kernels.record_demand(demand.w_enc, int(needed), guess_too_high=bool(guess_too_high))
+    if fits and not failed.report[1] < MAX_LOSS:
         raise DivergedError(f"the loss is {float(failed.report[1]):.3g}")

@@ -1,4 +1,4 @@
-"""Encoding and decoding with a saved SAE on its support: what evaluation uses."""
+"""Sparse encoding and decoding with a saved SAE, on the kernels of the training step. Used by evaluation."""
 
 from __future__ import annotations
 
@@ -7,64 +7,69 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from jumpahead.engine.step import Kernels
-from jumpahead.sae.base import SAE, Knobs, LargestOfBatch
+from jumpahead.engine.interface import Kernels
+from jumpahead.engine.kernels import kernel_layer
+from jumpahead.sae.gradients import StepInputs
+from jumpahead.sae.saved import SAE
+from jumpahead.sae.support import LargestOfBatch
 
 
-class Features(NamedTuple):
-    """Active features of n tokens, sparse."""
+class SparseFeatures(NamedTuple):
+    """The active features of n tokens, in compressed sparse rows."""
 
     indptr: Tensor
     """[n + 1] int64: token i's entries are indptr[i] … indptr[i + 1] − 1."""
     feature: Tensor
-    """[entries] int32 feature, ascending within a token."""
+    """[entries] int32: the feature of each entry, ascending within a token."""
     value: Tensor
     """[entries] f > 0."""
 
 
 @final
-class Coder:
-    """A saved SAE made ready for many batches: what screening needs to know of W_enc is computed once.
+class SparseEncoder:
+    """A saved SAE prepared for encoding many batches: norms and low-precision copy of W_enc are computed once.
 
-    device: where x will be, and the SAE with it. kernels: a layer for that device, not a late one; by default its own.
+    device: the device of the inputs; the SAE is moved there. kernels: a synchronous layer for that device; by default
+    the fastest one installed.
     """
 
     def __init__(self, sae: SAE, kernels: Kernels | None = None, device: torch.device | str = "cpu"):
-        from jumpahead.engine import kernel_layer as choose
+        self.sae, self._layer = sae.to(device), kernels or kernel_layer(device=device, is_async=False)
+        assert not self._layer.is_async, "an asynchronous layer checks its buffers only at the next step"
+        self._encoder = self._layer.prepare_encoder(self.sae.params["W_enc"])
 
-        self.sae, self._layer = sae.to(device), kernels or choose(device=device, late=False)
-        assert not self._layer.late, "a late layer leaves what did not fit to the step after"
-        self._encoder = self._layer.encoder(self.sae.params["W_enc"])
-
-    def encode(self, x: Tensor) -> Features:
-        """Active features of x [n, d], the LM's own activations."""
+    def encode(self, x: Tensor) -> SparseFeatures:
+        """Return the active features of x [n, d], activations as the LM produces them."""
         p, arch = self.sae.params, self.sae.arch
-        v = arch.derive(p)
-        selection = arch.selection(p, v, Knobs(), training=False)
+        derived = arch.derive(p)
+        selection = arch.selection(p, derived, StepInputs(), training=False)
         assert not isinstance(selection, LargestOfBatch), "features of a saved SAE depend on their token alone"
-        centred = self._layer.centre(x, x.new_zeros(self.sae.d))
-        support = self._layer.support(centred, self._encoder, p["b_enc"], selection)
-        f = arch.features(arch.values(self._layer.entries(support), p, v))
+        centred = self._layer.centre_input(x, x.new_zeros(self.sae.d))
+        support = self._layer.find_support(centred, self._encoder, p["b_enc"], selection)
+        f = arch.features(arch.values(self._layer.support_entries(support), p, derived))
         order = support.order.long()
         feature, f = support.feature[order], f[order]
         on = f > 0
         if bool(on.all()):
-            return Features(support.indptr, feature, f)
+            return SparseFeatures(support.indptr, feature, f)
         before = torch.cat([support.indptr[:1], on.cumsum(0)])
-        return Features(before[support.indptr], feature[on], f[on])
+        return SparseFeatures(before[support.indptr], feature[on], f[on])
 
-    def decode(self, features: Features) -> Tensor:
-        """Reconstructions x̂ [n, d]."""
+    def decode(self, features: SparseFeatures) -> Tensor:
+        """Return the reconstructions x̂ [n, d] of sparse features."""
         return decode(self.sae, features)
 
 
-def encode(sae: SAE, x: Tensor, kernels: Kernels | None = None) -> Features:
-    """Active features of x [n, d], the LM's own activations, where x is. For many batches: `Coder`."""
-    return Coder(sae, kernels, x.device).encode(x)
+def encode(sae: SAE, x: Tensor, kernels: Kernels | None = None) -> SparseFeatures:
+    """Return the active features of x [n, d], activations as the LM produces them, on the device of x.
+
+    For many batches use `SparseEncoder`, which prepares the SAE once.
+    """
+    return SparseEncoder(sae, kernels, x.device).encode(x)
 
 
-def decode(sae: SAE, features: Features) -> Tensor:
-    """Reconstructions x̂ [n, d] from sparse features."""
+def decode(sae: SAE, features: SparseFeatures) -> Tensor:
+    """Return the reconstructions x̂ [n, d] of sparse features."""
     w, b = sae.params["W_dec"], sae.params["b_dec"]
     offsets = features.indptr.to(torch.int64)
     return torch.nn.functional.embedding_bag(

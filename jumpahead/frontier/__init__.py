@@ -1,32 +1,27 @@
 """The frontier of many SAEs: evaluations as curves, and what a loss, an L0 or a number of features costs on each.
 
-    build.py      evaluations → frontier.json (intervals, Pareto set, matched tables)
-    frontier.py   `Frontier`: reads it, `ask`s it
-    answer.py     what `ask` returns, and how it is found
-    series.py     the SAEs of one series → its curve: settings, seeds, scales
-    curve.py      the mathematics of one measured curve: interpolation, replicates, intervals
+    build.py         evaluations → frontier.json (intervals, Pareto set, matched tables)
+    frontier.py      `Frontier`: reads frontier.json, answers questions
+    query.py         a question: target and limits
+    panel_answer.py  crossings of every series with the target, recommendation
+    answer.py        what `ask` returns
+    matched.py       what every series has at the same L0 and the same loss
+    series.py        the SAEs of one series → its curve
+    seeds.py         how seeds of a setting count in each bootstrap replicate
+    curve.py         interpolation, replicates and intervals of one curve
 
-numpy only. The command line, the report and the sweep use the names below.
+numpy only.
 """
 
-from jumpahead.frontier.answer import (
-    TARGETS,
-    Answer,
-    Crossing,
-    PanelAnswer,
-    Recommendation,
-    SeriesAnswer,
-    parse_amount,
-)
+from jumpahead.frontier.answer import Answer, Crossing, PanelAnswer, Recommendation, SeriesAnswer
 from jumpahead.frontier.build import build
 from jumpahead.frontier.curve import LEVEL, Estimate
 from jumpahead.frontier.frontier import SCHEMA, Frontier
-from jumpahead.frontier.words import amount, number, percent, setting_label
+from jumpahead.frontier.query import parse_value
 
 __all__ = [
     "LEVEL",
     "SCHEMA",
-    "TARGETS",
     "Answer",
     "Crossing",
     "Estimate",
@@ -34,10 +29,6 @@ __all__ = [
     "PanelAnswer",
     "Recommendation",
     "SeriesAnswer",
-    "amount",
     "build",
-    "number",
-    "parse_amount",
-    "percent",
-    "setting_label",
+    "parse_value",
 ]

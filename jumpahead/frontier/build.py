@@ -1,4 +1,4 @@
-"""Evaluations of a run's SAEs → frontier.json: intervals, Pareto set, tables at matched L0 and matched loss."""
+"""frontier.json from the evaluations of a run: curves' points, intervals, Pareto set, tables at matched values."""
 
 from __future__ import annotations
 
@@ -10,23 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from jumpahead.diagnostics import MEASURES, asked_l0
+from jumpahead.diagnostics import DIAGNOSTICS, requested_l0
 from jumpahead.errors import ArtefactError
-from jumpahead.frontier.answer import plain
+from jumpahead.formatting import format_setting, sample_unit
 from jumpahead.frontier.curve import LEVEL, centred, estimate
 from jumpahead.frontier.frontier import SCHEMA, Frontier
-from jumpahead.frontier.series import (
-    SeriesCurve,
-    fidelity_of,
-    is_number,
-    point_order,
-    replicates_of,
-    seed_weights,
-    seeds_of,
-)
-from jumpahead.frontier.words import setting_label
-from jumpahead.metrics import BOOTSTRAPPED, METRICS, SHARES
-from jumpahead.nouns import Nouns
+from jumpahead.frontier.matched import matched_tables
+from jumpahead.frontier.seeds import seed_weights, seeds_of
+from jumpahead.frontier.series import fidelity_of, is_number, point_order, replicates_of
+from jumpahead.metrics import METRICS, curve_metrics, shares
 
 Evaluation = Mapping[str, Any]
 """The content of an evaluation.json, plus "path": the SAE's folder relative to the run."""
@@ -42,15 +34,14 @@ def build(
     lm: Mapping[str, Any],
     text: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """frontier.json from the evaluations that there are (the run need not be finished).
+    """Return the content of frontier.json. The run need not be finished.
 
-    `series`: {name, title, architecture, order, colour, dash, symbol} each; `lm`: {name}; `text`: {source,
-    train_tokens, held_out_tokens}. ArtefactError where evaluations do not belong together.
+    series: {name, title, architecture} each, in the order of legends; lm: {name}, null without a language model;
+    text: {source, train_tokens, held_out_tokens}. Raises ArtefactError if evaluations do not belong together.
     """
-    series = sorted((dict(each) for each in series), key=lambda each: each.get("order", 0))
     panels = _panels(evaluations, [each["name"] for each in series])
     points = [point for panel in panels for point in panel["points"]]
-    nouns = Nouns.of({"lm": lm})
+    unit = sample_unit({"lm": lm})
     interval = {"level": LEVEL, "covers": "text", "replicates": min(map(replicates_of, points), default=0)}
     data = {
         "schema": SCHEMA,
@@ -58,9 +49,9 @@ def build(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "lm": dict(lm),
         "text": dict(text),
-        "metrics": [_said(one.declaration(), nouns) for one in METRICS.values() if _is_measured(one.key, points)],
-        "health": [_said(one._asdict(), nouns) for one in MEASURES if any(one.key in p["health"] for p in points)],
-        "series": series,
+        "metrics": [one.declaration(unit) for one in METRICS.values() if _is_measured(one.key, points)],
+        "health": [one.declaration(unit) for one in DIAGNOSTICS if any(one.key in p["health"] for p in points)],
+        "series": [dict(each) for each in series],
         "interval": interval,
         "panels": panels,
         "study": study_text,
@@ -70,29 +61,22 @@ def build(
     for panel in panels:
         curves = Frontier(data).curves(panel)
         covers += [curve.covers for curve in curves]
-        panel["matched_l0"] = _matched(curves, "l0", [2.0**power for power in range(15)])
-        values = [float(f"{digit}e{power}") for power in range(-5, 2) for digit in (1, 2, 5)]
-        for key, metric in (("matched_loss", "delta_lm_loss"), ("matched_fvu", "fvu")):
-            panel[key] = _matched(curves, metric, values) if metric == panel["fidelity"] else []
+        panel["matched"] = matched_tables(curves, panel["fidelity"])
     if covers and set(covers) == {"text and seeds"}:
         interval["covers"] = "text and seeds"
     return data
-
-
-def _said(declared: Mapping[str, Any], nouns: Nouns) -> dict[str, Any]:
-    """A declaration with the right nouns; its key stays."""
-    return {k: nouns(v) if isinstance(v, str) and k != "key" else v for k, v in declared.items()}
 
 
 # ---------------------------------------------------------------------------------------------- panels and points
 
 
 def _is_measured(key: str, points: Sequence[Mapping[str, Any]]) -> bool:
-    """False for a metric that every SAE was asked for and none has."""
+    """Return False for a metric that is undefined in every evaluation."""
     return not points or not all(key in one["metrics"] and not is_number(one["metrics"][key]) for one in points)
 
 
 def _panels(evaluations: Sequence[Evaluation], names: list[str]) -> list[dict[str, Any]]:
+    """Return a panel per site and width. Raises ArtefactError for a series that is not in `names`."""
     grouped: dict[tuple[str, int], list[Evaluation]] = defaultdict(list)
     for evaluation in evaluations:
         sae = evaluation["sae"]
@@ -103,13 +87,13 @@ def _panels(evaluations: Sequence[Evaluation], names: list[str]) -> list[dict[st
 
 
 def _panel(evaluations: list[Evaluation], names: list[str]) -> dict[str, Any]:
-    """One site and width, its points in the order of series, setting and seeds."""
-    _check(evaluations)
+    """Return the panel of one site and width, its points in the order of series, setting and seeds."""
+    _check_comparable(evaluations)
     points = [_point(evaluation) for evaluation in evaluations]
     points.sort(key=lambda point: (names.index(point["series"]), *point_order(point)))
     for point, is_best in zip(points, pareto(points, fidelity_of(points)), strict=True):
         point["pareto"] = is_best
-    _weigh_seeds(points)
+    _add_seed_weights(points)
     sae, metrics, text = (evaluations[0][key] for key in ("sae", "metrics", "text"))
     return {
         "site": sae["site"],
@@ -123,21 +107,21 @@ def _panel(evaluations: list[Evaluation], names: list[str]) -> dict[str, Any]:
     }
 
 
-def _weigh_seeds(points: list[dict[str, Any]]) -> None:
-    """Where a setting has several SAEs: how much each counts in each replicate, for the page to redraw intervals."""
-    universe = sorted({seeds_of(point) for point in points})
+def _add_seed_weights(points: list[dict[str, Any]]) -> None:
+    """Add `seed_weights` to settings with several SAEs: how much each counts in each replicate, for the page."""
+    panel_seeds = sorted({seeds_of(point) for point in points})
     settings: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
     for point in points:
         settings[point["series"], point["setting"]["kind"], point["setting"]["value"]].append(point)
     for group in settings.values():
         if len(group) > 1:
-            weights = seed_weights([seeds_of(point) for point in group], universe, min(map(replicates_of, group)))
+            weights = seed_weights([seeds_of(point) for point in group], panel_seeds, min(map(replicates_of, group)))
             for point, column in zip(group, weights[1:].T, strict=True):
                 point["seed_weights"] = column.tolist()
 
 
-def _check(evaluations: list[Evaluation]) -> None:
-    """All on the same tokens of the same text, so that replicates are paired; and no SAE twice."""
+def _check_comparable(evaluations: list[Evaluation]) -> None:
+    """Raise ArtefactError unless all are on the same text, so that replicates are paired, and no SAE is there twice."""
     first, seen = evaluations[0], {}
     for evaluation in evaluations:
         if any(evaluation["text"].get(key) != first["text"].get(key) for key in ("digest", "tokens", "clusters")):
@@ -152,27 +136,27 @@ def _check(evaluations: list[Evaluation]) -> None:
 
 
 def _point(evaluation: Evaluation) -> dict[str, Any]:
-    """One SAE, its replicates centred (`curve.centred`), with the intervals that follow from them."""
+    """Return one SAE with its replicates centred (`curve.centred`) and the intervals that follow from them."""
     sae, metrics, clusters = evaluation["sae"], evaluation["metrics"], evaluation["text"].get("clusters") or 0
     replicates: dict[str, list[float]] = {}
     intervals: dict[str, list[float]] = {}
-    for key in BOOTSTRAPPED:
+    for key in curve_metrics():
         raw = (evaluation.get("bootstrap") or {}).get(key) or []
         if not is_number(metrics.get(key)):
             continue
-        moved = centred(metrics[key], np.asarray(raw, np.float64), clusters)
-        replicates[key] = moved.tolist()
-        found = estimate(np.concatenate([[metrics[key]], moved]))
+        shifted = centred(metrics[key], np.asarray(raw, np.float64), clusters)
+        replicates[key] = shifted.tolist()
+        found, role = estimate(np.concatenate([[metrics[key]], shifted])), METRICS[key].curve
         if found.low is not None and found.high is not None:
-            low = found.low if key == "delta_lm_loss" else max(found.low, 0.0)
+            low = found.low if role and role.domain == "real" else max(found.low, 0.0)
             intervals[key] = [low, max(found.high, low)]
-    for share, count in SHARES.items():
+    for share, count in shares().items():
         if count in intervals:
             intervals[share] = [bound / sae["width"] for bound in intervals[count]]
     return {
         "series": sae["series"],
         "setting": dict(sae["setting"]),
-        "label": setting_label(sae["setting"]),
+        "label": format_setting(sae["setting"]),
         "sae_seed": sae["sae_seed"],
         "stream_seed": sae["stream_seed"],
         "path": evaluation["path"],
@@ -180,52 +164,27 @@ def _point(evaluation: Evaluation) -> dict[str, Any]:
         "standard_errors": dict(evaluation.get("standard_errors") or {}),
         "intervals": intervals,
         "bootstrap": replicates,
-        "knob": dict(evaluation.get("knob") or {}),
+        "sparsity_coefficient": dict(evaluation.get("sparsity_coefficient") or {}),
         "pareto": False,
         "notes": list(evaluation.get("notes") or []),
         "training": dict(evaluation.get("training") or {}),
-        "asked": asked_l0(sae["setting"]),
-        "settled": dict(evaluation.get("settled") or {}),
+        "requested": requested_l0(sae["setting"]),
+        "converged_after": dict(evaluation.get("converged_after") or {}),
         "health": dict(evaluation.get("health") or {}),
-        "verdicts": list(evaluation.get("verdicts") or []),
+        "training_warnings": list(evaluation.get("training_warnings") or []),
         "histogram": dict(evaluation.get("histogram") or {}),
     }
 
 
-def pareto(points: Sequence[Mapping[str, Any]], fidelity: str = "delta_lm_loss") -> list[bool]:
-    """True for SAEs that no other beats: none has L0 and `fidelity` at most as large, and one of them smaller."""
+def pareto(points: Sequence[Mapping[str, Any]], fidelity: str) -> list[bool]:
+    """Return True for SAEs for which no other has L0 and `fidelity` at most as large and one of them smaller."""
     keys = ("l0", fidelity)
     values = [[point["metrics"].get(key) for key in keys] for point in points]
     pairs = np.asarray([[v if is_number(v) else math.inf for v in row] for row in values], np.float64).reshape(-1, 2)
 
     def is_best(pair: np.ndarray) -> bool:
-        beaten = (pairs <= pair).all(axis=1) & (pairs < pair).any(axis=1)
-        return bool(np.isfinite(pair).all() and not beaten.any())
+        """Return True if no pair dominates this one, [2]."""
+        dominates = (pairs <= pair).all(axis=1) & (pairs < pair).any(axis=1)
+        return bool(np.isfinite(pair).all() and not dominates.any())
 
     return [is_best(pair) for pair in pairs]
-
-
-# ---------------------------------------------------------------------------------------------- matched tables
-
-
-def _matched(curves: Sequence[SeriesCurve], metric: str, values: Sequence[float]) -> list[dict[str, Any]]:
-    """What every series has at each value that at least one of them reaches.
-
-    A row outside its series' range has `limit`, no `metrics`, and the values of its nearest end as `nearest`.
-    """
-    tables = []
-    for value in values:
-        rows = [_matched_row(curve, BOOTSTRAPPED.index(metric), value) for curve in curves]
-        if any(row["limit"] is None for row in rows):
-            tables.append({metric: value, "rows": rows})
-    return tables
-
-
-def _matched_row(curve: SeriesCurve, column: int, value: float) -> dict[str, Any]:
-    places = curve.curve.find(column, value)
-    if not places:
-        low, _ = curve.curve.range(column)
-        end = plain(curve.metrics(curve.curve.end(column, value)))
-        return {"series": curve.name, "limit": "below" if value < low else "above", "metrics": {}, "nearest": end}
-    metrics = plain(curve.metrics(places[0]))
-    return {"series": curve.name, "limit": None, "metrics": metrics, "setting": curve.setting_at(places[0])}

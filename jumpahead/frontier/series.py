@@ -1,15 +1,10 @@
-"""The SAEs of one series in one panel, as a curve: a setting is a point, the mean of its seeds.
+"""The SAEs of one series in one panel as a curve: a setting is a point, the mean of its seeds.
 
-    R  bootstrap replicates, row 0 being the estimate     S  SAEs of a setting, one per seed
-    n  settings of a series     m  metrics of `BOOTSTRAPPED`
+    R  bootstrap replicates, row 0 being the estimate
+    n  settings of a series     m  metrics on curves (`metrics.curve_metrics`)
 
-Replicate r draws documents (the same for all SAEs, see `metrics.replicate_weights`) and, where a series was trained
-with several seeds, seeds (the same for all series), so it is a whole frontier of its own:
-
-    value(setting, r) = Σ_s w_rs · value(setting, seed s, r)      w_rs = 1/S + √(S/(S−1)) · (drawn_rs/S − 1/S)
-
-w spreads the mean of S seeds as widely as S independent seeds do (plain resampling: (S−1)/S of that variance).
-Initialisation and data order are drawn separately where a study crosses them.
+Replicate r draws documents (the same for all SAEs, see `metrics.replicate_weights`) and, if a series was trained with
+several seeds, seeds (see `seeds.py`), so it is a whole frontier of its own.
 """
 
 from __future__ import annotations
@@ -22,39 +17,40 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from jumpahead.frontier.curve import Curve, Estimate, Place, estimate
-from jumpahead.metrics import BOOTSTRAPPED, SHARES, replicate_weights
+from jumpahead.frontier.curve import Curve, CurvePosition, Estimate, estimate
+from jumpahead.frontier.seeds import Seeds, seed_weights, seeds_of
+from jumpahead.metrics import METRICS, CurveRole, curve_metrics, fidelity_metrics, shares
 
 Point = Mapping[str, Any]
 """One SAE as it stands in frontier.json."""
-Seeds = tuple[int, int]
-"""(sae_seed, stream_seed)."""
-COUNTS = tuple(SHARES.values())
+SIGNIFICANT = 2
+"""Standard errors above zero that a metric needs on every SAE to be interpolated in the logarithm."""
 
 
 def is_number(value: float | None) -> TypeGuard[float]:
-    """True for what was measured: not null, not 0 / 0."""
+    """Return False for None, nan and infinities: for what was not measured or is 0 / 0."""
     return value is not None and math.isfinite(value)
 
 
 def fidelity_of(points: Iterable[Point]) -> str:
-    """What these SAEs are compared by: delta LM loss where it was measured, else FVU."""
-    return "delta_lm_loss" if any(is_number(point["metrics"].get("delta_lm_loss")) for point in points) else "fvu"
-
-
-def seeds_of(point: Point) -> Seeds:
-    return point["sae_seed"], point["stream_seed"]
+    """Return the metric that these SAEs are compared by: the first fidelity metric that any of them has."""
+    points = list(points)
+    first, *others = fidelity_metrics()
+    measured = [key for key in (first, *others) if any(is_number(point["metrics"].get(key)) for point in points)]
+    return measured[0] if measured else others[-1]
 
 
 def point_order(point: Point) -> tuple:
-    """Sorts SAEs by setting, then by seeds."""
+    """Return the key that sorts SAEs by setting, then by seeds."""
     return (point["setting"]["kind"], point["setting"]["value"], *seeds_of(point))
 
 
 def replicates_of(point: Point) -> int:
-    """How many replicates an SAE has of every metric that has a value."""
-    kept = point.get("bootstrap") or {}
-    return min((len(kept.get(key) or []) for key in BOOTSTRAPPED if is_number(point["metrics"].get(key))), default=0)
+    """Return the number of replicates that an SAE has of every metric on curves that has a value."""
+    saved = point.get("bootstrap") or {}
+    return min(
+        (len(saved.get(key) or []) for key in curve_metrics() if is_number(point["metrics"].get(key))), default=0
+    )
 
 
 @dataclass(frozen=True)
@@ -67,8 +63,8 @@ class SeriesCurve:
     settings: list[list[Point]]
     """The SAEs of each setting, in the order of `curve`'s points."""
     curve: Curve
-    fidelity: str = "delta_lm_loss"
-    """What it is compared by: a key of `words.FIDELITY`."""
+    fidelity: str
+    """The metric that series are compared by."""
 
     @classmethod
     def of(
@@ -76,12 +72,12 @@ class SeriesCurve:
         series: Mapping[str, Any],
         width: int,
         points: Iterable[Point],
-        universe: Sequence[Seeds],
-        fidelity: str = "delta_lm_loss",
+        panel_seeds: Sequence[Seeds],
+        fidelity: str,
     ) -> SeriesCurve:
-        """Groups SAEs by setting and averages seeds; `universe`: all seeds of the panel.
+        """Group SAEs by setting and average their seeds. panel_seeds: those of all SAEs of the panel.
 
-        SAEs whose L0 or `fidelity` is undefined lie on no curve and are passed over.
+        SAEs without L0 or without `fidelity` are left out.
         """
         groups: dict[tuple[str, float], list[Point]] = defaultdict(list)
         for point in sorted(points, key=point_order):
@@ -89,89 +85,100 @@ class SeriesCurve:
                 groups[point["setting"]["kind"], point["setting"]["value"]].append(point)
         settings = list(groups.values())
         replicates = min((replicates_of(point) for group in settings for point in group), default=0)
-        stacked = [_stack(group, universe, replicates, width) for group in settings]
-        values = np.stack(stacked, axis=1) if stacked else np.empty((1, 0, len(BOOTSTRAPPED)))
-        return cls(
-            series["name"],
-            series.get("title") or series["name"],
-            width,
-            settings,
-            Curve(values, _logs(settings, values)),
-            fidelity,
-        )
+        stacked = [_setting_values(group, panel_seeds, replicates, width) for group in settings]
+        values = np.stack(stacked, axis=1) if stacked else np.empty((1, 0, len(curve_metrics())))
+        curve = Curve(values, _log_scales(settings, values))
+        return cls(series["name"], series["title"], width, settings, curve, fidelity)
 
     @property
     def covers(self) -> str:
-        """What its intervals cover: `text and seeds` if every setting was trained with several seeds, else `text`."""
+        """Return what the intervals cover: `text and seeds` if every setting has several seeds, else `text`."""
         return "text and seeds" if self.settings and all(len(group) > 1 for group in self.settings) else "text"
 
-    def metrics(self, place: Place) -> dict[str, Estimate]:
-        """Every metric at a place of the curve, counts also as shares of the width."""
-        found = {key: estimate(place.values[:, i]) for i, key in enumerate(BOOTSTRAPPED)}
-        for share, count in SHARES.items():
-            found[share] = estimate(place.values[:, BOOTSTRAPPED.index(count)] / self.width)
+    def metrics(self, position: CurvePosition) -> dict[str, Estimate]:
+        """Return every metric at a position of the curve, counts also as shares of the width."""
+        keys = curve_metrics()
+        found = {key: estimate(position.values[:, i]) for i, key in enumerate(keys)}
+        for share, count in shares().items():
+            found[share] = estimate(position.values[:, keys.index(count)] / self.width)
         return found
 
-    def setting_at(self, place: Place) -> dict[str, Any]:
-        """The setting to train with in order to land there: geometric between neighbours, k whole.
+    def setting_at(self, position: CurvePosition) -> dict[str, Any]:
+        """Return the setting to train with to reach a position: geometric between neighbours, k whole.
 
-        Between settings of different kinds, the nearest SAE's own.
+        Between settings of different kinds, the setting of the nearest SAE.
         """
-        left, right = (self.settings[i][0]["setting"] for i in (place.left, place.right))
-        if place.t == 0:
+        left, right = (self.settings[i][0]["setting"] for i in (position.left, position.right))
+        if position.t == 0:
             return dict(left)
         if left["kind"] != right["kind"]:
-            return dict(self.nearest(place)["setting"])
-        value = _geometric(left["value"], right["value"], place.t)
+            return dict(self.nearest(position)["setting"])
+        value = _geometric(left["value"], right["value"], position.t)
         return {"kind": left["kind"], "value": max(1, round(value)) if left["kind"] == "k" else float(f"{value:.3g}")}
 
-    def knob_at(self, place: Place) -> dict[str, float]:
-        """Where the setting is a requested L0: the λ that the controllers of its SAEs ended with, interpolated."""
-        left, right = self.settings[place.left], self.settings[place.right]
+    def sparsity_coefficient_at(self, position: CurvePosition) -> dict[str, float]:
+        """Return {"lambda": the λ that the controllers ended with, interpolated}; {} unless L0 was requested."""
+        left, right = self.settings[position.left], self.settings[position.right]
         if left[0]["setting"]["kind"] != "l0" or right[0]["setting"]["kind"] != "l0":
             return {}
         a, b = _mean_lambda(left), _mean_lambda(right)
-        return {} if a is None or b is None else {"lambda": _geometric(a, b, place.t)}
+        return {} if a is None or b is None else {"lambda": _geometric(a, b, position.t)}
 
-    def nearest(self, place: Place) -> Point:
-        """The SAE nearest in log L0."""
+    def nearest(self, position: CurvePosition) -> Point:
+        """Return the SAE nearest in log L0."""
 
         def distance(point: Point) -> float:
+            """Return |log L0 − log L0 of the position|."""
             return abs(math.log(max(point["metrics"]["l0"], 1e-9)) - here)
 
-        here = math.log(max(float(place.values[0, 0]), 1e-9))
+        here = math.log(max(float(position.values[0, 0]), 1e-9))
         return min((point for group in self.settings for point in group), key=distance)
 
 
-def _stack(group: list[Point], universe: Sequence[Seeds], replicates: int, width: int) -> np.ndarray:
-    """[1 + R, m] a setting's metrics, averaged over its SAEs; counts and L0 between 0 and the width, FVU ≥ 0."""
-    values = np.full((len(group), 1 + replicates, len(BOOTSTRAPPED)), np.nan)
+def _setting_values(group: list[Point], panel_seeds: Sequence[Seeds], replicates: int, width: int) -> np.ndarray:
+    """Return a setting's metrics averaged over its SAEs, [1 + R, m], clipped to the domain of each metric."""
+    keys = curve_metrics()
+    values = np.full((len(group), 1 + replicates, len(keys)), np.nan)
     for i, point in enumerate(group):
-        for j, key in enumerate(BOOTSTRAPPED):
+        for j, key in enumerate(keys):
             if is_number(point["metrics"].get(key)):
                 values[i, 0, j] = point["metrics"][key]
                 values[i, 1:, j] = point["bootstrap"][key][:replicates] if replicates else []
-    weights = seed_weights([seeds_of(point) for point in group], universe, replicates)
+    weights = seed_weights([seeds_of(point) for point in group], panel_seeds, replicates)
     mean = np.einsum("rs,srm->rm", weights, values)
-    low = [-np.inf if key == "delta_lm_loss" else 0 for key in BOOTSTRAPPED]
-    high = [width if key in COUNTS or key == "l0" else np.inf for key in BOOTSTRAPPED]
+    low = [-np.inf if _role(key).domain == "real" else 0 for key in keys]
+    high = [width if _role(key).domain == "features" else np.inf for key in keys]
     return np.clip(mean, low, high)
 
 
-def _logs(settings: list[list[Point]], values: np.ndarray) -> tuple[bool, ...]:
-    """L0 and FVU in logarithms; the loss only where every SAE is at least 2 SE above zero; counts never."""
+def _log_scales(settings: list[list[Point]], values: np.ndarray) -> tuple[bool, ...]:
+    """Return which metrics are interpolated in the logarithm, [m]. values: [1 + R, n, m]."""
 
-    def is_clear(point: Point) -> bool:
-        error, loss = point["standard_errors"].get("delta_lm_loss"), point["metrics"].get("delta_lm_loss")
-        return is_number(error) and is_number(loss) and loss > 0 and loss >= 2 * error
+    def is_significant(point: Point, key: str) -> bool:
+        """Return True if the metric is at least `SIGNIFICANT` standard errors above zero."""
+        error, value = point["standard_errors"].get(key), point["metrics"].get(key)
+        return is_number(error) and is_number(value) and value > 0 and value >= SIGNIFICANT * error
 
-    in_log = {"l0": True, "fvu": True, "delta_lm_loss": all(is_clear(point) for group in settings for point in group)}
+    def wants_log(key: str) -> bool:
+        """Return True if the declared scale is logarithmic for these SAEs."""
+        scale = _role(key).scale
+        if scale == "log_if_significant":
+            return all(is_significant(point, key) for group in settings for point in group)
+        return scale == "log"
+
     is_positive = (values[0] > 0).all(axis=0)
-    return tuple(in_log.get(key, False) and bool(is_positive[j]) for j, key in enumerate(BOOTSTRAPPED))
+    return tuple(wants_log(key) and bool(is_positive[j]) for j, key in enumerate(curve_metrics()))
+
+
+def _role(key: str) -> CurveRole:
+    """Return the role of a metric on curves."""
+    role = METRICS[key].curve
+    assert role is not None
+    return role
 
 
 def _geometric(a: float, b: float, t: float) -> float:
-    """a at t = 0, b at t = 1, straight in the logarithm where both are positive."""
+    """Return a at t = 0 and b at t = 1, linear in the logarithm if both are positive."""
     if t == 0 or a == b:
         return a
     if a > 0 and b > 0:
@@ -180,45 +187,7 @@ def _geometric(a: float, b: float, t: float) -> float:
 
 
 def _mean_lambda(group: list[Point]) -> float | None:
-    values = [(point.get("knob") or {}).get("lambda") for point in group]
+    """Return the geometric mean of the λ that a setting's SAEs ended with; None if one of them has none."""
+    values = [point["sparsity_coefficient"].get("lambda") for point in group]
     known = [value for value in values if is_number(value) and value > 0]
     return math.exp(sum(map(math.log, known)) / len(known)) if len(known) == len(group) else None
-
-
-# ---------------------------------------------------------------------------------------------- seeds
-
-
-def seed_weights(group: Sequence[Seeds], universe: Sequence[Seeds], replicates: int) -> np.ndarray:
-    """[1 + R, S] how much each SAE of a setting counts in each replicate; row 0 is the plain mean, rows sum to 1.
-
-    All settings and series of a panel (`universe`: its seeds) share the draws; a setting that lacks some seeds draws
-    among those that it has.
-    """
-    size = len(group)
-    weights = np.full((1 + replicates, size), 1 / size)
-    if size == 1:
-        return weights
-    axes = _axes(universe)
-    draws = [replicate_weights(len(axis), replicates, seed=1 + i) for i, axis in enumerate(axes)]
-    places = [[axis.index(pair if len(axes) == 1 else pair[i]) for pair in group] for i, axis in enumerate(axes)]
-    drawn = [draw[:, place] for draw, place in zip(draws, places, strict=True)]
-    if size == math.prod(map(len, axes)):  # nothing missing: each axis by itself
-        spread = [_spread(draw / len(axis), len(axis)) for draw, axis in zip(drawn, axes, strict=True)]
-        weights[1:] = np.prod(spread, axis=0)
-    else:
-        both = np.prod(drawn, axis=0)
-        total = both.sum(axis=1, keepdims=True)
-        weights[1:] = _spread(np.where(total > 0, both / np.maximum(total, 1), 1 / size), size)
-    return weights
-
-
-def _axes(universe: Sequence[Seeds]) -> list[list]:
-    """[pairs] where one seed varies, or both together; [initialisations, data orders] where they are crossed."""
-    pairs = sorted(set(universe))
-    saes, streams = sorted({sae for sae, _ in pairs}), sorted({stream for _, stream in pairs})
-    return [pairs] if len(pairs) == max(len(saes), len(streams)) else [saes, streams]
-
-
-def _spread(drawn: np.ndarray, size: int) -> np.ndarray:
-    """Shares drawn of `size` seeds, moved away from 1/size so that the mean has the variance of independent seeds."""
-    return 1 / size + math.sqrt(size / (size - 1)) * (drawn - 1 / size)

@@ -1,1 +1,1 @@
-"""Language models and their text: read a site, splice a site, score."""
+"""Language models: load them, read activations at sites, splice activations in, score text."""

@@ -1,4 +1,4 @@
-"""What a study says about its language model and its text. No torch here."""
+"""The table `lm` of a study. No torch here."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ class LMConfig(BaseModel):
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: Literal["float32", "bfloat16", "float16", "auto", "fast"] = "float32"
-    """What the model computes in; `auto` is what its weights are stored in. `fast` reads activations in bfloat16 where
-    that is faster on this machine and moves the model's loss by less than 1e-3 nats, and measures in float32."""
+    """Dtype of the model's computation; `auto` is that of its stored weights. `fast` reads activations in bfloat16 if
+    that is faster on this machine and moves the model's loss by less than 1e-3 nats, and evaluates in float32."""
     context: int | None = Field(default=None, ge=4)
     """Tokens per context, BOS included; by default the model's maximum, at most 1024."""
     batch: int = Field(default=16, ge=1)
-    """Contexts per forward pass (one group); part of the stream's identity, since it may change the last bit."""
+    """Contexts per forward pass. Another number is another order of the training data, and may change the last bit."""
     bos: Literal["auto", "none"] = "auto"
-    """`auto`: every context begins with the tokenizer's BOS where it has one. `none`: contexts begin with text."""
+    """`auto`: every context begins with the tokenizer's BOS if it has one. `none`: contexts begin with text."""
     device: str = "auto"
-    """`auto` (the GPU where there is one, else the CPU), `cpu`, `cuda`, `cuda:1` or `mps`."""
+    """`auto` (a GPU if there is one, else the CPU), `cpu`, `cuda`, `cuda:1` or `mps`."""
     device_map: str | None = None
-    """How transformers spreads a model that one device cannot hold: `auto`, `balanced`, … Needs `accelerate`."""
+    """How transformers spreads a model over several devices: `auto`, `balanced`, … Needs `accelerate`."""
     attn_implementation: str | None = None
-    """Which attention transformers runs: `eager`, `sdpa`, `flash_attention_2`, …; by default its own choice."""
+    """Attention implementation of transformers: `eager`, `sdpa`, `flash_attention_2`, …; by default its own choice."""
     quantization: dict[str, Any] = {}
-    """Loads quantised, as transformers has it: `{quant_method = "bitsandbytes", load_in_8bit = true}`. A model whose
-    weights are stored quantised needs nothing here."""
+    """Options of transformers for loading the model quantised: `{quant_method = "bitsandbytes", load_in_8bit = true}`. A
+    model whose weights are stored quantised needs nothing here."""
     packing: Literal["none", "isolated", "plain"] = "none"
-    """What shares a context. `none`: nothing, a context is a chunk of one document. `isolated`: short documents stand
-    in one context, and none sees another (checked per model). `plain`: the same, and each sees those before it."""
+    """How documents share a context. `none`: a context is a chunk of one document. `isolated`: a context holds several
+    short documents and none sees another (checked for each model). `plain`: each sees those before it."""
     trust_remote_code: bool = False
-    """Run Python that comes with the model. Only for models whose code you have read."""
+    """Run Python code that comes with the model. Only for models whose code you have read."""

@@ -1,103 +1,76 @@
-"""What a model and a text are, as digests, without loading either: how a run knows that nothing changed.
+"""Digests of a study's model and text, computed without loading either: a run compares them to see what changed.
 
 No torch here.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from jumpahead.errors import DataError, StudyError
+from jumpahead.errors import DataError
 from jumpahead.lm.config import LMConfig
-from jumpahead.store import digest_file, digest_json
+from jumpahead.lm.model_files import local_model_dir, model_dir_digest
+from jumpahead.storage.digests import digest_file, digest_json
 from jumpahead.text.config import TextConfig
 from jumpahead.text.source import Source
 
-LATER: dict[str, dict[str, Any]] = {
-    "LMConfig": {
-        "device": "auto",
-        "device_map": None,
-        "attn_implementation": None,
-        "quantization": {},
-        "packing": "none",
-    },
-    "TextConfig": {"column": "text", "split": "train", "chat": None},
-}
-"""Keys that came after runs had been made without them: at these values they leave a run's digests as they were."""
-TOKENS = 1
-"""Of what tokenising does: raised when the same text would give other tokens."""
-_TOKENIZER = ("config.json", "generation_config.json", "*token*.json", "vocab*", "merges.txt", "*.model", "*.py")
+TOKENIZATION_VERSION = 2
+"""Raise it when the same text would give other tokens, contexts or files of them."""
+_TOKENIZER_FILES = ("config.json", "generation_config.json", "*token*.json", "vocab*", "merges.txt", "*.model", "*.py")
 
 
-def model_folder(model: str) -> Path | None:
-    """The folder a study's `lm.model` means; None for a name on the hub."""
-    if model == "tiny":
-        return Path(importlib.import_module("jumpahead.lm.tiny").PATH)
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path
-    if model.startswith(("/", ".", "~")) or model.count("/") > 1:
-        raise StudyError(f"lm.model = '{model}' is not a folder: give a folder, a name on the hub, or 'tiny'.")
-    return None
+def model_digest(config: LMConfig) -> str:
+    """Return a digest of the model's files, or for a name on the hub `name@revision`."""
+    folder = local_model_dir(config.model)
+    return model_dir_digest(folder, config.trust_remote_code) if folder else f"{config.model}@{config.revision}"
 
 
-def folder_digest(folder: Path, with_code: bool = False) -> str:
-    """SHA-256 over the files that decide what a model and its tokenizer compute; with its Python where that is run."""
-    names = ["config.json", "tokenizer.json", "tokenizer_config.json"]
-    files = [folder / name for name in names if (folder / name).is_file()]
-    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    files += sorted(weights + (list(folder.glob("*.py")) if with_code else []))
-    return digest_json({path.name: digest_file(path) for path in files})
+def config_values(config: LMConfig | TextConfig) -> dict[str, Any]:
+    """Return a table of the study as plain JSON values, which equal themselves after being written and read."""
+    return config.model_dump(mode="json")
 
 
-def of_model(config: LMConfig) -> str:
-    """Of a folder: its files. Of a name on the hub: the name and the revision."""
-    folder = model_folder(config.model)
-    return folder_digest(folder, config.trust_remote_code) if folder else f"{config.model}@{config.revision}"
+def dtype_choice_digest(config: LMConfig) -> str:
+    """Return the digest of what a choice for `lm.dtype = "fast"` depends on: the model and the table `lm`."""
+    return digest_json([model_digest(config), config_values(config)])
 
 
-def settings(config: LMConfig | TextConfig) -> dict[str, Any]:
-    """A table of the study as it enters a digest."""
-    later = LATER[type(config).__name__]
-    plain = config.model_dump(mode="json")  # as it is read back: a tuple would not equal its list
-    return {key: value for key, value in plain.items() if key not in later or value != later[key]}
+def model_checks_digest(config: LMConfig, sites: Sequence[str]) -> str:
+    """Return the digest of what the checks of a model depend on: the model, the table `lm` and the sites."""
+    return digest_json([dtype_choice_digest(config), list(sites)])
 
 
-def of_precision(config: LMConfig) -> str:
-    """What `lm.dtype = "fast"` was decided for: a model, and how a study uses it."""
-    return digest_json([of_model(config), settings(config)])
+def chat_template_digests(config: LMConfig) -> dict[str, str]:
+    """Return the digests of the chat templates that are files, by relative path.
+
+    A template inside tokenizer_config.json is part of `model_digest`.
+    """
+    folder = local_model_dir(config.model)
+    files = sorted(folder.rglob("*.jinja")) if folder else []
+    return {file.relative_to(folder).as_posix(): digest_file(file) for file in files if folder}
 
 
-def of_use(config: LMConfig, sites: Sequence[str]) -> str:
-    """What a model was checked for: itself, and the sites that a study takes."""
-    return digest_json([of_precision(config), list(sites)])
+def text_digest(source: Source) -> str:
+    """Return the digest of a source's fingerprint: mostly of names, sizes and times of files.
 
-
-def of_template(config: LMConfig) -> dict[str, str]:
-    """Chat templates that are files of their own; one in tokenizer_config.json is in `of_model`."""
-    path = model_folder(config.model)
-    files = sorted(path.rglob("*.jinja")) if path else []
-    return {file.relative_to(path).as_posix(): digest_file(file) for file in files if path}
-
-
-def of_text(source: Source) -> str:
-    """What it says of itself without being read: mostly names, sizes and times. DataError where it is not there."""
-    if objection := source.objection():
-        raise DataError(f"text.source = '{source.config.source}', {objection}.")
+    Raises DataError if the source cannot be used.
+    """
+    if problem := source.problem():
+        raise DataError(f"text.source = '{source.config.source}', {problem}.")
     return digest_json(source.fingerprint())
 
 
-def of_tokens(lm: LMConfig, source: Source) -> str:
-    """Of all that a study's tokens and contexts depend on. The model's weights, dtype and sites are not among it."""
-    path = model_folder(lm.model)
+def tokens_digest(lm: LMConfig, source: Source) -> str:
+    """Return the digest of everything that a study's tokens and contexts depend on.
+
+    The model's weights, its dtype and the sites are not among it.
+    """
+    folder = local_model_dir(lm.model)
     model: Any = [lm.model, lm.revision]
-    if path is not None:
-        files = {file for pattern in _TOKENIZER for file in path.glob(pattern)}
+    if folder is not None:
+        files = {file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)}
         model = {file.name: digest_file(file) for file in sorted(files)}
     cut = lm.model_dump(include={"context", "batch", "bos", "packing", "trust_remote_code"})
-    text = source.config.model_dump(exclude=None if source.config.chat else {"chat"})
-    rendered = [of_template(lm)] if source.config.chat else []
-    return digest_json([TOKENS, model, cut, of_text(source), text, *rendered])
+    templates = chat_template_digests(lm) if source.config.chat else None
+    return digest_json([TOKENIZATION_VERSION, model, cut, text_digest(source), config_values(source.config), templates])

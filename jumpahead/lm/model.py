@@ -1,24 +1,24 @@
-"""A Hugging Face causal language model as we use it: read a site, splice a site, score.
+"""A Hugging Face causal language model: read activations at sites, splice others in, compute logits.
 
-    b, t, d, V      contexts, positions, width of a site, vocabulary
+    b, t, d, V      contexts, positions, width of a site, vocabulary size
 
-    read(ids, sites)           runs the model up to the last of the sites and no further
-    splice(ids, site, f)       the logits with f(x) where the site's x was
-    resume_point(ids, site)    runs the part before the site once …
-    finish(resume, x)          … so that each splice costs only the part after it
+    read(ids, sites)              activations at sites; runs the model up to the last of them and no further
+    splice(ids, site, f)          logits with f(x) instead of the site's x
+    run_to_site(ids, site)        runs the part before a site once …
+    run_from_site(point, x)       … so that each splice costs only the part after it
 
-Each takes `positions` (int64 [b, t]) where several documents share a context and none is to see another; by default the
-model counts them itself.
+Each takes `position_ids` (int64 [b, t]) if several documents share a context and are isolated from each other; by
+default the model counts positions itself.
 
-`LM.load(config, only=sites)` leaves the blocks after the last of the sites out: such a model can `read`, nothing else.
-Which module a site is, `places.py` knows. Nothing draws random numbers. Tensors that leave are ordinary ones, with
-which gradients can be taken.
+`LM.load(config, truncate_after=sites)` removes the blocks after the last of the sites; such a model can only `read`.
+hooks.py knows which module a site is. Nothing draws random numbers. The tensors that are returned can be used with
+autograd.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -28,47 +28,51 @@ from torch import Tensor, nn
 
 from jumpahead.errors import DataError, SiteError, StudyError
 from jumpahead.lm.config import LMConfig
-from jumpahead.lm.fingerprint import folder_digest, model_folder
-from jumpahead.lm.hooks import Place, blocks_of, entered, locate, main_input, removed, replaced, seen, spliced
+from jumpahead.lm.hook_points import HookPoint, decoder_blocks, find_hook_point
+from jumpahead.lm.hooks import (
+    capture,
+    main_input,
+    override_block_input,
+    override_output,
+    remove_on_exit,
+    splice_activation,
+)
+from jumpahead.lm.loading import load_model, truncate_model
 from jumpahead.lm.sites import Site, parse_site
-from jumpahead.text.chat import Conversation, Encoded, Template
+from jumpahead.text.chat import Conversation
+from jumpahead.text.chat_template import ChatTemplate, EncodedConversation
 
-LONGEST_CONTEXT = 1024  # tokens, unless a study asks for more: attention's cost grows with it, an SAE learns nothing
+DEFAULT_MAX_CONTEXT = 1024
+"""Longest context in tokens unless a study asks for more: attention costs more, and an SAE gains nothing."""
 
 Ids = Tensor | np.ndarray | Sequence[Sequence[int]]
 Splice = Tensor | Callable[[Tensor], Tensor]
 
 
 class _StopForward(Exception):
-    """Raised by a hook that has all it came for."""
+    """Raised by a hook to end a forward pass when everything is captured."""
 
 
-class _LeftOut(nn.Module):
-    """Stands where a part of the model is that was not wanted."""
-
-    def forward(self, *_: Any, **__: Any) -> Any:
-        raise AssertionError("this model was loaded to read some sites only: load it without `only`")
-
-
-class Resume(NamedTuple):
-    """Where the part of a forward pass after one site can begin."""
+class ResumePoint(NamedTuple):
+    """The state of a forward pass at a site, from which `LM.run_from_site` continues."""
 
     site: Site
     ids: Tensor
     """int64 [b, t]"""
     activation: Tensor
     """[b, t, d]: the site's own activations."""
-    hidden: Tensor | None
-    """[b, t, width]: what enters the site's block, or for a site after all blocks what leaves the last; None for a
-    residual site and for one before all blocks, which need nothing of the kind."""
-    tails: tuple[tuple[Any, ...] | None, ...]
+    block_input: Tensor | None
+    """[b, t, width]: input of the site's block, or output of the last block for a site after all blocks.
+
+    None for a residual site and for a site before all blocks, which do not need it."""
+    extra_outputs: tuple[tuple[Any, ...] | None, ...]
     """What each block before the site's returns beside its activations; None for one that returns a bare tensor."""
-    own: tuple[Any, ...] | None
-    """The same of the site's own module, where that is not run again (block or MLP)."""
-    is_flat: bool
-    """Whether that module returns [b·t, d]."""
-    positions: Tensor | None = None
-    """int64 [b, t], where the pass was told them."""
+    site_extra_outputs: tuple[Any, ...] | None
+    """The same for the site's own module if that is not run again (a block or an MLP)."""
+    is_flattened: bool
+    """The site's own module returns [b·t, d]."""
+    position_ids: Tensor | None = None
+    """int64 [b, t], if they were given."""
 
 
 class LM:
@@ -79,117 +83,102 @@ class LM:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
-        """As the study wrote it."""
+        """The study's `lm.model`."""
         self.digest = digest
         """SHA-256 of configuration and weights for a folder, `name@commit` for a model from the hub."""
         self.batch = config.batch
         """Contexts per forward pass of a stream (`Contexts.batch`); `read` and `splice` take any number."""
         text = model.config.get_text_config()
-        self.vocabulary: int = text.vocab_size
+        self.vocab_size: int = text.vocab_size
         maximum = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
         if config.context and maximum and config.context > maximum:
             raise StudyError(f"lm.context = {config.context} is more than the {maximum} tokens that '{name}' can take.")
-        self.context: int = config.context or min(maximum or LONGEST_CONTEXT, LONGEST_CONTEXT)
+        self.context: int = config.context or min(maximum or DEFAULT_MAX_CONTEXT, DEFAULT_MAX_CONTEXT)
         """Tokens per context, BOS included."""
         self.bos_id: int | None = tokenizer.bos_token_id if config.bos == "auto" else None
-        """What every context begins with, if anything."""
-        self.blocks: list[nn.Module] = list(blocks_of(model, name))
-        """In order; with `only`, those after the last site are stand-ins."""
+        """First token of every context; None if contexts begin with text."""
+        self.blocks: list[nn.Module] = list(decoder_blocks(model, name))
+        """Decoder blocks in order; those that were removed are `RemovedModule`s."""
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.get_input_embeddings().weight.device
-        """Where token ids go; with lm.device_map, blocks may be elsewhere."""
-        self.special = self._special()
+        """Device of the token ids; with lm.device_map, blocks may be elsewhere."""
+        self.is_special = self._find_special_ids()
         """bool [V]: BOS, EOS, pad and every other special id; never trained on and never spliced."""
         self._widths: dict[Site, int] = {}
-        self._places: dict[Site, Place] = {}
-        self._outside: dict[Site, int] = {}
+        self._hook_points: dict[Site, HookPoint] = {}
+        self._outside_depths: dict[Site, int] = {}
 
     @classmethod
-    def load(cls, config: LMConfig | str, only: Sequence[str | Site] = ()) -> LM:
-        """Loads `tiny`, a folder or a name from the hub, onto the device that the study names.
+    def load(cls, config: LMConfig | str, truncate_after: Sequence[str | Site] = ()) -> LM:
+        """Load `tiny`, a folder or a name from the hub, onto the device that the study names.
 
-        With `only`, what comes after the last of these sites takes no memory, and the model can only `read` them.
-        `lm.dtype = "fast"` is decided by a run (`precision.py`); here it is float32.
-        Raises StudyError naming the model and what is wrong with it.
+        truncate_after: remove everything after the last of these sites to save memory; the model can then only `read`.
+        `lm.dtype = "fast"` means float32 here; a run chooses a dtype first (precision.py). Raises StudyError naming the
+        model and the reason if it cannot be used.
         """
         config = LMConfig(model=config) if isinstance(config, str) else config
-        path = model_folder(config.model)
-        where = path or config.model
-        device = _device(config)
-        with _translated(config.model), _quiet():
-            import transformers
+        loaded = load_model(config, [parse_site(site) for site in truncate_after])
+        return cls(loaded.model, loaded.tokenizer, name=config.model, digest=loaded.digest, config=config)
 
-            options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-            tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
-            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                where, output_loading_info=True, **options, **_loading(config)
-            )
-            model, info = loaded
-            if info["missing_keys"]:  # transformers would go on with random numbers there
-                raise ValueError(f"its weights lack {min(info['missing_keys'])}")
-            if model.config.is_encoder_decoder:
-                raise ValueError("it has an encoder; only causal, decoder-only models will do")
-            if only:
-                _leave_out(model, [parse_site(site) for site in only], config.model)
-            if device is not None:
-                model.to(device)
-        if path is None:
-            commit = getattr(model.config, "_commit_hash", None) or config.revision
-            digest = f"{config.model}@{commit}"
-        else:
-            digest = folder_digest(path, with_code=config.trust_remote_code)
-        return cls(model, tokenizer, name=config.model, digest=digest, config=config)
+    def truncate_after(self, sites: Sequence[str | Site]) -> None:
+        """Remove everything after the last of these sites. The model can then only `read` them."""
+        truncate_model(self.model, [parse_site(site) for site in sites], self.name)
+        self.blocks = list(decoder_blocks(self.model, self.name))
 
-    def keep_only(self, sites: Sequence[str | Site]) -> None:
-        """Leaves out what comes after the last of these sites, as `load` does with `only`."""
-        _leave_out(self.model, [parse_site(site) for site in sites], self.name)
-        self.blocks = list(blocks_of(self.model, self.name))
+    # ------------------------------------------------------------------------------------------ tokens
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """The token ids of each text, without BOS or EOS; a special token written in a text becomes its id."""
+        """Return the token ids of each text, int64 [tokens], without BOS or EOS.
+
+        A special token that is written in a text becomes its id.
+        """
         if not texts:
             return []
         if not self.tokenizer.is_fast:
             encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
             return [np.asarray(ids, dtype=np.int64) for ids in encoded["input_ids"]]
-        backend = self.tokenizer.backend_tokenizer  # past the wrapper, which also computes offsets: 1.6 times as fast
+        backend = self.tokenizer.backend_tokenizer  # 1.6 times as fast as the wrapper, which also computes offsets
         backend.no_truncation()
         backend.no_padding()
         found = backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int64) for encoding in found]
 
-    def encode_conversations(self, conversations: Sequence[tuple[Conversation, str]]) -> list[Encoded]:
-        """The tokens of each, rendered by the tokenizer's chat template, without the BOS that contexts begin with.
+    def encode_conversations(self, conversations: Sequence[tuple[Conversation, str]]) -> list[EncodedConversation]:
+        """Return the tokens of each conversation, rendered by the chat template, without a leading BOS.
 
-        Beside each stands what it is called in messages.
+        Each conversation is given with its name in messages.
         """
         return self._template.encode(conversations, self.bos_id)
 
     @cached_property
-    def _template(self) -> Template:
-        return Template(self.tokenizer, self.name)
+    def _template(self) -> ChatTemplate:
+        """Return the tokenizer's chat template. Raises StudyError if it has none."""
+        return ChatTemplate(self.tokenizer, self.name)
 
-    def _special(self) -> np.ndarray:
-        """bool [V]: BOS, EOS, pad and every other special id."""
+    def _find_special_ids(self) -> np.ndarray:
+        """Return the mask of BOS, EOS, pad and every other special id, bool [V]."""
         ids = set(self.tokenizer.all_special_ids)
         ids |= {id for id, token in getattr(self.tokenizer, "added_tokens_decoder", {}).items() if token.special}
         for source in (self.model.config.get_text_config(), getattr(self.model, "generation_config", None)):
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 value = getattr(source, name, None)
                 ids |= set(value) if isinstance(value, list | tuple) else {value} - {None}
-        special = np.zeros(self.vocabulary, dtype=bool)
-        special[[id for id in ids if 0 <= id < self.vocabulary]] = True
-        return special
+        is_special = np.zeros(self.vocab_size, dtype=bool)
+        is_special[[id for id in ids if 0 <= id < self.vocab_size]] = True
+        return is_special
 
     def spliceable(self, ids: Ids) -> Tensor:
-        """bool [b, t]: every position but the first and those of special tokens. Knows nothing of padding."""
+        """Return the mask of all positions but the first and those of special tokens, bool [b, t].
+
+        Padding is not recognised.
+        """
         ids = self._ids(ids)
-        mask = ~torch.from_numpy(self.special).to(ids.device)[ids]
+        mask = ~torch.from_numpy(self.is_special).to(ids.device)[ids]
         mask[:, 0] = False
         return mask
 
     def width_at(self, site: str | Site) -> int:
-        """How wide the site is (d); SiteError where the model has no such site."""
+        """Return the width d of a site. Raises SiteError if the model has no such site."""
         site = parse_site(site)
         if site not in self._widths:
             self._widths[site] = self.read([[0, 0]] * 3, [site])[site.key].shape[-1]
@@ -197,279 +186,213 @@ class LM:
 
     # ------------------------------------------------------------------------------------------ reading
 
-    def read(self, ids: Ids, sites: Sequence[str | Site], positions: Ids | None = None) -> dict[str, Tensor]:
-        """The activations [b, t, d] at each site, under its key; what comes after the last site is not run."""
+    def read(self, ids: Ids, sites: Sequence[str | Site], position_ids: Ids | None = None) -> dict[str, Tensor]:
+        """Return the activations [b, t, d] at each site, by its key, without running what comes after the last."""
         ids, found = self._ids(ids), dict[str, Tensor]()
         wanted = dict.fromkeys(parse_site(site) for site in sites)
 
-        def keep(site: Site) -> Callable[[Tensor], None]:
-            def see(value: Tensor) -> None:
-                found[site.key] = _ordinary(value)
+        def store_as(site: Site) -> Callable[[Tensor], None]:
+            def store(value: Tensor) -> None:
+                found[site.key] = _detached_copy(value)
                 if len(found) == len(wanted):
                     raise _StopForward
 
-            return see
+            return store
 
         with contextlib.ExitStack() as stack:
             for site in wanted:
-                stack.enter_context(seen(self._place(site), ids.shape, keep(site)))
-            self._run_until_stopped(ids, self._positions(positions))
+                stack.enter_context(capture(self._hook_point(site), ids.shape, store_as(site)))
+            self._run_until_stopped(ids, self._position_ids(position_ids))
         return {site.key: found[site.key] for site in wanted}
 
-    def resume_point(self, ids: Ids, site: str | Site, positions: Ids | None = None) -> Resume:
-        """Runs the model up to the site, once; `finish` continues from there as often as wanted."""
+    def run_to_site(self, ids: Ids, site: str | Site, position_ids: Ids | None = None) -> ResumePoint:
+        """Run the model up to a site; return the state from which `run_from_site` continues, any number of times."""
         site, ids = parse_site(site), self._ids(ids)
-        place, depth, blocks = self._place(site), self._depth(site), self.blocks
-        passed, told = blocks[: max(depth, 0)], self._positions(positions)
-        hidden: list[Tensor] = []
-        tails: dict[int, tuple[Any, ...] | None] = {}
+        point, depth, blocks = self._hook_point(site), self._depth(site), self.blocks
+        before, positions = blocks[: max(depth, 0)], self._position_ids(position_ids)
+        block_input: list[Tensor] = []
+        extra_outputs: dict[int, tuple[Any, ...] | None] = {}
         activation: list[Tensor] = []
-        flat: list[bool] = [False]
+        is_flattened: list[bool] = [False]
 
-        def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden.append(_ordinary(main_input(args, kwargs)))
+        def store_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            block_input.append(_detached_copy(main_input(args, kwargs)))
 
-        def note(index: int) -> Callable[..., None]:
-            def leave(_module: nn.Module, _args: Any, output: Any) -> None:
-                tails[index] = output[1:] if isinstance(output, tuple) else None
+        def store_outputs_of(index: int) -> Callable[..., None]:
+            def store_outputs(_module: nn.Module, _args: Any, output: Any) -> None:
+                extra_outputs[index] = output[1:] if isinstance(output, tuple) else None
                 value = output[0] if isinstance(output, tuple) else output
                 if index == len(blocks) - 1 == depth - 1:  # a site after all blocks
-                    hidden.append(_ordinary(value))
-                flat[0] = isinstance(value, Tensor) and value.ndim == 2
+                    block_input.append(_detached_copy(value))
+                is_flattened[0] = isinstance(value, Tensor) and value.ndim == 2
 
-            return leave
+            return store_outputs
 
-        def see(value: Tensor) -> None:
-            activation.append(_ordinary(value))
+        def store_activation(value: Tensor) -> None:
+            activation.append(_detached_copy(value))
             raise _StopForward
 
         with contextlib.ExitStack() as stack:
             if 0 <= depth < len(blocks) and site.kind != "residual":
-                stack.enter_context(removed(blocks[depth].register_forward_pre_hook(enter, with_kwargs=True)))
-            for index, module in enumerate([*passed, place.module] if place.stands_alone else passed):
-                stack.enter_context(removed(module.register_forward_hook(note(index))))
-            stack.enter_context(seen(place, ids.shape, see))
-            self._run_until_stopped(ids, told)
-        before = tuple(tails.get(i) for i in range(len(passed)))
-        own = tails.get(len(passed))
-        return Resume(site, ids, activation[0], hidden[0] if hidden else None, before, own, flat[0], told)
+                handle = blocks[depth].register_forward_pre_hook(store_input, with_kwargs=True)
+                stack.enter_context(remove_on_exit(handle))
+            for index, module in enumerate([*before, point.module] if point.can_skip_module else before):
+                stack.enter_context(remove_on_exit(module.register_forward_hook(store_outputs_of(index))))
+            stack.enter_context(capture(point, ids.shape, store_activation))
+            self._run_until_stopped(ids, positions)
+        return ResumePoint(
+            site,
+            ids,
+            activation[0],
+            block_input[0] if block_input else None,
+            tuple(extra_outputs.get(i) for i in range(len(before))),
+            extra_outputs.get(len(before)),
+            is_flattened[0],
+            positions,
+        )
 
     # ------------------------------------------------------------------------------------------ splicing
 
-    def finish(self, resume: Resume, activation: Tensor | None = None, where: Tensor | None = None) -> Tensor:
-        """Logits [b, t, V] with `activation` [b, t, d] at the site, or with the site's own where it is None.
+    def run_from_site(
+        self, point: ResumePoint, activation: Tensor | None = None, logit_mask: Tensor | None = None
+    ) -> Tensor:
+        """Return the logits [b, t, V] with `activation` [b, t, d] at the site, by default the site's own.
 
-        Blocks before the site's pass their input through; the module whose output the site is (a block, an MLP) is
-        not run either. The same activation gives the same bits as no activation. With `where` (bool [b, t]) logits are
-        computed at its n positions alone: [n, V].
+        logit_mask: bool [b, t]; compute logits at its n positions alone, [n, V]. Blocks before the site's return their
+        input, and a module whose output is the site (a block, an MLP) is not run again. A copy of the site's own
+        activations gives the same bits as None.
         """
-        site, ids = resume.site, resume.ids
-        place, depth = self._place(site), self._depth(site)
-        value = resume.activation if activation is None else _fitting(activation, resume.activation, site)
+        site, ids = point.site, point.ids
+        hook_point, depth = self._hook_point(site), self._depth(site)
+        value = point.activation if activation is None else _cast_like(activation, point.activation, site)
         with contextlib.ExitStack() as stack:
-            for block, tail in zip(self.blocks[: max(depth, 0)], resume.tails, strict=True):
-                stack.enter_context(replaced(block, tail, None))
-            if resume.hidden is not None and depth < len(self.blocks):
-                stack.enter_context(entered(self.blocks[depth], resume.hidden))
-            elif resume.hidden is not None:
-                stack.enter_context(replaced(self.blocks[-1], resume.tails[-1], resume.hidden))
-            if place.stands_alone:
-                stack.enter_context(
-                    replaced(place.module, resume.own, value.flatten(0, 1) if resume.is_flat else value)
-                )
+            for block, extra in zip(self.blocks[: max(depth, 0)], point.extra_outputs, strict=True):
+                stack.enter_context(override_output(block, extra, None))
+            if point.block_input is not None and depth < len(self.blocks):
+                stack.enter_context(override_block_input(self.blocks[depth], point.block_input))
+            elif point.block_input is not None:
+                stack.enter_context(override_output(self.blocks[-1], point.extra_outputs[-1], point.block_input))
+            if hook_point.can_skip_module:
+                output = value.flatten(0, 1) if point.is_flattened else value
+                stack.enter_context(override_output(hook_point.module, point.site_extra_outputs, output))
             else:
-                stack.enter_context(spliced(place, ids.shape, lambda _: value))
-            if where is None:
-                return self._logits(ids, resume.positions)
-            if place.module is self.model.get_output_embeddings():
-                return self._logits(ids, resume.positions)[where.to(value.device)]
-            return self._logits_at(ids, where, resume.positions)
+                stack.enter_context(splice_activation(hook_point, ids.shape, lambda _: value))
+            if logit_mask is None:
+                return self._logits(ids, point.position_ids)
+            if hook_point.module is self.model.get_output_embeddings():
+                return self._logits(ids, point.position_ids)[logit_mask.to(value.device)]
+            return self._logits_at(ids, logit_mask, point.position_ids)
 
     def splice(
         self,
         ids: Ids,
         site: str | Site,
         replacement: Splice,
-        where: Tensor | None = None,
-        positions: Ids | None = None,
+        mask: Tensor | None = None,
+        position_ids: Ids | None = None,
     ) -> Tensor:
-        """Logits [b, t, V] of one whole forward pass with other activations at the site.
+        """Return the logits [b, t, V] of a whole forward pass with other activations at the site.
 
-        `replacement` is a tensor [b, t, d] or a function of the site's activations. Only the positions in `where`
-        (bool [b, t]; by default `spliceable(ids)`) take it, the others keep their own.
+        replacement: a tensor [b, t, d] or a function of the site's activations. mask: bool [b, t], the positions that
+        are replaced; by default `spliceable(ids)`.
         """
         site, ids = parse_site(site), self._ids(ids)
-        mask = (self.spliceable(ids) if where is None else where).unsqueeze(-1)
+        is_replaced = (self.spliceable(ids) if mask is None else mask).unsqueeze(-1)
 
         def replace(value: Tensor) -> Tensor:
-            new = replacement(_ordinary(value)) if callable(replacement) else replacement
-            return torch.where(mask.to(value.device), _fitting(new, value, site), value)
+            new = replacement(_detached_copy(value)) if callable(replacement) else replacement
+            return torch.where(is_replaced.to(value.device), _cast_like(new, value, site), value)
 
-        with spliced(self._place(site), ids.shape, replace):
-            return self._logits(ids, self._positions(positions))
+        with splice_activation(self._hook_point(site), ids.shape, replace):
+            return self._logits(ids, self._position_ids(position_ids))
 
-    def logits(self, ids: Ids, positions: Ids | None = None) -> Tensor:
-        """Logits [b, t, V] of the model as it is."""
-        return self._logits(self._ids(ids), self._positions(positions))
+    def logits(self, ids: Ids, position_ids: Ids | None = None) -> Tensor:
+        """Return the logits [b, t, V] of the unchanged model."""
+        return self._logits(self._ids(ids), self._position_ids(position_ids))
 
     # ------------------------------------------------------------------------------------------ inside
 
     def _ids(self, ids: Ids) -> Tensor:
+        """Return token ids as an int64 tensor on the model's device."""
         return torch.as_tensor(ids, dtype=torch.int64, device=self.device)
 
-    def _positions(self, positions: Ids | None) -> Tensor | None:
-        return None if positions is None else self._ids(positions)
+    def _position_ids(self, position_ids: Ids | None) -> Tensor | None:
+        """Return positions as an int64 tensor on the model's device; None for None."""
+        return None if position_ids is None else self._ids(position_ids)
 
-    def _forward(self, ids: Tensor, positions: Tensor | None) -> Any:
-        """One pass. Without cache and mask, positions that begin again keep documents apart (isolation.py)."""
-        told = {} if positions is None else {"position_ids": positions}
-        return self.model(input_ids=ids, use_cache=False, **told)
+    def _forward(self, ids: Tensor, position_ids: Tensor | None) -> Any:
+        """Run one forward pass.
 
-    def _logits(self, ids: Tensor, positions: Tensor | None) -> Tensor:
-        with torch.no_grad():  # not inference_mode, from which the largest tensor of all would have to be copied
-            return self._forward(ids, positions).logits
+        With no KV cache and no attention mask, transformers masks across resets in `position_ids` (isolation.py).
+        """
+        options = {} if position_ids is None else {"position_ids": position_ids}
+        return self.model(input_ids=ids, use_cache=False, **options)
 
-    def _logits_at(self, ids: Tensor, where: Tensor, positions: Tensor | None) -> Tensor:
-        """[n, V]: the output embedding is shown the positions in `where` only; what follows it is elementwise."""
+    def _logits(self, ids: Tensor, position_ids: Tensor | None) -> Tensor:
+        """Return the logits [b, t, V] of one forward pass."""
+        with torch.no_grad():  # inference_mode would force a copy of the logits, the largest tensor of an evaluation
+            return self._forward(ids, position_ids).logits
 
-        def pick(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (args[0][where.to(args[0].device)][None], *args[1:])
+    def _logits_at(self, ids: Tensor, mask: Tensor, position_ids: Tensor | None) -> Tensor:
+        """Return the logits [n, V] of the n positions in `mask`, computing the output embedding at these alone.
+
+        What follows the output embedding is elementwise, so it gives the same values.
+        """
+
+        def select(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (args[0][mask.to(args[0].device)][None], *args[1:])
 
         head = self.model.get_output_embeddings()
         if head is None:
-            logits = self._logits(ids, positions)
-            return logits[where.to(logits.device)]
-        with removed(head.register_forward_pre_hook(pick)):
-            return self._logits(ids, positions)[0]
+            logits = self._logits(ids, position_ids)
+            return logits[mask.to(logits.device)]
+        with remove_on_exit(head.register_forward_pre_hook(select)):
+            return self._logits(ids, position_ids)[0]
 
-    def _run_until_stopped(self, ids: Tensor, positions: Tensor | None) -> None:
+    def _run_until_stopped(self, ids: Tensor, position_ids: Tensor | None) -> None:
+        """Run a forward pass until a hook raises `_StopForward`."""
         with torch.inference_mode(), contextlib.suppress(_StopForward):
-            self._forward(ids, positions)
+            self._forward(ids, position_ids)
             raise AssertionError("the forward pass ended without passing every site")
 
-    def _place(self, site: Site) -> Place:
-        if site not in self._places:
-            self._places[site] = locate(self.model, self.blocks, site, self.name)
-        return self._places[site]
+    def _hook_point(self, site: Site) -> HookPoint:
+        """Return the hook point of a site, cached. Raises SiteError if the model has no such site."""
+        if site not in self._hook_points:
+            self._hook_points[site] = find_hook_point(self.model, self.blocks, site, self.name)
+        return self._hook_points[site]
 
     def _depth(self, site: Site) -> int:
-        """How many blocks have been run when the site is reached; −1 for a module before all blocks."""
-        place = self._place(site)
-        if place.block is not None:
-            return place.block
-        if site not in self._outside:
-            self._outside[site] = self._order(place)
-        return self._outside[site]
+        """Return the number of blocks that are finished when the site is reached; −1 for a module before all blocks."""
+        point = self._hook_point(site)
+        if point.block is not None:
+            return point.block
+        if site not in self._outside_depths:
+            self._outside_depths[site] = self._find_outside_depth(point)
+        return self._outside_depths[site]
 
-    def _order(self, place: Place) -> int:
-        """The depth of a module outside the blocks, from one short forward pass."""
+    def _find_outside_depth(self, point: HookPoint) -> int:
+        """Return the depth of a module outside all blocks: −1 or the number of blocks, from one short forward pass."""
         ran: list[nn.Module] = []
         with contextlib.ExitStack() as stack:
-            for module in (self.blocks[0], place.module):
-                stack.enter_context(removed(module.register_forward_pre_hook(lambda module, _: ran.append(module))))
+            for module in (self.blocks[0], point.module):
+                stack.enter_context(
+                    remove_on_exit(module.register_forward_pre_hook(lambda module, _: ran.append(module)))
+                )
             self.logits([[0, 0]])
-        if ran.count(place.module) != 1:
-            times = "not run" if place.module not in ran else f"run {ran.count(place.module)} times"
-            raise SiteError(f"{place.site.key} cannot be a site of '{self.name}': it is {times} in a forward pass.")
-        return -1 if ran[0] is place.module else len(self.blocks)
+        if ran.count(point.module) != 1:
+            times = "not run" if point.module not in ran else f"run {ran.count(point.module)} times"
+            raise SiteError(f"{point.site.key} cannot be a site of '{self.name}': it is {times} in a forward pass.")
+        return -1 if ran[0] is point.module else len(self.blocks)
 
 
-def nats(logits: Tensor, ids: Tensor) -> Tensor:
-    """Cross-entropy of each next token in nats: logits [b, t, V], ids [b, t] → float32 [b, t − 1]."""
-    rows = [
-        nn.functional.cross_entropy(row[:-1].float(), targets[1:], reduction="none")
-        for row, targets in zip(logits, ids.to(logits.device), strict=True)
-    ]  # one context at a time: the float32 copy of all logits would be the largest tensor of an evaluation
-    return torch.stack(rows)
-
-
-def _ordinary(value: Tensor) -> Tensor:
-    """A copy that later operations of the model cannot write into, and that autograd accepts."""
+def _detached_copy(value: Tensor) -> Tensor:
+    """Return a copy that later in-place operations of the model do not change, and that autograd accepts."""
     with torch.inference_mode(False):
         return value.clone()
 
 
-def _fitting(new: Tensor, old: Tensor, site: Site) -> Tensor:
-    """`new` in the type and on the device of `old`; DataError where it has another shape."""
+def _cast_like(new: Tensor, old: Tensor, site: Site) -> Tensor:
+    """Return `new` in the dtype and on the device of `old`. Raises DataError if the shapes differ."""
     if new.shape != old.shape:
         raise DataError(f"{site.key} takes activations of shape {list(old.shape)}, not {list(new.shape)}.")
     return new.to(device=old.device, dtype=old.dtype)
-
-
-def _leave_out(model: Any, sites: Sequence[Site], name: str) -> None:
-    """Frees the weights of what comes after the last of the sites: blocks, and the output embedding where it is not
-    the input's. A site outside of all blocks needs everything."""
-    blocks = blocks_of(model, name)
-    needed = [locate(model, list(blocks), site, name).block for site in sites]
-    if None in needed:
-        return
-    for index in range(max(block for block in needed if block is not None) + 1, len(blocks)):
-        blocks[index] = _LeftOut()
-    if model.get_output_embeddings() is not None:
-        model.set_output_embeddings(_LeftOut())
-
-
-def _device(config: LMConfig) -> torch.device | None:
-    """Where the whole model goes; None where lm.device_map or a quantised loader has placed it."""
-    if config.device_map or config.quantization:
-        return None
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(config.device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as exc:
-        raise StudyError(
-            f"lm.device = '{config.device}' is not to be had on this machine: give auto, cpu, or a device that torch "
-            "has here."
-        ) from exc
-    return device
-
-
-def _loading(config: LMConfig) -> dict[str, Any]:
-    """What transformers is told beside the name."""
-    options: dict[str, Any] = {"dtype": "float32" if config.dtype == "fast" else config.dtype}
-    if config.device_map:
-        options["device_map"] = config.device_map
-    if config.attn_implementation:
-        options["attn_implementation"] = config.attn_implementation
-    if config.quantization:
-        options["quantization_config"] = dict(config.quantization)
-    return options
-
-
-@contextlib.contextmanager
-def _translated(model: str) -> Iterator[None]:
-    """Turns what transformers raises into one sentence."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (
-        SafetensorError,
-        OSError,
-        ValueError,
-        ImportError,
-        RuntimeError,
-        KeyError,
-        AttributeError,
-        TypeError,
-    ) as exc:
-        reason = next((line.strip() for line in str(exc).splitlines() if line.strip()), type(exc).__name__)
-        raise StudyError(f"lm.model = '{model}' cannot be loaded: {reason.rstrip('.')}.") from exc
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers without its progress bars and warnings."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -1,9 +1,8 @@
-"""A study from text to page on as little as will do: whether it would run, found out in minutes.
+"""A dry run: the whole study, from text to page, on a few batches of text and two training steps per SAE.
 
-The model, the sites, the series, the widths and the batch are the study's own; of the text a few batches are taken, of
-each series the smallest and the largest setting, of each SAE two steps. The run lies in a temporary folder that is
-removed. What fails here would have failed after hours: a site that is not there, a text that cannot be read, a machine
-without the memory.
+The model, sites, series, widths and batch size are the study's own; each series trains at its smallest and largest
+setting. The run is in a temporary folder that is removed. It finds in minutes what would fail after hours: a site that
+does not exist, a text that cannot be read, too little memory.
 """
 
 from __future__ import annotations
@@ -12,64 +11,70 @@ import resource
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from jumpahead import store, sweep
-from jumpahead.formatting import duration, size
-from jumpahead.lm.model import LONGEST_CONTEXT
-from jumpahead.lm.model_shape import outline
+from jumpahead.formatting import format_bytes, format_duration
+from jumpahead.lm.model import DEFAULT_MAX_CONTEXT
+from jumpahead.lm.model_shape import read_model_shape
+from jumpahead.pipeline.run import run_study
 from jumpahead.progress import Progress
-from jumpahead.study.schema import Series, Study, to_toml, units
+from jumpahead.storage.run_folder import Run
+from jumpahead.study.save import to_toml
+from jumpahead.study.schema import Series, Study, sae_specs
 
-STEPS = 2
+TRAINING_STEPS = 2
+"""Training steps of each SAE."""
 
 
-class Rehearsal(NamedTuple):
-    """What was seen."""
+class DryRunResult(NamedTuple):
+    """The size of a dry run that succeeded."""
 
     saes: int
+    """Number of SAEs that were trained and evaluated."""
     seconds: float
     peak_bytes: int
-    """The largest memory of this process so far."""
+    """Peak resident memory of this process so far."""
 
     def __str__(self) -> str:
+        """Return the sentence that the command line prints."""
         return (
-            f"dry run: {self.saes} SAEs went from text to page in {duration(self.seconds)}, two steps each; "
-            f"peak memory {size(self.peak_bytes)}. Nothing was kept."
+            f"dry run: {self.saes} SAEs went from text to page in {format_duration(self.seconds)}, two steps each; "
+            f"peak memory {format_bytes(self.peak_bytes)}. Nothing was kept."
         )
 
 
-def rehearse(study: Study, progress: Progress | None = None) -> Rehearsal:
-    """Runs the study small; raises what the study would raise."""
-    began, small = time.perf_counter(), shrunk(study)
+def perform_dry_run(study: Study, progress: Progress | None = None) -> DryRunResult:
+    """Run the study on little data in a temporary folder; return what it took. Raises the errors of the full run."""
+    start, small = time.perf_counter(), shrink_study(study)
     with tempfile.TemporaryDirectory(prefix="jumpahead-") as folder:
-        run = store.Run(Path(folder) / study.name)
+        run = Run(Path(folder) / study.name)
         with run.lock():
-            run.begin(to_toml(small))
-            sweep.run(small, run, progress=progress)
+            run.record_study(to_toml(small))
+            run_study(small, run, progress=progress)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Rehearsal(len(units(small)), time.perf_counter() - began, peak)
+    return DryRunResult(len(sae_specs(small)), time.perf_counter() - start, peak)
 
 
-def shrunk(study: Study) -> Study:
-    """The same study with little of everything that only costs time."""
-    shape = outline(study.lm)
-    context = study.lm.context or min(LONGEST_CONTEXT, shape.context if shape else LONGEST_CONTEXT)
-    # Enough for the steps where BOS, special tokens and the ends of documents take their share.
-    tokens = (STEPS + 1) * (study.train.batch + study.lm.batch * context)
-    tokens *= 4 if study.text.chat else 1  # and where others speak too
-    most = min(tokens, study.text.max_tokens or tokens)
+def shrink_study(study: Study) -> Study:
+    """Return the study with few tokens, steps, seeds and settings; all else is unchanged."""
+    shape = read_model_shape(study.lm)
+    context = study.lm.context or min(DEFAULT_MAX_CONTEXT, shape.max_context if shape else DEFAULT_MAX_CONTEXT)
+    # More than the steps need, because BOS, special tokens and the ends of documents are not trained on.
+    tokens = (TRAINING_STEPS + 1) * (study.train.batch + study.lm.batch * context)
+    tokens *= 4 if study.text.chat else 1  # most tokens may be of other roles
+    max_tokens = min(tokens, study.text.max_tokens or tokens)
     return study.model_copy(
         update={
-            "text": study.text.model_copy(update={"max_tokens": most}),
+            "text": study.text.model_copy(update={"max_tokens": max_tokens}),
             "activations": study.activations.model_copy(
                 update={"scale_rows": min(study.activations.scale_rows, study.train.batch)}
             ),
             "sae": study.sae.model_copy(update={"seed": study.sae.seed[:1]}),
             "stream": study.stream.model_copy(update={"seed": study.stream.seed[:1]}),
-            "train": study.train.model_copy(update={"tokens": STEPS * study.train.batch}),
-            "series": tuple(_extremes(one) for one in study.series),
+            "train": replace(study.train, tokens=TRAINING_STEPS * study.train.batch),
+            "series": tuple(_at_extremes(series) for series in study.series),
             "evaluate": study.evaluate.model_copy(
                 update={"tokens": min(study.evaluate.tokens, 2 * context), "replicates": 20}
             ),
@@ -77,8 +82,8 @@ def shrunk(study: Study) -> Study:
     )
 
 
-def _extremes(one: Series) -> Series:
-    """The series at its smallest and its largest setting."""
-    ((kind, values),) = one.given.items()
+def _at_extremes(series: Series) -> Series:
+    """Return the series with its smallest and its largest setting only."""
+    ((kind, values),) = series.settings_by_kind.items()
     name = "lambda_" if kind == "lambda" else kind
-    return one.model_copy(update={name: tuple(sorted({min(values), max(values)}))})
+    return series.model_copy(update={name: tuple(sorted({min(values), max(values)}))})

@@ -1,34 +1,41 @@
-"""A run's page: one HTML file that needs no network, made from frontier.json and, where there is one, efficiency.json.
+"""Reports of a run: one HTML page that needs no network, and terminal output.
 
-    frontier.json ──── numbers.harmless ──► page.py: findings, tables, data for the script ──► page.html.jinja
-    efficiency.json ───────────────────────► efficiency.py
-                                            page.css, ask.js, figures.js, page.js, plotly ───► report.html
+    page.py          frontier.json, efficiency.json → page.html.jinja → report.html
+    panel_view.py    one panel of the page; panel.py, findings.py, tables.py make its parts
+    efficiency.py    the section on the cost of a training step
+    series_style.py  colour, dash, symbol and order of each series; colours.py
+    sanitize.py      untrusted text made safe to show
+    assets.py        style, script, plotly and the content security policy
+    *.js             ask.js (interpolation and answers), numbers.js, figures.js, question.js (the form), page.js
+    terminal/        the same in the terminal
 
-No torch, and nothing from `study` or `sae`: titles, order, colours and the meaning of metrics are in the JSON.
+No torch, and nothing from `study` or `sae`: titles, architectures and declarations of metrics are in the JSON.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from jumpahead import store
 from jumpahead.report import page
+from jumpahead.storage.atomic import write_atomic
+from jumpahead.storage.json_files import read_json
+from jumpahead.storage.run_folder import Run
 
 SCHEMA = "jumpahead.frontier/1"
 EFFICIENCY_SCHEMA = "jumpahead.efficiency/1"
 
 
 def write(run_folder: Path) -> Path:
-    """Writes the run's report.html atomically and returns its path.
+    """Write the run's report.html atomically and return its path.
 
-    ArtefactError where the folder is not a run, its frontier.json is missing, or one of the two is torn or of another
-    version.
+    Raises ArtefactError if the folder is not a run, its frontier.json is missing, or one of the two JSON files is torn
+    or of another version.
     """
-    run = store.Run(run_folder)
+    run = Run(run_folder)
     if not run.frontier.exists():
-        run = store.Run.open(run_folder)  # says so if this is no run at all
-    frontier, efficiency = store.read_json(run.frontier, SCHEMA), None
+        run = Run.open(run_folder)  # raises if this is not a run at all
+    frontier, efficiency = read_json(run.frontier, SCHEMA), None
     if run.efficiency.exists():
         verb = f"jumpahead efficiency --run {run.folder}"
-        efficiency = store.read_json(run.efficiency, EFFICIENCY_SCHEMA, verb=verb)
-    return store.write_atomic(run.report, page.html(frontier, efficiency))
+        efficiency = read_json(run.efficiency, EFFICIENCY_SCHEMA, made_by=verb)
+    return write_atomic(run.report, page.html(frontier, efficiency))

@@ -1,13 +1,23 @@
-// What lies between the points of a measured curve: the same arithmetic as jumpahead/frontier/curve.py, line by line.
+// Interpolation on measured curves, and answers to questions: the same arithmetic as jumpahead/frontier/curve.py.
 //
-//   values[r][i][m]   r = 0 the estimate, then one row per bootstrap replicate; i a point; m a metric, the first being L0
+//   values[r][i][m]   r = 0 the estimate, then one row per bootstrap replicate; i a point; m an index of KEYS, the first being L0
 //
 // A curve runs through its points in the order of L0. For a target y* between neighbours i and i+1 and a metric v,
 //   t = (y* − y_i) / (y_{i+1} − y_i)      v = (1−t)·v_i + t·v_{i+1}      log where isLog and positive, else plain
 // A replicate that does not reach the target stops at its nearest point. Nothing is extrapolated.
 
-const SNAP = 0.01; // a target beyond an end by at most this share of it is answered with that end's own values
+const SNAP = 0.01; // a target outside the measured range by at most this share of its end is answered with the end
 const FINITE = Number.isFinite;
+const data = JSON.parse(document.getElementById("data").textContent);
+const METRICS = Object.fromEntries(data.metrics.map((one) => [one.key, one])); // the declarations of frontier.json
+const KEYS = data.metrics.filter((one) => one.curve).map((one) => one.key); // the metrics on curves, L0 first
+const SHARE_OF = Object.fromEntries(data.metrics.filter((one) => one.share_of).map((one) => [one.share_of, one.key]));
+
+function roleOf(key) { return METRICS[key].curve; }
+
+function keysOf(panel) { // the metrics on curves that were measured in the panel
+  return KEYS.filter((key) => panel.points.some((point) => FINITE(point.metrics[key])));
+}
 
 function makeCurve(values, isLog) {
   const rows = values.map((points) => {
@@ -37,19 +47,19 @@ function atPoint(curve, i) {
   return { values: curve.values.map((points) => points[i]), left: i, right: i, t: 0, beyond: 0 };
 }
 
-function endOf(curve, m, target) { // the point whose metric is nearest; of several, the one with the smallest L0
+function nearestEnd(curve, m, target) { // the point whose metric is nearest; of several, the one with the smallest L0
   const distance = (i) => Math.abs(curve.values[0][i][m] - target);
   return atPoint(curve, curve.rows[0].order.reduce((best, i) => (distance(i) < distance(best) ? i : best)));
 }
 
-function findPlaces(curve, m, target) { // by increasing L0; none where the target lies outside the measured range
+function findPositions(curve, m, target) { // by increasing L0; none where the target lies outside the measured range
   const [low, high] = rangeOf(curve, m);
   if (!(low <= target && target <= high)) {
     const nearest = target < low ? low : high;
-    return Math.abs(target - nearest) <= SNAP * Math.abs(nearest) ? [endOf(curve, m, nearest)] : [];
+    return Math.abs(target - nearest) <= SNAP * Math.abs(nearest) ? [nearestEnd(curve, m, nearest)] : [];
   }
   if (curve.values[0].length === 1) return [atPoint(curve, 0)];
-  return crossings(curve, m, target).map(([segment, t]) => placeAt(curve, m, target, segment, t));
+  return crossings(curve, m, target).map(([segment, t]) => positionAt(curve, m, target, segment, t));
 }
 
 function scaledTarget(row, m, target) {
@@ -70,15 +80,15 @@ function crossings(curve, m, target) {
   return found;
 }
 
-function placeAt(curve, m, target, segment, t) {
+function positionAt(curve, m, target, segment, t) {
   const estimate = curve.rows[0], here = between(estimate, segment, t)[0];
   let missed = 0;
   const values = curve.rows.map((row, r) => {
     const found = r === 0 ? [segment, t] : nearestCrossing(row, m, target, here);
-    const [s, u] = found || nearestPoint(row, m, target), place = [...between(row, s, u)];
-    if (found) place[m] = target;
+    const [s, u] = found || nearestPoint(row, m, target), position = [...between(row, s, u)];
+    if (found) position[m] = target;
     else missed += 1;
-    return place;
+    return position;
   });
   const left = estimate.order[segment], right = estimate.order[segment + 1];
   const beyond = values.length > 1 ? missed / (values.length - 1) : 0;
@@ -126,14 +136,11 @@ function estimateOf(values, level) { // values[r]: the estimate, and the central
 }
 
 function quantile(sorted, q) { // linear between order statistics, as numpy's default
-  const place = q * (sorted.length - 1), i = Math.floor(place), next = Math.min(i + 1, sorted.length - 1);
-  return sorted[i] + (place - i) * (sorted[next] - sorted[i]);
+  const position = q * (sorted.length - 1), i = Math.floor(position), next = Math.min(i + 1, sorted.length - 1);
+  return sorted[i] + (position - i) * (sorted[next] - sorted[i]);
 }
 
 // ---------------------------------------------------------------------------------------------- the curves of a panel
-
-const KEYS = ["l0", "delta_lm_loss", "fvu", "above_10pct", "above_1pct", "dead"]; // the order of m
-const SHARES = { above_10pct: "share_above_10pct", above_1pct: "share_above_1pct", dead: "share_dead" };
 
 function seriesCurves(panel) { // one per series; a setting is a point of its curve, the mean of its seeds
   const found = new Map();
@@ -156,7 +163,7 @@ function replicatesOf(point) {
   return Math.min(...measured.map((key) => (point.bootstrap[key] || []).length));
 }
 
-function isWeighted(point) { return point.alone || point.weights.length > 0; }
+function isWeighted(point) { return point.is_only_seed || point.weights.length > 0; }
 
 function meanOf(group, r, width) { // replicate r of a setting; its SAEs count as the replicate drew their seeds
   return KEYS.map((key) => {
@@ -166,48 +173,48 @@ function meanOf(group, r, width) { // replicate r of a setting; its SAEs count a
       const weight = r === 0 || !point.weights.length ? 1 / group.length : point.weights[r - 1];
       mean += weight * (value === null || value === undefined ? NaN : value);
     }
-    if (key === "delta_lm_loss" || Number.isNaN(mean)) return mean;
-    return clip(mean, 0, key === "fvu" ? Infinity : width);
+    const { domain } = roleOf(key);
+    return domain === "real" || Number.isNaN(mean) ? mean : clip(mean, 0, domain === "features" ? width : Infinity);
   });
 }
 
-function logScales(points, estimate) { // L0 and FVU in logarithms; the loss only where every SAE is >= 2 SE above zero
-  const isClear = (point) => {
-    const delta = point.metrics.delta_lm_loss, error = point.errors.delta_lm_loss;
-    return FINITE(error) && delta > 0 && delta >= 2 * error;
+function logScales(points, estimate) { // which metrics are interpolated in the logarithm, as declared
+  const isSignificant = (point, key) => { // at least two standard errors above zero
+    const value = point.metrics[key], error = point.errors[key];
+    return FINITE(error) && value > 0 && value >= 2 * error;
   };
-  const wanted = { l0: true, fvu: true, delta_lm_loss: points.every(isClear) };
-  return KEYS.map((key, m) => Boolean(wanted[key]) && estimate.every((point) => point[m] > 0));
+  const wantsLog = (key, scale) => scale === "log" || (scale === "log_if_significant" && points.every((point) => isSignificant(point, key)));
+  return KEYS.map((key, m) => wantsLog(key, roleOf(key).scale) && estimate.every((point) => point[m] > 0));
 }
 
 // ---------------------------------------------------------------------------------------------- the answer
 
-function answerPanel(panel, level, key, value) { // per series: where its curve meets `value`, as Frontier.ask
+function answerPanel(panel, level, key, value) { // per series: the crossings of its curve with `value`, as Frontier.ask
   const m = KEYS.indexOf(key);
   return panel.curves.map((one) => {
-    const { curve } = one, places = findPlaces(curve, m, value), [low, high] = rangeOf(curve, m);
+    const { curve } = one, positions = findPositions(curve, m, value), [low, high] = rangeOf(curve, m);
     return {
       series: one.series,
-      reach: places.length ? "inside" : value < low ? "below" : "above",
+      reach: positions.length ? "inside" : value < low ? "below" : "above",
       measured: [low, high],
-      isSnap: places.length > 0 && !(low <= value && value <= high), // an end within 1 % of what was asked
-      crossings: places.map((place) => crossingOf(panel, one, place, level)),
-      end: places.length ? null : crossingOf(panel, one, endOf(curve, m, value), level),
+      isSnap: positions.length > 0 && !(low <= value && value <= high), // an end within 1 % of the target
+      crossings: positions.map((position) => crossingOf(panel, one, position, level)),
+      end: positions.length ? null : crossingOf(panel, one, nearestEnd(curve, m, value), level),
     };
   });
 }
 
-function crossingOf(panel, one, place, level) {
-  const metrics = {}, left = one.settings[place.left], right = one.settings[place.right];
+function crossingOf(panel, one, position, level) {
+  const metrics = {}, left = one.settings[position.left], right = one.settings[position.right];
   KEYS.forEach((key, m) => {
-    metrics[key] = estimateOf(place.values.map((row) => row[m]), level);
-    if (SHARES[key]) metrics[SHARES[key]] = estimateOf(place.values.map((row) => row[m] / panel.width), level);
+    metrics[key] = estimateOf(position.values.map((row) => row[m]), level);
+    if (SHARE_OF[key]) metrics[SHARE_OF[key]] = estimateOf(position.values.map((row) => row[m] / panel.width), level);
   });
-  const near = nearestSAE(one.settings.flat(), place.values[0][0]);
+  const near = nearestSAE(one.settings.flat(), position.values[0][0]);
   return {
-    metrics, nearest: near, replicates: place.values, beyond: place.beyond,
-    setting: settingBetween(left[0].setting, right[0].setting, place.t) || near.setting,
-    lambda: left[0].setting.kind === "l0" && right[0].setting.kind === "l0" ? lambdaBetween(left, right, place.t) : null,
+    metrics, nearest: near, replicates: position.values, beyond: position.beyond,
+    setting: settingBetween(left[0].setting, right[0].setting, position.t) || near.setting,
+    lambda: left[0].setting.kind === "l0" && right[0].setting.kind === "l0" ? lambdaBetween(left, right, position.t) : null,
     relativeError: Math.max(0, ...[...left, ...right].map((p) => p.errors.delta_lm_loss / Math.abs(p.metrics.delta_lm_loss)).filter(FINITE)),
   };
 }
@@ -234,9 +241,9 @@ function roundHalfEven(v) { // as Python rounds
   return v - low === 0.5 ? low + (low % 2) : Math.round(v);
 }
 
-function lambdaBetween(left, right, t) { // what the controllers of a requested L0 ended with, where all SAEs tell
+function lambdaBetween(left, right, t) { // the λ that the controllers of a requested L0 ended with; null if an SAE has none
   const mean = (group) => {
-    const values = group.map((point) => point.knob.lambda);
+    const values = group.map((point) => point.sparsity_coefficient.lambda);
     return values.every((v) => FINITE(v) && v > 0)
       ? Math.exp(values.reduce((sum, v) => sum + Math.log(v), 0) / values.length) : null;
   };
@@ -244,18 +251,16 @@ function lambdaBetween(left, right, t) { // what the controllers of a requested 
   return a === null || b === null ? null : geometric(a, b, t);
 }
 
-function hasLoss(panel) { return panel.fidelity === "delta_lm_loss"; }
-
-function compareSeries(panel, answers, key, level) { // least costly series, and each other's paired difference to it
-  const m = KEYS.indexOf(key === "delta_lm_loss" || key === "fvu" ? "l0" : panel.fidelity);
+function compareSeries(panel, answers, key, level) { // the series with the smallest objective, and paired differences to it
+  const m = KEYS.indexOf(roleOf(key).is_fidelity ? "l0" : panel.fidelity);
   const reached = answers.filter((one) => one.crossings.length).map((one) => {
     const best = one.crossings.reduce((a, b) => (b.replicates[0][m] < a.replicates[0][m] ? b : a));
-    return { series: one.series, cost: best.replicates.map((row) => row[m]) };
-  }).sort((a, b) => a.cost[0] - b.cost[0]);
+    return { series: one.series, values: best.replicates.map((row) => row[m]) };
+  }).sort((a, b) => a.values[0] - b.values[0]);
   const [best, ...others] = reached;
   const differences = others.map((other) => {
-    const R = Math.min(other.cost.length, best.cost.length);
-    return { series: other.series, more: estimateOf(other.cost.slice(0, R).map((v, r) => v - best.cost[r]), level) };
+    const R = Math.min(other.values.length, best.values.length);
+    return { series: other.series, more: estimateOf(other.values.slice(0, R).map((v, r) => v - best.values[r]), level) };
   });
   return { objective: KEYS[m], best, differences };
 }

@@ -1,16 +1,16 @@
-"""The section on what a training step costs, from efficiency.json."""
+"""The section of the page on the cost of a training step, from efficiency.json."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from jumpahead.report.numbers import MISSING, percent, short
+from jumpahead.formatting import MISSING, typeset_number, typeset_percent
+from jumpahead.report.colours import PALETTE, PAPER, SCREEN, readable, valid_colour
 from jumpahead.report.panel import Json
-from jumpahead.report.series_style import FALLBACK, PAPER, SCREEN, checked, visible
 
 
 def section(found: Json) -> dict[str, Any]:
-    """What the template shows."""
+    """Return what the template shows."""
     shapes = found["shapes"]
     return {
         "lead": _lead(found),
@@ -20,15 +20,15 @@ def section(found: Json) -> dict[str, Any]:
             {"short": one["short"], "unit": one["unit"], "tip": one["meaning"]} for one in found["measures"]
         ],
         "groups": [
-            {"label": shape["label"], "floor": _floor(shape), "rows": [_row(found, row) for row in shape["rows"]]}
+            {"label": shape["label"], "limits": _limits(shape), "rows": [_row(found, row) for row in shape["rows"]]}
             for shape in shapes
         ],
         "notes": found["notes"],
     }  # fmt: skip
 
 
-def for_script(found: Json) -> dict[str, Any]:
-    """What the figures need: bars from top to bottom, their stages in the order of the legend."""
+def script_data(found: Json) -> dict[str, Any]:
+    """Return what the figures need: bars from top to bottom, their stages in the order of the legend."""
     keys = [stage["key"] for stage in found["stages"]]
     return {
         "stages": [stage["title"] for stage in found["stages"]],
@@ -49,13 +49,13 @@ def for_script(found: Json) -> dict[str, Any]:
 
 
 def colours(found: Json) -> list[tuple[str, str]]:
-    """Of each stage on paper and on a dark screen; checked, so safe in CSS."""
-    usable = [checked(stage.get("colour")) or FALLBACK[i % len(FALLBACK)] for i, stage in enumerate(found["stages"])]
-    return [(visible(colour, PAPER), visible(colour, SCREEN)) for colour in usable]
+    """Return the colour of each stage on a light and on a dark background; validated, so safe in CSS."""
+    usable = [valid_colour(stage["colour"]) or PALETTE[i % len(PALETTE)] for i, stage in enumerate(found["stages"])]
+    return [(readable(colour, PAPER), readable(colour, SCREEN)) for colour in usable]
 
 
 def _lead(found: Json) -> str:
-    """Where and when it was measured."""
+    """Return a sentence on where the times were measured, and what a step is."""
     hardware, threads = found.get("hardware") or {}, found["threads"]
     machine = hardware.get("processor") or hardware.get("machine") or "a machine that is not named"
     return (
@@ -64,25 +64,27 @@ def _lead(found: Json) -> str:
     )
 
 
-def _floor(shape: Json) -> str:
-    """What no step can beat there."""
-    products = [f"{one['name']} {short(one['ms'])} ms" for one in shape["floor"]["products"]]
-    copied = short(shape["floor"]["copy_bytes_per_s"] / 1e9)
+def _limits(shape: Json) -> str:
+    """Return sentences on the lower bounds of a step's time at a shape."""
+    products = [f"{one['name']} {typeset_number(one['ms'])} ms" for one in shape["limits"]["products"]]
+    copied = typeset_number(shape["limits"]["copy_bytes_per_s"] / 1e9)
     return f"One encoder product alone: {', '.join(products)}. A copy moves {copied} GB/s."
 
 
 def _row(found: Json, row: Json) -> dict[str, Any]:
-    """The cells of one method."""
+    """Return the cells of one method."""
     first = {"title": row["title"], "method": _method(found, row), "skipped": row["skipped"], "lines": []}
     if row["recall"] is not None:
-        first["lines"] = [f"finds {percent(row['recall'])} of the exact top-k"]
+        first["lines"] = [f"finds {typeset_percent(row['recall'])} of the exact top-k"]
     cells = [_cell(row.get(one["key"]), one["scale"]) for one in found["measures"]]
     return {**first, "cells": [] if row["skipped"] else cells}
 
 
 def _cell(value: float | None, scale: float) -> str:
-    return MISSING if value is None else short(value * scale)
+    """Return a value in the unit of its column."""
+    return MISSING if value is None else typeset_number(value * scale)
 
 
 def _method(found: Json, row: Json) -> str:
+    """Return the title of a row's method."""
     return next((one["title"] for one in found["methods"] if one["key"] == row["method"]), row["method"])

@@ -10,29 +10,22 @@ function style(name) { return getComputedStyle(document.documentElement).getProp
 
 function colourOf(series) { return style(`--series-${series}`); }
 
-function share(point, key, part) { // in per cent of all features; part: undefined for the value, 0 or 1 for its interval
-  const value = part === undefined ? point.metrics[`share_${key}`] : (point.intervals[`share_${key}`] || [])[part];
-  return FINITE(value) ? 100 * value : null;
-}
-
-function direct(key) {
+function coordinate(key, scale) { // a point's value, or with part 0 or 1 an end of its interval, times scale
   return (point, part) => {
     const value = part === undefined ? point.metrics[key] : (point.intervals[key] || [])[part];
-    return FINITE(value) ? value : null;
+    return FINITE(value) ? scale * value : null;
   };
 }
 
-const AXES = { // what a coordinate is: its value and interval of a point, its title, the metric whose asked value it can show
-  l0: { of: direct("l0"), get title() { return `L0, active features per ${data.token}`; }, key: "l0", log: true },
-  loss: { of: direct("delta_lm_loss"), title: "delta LM loss, nats per token", key: "delta_lm_loss", log: true },
-  fvu: { of: direct("fvu"), title: "FVU", key: "fvu", log: true },
-  above_10pct: { of: (p, part) => share(p, "above_10pct", part), title: "share of features", key: "above_10pct", suffix: " %" },
-  above_1pct: { of: (p, part) => share(p, "above_1pct", part), title: "share of features", key: "above_1pct", suffix: " %" },
-};
-const AXIS_OF = { delta_lm_loss: "loss", fvu: "fvu" }; // what SAEs are compared by
+function axisOfMetric(key) { // a count of features is drawn as a share of them, in per cent
+  const shareKey = SHARE_OF[key], declared = METRICS[key];
+  if (shareKey) return { of: coordinate(shareKey, 100), title: "share of features", key, suffix: " %" };
+  const title = declared.unit ? `${declared.name}, ${declared.unit}` : declared.name;
+  return { of: coordinate(key, 1), title, key, isLog: roleOf(key).scale !== "linear" };
+}
 
-function axesOf(kind, panel) {
-  return (kind in SHARES ? [AXIS_OF[panel.fidelity], kind] : ["l0", kind]).map((name) => AXES[name]);
+function axesOf(kind, panel) { // counts are drawn against the fidelity, all else against L0
+  return (SHARE_OF[kind] ? [panel.fidelity, kind] : ["l0", kind]).map(axisOfMetric);
 }
 
 function scatter(panel, kind, state) {
@@ -42,25 +35,25 @@ function scatter(panel, kind, state) {
   const traces = panel.curves.flatMap((one) => [...(hasSeeds(one) ? [meanLine(panel, one, x, y, state)] : []), traceOf(panel, one, x, y, points, axes, state)])
     .filter((trace) => trace.x.length);
   const layout = { ...frame(), xaxis: { ...line(), ...axes[0].layout }, yaxis: { ...line(), ...axes[1].layout } };
-  layout.shapes = asked(panel, state, x, y, axes);
+  layout.shapes = targetLines(panel, state, x, y, axes);
   return { traces, layout };
 }
 
 function traceOf(panel, one, x, y, points, axes, state) {
-  const look = data.series[one.series], colour = colourOf(one.series);
+  const seriesStyle = data.series[one.series], colour = colourOf(one.series);
   const own = points.filter((p) => p.series === one.series).sort((a, b) => a.metrics.l0 - b.metrics.l0);
   const bars = (axis, which) => ({
     type: "data", symmetric: false, visible: true, color: colour, thickness: 1.2, width: 3,
     array: own.map((p) => reach(axis, p, 1, which)), arrayminus: own.map((p) => reach(axis, p, 0, which)),
   });
   return {
-    type: "scatter", mode: hasSeeds(one) ? "markers" : "lines+markers", name: plain(look.title), meta: one.series,
+    type: "scatter", mode: hasSeeds(one) ? "markers" : "lines+markers", name: plain(seriesStyle.title), meta: one.series,
     x: own.map((p) => x.of(p)), y: own.map((p) => y.of(p)), customdata: own.map((p) => p.index),
     hoverinfo: "text", hovertext: own.map((p) => hover(panel, p)), visible: !state.hidden.has(one.series),
-    line: { color: colour, dash: look.dash, width: 2 }, hoverlabel: { bordercolor: colour },
+    line: { color: colour, dash: seriesStyle.dash, width: 2 }, hoverlabel: { bordercolor: colour },
     marker: {
       color: colour, opacity: 1, line: { color: colour, width: 1.6 },
-      symbol: own.map((p) => (p.pareto ? look.symbol : `${look.symbol}-open`)),
+      symbol: own.map((p) => (p.pareto ? seriesStyle.symbol : `${seriesStyle.symbol}-open`)),
       size: own.map((p) => (p.index === state.chosen ? CHOSEN : SIZE)),
     },
     error_x: bars(x, axes[0]), error_y: bars(y, axes[1]),
@@ -74,18 +67,18 @@ function reach(axis, point, part, drawn) { // how far the interval reaches from 
   return Math.max(part === 0 ? value - inside : inside - value, 0);
 }
 
-function meanLine(panel, one, x, y, state) { // where settings have several seeds, the curve runs through their means
-  const place = (axis) => one.curve.rows[0].sorted.map((row) => row[KEYS.indexOf(axis.key)] * (SHARES[axis.key] ? 100 / panel.width : 1));
+function meanLine(panel, one, x, y, state) { // if settings have several seeds, the curve runs through their means
+  const means = (axis) => one.curve.rows[0].sorted.map((row) => row[KEYS.indexOf(axis.key)] * (SHARE_OF[axis.key] ? 100 / panel.width : 1));
   return {
-    type: "scatter", mode: "lines", meta: one.series, x: place(x), y: place(y), hoverinfo: "skip", visible: !state.hidden.has(one.series),
+    type: "scatter", mode: "lines", meta: one.series, x: means(x), y: means(y), hoverinfo: "skip", visible: !state.hidden.has(one.series),
     line: { color: colourOf(one.series), dash: data.series[one.series].dash, width: 2 },
   };
 }
 
 function hasSeeds(one) { return one.settings.some((group) => group.length > 1); }
 
-function axisOf(points, axis) { // its range, ticks at 1, 2 and 5; logarithmic where all values are positive
-  const values = points.map((p) => axis.of(p)), isLog = Boolean(axis.log) && values.every((v) => v > 0);
+function axisOf(points, axis) { // its range, ticks at 1, 2 and 5; logarithmic if all values are positive
+  const values = points.map((p) => axis.of(p)), isLog = Boolean(axis.isLog) && values.every((v) => v > 0);
   const ends = points.flatMap((p) => [axis.of(p, 0), axis.of(p, 1)]).filter((v) => v !== null && (!isLog || v > 0));
   const low = Math.min(...values, ...ends.map((v) => (isLog ? Math.max(v, Math.min(...values) / 2) : v)));
   const high = Math.max(...values, ...ends);
@@ -93,7 +86,7 @@ function axisOf(points, axis) { // its range, ticks at 1, 2 and 5; logarithmic w
     const pad = 0.05 * Math.log10(high / low) + 0.02, range = [Math.log10(low) - pad, Math.log10(high) + pad];
     return { isLog, range, layout: { type: "log", range, title: titleOf(axis), ...ticks(range) } };
   }
-  const floor = axis.log ? low : Math.min(low, 0), pad = 0.06 * (high - floor) || 0.1 * Math.abs(high) || 1;
+  const floor = axis.isLog ? low : Math.min(low, 0), pad = 0.06 * (high - floor) || 0.1 * Math.abs(high) || 1;
   const range = [floor - (floor === 0 ? pad / 2 : pad), high + pad];
   return { isLog, range, layout: { type: "linear", range, title: titleOf(axis), nticks: 7, ticksuffix: (axis.suffix || "").replace(" ", "\u00a0"), zeroline: true, zerolinecolor: style("--rule") } };
 }
@@ -109,12 +102,12 @@ function ticks([from, to]) { // of a logarithmic axis: every 1, 2, 5 over one to
   return tickvals.length > 1 ? { tickvals, ticktext: tickvals.map((v) => Number(v.toPrecision(2)).toLocaleString("en", { maximumSignificantDigits: 2 })) } : { nticks: 5 };
 }
 
-function asked(panel, state, x, y, axes) { // dotted lines at the value asked for
-  if (!state.asked) return [];
+function targetLines(panel, state, x, y, axes) { // dotted lines at the target of the question
+  if (!state.target) return [];
   const line = { color: style("--soft"), width: 1.5, dash: "dot" }, shapes = [];
   [x, y].forEach((axis, i) => {
-    if (axis.key !== state.asked.key) return;
-    const scale = SHARES[axis.key] ? 100 / panel.width : 1, value = state.asked.value * scale;
+    if (axis.key !== state.target.key) return;
+    const scale = SHARE_OF[axis.key] ? 100 / panel.width : 1, value = state.target.value * scale;
     if (axes[i].isLog && value <= 0) return;
     const at = axes[i].isLog ? Math.log10(value) : value;
     if (at < axes[i].range[0] || at > axes[i].range[1]) return;
@@ -126,33 +119,33 @@ function asked(panel, state, x, y, axes) { // dotted lines at the value asked fo
 }
 
 function hover(panel, point) {
-  const range = (key) => (point.intervals[key] ? ` (${showRange(key, point.intervals[key])})` : "");
-  const features = (key, words) =>
-    `${show(key, point.metrics[key])} of ${panel.width.toLocaleString("en")} features ${words}, ${show(`share_${key}`, point.metrics[`share_${key}`])}${range(key)}`;
-  const knobs = Object.entries(point.knob).filter(([, v]) => FINITE(v));
+  const line = (key) => {
+    const { name, unit } = METRICS[key], share = SHARE_OF[key], interval = point.intervals[key];
+    const range = interval ? ` (${typesetInterval(key, interval)})` : "";
+    if (!share) return `${name} ${typesetMetric(key, point.metrics[key])}${unit ? ` ${unit}` : ""}${range}`;
+    return `${typesetMetric(key, point.metrics[key])} of ${panel.width.toLocaleString("en")} ${name}, ${typesetMetric(share, point.metrics[share])}${range}`;
+  };
+  const coefficients = Object.entries(point.sparsity_coefficient).filter(([, v]) => FINITE(v)).map(([k, v]) => typesetCoefficient(k, typesetNumber(v)));
   const lines = [
-    ...(hasLoss(panel) ? [`delta LM loss ${show("delta_lm_loss", point.metrics.delta_lm_loss)} nats per token${range("delta_lm_loss")}`] : []),
-    `L0 ${show("l0", point.metrics.l0)} features per ${data.token}${range("l0")}`,
-    `FVU ${show("fvu", point.metrics.fvu)}${range("fvu")}`,
-    features("above_10pct", "above 10 %"), features("above_1pct", "above 1 %"), features("dead", "never fire"),
-    `seed ${point.seeds[0]}, stream seed ${point.seeds[1]}${knobs.map(([k, v]) => `; trained with ${k === "lambda" ? "λ" : k} = ${short(v)}`).join("")}`,
+    ...keysOf(panel).map(line),
+    `seed ${point.seeds[0]}, stream seed ${point.seeds[1]}${coefficients.map((text) => `; trained with ${text}`).join("")}`,
     point.path,
   ];
-  return [`<b>${plain(point.name)}</b>${point.pareto ? ", Pareto-optimal" : ""}`, ...lines.map(plain)].join("<br>");
+  return [`<b>${plain(point.label)}</b>${point.pareto ? ", Pareto-optimal" : ""}`, ...lines.map(plain)].join("<br>");
 }
 
 function histogram(panel, points, state) {
   const known = points.filter((p) => p.histogram && (p.histogram.counts || []).length);
   const traces = known.map((point) => {
-    const { log10_edges: edges, counts } = point.histogram, look = data.series[point.series], colour = colourOf(point.series);
+    const { log10_edges: edges, counts } = point.histogram, seriesStyle = data.series[point.series], colour = colourOf(point.series);
     const percentages = edges.map((edge) => 100 * 10 ** edge);
     return {
-      type: "scatter", mode: "lines", name: plain(look.title), meta: point.series, visible: !state.hidden.has(point.series),
+      type: "scatter", mode: "lines", name: plain(seriesStyle.title), meta: point.series, visible: !state.hidden.has(point.series),
       x: percentages, y: [...counts, counts[counts.length - 1]].map((n) => Math.max(n, FLOOR)),
-      line: { color: colour, dash: look.dash, width: 2, shape: "hv" },
+      line: { color: colour, dash: seriesStyle.dash, width: 2, shape: "hv" },
       fill: known.length === 1 ? "tozeroy" : "none", fillcolor: `${colour}33`, hoverinfo: "text",
       hovertext: [...counts, 0].map((n, i) => (i < counts.length
-        ? `${plain(point.name)}<br>${n.toLocaleString("en")} features fire on ${short(percentages[i])} to ${short(percentages[i + 1])} % of ${data.token}s` : "")),
+        ? `${plain(point.label)}<br>${n.toLocaleString("en")} features fire on ${typesetNumber(percentages[i])} to ${typesetNumber(percentages[i + 1])} % of ${data.unit.plural}` : "")),
     };
   });
   const all = known.flatMap((p) => p.histogram.counts), edges = known.flatMap((p) => p.histogram.log10_edges.map((e) => e + 2));
@@ -160,7 +153,7 @@ function histogram(panel, points, state) {
   const x = [Math.max(Math.min(...edges), Math.min(...used) - 0.25), 2], y = [Math.log10(FLOOR), Math.log10(Math.max(...all, 1)) + 0.15];
   const layout = {
     ...frame(),
-    xaxis: { ...line(), type: "log", range: x, title: titleOf({ title: `frequency, % of ${data.token}s` }), ...ticks(x) },
+    xaxis: { ...line(), type: "log", range: x, title: titleOf({ title: `frequency, % of ${data.unit.plural}` }), ...ticks(x) },
     yaxis: { ...line(), type: "log", range: y, title: titleOf({ title: "features" }), ...ticks([0, y[1]]) },
   };
   layout.shapes = [1, 10].map((at) => ({
@@ -174,7 +167,7 @@ function histogram(panel, points, state) {
 
 function stackedBars(rows, kind) { // a bar per architecture and method, from top to bottom; a piece per stage
   const { stages } = data.efficiency, y = rows.map((_, i) => i), sums = rows.map((row) => row.stages.reduce((a, b) => a + b, 0));
-  const isShare = kind === "share", words = (row, s, sum) => `${short(row.stages[s])} ms, ${percent(sum ? row.stages[s] / sum : 0)} of the step`;
+  const isShare = kind === "share", words = (row, s, sum) => `${typesetNumber(row.stages[s])} ms, ${typesetPercent(sum ? row.stages[s] / sum : 0)} of the step`;
   const traces = stages.map((title, s) => ({
     type: "bar", orientation: "h", name: plain(title), y, width: 0.72,
     x: rows.map((row, i) => (isShare ? (sums[i] ? (100 * row.stages[s]) / sums[i] : 0) : row.stages[s])),
@@ -189,7 +182,7 @@ function stackedBars(rows, kind) { // a bar per architecture and method, from to
     yaxis: { ...line(), showgrid: false, ticks: "", range: [rows.length - 0.5, -0.5], tickvals: y, ticktext: rows.map(label), showticklabels: true },
   };
   layout.annotations = rows.flatMap((row, i) => {
-    const text = row.skipped ? plain(row.skipped) : isShare ? null : short(row.ms);
+    const text = row.skipped ? plain(row.skipped) : isShare ? null : typesetNumber(row.ms);
     return text === null ? [] : [{ x: row.skipped ? 0 : sums[i], y: i, text, showarrow: false, xanchor: "left", xshift: 4, font: { size: 12, color: style(row.skipped ? "--soft" : "--ink") } }];
   });
   return { traces, layout };

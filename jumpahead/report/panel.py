@@ -1,4 +1,4 @@
-"""One panel of the frontier, a site and a width: its SAEs in the order of the page, and what they are called."""
+"""One panel of frontier.json, a site and a width: its SAEs in the order of the page, and their labels."""
 
 from __future__ import annotations
 
@@ -8,30 +8,39 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from jumpahead.nouns import TEXT, Nouns
-from jumpahead.report.numbers import MISSING, exact
+from jumpahead.formatting import SampleUnit, typeset_interval, typeset_metric, typeset_setting
 
 Json = Mapping[str, Any]
-FIDELITY = {"delta_lm_loss": "delta LM loss", "fvu": "FVU"}
-"""What the SAEs of a panel are compared by: the loss, or without a language model the reconstruction error."""
 SEEDS = {"sae_seed": "SAE seed", "stream_seed": "stream seed"}
 
 
-class Names(NamedTuple):
-    """What the parts of a page call things by."""
+class PageContext(NamedTuple):
+    """What all parts of a page share."""
 
     series: dict[str, int]
-    """Name of a series → its place in legends and tables."""
+    """Name of a series → its index in legends and tables."""
     titles: dict[str, str]
-    """Name of a series → what a reader calls it (hostile text)."""
+    """Name of a series → its title. Untrusted text."""
     metrics: dict[str, Json]
-    """Key of a metric → its declaration in frontier.json."""
+    """Key of a metric → its declaration in frontier.json, in the order of tables."""
     level: str
-    """`95 %`."""
-    health: list[Json]
-    """Declarations of what is told of a training; empty in a frontier.json from before they were measured."""
-    nouns: Nouns = TEXT
-    """What the activations are called."""
+    """Of intervals: `95 %`."""
+    diagnostics: list[Json]
+    """Declarations of the diagnostics of a training."""
+    unit: SampleUnit
+    """What an activation is called."""
+
+    def typeset(self, key: str, value: float | None) -> str:
+        """Return a value of the metric `key`, without its unit; a share has a per cent sign."""
+        return typeset_metric(self.metrics[key]["format"], value)
+
+    def typeset_interval(self, key: str, low: float | None, high: float | None) -> str:
+        """Return an interval of the metric `key`: `0.208 to 0.219`; empty if a bound is None."""
+        return typeset_interval(self.metrics[key]["format"], low, high)
+
+    def share_of(self, key: str) -> str:
+        """Return the key of the metric that is `key` divided by the width; empty if there is none."""
+        return next((share for share, one in self.metrics.items() if one["share_of"] == key), "")
 
 
 @dataclass(frozen=True)
@@ -42,59 +51,58 @@ class Panel:
     """As it stands in frontier.json."""
     number: int
     """From 1."""
-    names: Names
+    context: PageContext
 
     @property
     def width(self) -> int:
-        """Features of each SAE."""
+        """Return the number of features of each SAE."""
         return int(self.json["width"])
 
     @property
     def fidelity(self) -> str:
-        """A key of FIDELITY."""
-        return str(self.json.get("fidelity") or "delta_lm_loss")
+        """Return the metric that its SAEs are compared by."""
+        return str(self.json["fidelity"])
+
+    @property
+    def fidelity_name(self) -> str:
+        """Return the name of that metric in sentences: `delta LM loss`."""
+        return str(self.context.metrics.get(self.fidelity, {}).get("name", self.fidelity))
 
     @cached_property
     def points(self) -> list[Json]:
-        """The SAEs by series, setting and seeds: the order of tables, choices and the script's data."""
+        """Return the SAEs by series, setting and seeds: the order of tables, choices and the script's data."""
 
-        def place(point: Json) -> tuple[Any, ...]:
-            seeds = (point.get(key) or 0 for key in SEEDS)
-            return self.names.series[point["series"]], point["setting"]["kind"], point["setting"]["value"], *seeds
+        def order(point: Json) -> tuple[Any, ...]:
+            """Return the sort key of an SAE."""
+            seeds = (point[key] for key in SEEDS)
+            return self.context.series[point["series"]], point["setting"]["kind"], point["setting"]["value"], *seeds
 
-        return sorted(self.json["points"], key=place)
+        return sorted(self.json["points"], key=order)
 
     @cached_property
-    def called(self) -> list[str]:
-        """`JumpReLU, l0 = 16`, with the seeds that differ within the panel: one where both are always the same."""
-        words = {key: word for key, word in SEEDS.items() if len({point.get(key) for point in self.points}) > 1}
-        if all(point.get("sae_seed") == point.get("stream_seed") for point in self.points) and words:
-            words = {"sae_seed": "seed"}
+    def labels(self) -> list[str]:
+        """Return a label per SAE: `JumpReLU, l0 = 16`, with the seeds that vary within the panel."""
+        varied = {key: word for key, word in SEEDS.items() if len({point[key] for point in self.points}) > 1}
+        if all(point["sae_seed"] == point["stream_seed"] for point in self.points) and varied:
+            varied = {"sae_seed": "seed"}
         return [
             ", ".join(
                 [
-                    self.names.titles[point["series"]],
-                    setting_text(point["setting"]),
-                    *(f"{word} {point.get(key)}" for key, word in words.items()),
+                    self.context.titles[point["series"]],
+                    typeset_setting(point["setting"]),
+                    *(f"{word} {point[key]}" for key, word in varied.items()),
                 ]
             )
             for point in self.points
         ]
 
     @cached_property
-    def alone(self) -> list[bool]:
-        """For each SAE whether it is the only seed of its setting."""
+    def is_only_seed(self) -> list[bool]:
+        """Return, per SAE, True if it is the only seed of its setting."""
         settings = [(p["series"], p["setting"]["kind"], p["setting"]["value"]) for p in self.points]
         count = Counter(settings)
         return [count[setting] == 1 for setting in settings]
 
     def series_of(self, point: Json) -> int:
-        """Where a point's series stands in legends."""
-        return self.names.series[point["series"]]
-
-
-def setting_text(setting: Json | None) -> str:
-    """`l0 = 16`, `λ = 0.0006`, `k = 32`."""
-    if not setting:
-        return MISSING
-    return f"{'λ' if setting['kind'] == 'lambda' else setting['kind']} = {exact(setting['value'])}"
+        """Return the index of a point's series in legends."""
+        return self.context.series[point["series"]]

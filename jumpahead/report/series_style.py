@@ -1,16 +1,17 @@
-"""How each series looks: its colour on paper and on a dark screen, its dash and its symbol, as the JSON names them."""
+"""Colour, dash, symbol and order of series in figures, legends and tables, from the names of their architectures.
+
+Architectures that are not listed here, such as those registered from outside the package, get colours, dashes and
+symbols that no other series of the page has.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-PAPER, SCREEN = "#ffffff", "#15181d"  # the two backgrounds, as in page.css
-CONTRAST = 3.0  # of lines and marks against their background: WCAG 2.2, criterion 1.4.11
+from jumpahead.report.colours import PALETTE, PAPER, SCREEN, readable
 
-# Okabe and Ito's colours that stay apart under every colour blindness: for a series whose JSON names no usable colour.
-FALLBACK = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+Json = Mapping[str, Any]
 
 # Stroke patterns of a line 2 px wide and marks of radius 4.5 around (0, 0), for the legends; plotly has the same names.
 DASHES = {"solid": "", "dash": "9 5", "dot": "2 4", "dashdot": "9 4 2 4", "longdash": "14 5", "longdashdot": "14 4 2 4"}
@@ -28,15 +29,38 @@ SYMBOLS = {
 }
 
 
-class Look(NamedTuple):
-    """What is drawn for a series. Everything in it is one of our own words or a checked colour: safe in CSS and SVG."""
+class Marks(NamedTuple):
+    """What is drawn for a series."""
+
+    colour: str
+    """`#rrggbb`, before it is adapted to the background."""
+    dash: str
+    """A key of DASHES."""
+    symbol: str
+    """A key of SYMBOLS."""
+
+
+ARCHITECTURE_MARKS = {
+    "jumprelu": Marks("#0072b2", "solid", "circle"),
+    "gated": Marks("#d55e00", "dash", "square"),
+    "topk": Marks("#009e73", "dot", "triangle-up"),
+    "relu": Marks("#cc79a7", "longdash", "diamond"),
+    "batchtopk": Marks("#e69f00", "dashdot", "triangle-down"),
+    "matryoshka": Marks("#56b4e9", "longdashdot", "hexagon"),
+    "anthropic": Marks("#000000", "longdash", "star"),
+}
+"""In the order of legends and tables."""
+
+
+class SeriesStyle(NamedTuple):
+    """How a series is named and drawn. Apart from its two names, everything comes from this package: safe in CSS."""
 
     name: str
-    """As the study calls it (hostile text)."""
+    """As the study calls it. Untrusted text."""
     title: str
-    """As a reader sees it (hostile text)."""
+    """As a reader sees it. Untrusted text."""
     paper: str
-    """`#rrggbb` on a white background."""
+    """`#rrggbb` on a light background."""
     screen: str
     """`#rrggbb` on a dark background."""
     dash: str
@@ -45,73 +69,49 @@ class Look(NamedTuple):
     """A key of SYMBOLS."""
 
 
-def looks(series: Iterable[Mapping[str, Any]]) -> list[Look]:
-    """One per series, in the order in which legends and tables name them.
+def architecture_rank(architecture: str) -> int:
+    """Return the position of an architecture in legends and tables; unlisted ones are all last."""
+    names = list(ARCHITECTURE_MARKS)
+    return names.index(architecture) if architecture in names else len(names)
 
-    The first series of an architecture looks as the architecture does; further ones (other options) take a colour, a
-    dash and a symbol that no series has, as long as there are any.
+
+def sort_series(series: Iterable[Json]) -> list[Json]:
+    """Return series {name, title, architecture} in the order of legends; within an architecture as given."""
+    return sorted(series, key=lambda one: architecture_rank(one["architecture"]))
+
+
+def series_styles(series: Sequence[Json]) -> list[SeriesStyle]:
+    """Return the style of each series {name, title, architecture}.
+
+    The first series of a listed architecture has the architecture's marks. All others get marks that no series of the
+    page has; when none is left, the first ones again.
     """
-    ordered = sorted(series, key=lambda one: one.get("order") or 0)
-    colours = [checked(one.get("colour")) or FALLBACK[i % len(FALLBACK)] for i, one in enumerate(ordered)]
-    dashes = _known([str(one.get("dash", "")) for one in ordered], list(DASHES))
-    symbols = _known([str(one.get("symbol", "")) for one in ordered], list(SYMBOLS))
-    again = [colour in colours[:i] for i, colour in enumerate(colours)]
-    colours, dashes, symbols = (
-        _apart(values, again, known)
-        for values, known in ((colours, FALLBACK), (dashes, tuple(DASHES)), (symbols, tuple(SYMBOLS)))
-    )
+    first = {one["architecture"]: i for i, one in reversed(list(enumerate(series)))}
+    fixed = {i: ARCHITECTURE_MARKS[name] for name, i in first.items() if name in ARCHITECTURE_MARKS}
+    others = [i for i in range(len(series)) if i not in fixed]
+    free = zip(*(_free(part, len(others), known) for part, known in _parts(fixed.values())), strict=True)
+    marks = fixed | {i: Marks(*found) for i, found in zip(others, free, strict=True)}
     return [
-        Look(
+        SeriesStyle(
             name=str(one["name"]),
-            title=str(one.get("title") or one["name"]),
-            paper=visible(colour, PAPER),
-            screen=visible(colour, SCREEN),
-            dash=dash,
-            symbol=symbol,
+            title=str(one["title"]),
+            paper=readable(marks[i].colour, PAPER),
+            screen=readable(marks[i].colour, SCREEN),
+            dash=marks[i].dash,
+            symbol=marks[i].symbol,
         )
-        for one, colour, dash, symbol in zip(ordered, colours, dashes, symbols, strict=True)
+        for i, one in enumerate(series)
     ]
 
 
-def _known(values: list[str], known: list[str]) -> list[str]:
-    """The values, and the i-th known one in the place of an unknown i-th."""
-    return [value if value in known else known[i % len(known)] for i, value in enumerate(values)]
+def _parts(fixed: Iterable[Marks]) -> list[tuple[set[str], Sequence[str]]]:
+    """Return, for colours, dashes and symbols, those that are taken and all that there are."""
+    fixed = list(fixed)
+    known = (PALETTE, tuple(DASHES), tuple(SYMBOLS))
+    return [({marks[i] for marks in fixed}, values) for i, values in enumerate(known)]
 
 
-def _apart(values: list[str], again: list[bool], known: Iterable[str]) -> list[str]:
-    """The values, and known ones that nobody has in the place of those that come `again`."""
-    free = [one for one in known if one not in values]
-    return [free.pop(0) if is_again and free else value for value, is_again in zip(values, again, strict=True)]
-
-
-def checked(colour: Any) -> str | None:
-    """`#rrggbb` in small letters, if it is a colour."""
-    text = str(colour).lower()
-    return text if re.fullmatch(r"#[0-9a-f]{6}", text) else None
-
-
-def visible(colour: str, background: str) -> str:
-    """`colour`, mixed with black or white in steps of 5 % until it stands out from `background` by CONTRAST."""
-    goal = "#000000" if _luminance(background) > 0.5 else "#ffffff"
-    mixed = (_mix(colour, goal, 0.05 * step) for step in range(21))
-    return next(one for one in mixed if contrast(one, background) >= CONTRAST)
-
-
-def contrast(first: str, second: str) -> float:
-    """WCAG's contrast ratio of two `#rrggbb` colours, 1 to 21."""
-    light, dark = sorted((_luminance(first), _luminance(second)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
-
-
-def _channels(colour: str) -> list[float]:
-    return [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-
-
-def _luminance(colour: str) -> float:
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in _channels(colour)]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def _mix(colour: str, goal: str, part: float) -> str:
-    pairs = zip(_channels(colour), _channels(goal), strict=True)
-    return "#" + "".join(f"{round(255 * ((1 - part) * a + part * b)):02x}" for a, b in pairs)
+def _free(taken: set[str], count: int, known: Sequence[str]) -> list[str]:
+    """Return `count` values: those of `known` that are not taken, then all of `known` again."""
+    free = [value for value in known if value not in taken]
+    return [free[i] if i < len(free) else known[(i - len(free)) % len(known)] for i in range(count)]

@@ -1,51 +1,52 @@
-"""The tables of a panel: headings with units and meanings, cells with intervals."""
+"""The tables of a panel: column heads with units and meanings, cells with intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from jumpahead.report.numbers import COUNTS, MISSING, count, exact, interval, metric, percent, short
-from jumpahead.report.panel import SEEDS, Json, Names, Panel, setting_text
+from jumpahead.formatting import (
+    MISSING,
+    typeset_count,
+    typeset_exact,
+    typeset_number,
+    typeset_percent,
+    typeset_setting,
+)
+from jumpahead.report.panel import SEEDS, Json, PageContext, Panel
 
-FIRST = ("l0", "delta_lm_loss", "fvu", "above_10pct", "share_above_10pct", "above_1pct", "share_above_1pct", "dead")
-MATCHED = {  # a matched table of frontier.json → what is matched, and the heading
-    "matched_l0": ("l0", "At matched L0"),
-    "matched_loss": ("delta_lm_loss", "At matched delta LM loss"),
-    "matched_fvu": ("fvu", "At matched FVU"),
-}
 DIRECTIONS = {"lower": "lower", "higher": "higher", "one": "nearer to 1"}
+NEVER = 2
+"""What SAEs that did not converge are sorted by, after all shares of training."""
 
 Cell = dict[str, Any]
+Column = tuple[Cell, Callable[[Json], Cell]]
+"""The head, and the function that makes the cell of an SAE."""
 
 
-def head(short: str, unit: str = "", tip: str = "", *, is_word: bool = False) -> Cell:
-    """A column's heading."""
+def column_head(short: str, unit: str = "", tip: str = "", *, is_word: bool = False) -> Cell:
+    """Return the head of a column."""
     return {"short": short, "unit": unit, "tip": tip, "word": is_word}
 
 
 def cell(value: Any, text: str | None = None, tip: str = "", *, is_word: bool = False, is_code: bool = False) -> Cell:
-    """One cell: what is shown, and `value`, what it is sorted by (None comes last)."""
+    """Return one cell: what is shown, and `value`, what it is sorted by (None comes last)."""
     shown = text if text is not None else MISSING if value is None else str(value)
     return {"text": shown, "value": value, "tip": tip, "word": is_word, "code": is_code}
 
 
-def metric_head(declared: Json, names: Names) -> Cell:
-    """The heading of a metric. Where two share their short name and unit, the end of their titles tells them apart."""
-    unit = declared.get("unit") or ""
-    if declared["key"].startswith("share_"):
-        unit = "of features"
-    elif declared["key"] == "l0":
-        unit = names.nouns("features per token")
-    same = [one for one in names.metrics.values() if all(one.get(k) == declared.get(k) for k in ("short", "unit"))]
+def metric_head(declared: Json, context: PageContext) -> Cell:
+    """Return the head of a metric. The end of the title tells apart metrics with the same short name and unit."""
+    unit = declared["unit"]
+    same = [one for one in context.metrics.values() if all(one[key] == declared[key] for key in ("short", "unit"))]
     if len(same) > 1:
         unit = declared["title"].partition(", ")[2] or unit
-    return head(declared.get("short") or declared["title"], unit, _meaning(declared))
+    return column_head(declared["short"], unit, _meaning(declared))
 
 
 def _meaning(declared: Json) -> str:
-    """`Delta LM loss [nats per token] = Σ …; lower is better`."""
-    unit = f" [{declared['unit']}]" if declared.get("unit") else ""
+    """Return `Delta LM loss [nats per token] = Σ …; lower is better`."""
+    unit = f" [{declared['unit']}]" if declared["unit"] else ""
     better = DIRECTIONS.get(declared["better"])
     return f"{declared['title']}{unit} = {declared['formula']}" + (f"; {better} is better" if better else "")
 
@@ -53,176 +54,189 @@ def _meaning(declared: Json) -> str:
 # ---------------------------------------------------------------------------------------------- all SAEs
 
 
-def columns(names: Names) -> list[Cell]:
-    """Headings of the table of all SAEs; the first column is the SAE's name."""
-    found = [head("SAE", "series, setting", "Series, and the setting that it was trained with", is_word=True)]
-    for key in _shown(names):
+def columns(context: PageContext) -> list[Cell]:
+    """Return the heads of the table of all SAEs; the first column is the SAE's label."""
+    found = [column_head("SAE", "series, setting", "Series, and the setting that it was trained with", is_word=True)]
+    for key, declared in context.metrics.items():
         if key == "l0":
-            reached = head("L0", "reached, held out", _meaning(names.metrics[key]))
-            found += [ASKED[0], reached, SETTLED[0]]
+            reached = column_head("L0", "reached, held out", _meaning(declared))
+            found += [REQUESTED[0], reached, CONVERGED[0]]
         else:
-            found.append(metric_head(names.metrics[key], names))
-    return found + [{**top, **{part: names.nouns(top[part]) for part in ("unit", "tip")}} for top, _ in OTHERS]
+            found.append(metric_head(declared, context))
+    return found + [head for head, _ in _other_columns(context)]
 
 
-def cells(point: Json, names: Names) -> list[Cell]:
-    """One SAE's row, without its name."""
+def cells(point: Json, context: PageContext) -> list[Cell]:
+    """Return one SAE's row, without its label."""
     row = []
-    for key in _shown(names):
-        value, error = point["metrics"].get(key), (point.get("standard_errors") or {}).get(key)
-        range_ = interval(key, *((point.get("intervals") or {}).get(key) or (None, None)))
-        tip = f"{names.level} interval: {range_}" if range_ else f"standard error: {short(error)}" if error else ""
-        one = cell(value, metric(key, value), tip)
-        row += [ASKED[1](point), one, SETTLED[1](point)] if key == "l0" else [one]
-    return row + [make(point) for _, make in OTHERS]
+    for key in context.metrics:
+        value, error = point["metrics"].get(key), point["standard_errors"].get(key)
+        interval = context.typeset_interval(key, *(point["intervals"].get(key) or (None, None)))
+        tip = f"standard error: {typeset_number(error)}" if error else ""
+        one = cell(value, context.typeset(key, value), f"{context.level} interval: {interval}" if interval else tip)
+        row += [REQUESTED[1](point), one, CONVERGED[1](point)] if key == "l0" else [one]
+    return row + [make(point) for _, make in _other_columns(context)]
 
 
-def _shown(names: Names) -> list[str]:
-    """What the page is about first; what describes the LM and the text, the same for every SAE, last."""
-
-    def place(key: str) -> tuple[bool, int]:
-        return names.metrics[key]["better"] == "none", FIRST.index(key) if key in FIRST else len(FIRST)
-
-    return sorted(names.metrics, key=place)
+def _coefficient_cell(point: Json) -> Cell:
+    """Return the sparsity coefficient: λ, or k."""
+    coefficients = {key: value for key, value in point["sparsity_coefficient"].items() if value is not None}
+    text = ", ".join(f"{'λ' if key == 'lambda' else key} = {typeset_number(v)}" for key, v in coefficients.items())
+    return cell(next(iter(coefficients.values()), None), text or MISSING)
 
 
-def _knob(point: Json) -> Cell:
-    knobs = {key: value for key, value in (point.get("knob") or {}).items() if value is not None}
-    text = ", ".join(f"{'λ' if key == 'lambda' else key} = {short(value)}" for key, value in knobs.items())
-    return cell(next(iter(knobs.values()), None), text or MISSING)
+def _training_cell(key: str) -> Callable[[Json], Cell]:
+    """Return the function that makes the cell of a field of `training`."""
 
-
-def _training(key: str) -> Callable[[Json], Cell]:
     def make(point: Json) -> Cell:
-        value = (point.get("training") or {}).get(key)
-        return cell(value, count(value))
+        """Return the cell of an SAE."""
+        value = point["training"].get(key)
+        return cell(value, typeset_count(value))
 
     return make
 
 
-def _asked(point: Json) -> Cell:
-    return cell(point.get("asked"), None if point.get("asked") is None else exact(point["asked"]))
+def _requested_cell(point: Json) -> Cell:
+    """Return the requested L0."""
+    return cell(point["requested"], None if point["requested"] is None else typeset_exact(point["requested"]))
 
 
-def _settled(point: Json) -> Cell:
-    """A share of training; whoever never settled comes after all others."""
-    found = point.get("settled") or {}
-    if found.get("asked") is None:
+def _converged_cell(point: Json) -> Cell:
+    """Return the share of training after which L0 stayed at the requested one."""
+    found = point["converged_after"]
+    if found.get("requested") is None:
         return cell(None)
     if found.get("share") is None:
-        return cell(2, "never", "At the end L0 was not within 3 % of the one asked for")
+        return cell(NEVER, "never", "At the end L0 was not within 3 % of the requested one")
     tip = f"From step {found['step']:,} on" if found["step"] else "From the start"
-    return cell(found["share"], percent(found["share"]), tip)
+    return cell(found["share"], typeset_percent(found["share"]), tip)
 
 
-def _pareto(point: Json) -> Cell:
-    return cell(int(bool(point.get("pareto"))), "yes" if point.get("pareto") else "no")
+def _pareto_cell(point: Json) -> Cell:
+    """Return whether the SAE is Pareto-optimal."""
+    return cell(int(bool(point["pareto"])), "yes" if point["pareto"] else "no")
 
 
-Column = tuple[Cell, Callable[[Json], Cell]]
-ASKED: Column = (head("L0", "asked", "The mean number of active features that the setting asks for"), _asked)
-SETTLED: Column = (
-    head(
-        "settled", "share of training",
-        "The share of training after which L0, averaged over 5 % of the run, stayed within 3 % of the one asked for",
+def _path_cell(point: Json) -> Cell:
+    """Return the folder of the SAE."""
+    return cell(point["path"], is_word=True, is_code=True)
+
+
+REQUESTED: Column = (column_head("L0", "requested", "The mean number of active features requested"), _requested_cell)
+CONVERGED: Column = (
+    column_head(
+        "converged", "share of training",
+        "The share of training after which L0, averaged over 5 % of the run, stayed within 3 % of the requested one",
     ),
-    _settled,
+    _converged_cell,
 )  # fmt: skip
-OTHERS: list[Column] = [
-    (head("trained with", "", "The penalty’s weight λ, or the number of features kept, k"), _knob),
-    *((head(words), lambda point, key=key: cell(point.get(key))) for key, words in SEEDS.items()),
-    (head("trained on", "tokens", "Tokens seen in training, repeats counted"), _training("tokens")),
-    (head("distinct", "tokens", "Tokens seen in training, each counted once"), _training("distinct_tokens")),
-    (head("training", "seconds", "Time of training; SAEs trained side by side share it"), _training("seconds")),
-    (
-        head("pareto", "", "No other SAE of the panel has both a lower L0 and a lower loss (FVU, without an LM)"),
-        _pareto,
-    ),
-    (
-        head("path", "below the run", "Where the SAE lies", is_word=True),
-        lambda point: cell(point.get("path"), is_word=True, is_code=True),
-    ),
-]
 
 
-# ---------------------------------------------------------------------------------------------- training health
+def _other_columns(context: PageContext) -> list[Column]:
+    """Return the columns after the metrics."""
+    plural = context.unit.plural
+    seen = f"{plural[0].upper()}{plural[1:]} seen in training"
+    return [
+        (column_head("trained with", "", "The penalty’s weight λ, or the number of features k"), _coefficient_cell),
+        *((column_head(words), lambda point, key=key: cell(point[key])) for key, words in SEEDS.items()),
+        (column_head("trained on", plural, f"{seen}, repeats counted"), _training_cell("tokens")),
+        (column_head("distinct", plural, f"{seen}, each counted once"), _training_cell("distinct_tokens")),
+        (
+            column_head("training", "seconds", "Time of training; SAEs trained side by side share it"),
+            _training_cell("seconds"),
+        ),
+        (
+            column_head("pareto", "", "No other SAE of the panel is at least as good in both L0 and fidelity"),
+            _pareto_cell,
+        ),
+        (column_head("path", "in the run’s folder", "The SAE’s folder", is_word=True), _path_cell),
+    ]
 
 
-def health_table(panel: Panel) -> dict[str, Any] | None:
-    """How the training of each SAE went; None where no evaluation says so."""
-    points = [p for p in panel.points if p.get("health") or p.get("settled")]
-    if not points:
+# ---------------------------------------------------------------------------------------------- training diagnostics
+
+
+def diagnostics_table(panel: Panel) -> dict[str, Any] | None:
+    """Return how the training of each SAE went; None if no evaluation has diagnostics."""
+    points = panel.points
+    if not any(point["health"] or point["converged_after"] for point in points):
         return None
-    measures = [one for one in panel.names.health if any(one["key"] in (p.get("health") or {}) for p in points)]
-    heads = [head(one["short"], "" if one["unit"] == "share" else one["unit"], one["meaning"]) for one in measures]
+    shown = [one for one in panel.context.diagnostics if any(one["key"] in point["health"] for point in points)]
+    heads = [column_head(one["short"], "" if one["unit"] == "share" else one["unit"], one["meaning"]) for one in shown]
+    first = (REQUESTED, REACHED, CONVERGED)
     return {
-        "columns": [ASKED[0], REACHED[0], SETTLED[0], *heads],
+        "columns": [*(head for head, _ in first), *heads],
         "rows": [
-            [ASKED[1](p), REACHED[1](p), SETTLED[1](p), *(_health(p, one) for one in measures)] for p in panel.points
+            [*(make(point) for _, make in first), *(_diagnostic_cell(point, one) for one in shown)] for point in points
         ],
     }
 
 
-def _reached(point: Json) -> Cell:
-    value = (point.get("settled") or {}).get("reached")
-    return cell(value, short(value))
+def _reached_cell(point: Json) -> Cell:
+    """Return the L0 that was reached in training."""
+    value = point["converged_after"].get("reached")
+    return cell(value, typeset_number(value))
 
 
-def _health(point: Json, measure: Json) -> Cell:
-    value = (point.get("health") or {}).get(measure["key"])
-    return cell(value, percent(value) if measure["unit"] == "share" else short(value))
+def _diagnostic_cell(point: Json, declared: Json) -> Cell:
+    """Return one diagnostic of an SAE's training."""
+    value = point["health"].get(declared["key"])
+    return cell(value, typeset_percent(value) if declared["unit"] == "share" else typeset_number(value))
 
 
-REACHED: Column = (head("L0", "reached in training", "Mean L0 over the last 5 % of training"), _reached)
+REACHED: Column = (column_head("L0", "reached in training", "Mean L0 over the last 5 % of training"), _reached_cell)
 
 
 # ---------------------------------------------------------------------------------------------- matched tables
 
 
 def matched_tables(panel: Panel) -> list[dict[str, Any]]:
-    """What each series has at the same L0 and at the same loss; tables without any entry are left out."""
-    there = {source: how for source, how in MATCHED.items() if panel.json.get(source)}
-    return [_matched_table(panel, source, by, title) for source, (by, title) in there.items()]
+    """Return what each series has at the same L0 and at the same fidelity; tables without entries are left out."""
+    return [_matched_table(panel, key, entries) for key, entries in panel.json["matched"].items() if entries]
 
 
-def _matched_table(panel: Panel, source: str, by: str, title: str) -> dict[str, Any]:
-    names, entries = panel.names, panel.json[source]
+def _matched_table(panel: Panel, by: str, entries: list[Json]) -> dict[str, Any]:
+    """Return what the template shows of one matched table. by: the metric that is matched."""
+    context = panel.context
     present = {key for entry in entries for row in entry["rows"] for key in row["metrics"]} - {by}
-    keys = [key for key in names.metrics if key in present and not key.startswith("share_")]
+    keys = [key for key, one in context.metrics.items() if key in present and one["format"] != "share"]
     return {
-        "title": title,
-        "lead": f"Interpolated on each measured curve, with {names.level} intervals; nothing is extrapolated.",
-        "by": metric_head(names.metrics[by], names),
+        "title": f"At matched {context.metrics[by]['name']}",
+        "lead": f"Interpolated on each measured curve, with {context.level} intervals; nothing is extrapolated.",
+        "by": metric_head(context.metrics[by], context),
         "columns": [
-            *(metric_head(names.metrics[key], names) for key in keys),
-            head("train with", tip="The setting that lands there, interpolated"),
+            *(metric_head(context.metrics[key], context) for key in keys),
+            column_head("train with", tip="The setting that reaches the value, interpolated"),
         ],
         "entries": [
-            {"value": exact(entry[by]), "rows": [_matched_row(row, keys, by, panel) for row in entry["rows"]]}
+            {
+                "value": typeset_exact(entry["value"]),
+                "rows": [_matched_row(row, keys, by, panel) for row in entry["rows"]],
+            }
             for entry in entries
         ],
     }
 
 
 def _matched_row(row: Json, keys: list[str], by: str, panel: Panel) -> dict[str, Any]:
-    """The cells of a series at a matched value, or why there are none."""
-    series = panel.names.series[row["series"]]
-    if row.get("limit") is not None:
+    """Return the cells of a series at a matched value, or why it has none."""
+    context, series = panel.context, panel.context.series[row["series"]]
+    if row["limit"] is not None:
         return {"series": series, "outside": _outside(row, by, panel), "cells": []}
     row_cells = []
     for key in keys:
-        found = row["metrics"].get(key) or {}
-        value, range_ = found.get("value"), interval(key, found.get("low"), found.get("high"))
-        share = percent(value / panel.width) if key in COUNTS and value is not None else ""
-        row_cells.append({"text": metric(key, value), "lines": [line for line in (range_, share) if line]})
-    row_cells.append({"text": setting_text(row.get("setting")), "lines": []})
+        found, share = row["metrics"].get(key) or {}, row["metrics"].get(context.share_of(key)) or {}
+        interval = context.typeset_interval(key, found.get("low"), found.get("high"))
+        portion = typeset_percent(share["value"]) if share else ""
+        lines = [line for line in (interval, portion) if line]
+        row_cells.append({"text": context.typeset(key, found.get("value")), "lines": lines})
+    row_cells.append({"text": typeset_setting(row["setting"]), "lines": []})
     return {"series": series, "outside": "", "cells": row_cells}
 
 
 def _outside(row: Json, by: str, panel: Panel) -> str:
-    """`above the measured range; nearest end: L0 58.3, delta loss 0.0974`."""
-    where = f"{row['limit']} the measured range" if row["limit"] in ("below", "above") else "outside the measured range"
-    nearest = row.get("nearest") or {}
-    keys = [key for key in dict.fromkeys((by, "l0", panel.fidelity)) if nearest.get(key)]
-    ends = [f"{panel.names.metrics[key]['short']} {metric(key, nearest[key].get('value'))}" for key in keys]
-    return f"{where}; nearest end: {', '.join(ends)}" if ends else where
+    """Return `above the measured range; nearest end: L0 58.3, delta loss 0.0974`."""
+    context, nearest = panel.context, row["nearest"]
+    keys = dict.fromkeys((by, "l0", panel.fidelity))
+    ends = [f"{context.metrics[key]['short']} {context.typeset(key, nearest[key]['value'])}" for key in keys]
+    return f"{row['limit']} the measured range; nearest end: {', '.join(ends)}"

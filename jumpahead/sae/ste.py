@@ -7,9 +7,9 @@
     ∂ H(z − θ)/∂θ      := −(1/ε)·K((z − θ)/ε)       pseudo-derivative
     K(u) = 1 for |u| < 1/2, else 0                  integrates to 1
 
-Units: z, θ and ε are pre-activations in the unit E‖x‖² = 1. Both functions take the *pre*-activation: a step applied to
-the feature after the jump sees half of the window only. These are the dense forms, for autograd; the engine's rule in
-`jumprelu.py` is the same mathematics on the support.
+Units: z, θ and ε are pre-activations in the unit E‖x‖² = 1. Both functions take the *pre*-activation: applied to the
+feature after the jump, a step misses half of the window. These are the dense forms, for autograd; the engine's rule in
+`architectures/jumprelu.py` is the same mathematics on the support.
 
 B = tokens, M = features.
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 
 
 def rectangle(z: Tensor, theta: Tensor, epsilon: Tensor) -> Tensor:
-    """K((z − θ)/ε) as 0/1 in z's dtype. z [B, M]; θ, ε [M]. The window is θ − ε/2 < z < θ + ε/2."""
+    """Return K((z − θ)/ε) as 0/1 in z's dtype, [B, M]: 1 for θ − ε/2 < z < θ + ε/2. z [B, M]; θ, ε [M]."""
     return ((z > theta - epsilon / 2) & (z < theta + epsilon / 2)).to(z.dtype)
 
 
@@ -62,10 +62,10 @@ class Step(torch.autograd.Function):
 
 
 def jumprelu(z: Tensor, theta: Tensor, epsilon: Tensor, to_input: bool = False) -> Tensor:
-    """JumpReLU_θ(z), elementwise. z [B, M]; θ, ε [M] → [B, M]. to_input: the estimator trains z as well."""
+    """Return JumpReLU_θ(z), elementwise, [B, M]. z [B, M]; θ, ε [M]. to_input: the estimator trains z as well."""
     return JumpReLU.apply(z, theta, epsilon, to_input)
 
 
 def step(z: Tensor, theta: Tensor, epsilon: Tensor) -> Tensor:
-    """H(z − θ), elementwise. z [B, M]; θ, ε [M] → 0/1 [B, M]."""
+    """Return H(z − θ), elementwise, 0/1 [B, M]. z [B, M]; θ, ε [M]."""
     return Step.apply(z, theta, epsilon)

@@ -1,5 +1,9 @@
-"""What architectures with a learned threshold per feature share (arXiv 2407.14435): f = π·H(π − θ), trained through a
-window of width ε around θ (ste.py). Either log θ or θ is the trained vector, as the recipe says.
+"""Learned thresholds (arXiv 2407.14435), for architectures with f = π·H(π − θ).
+
+    ∂f_j/∂θ_j := −(θ_j/ε_j)·K((π_j − θ_j)/ε_j)         the straight-through estimator, see ste.py
+    ∂f_j/∂(log θ_j) = θ_j·∂f_j/∂θ_j                    `threshold_derivative`
+
+The trained vector is log θ or θ, as the recipe's `threshold_form` says.
 """
 
 from __future__ import annotations
@@ -9,22 +13,15 @@ import math
 import torch
 from torch import Tensor
 
-from jumpahead.sae.base import (
-    Above,
-    Architecture,
-    Entries,
-    Knobs,
-    Number,
-    Params,
-    Thresholds,
-    common_parameters,
-    quantile_for_l0,
-)
+from jumpahead.sae.architecture import Architecture
 from jumpahead.sae.controller import exp
+from jumpahead.sae.gradients import StepInputs, Thresholds
+from jumpahead.sae.parameters import Params, initial_parameters, quantile_for_l0
 from jumpahead.sae.recipe import Recipe, Shape, TrainConfig
+from jumpahead.sae.support import Above, Entries, Number
 
-LEAST = 1e-3
-"""The smallest θ that a feature starts with."""
+MIN_INITIAL_THRESHOLD = 1e-3
+"""The smallest initial θ of a feature."""
 
 
 class WithThreshold(Architecture):
@@ -32,94 +29,95 @@ class WithThreshold(Architecture):
 
     settings = ("l0", "lambda")
     vectors = ("b_enc", "threshold")
-    hands = (0.01, 0.1)
+    controller_gains = (0.01, 0.1)
 
     @classmethod
-    def tuned(cls, short: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
+    def short_recipe(cls, short: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
         return short._replace(
             bandwidth_share=0.5,
-            threshold_pull=12.0,
+            threshold_decay=12.0,
             resample_every=max(1, config.steps // 24),
         )
 
     @property
     def trained(self) -> dict[str, float]:
-        return {"b_enc": 1.0, self.gate: self.recipe.threshold_rate}
+        return {"b_enc": 1.0, self.sparsity_parameter: self.recipe.threshold_lr_multiplier}
 
     @property
-    def gate(self) -> str:
+    def sparsity_parameter(self) -> str:
         return "log_threshold" if self.recipe.threshold_form == "log" else "threshold"
 
     def initialise(self, d: int, width: int, generator: torch.Generator, sample: Tensor) -> Params:
-        p, pre = common_parameters(d, width, generator, sample, self.recipe)
-        start = self.recipe.threshold_start
+        params, pre = initial_parameters(d, width, generator, sample, self.recipe)
+        start = self.recipe.initial_threshold
         if start is None:
-            start = max(quantile_for_l0(pre, self.started_l0(width, d)), LEAST)
+            start = max(quantile_for_l0(pre, self.initial_l0(width, d)), MIN_INITIAL_THRESHOLD)
         theta = torch.full((width,), start)
-        return p | {self.gate: theta.log() if self.gate == "log_threshold" else theta}
+        return params | {self.sparsity_parameter: theta.log() if self.sparsity_parameter == "log_threshold" else theta}
 
-    def derive(self, p: Params) -> Params:
-        theta = p["log_threshold"].exp() if "log_threshold" in p else p["threshold"]
+    def derive(self, params: Params) -> Params:
+        theta = params["log_threshold"].exp() if "log_threshold" in params else params["threshold"]
         if self.recipe.bandwidth is None:
             epsilon = torch.minimum(self.recipe.bandwidth_share * theta.detach().median(), 1.8 * theta.detach())
         else:
             epsilon = torch.full_like(theta, self.recipe.bandwidth)
         return {"theta": theta, "epsilon": epsilon, "lower": theta - epsilon / 2, "upper": theta + epsilon / 2}
 
-    def selection(self, p: Params, v: Params, knobs: Knobs, *, training: bool) -> Above:
-        return Above(v["lower"], (v["theta"], v["upper"])) if training else Above(v["theta"])
+    def selection(self, params: Params, derived: Params, step_inputs: StepInputs, *, training: bool) -> Above:
+        return Above(derived["lower"], (derived["theta"], derived["upper"])) if training else Above(derived["theta"])
 
-    def values(self, entries: Entries, p: Params, v: Params) -> tuple[Tensor, ...]:
-        return (entries.pre * entries.between(v["theta"]),)
+    def values(self, entries: Entries, params: Params, derived: Params) -> tuple[Tensor, ...]:
+        return (entries.pre * entries.between(derived["theta"]),)
 
-    def in_window(self, entries: Entries, v: Params, weight: Tensor | None = None) -> Tensor:
-        """weight_j, or 1, at entries that train θ, and 0 elsewhere. weight [M]; like `pre`."""
-        return entries.between(v["lower"], v["upper"], weight)
+    def in_window(self, entries: Entries, derived: Params, weight: Tensor | None = None) -> Tensor:
+        """Return weight_j (1 if None) at entries within the window that trains θ, 0 elsewhere; like `pre`. weight
+        [M]."""
+        return entries.between(derived["lower"], derived["upper"], weight)
 
-    def chain(self, v: Params) -> Tensor:
-        """∂θ/∂(the trained vector), [M]."""
-        return v["theta"] if self.gate == "log_threshold" else torch.ones_like(v["theta"])
+    def threshold_derivative(self, derived: Params) -> Tensor:
+        """Return ∂θ/∂(the trained vector), [M]: θ if that is log θ, else 1."""
+        return derived["theta"] if self.sparsity_parameter == "log_threshold" else torch.ones_like(derived["theta"])
 
-    def activate(self, p: Params, pre: Tensor) -> Tensor:
-        return pre * (pre > p["threshold"])
+    def activate(self, params: Params, pre: Tensor) -> Tensor:
+        return pre * (pre > params["threshold"])
 
-    def activate_batch(self, p: Params, pre: Tensor, knobs: Knobs) -> Tensor:
-        return pre * (pre > self.derive(p)["theta"])
+    def activate_batch(self, params: Params, pre: Tensor, step_inputs: StepInputs) -> Tensor:
+        return pre * (pre > self.derive(params)["theta"])
 
-    def constrain(self, p: Params) -> None:
-        if "threshold" in p:
-            p["threshold"].clamp_min_(1e-6)
+    def constrain(self, params: Params) -> None:
+        if "threshold" in params:
+            params["threshold"].clamp_min_(1e-6)
 
-    def revive(self, p: Params, dead: Tensor) -> None:
-        if "log_threshold" in p:
-            p["log_threshold"] += dead * math.log(self.recipe.revival)
+    def revive_dead(self, params: Params, dead: Tensor) -> None:
+        if "log_threshold" in params:
+            params["log_threshold"] += dead * math.log(self.recipe.dead_threshold_factor)
         else:
-            p["threshold"] *= torch.where(dead, self.recipe.revival, 1.0)
+            params["threshold"] *= torch.where(dead, self.recipe.dead_threshold_factor, 1.0)
 
-    def begin(self, p: Params, features: Tensor, thresholds: Tensor) -> None:
-        super().begin(p, features, thresholds)
-        theta = thresholds.clamp_min(LEAST)
-        p[self.gate][features] = theta.log() if "log_threshold" in p else theta
+    def reinitialise_features(self, params: Params, features: Tensor, thresholds: Tensor) -> None:
+        super().reinitialise_features(params, features, thresholds)
+        theta = thresholds.clamp_min(MIN_INITIAL_THRESHOLD)
+        params[self.sparsity_parameter][features] = theta.log() if "log_threshold" in params else theta
 
-    def thresholds(self, v: Params) -> Thresholds:
-        name = self.gate
-        return Thresholds(v["theta"], v["lower"], v["upper"], name, is_log=name == "log_threshold")
+    def thresholds(self, derived: Params) -> Thresholds:
+        name = self.sparsity_parameter
+        return Thresholds(derived["theta"], derived["lower"], derived["upper"], name, is_log=name == "log_threshold")
 
-    def steer(self, p: Params, growth: Number) -> None:
-        if "log_threshold" in p:
-            p["log_threshold"] += growth
+    def shift_thresholds(self, params: Params, shift: Number) -> None:
+        if "log_threshold" in params:
+            params["log_threshold"] += shift
         else:
-            p["threshold"] *= exp(growth)
+            params["threshold"] *= exp(shift)
 
-    def median_threshold(self, p: Params, power: int = 1) -> Number:
-        """(median θ)^power."""
-        middle = p[self.gate].median().double()
-        return (power * middle).exp() if self.gate == "log_threshold" else middle**power
+    def median_threshold(self, params: Params, power: int = 1) -> Number:
+        """Return (median θ)^power."""
+        middle = params[self.sparsity_parameter].median().double()
+        return (power * middle).exp() if self.sparsity_parameter == "log_threshold" else middle**power
 
-    def fold_vectors(self, p: Params, scale: float, norms: Tensor) -> Params:
-        theta = self.derive(p)["theta"].double()
-        return super().fold_vectors(p, scale, norms) | {"threshold": scale * theta}
+    def fold_vectors(self, params: Params, scale: float, norms: Tensor) -> Params:
+        theta = self.derive(params)["theta"].double()
+        return super().fold_vectors(params, scale, norms) | {"threshold": scale * theta}
 
     def unfold_vectors(self, folded: Params, scale: float, shift: Tensor) -> Params:
-        theta, name = folded["threshold"].double() / scale, self.gate
+        theta, name = folded["threshold"].double() / scale, self.sparsity_parameter
         return super().unfold_vectors(folded, scale, shift) | {name: theta.log() if name == "log_threshold" else theta}

@@ -1,9 +1,9 @@
-"""Documents: what a study's text is made of, and which documents are held out.
+"""Documents: the units of a study's text, of which a fixed share is held out. No torch here.
 
-A document is a file, a row of a dataset, or a part of either between separators. Whether it is held out is decided by
-a hash of its identity alone (the relative path for files, the content for rows and parts), so that the split never
-depends on order, on the machine or on which other documents exist. Exact duplicates are dropped: a set holds 16 bytes
-of each document's hash. `sources/` says what there is to read, and in which order. No torch here.
+A document is a file, a row of a dataset, or a part of either between separators. A hash of its identity alone decides
+whether it is held out (the relative path for files, the content for rows and parts): the split does not depend on
+order, on the machine or on other documents. Exact duplicates are dropped; a set keeps 16 bytes of each document's hash.
+`sources/` defines what can be read, and in which order.
 """
 
 from __future__ import annotations
@@ -15,86 +15,89 @@ from pathlib import Path
 
 from jumpahead.errors import DataError
 from jumpahead.text.config import TextConfig
-from jumpahead.text.source import Document, Source, rank
+from jumpahead.text.files import order_key
+from jumpahead.text.source import Document, Source
 from jumpahead.text.sources import source_of
-from jumpahead.text.sources.files import IN_MEMORY
+from jumpahead.text.utf8 import MAX_BYTES_IN_MEMORY
 
-STRETCH = 2**24
-"""Characters that are tokenised at once, at most: a tokenizer needs some 130 bytes for each of them."""
+MAX_PIECE_CHARACTERS = 2**24
+"""Maximum characters that are tokenised at once: a tokenizer needs some 130 bytes of memory for each."""
 
 
 def is_held_out(identity: str, share: float) -> bool:
-    """True for a `share` of all identities, decided by the SHA-256 of `jumpahead/<identity>` alone."""
+    """Return True for a `share` of all identities, decided by the SHA-256 of `jumpahead/<identity>` alone."""
     digest = hashlib.sha256(f"jumpahead/{identity}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def documents(text: TextConfig | Source, folder: Path | None = None) -> Iterator[Document]:
-    """Every distinct document of the study's text, trained on and held out, in a fixed order.
+    """Yield every distinct document of a study's text, training and held-out, in a fixed order.
 
-    `folder` is the run's. Raises DataError where the source is missing, not UTF-8 text, or empty; it names the file.
+    folder: the run's. Raises DataError, naming the file, if the source is missing, not UTF-8 text, or empty.
     """
     source = text if isinstance(text, Source) else source_of(text, folder)
     seen: set[bytes] = set()
     for whole in source.documents():
-        for document in _parts(whole, source.config.separator):
-            content = document.content or hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).digest()
+        for document in _split_document(whole, source.config.separator):
+            content = document.content_hash or hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).digest()
             if content[:16] not in seen:
                 seen.add(content[:16])
                 yield document
-    if not seen and source.roles:
-        asked, there = ", ".join(source.config.chat or ()), ", ".join(sorted(source.roles))
+    if not seen and source.roles_seen:
+        asked, found = ", ".join(source.config.chat or ()), ", ".join(sorted(source.roles_seen))
         raise DataError(
-            f"text.source = '{source.config.source}' holds nothing that is said by {asked} (text.chat): its messages "
-            f"are by {there}."
+            f"text.source = '{source.config.source}' has no message by {asked} (text.chat). Choose among the roles of "
+            f"its messages: {found}."
         )
     if not seen:
-        raise DataError(
-            f"text.source = '{source.config.source}' holds no text: nothing but white space was found there."
-        )
+        raise DataError(f"text.source = '{source.config.source}' holds no text, or only white space.")
 
 
-def stretches(document: Document) -> Iterator[str]:
-    """Its text in pieces of at most `STRETCH` characters, cut after line breaks where there are any: mostly one."""
-    kept = ""
-    for piece in chain([document.text], document.rest):
-        kept += piece
-        while len(kept) > STRETCH:
-            cut = kept.rfind("\n", 0, STRETCH) + 1 or STRETCH
-            yield kept[:cut]
-            kept = kept[cut:]
-    if kept:
-        yield kept
+def split_pieces(document: Document) -> Iterator[str]:
+    """Yield a document's text in pieces of at most `MAX_PIECE_CHARACTERS` characters; mostly there is one.
+
+    Pieces end after a line break if there is one.
+    """
+    buffer = ""
+    for piece in chain([document.text], document.continuation):
+        buffer += piece
+        while len(buffer) > MAX_PIECE_CHARACTERS:
+            cut = buffer.rfind("\n", 0, MAX_PIECE_CHARACTERS) + 1 or MAX_PIECE_CHARACTERS
+            yield buffer[:cut]
+            buffer = buffer[cut:]
+    if buffer:
+        yield buffer
 
 
-def _parts(document: Document, separator: str | None) -> Iterator[Document]:
-    """The document itself, or its parts between separators, the line breaks around them taken off; white space is none.
+def _split_document(document: Document, separator: str | None) -> Iterator[Document]:
+    """Yield the document, or with a separator its parts, without line breaks at their ends; skips white space.
 
-    Parts come in the order of their hashes; those of a document that is too long to be held at once, in its own.
+    Parts come in the order of their hashes; those of a document that is too long for memory, in order of appearance.
     """
     if separator is None:
-        if document.rest or document.text.strip():
+        if document.continuation or document.text.strip():
             yield document
         return
-    numbered = enumerate(_between(document, separator), start=1)
-    parts = (_part(document, part.strip("\r\n"), number) for number, part in numbered if part.strip())
-    yield from parts if document.rest else sorted(parts, key=lambda part: rank(part.identity))
+    numbered = enumerate(_split_at_separator(document, separator), start=1)
+    parts = (_part_document(document, part.strip("\r\n"), number) for number, part in numbered if part.strip())
+    yield from parts if document.continuation else sorted(parts, key=lambda part: order_key(part.identity))
 
 
-def _part(document: Document, text: str, number: int) -> Document:
-    content = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    return Document(content, text, f"{document.name}, part {number}")
+def _part_document(document: Document, text: str, number: int) -> Document:
+    """Return a part of a document as a document of its own, identified by the SHA-256 of its text."""
+    content_hash = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return Document(content_hash, text, f"{document.name}, part {number}")
 
 
-def _between(document: Document, separator: str) -> Iterator[str]:
-    """What stands between the separators of a text that may come piece by piece."""
-    kept = ""
-    for piece in chain([document.text], document.rest):
-        *whole, kept = (kept + piece).split(separator)
-        yield from whole
-        if len(kept) > IN_MEMORY:
+def _split_at_separator(document: Document, separator: str) -> Iterator[str]:
+    """Yield the texts between separators. Raises DataError if one is too long for memory."""
+    buffer = ""
+    for piece in chain([document.text], document.continuation):
+        *complete, buffer = (buffer + piece).split(separator)
+        yield from complete
+        if len(buffer) > MAX_BYTES_IN_MEMORY:
             raise DataError(
-                f"{document.name} goes on for {len(kept):,} characters without {separator!r} (text.separator): no "
-                "document may be that long; check the separator."
+                f"{document.name} has {len(buffer):,} characters without {separator!r} (text.separator), more than a "
+                "document may have: check the separator."
             )
-    yield kept
+    yield buffer

@@ -1,9 +1,9 @@
-"""Every registered architecture at small shapes: the table that conformance, exactness and training tests run over.
+"""Cases: every registered architecture at small shapes, for the conformance, exactness and training tests.
 
-    B tokens · d dimensions · M features.  Constants are not 1, so that a missing or a doubled factor shows.
+    B tokens · d dimensions · M features.  Constants are not 1, so that a missing or doubled factor shows.
 
-A new file in jumpahead/sae/ is in this table at once, with its default options and every kind of setting it takes;
-`OPTIONS` adds variants worth a run of their own.
+A new file in jumpahead/sae/architectures/ is included at once, with its default options and every kind of setting it
+takes; `OPTIONS` adds variants.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jumpahead.engine import Kernels, State, fresh_state, kernel_layer
+from jumpahead.engine import Kernels, State, initial_state, kernel_layer
+from jumpahead.sae.architecture import Architecture
 from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.auxk import WithAuxK
-from jumpahead.sae.base import Architecture
-from jumpahead.sae.recipe import Recipe, Setting, TrainConfig, recipe
+from jumpahead.sae.recipe import Recipe, Setting, TrainConfig, base_recipe
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "anthropic": [
@@ -45,17 +45,30 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "anthropic": {
         "": {},
         # windows that reach below zero, as in its preset
-        "raw": {"threshold_form": "raw", "threshold_start": 0.07, "bandwidth": 0.19},
+        "raw": {"threshold_form": "raw", "initial_threshold": 0.07, "bandwidth": 0.19},
     },
     "jumprelu": {
         "": {},
-        "raw": {"threshold_form": "raw", "threshold_start": 0.07},
+        "raw": {"threshold_form": "raw", "initial_threshold": 0.07},
         # ε > 2θ at first: rectified zeros fall into the window, every token of a feature is in its support.
-        "paper": {"threshold_start": 0.011, "bandwidth": 0.03, "centre": False},
+        "paper": {"initial_threshold": 0.011, "bandwidth": 0.03, "centre_b_dec": False},
     },
 }
 VALUES = {"l0": 4.0, "lambda": 0.006, "k": 5.0}
-LAYERS = ("plain", "cpu")
+LAYERS = ("torch", "numba")
+PATHS: dict[str, dict[str, float]] = {
+    "support": {"DENSE_SHARE": 1.0, "MIN_DENSE_FEATURES": 10**9, "MAX_DEAD_PER_SELECTED": 0},
+    "products": {
+        "DENSE_SHARE": -1.0,
+        "MIN_DENSE_FEATURES": 1,
+        "MAX_DEAD_PER_SELECTED": 10**9,
+        "BLOCK_ENTRIES": 24 * 48,
+        "MAX_CACHED_ENTRIES": 0,
+    },
+    "both": {"DENSE_SHARE": 0.2, "MIN_DENSE_FEATURES": 1, "MAX_DEAD_PER_SELECTED": 3, "BLOCK_ENTRIES": 100},
+}
+"""Values of the constants of dense_features.py: every entry in the support; every feature in small dense blocks, not
+cached; a mixture."""
 
 
 class Case(NamedTuple):
@@ -65,36 +78,33 @@ class Case(NamedTuple):
     options: dict[str, Any]
     setting: Setting
     changes: dict[str, Any]
-    """Of the recipe."""
+    """Changes to the recipe."""
     label: str
 
     def arch(self, **changes: Any) -> Architecture:
-        """An instance, with more changes to the recipe."""
+        """Return an instance, with further changes to the recipe."""
         kind = ARCHITECTURES.get(self.architecture)
-        return kind(kind.Options(**self.options), self.setting, some_recipe(**self.changes, **changes))
+        return kind(kind.Options(**self.options), self.setting, quick_recipe(**self.changes, **changes))
 
     @property
-    def keeps_largest(self) -> bool:
-        """Whether it keeps the largest π, and has AuxK."""
+    def is_topk(self) -> bool:
+        """Return whether it selects the largest π; such architectures have AuxK."""
         return issubclass(ARCHITECTURES.get(self.architecture), WithAuxK)
 
-    @property
-    def start_l0(self) -> float:
-        return self.setting.value
 
-
-def some_recipe(**changes: Any) -> Recipe:
-    """A recipe in which everything happens within 60 steps; nothing here follows the tuned constants."""
+def quick_recipe(**changes: Any) -> Recipe:
+    """Return a recipe in which everything happens within 60 steps; independent of the tuned constants."""
     fixed: dict[str, Any] = {
-        "lr": 0.004, "lr_start": 0.1, "lr_warmup": 7, "lr_decay": 13, "sparsity_warmup": 11, "beta2": 0.98,
-        "adam_epsilon": 1e-8, "threshold_form": "log", "threshold_rate": 3.0, "threshold_start": None,
-        "bandwidth": None, "bandwidth_share": 0.9, "centre": True, "dead_after": 150, "revival": 0.97,
+        "lr": 0.004, "lr_warmup_start": 0.1, "lr_warmup_steps": 7, "lr_decay_steps": 13, "sparsity_warmup_steps": 11,
+        "beta2": 0.98, "adam_epsilon": 1e-8, "threshold_form": "log", "threshold_lr_multiplier": 3.0,
+        "initial_threshold": None, "bandwidth": None, "bandwidth_share": 0.9, "centre_b_dec": True,
+        "dead_after_tokens": 150, "dead_threshold_factor": 0.97,
     }  # fmt: skip
-    return recipe(TrainConfig.model_validate({}))._replace(**{**fixed, **changes})
+    return base_recipe(TrainConfig())._replace(**{**fixed, **changes})
 
 
 def all_cases() -> list[Case]:
-    """Every architecture × options × recipe × kind of setting that goes with the options."""
+    """Return a case per architecture, options, recipe and kind of setting that the options allow."""
     found = []
     for name in ARCHITECTURES.names():
         architecture = ARCHITECTURES.get(name)
@@ -111,108 +121,127 @@ def all_cases() -> list[Case]:
 CASES = all_cases()
 
 
+def one_per_architecture(kind: str | None = None) -> list[Case]:
+    """Return the first case of each architecture, or of each that takes this kind of setting."""
+    found: dict[str, Case] = {}
+    for case in CASES:
+        if kind in (None, case.setting.kind):
+            found.setdefault(case.architecture, case)
+    return list(found.values())
+
+
 def layer(name: str) -> Kernels:
-    """A fresh kernel layer: no slots kept from another test."""
+    """Return a new kernel layer, with initial buffer sizes."""
     return kernel_layer(name)
 
 
-def draw(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Standard normal numbers, the same in both precisions up to rounding."""
+def standard_normal(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return standard normal numbers, the same in every precision up to rounding."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def activations(n: int, d: int, seed: int, dtype: torch.dtype = torch.float64, dictionary_seed: int = 99) -> Tensor:
-    """[n, d] sparse sums of 2·d directions plus a mean and noise, with E‖x‖² about 1."""
-    directions = draw(2 * d, d, seed=dictionary_seed) / d**0.5
-    size = draw(n, 2 * d, seed=seed)
-    active = (draw(n, 2 * d, seed=seed + 1) > 1.3).double()
-    x = (active * size.abs()) @ directions + 0.4 * draw(d, seed=dictionary_seed + 1) / d**0.5
-    x = x + 0.05 * draw(n, d, seed=seed + 2) / d**0.5
+    """Return activations [n, d]: sparse sums of 2·d directions plus a mean and noise, with E‖x‖² about 1."""
+    directions = standard_normal(2 * d, d, seed=dictionary_seed) / d**0.5
+    size = standard_normal(n, 2 * d, seed=seed)
+    active = (standard_normal(n, 2 * d, seed=seed + 1) > 1.3).double()
+    x = (active * size.abs()) @ directions + 0.4 * standard_normal(d, seed=dictionary_seed + 1) / d**0.5
+    x = x + 0.05 * standard_normal(n, d, seed=seed + 2) / d**0.5
     return (0.6 * x).to(dtype)
 
 
-def start(case: Case, d: int, width: int, dtype: torch.dtype = torch.float64, seed: int = 3, **changes: Any) -> State:
-    """An untrained SAE."""
-    return fresh_state(case.arch(**changes), d, width, seed, activations(256, d, 1000, dtype))
+def untrained_state(
+    case: Case, d: int, width: int, dtype: torch.dtype = torch.float64, seed: int = 3, **changes: Any
+) -> State:
+    """Return the state of an untrained SAE."""
+    return initial_state(case.arch(**changes), d, width, seed, activations(256, d, 1000, dtype))
 
 
-def scrambled(
+def random_state(
     case: Case, d: int, width: int, seed: int, dtype: torch.dtype = torch.float64, bias: float = 0.0, **changes: Any
 ) -> State:
-    """An SAE in the middle of training with random everything: weights, moments, who was touched when, who is dead.
+    """Return a state in the middle of training with random weights, moments, steps last touched, and dead features.
 
-    bias: added to b_enc and b_mag; −100 switches every feature off.
+    bias: added to b_enc and b_mag; with −100 no feature is active.
     """
-    state = start(case, d, width, torch.float64, **changes)
+    state = untrained_state(case, d, width, torch.float64, **changes)
     random = iter(range(seed * 1000, seed * 1000 + 100))
-    p, v = state.p, state.v
+    p, v = state.params, state.second_moments
     for name, tensor in p.items():
-        p[name] = tensor + 0.25 * draw(*tensor.shape, seed=next(random)) / (d**0.5 if tensor.dim() == 2 else 2.0)
+        p[name] = tensor + 0.25 * standard_normal(*tensor.shape, seed=next(random)) / (
+            d**0.5 if tensor.dim() == 2 else 2.0
+        )
     for name in ("threshold", "b_enc", "b_mag"):
         if name in p:
             p[name] = p[name].abs() + 1e-4 if name == "threshold" else p[name] + bias
-    p["W_dec"] *= (0.3 + draw(width, 1, seed=next(random)).abs()) / p["W_dec"].norm(dim=1, keepdim=True)
+    p["W_dec"] *= (0.3 + standard_normal(width, 1, seed=next(random)).abs()) / p["W_dec"].norm(dim=1, keepdim=True)
     if state.arch.decoder_norm == "unit":
         p["W_dec"] /= p["W_dec"].norm(dim=1, keepdim=True)
     for name, tensor in v.items():
-        v[name] = 1e-4 * draw(*tensor.shape, seed=next(random)).square()
-    state.t = 17
-    state.last = (draw(width, seed=next(random)).abs() * 7).clamp_max(17).int()
-    dead_after = state.arch.recipe.dead_after
-    state.silent = (draw(width, seed=next(random)).abs() * 1.5 * dead_after).long()
+        v[name] = 1e-4 * standard_normal(*tensor.shape, seed=next(random)).square()
+    state.steps_done = 17
+    state.last_touched = (standard_normal(width, seed=next(random)).abs() * 7).clamp_max(17).int()
+    dead_after_tokens = state.arch.recipe.dead_after_tokens
+    state.tokens_since_fired = (standard_normal(width, seed=next(random)).abs() * 1.5 * dead_after_tokens).long()
     return in_dtype(state, dtype)
 
 
 def in_dtype(state: State, dtype: torch.dtype) -> State:
-    """A copy in another precision."""
+    """Return a copy in another precision."""
     state = clone(state)
-    state.p = {name: tensor.to(dtype).contiguous() for name, tensor in state.p.items()}
-    state.v = {name: tensor.to(dtype).contiguous() for name, tensor in state.v.items()}
+    state.params = {name: tensor.to(dtype).contiguous() for name, tensor in state.params.items()}
+    state.second_moments = {name: tensor.to(dtype).contiguous() for name, tensor in state.second_moments.items()}
     state.encoder = None
     return state
 
 
 def clone(state: State) -> State:
-    """A copy that shares no memory."""
+    """Return a copy that shares no memory."""
     return copy.deepcopy(state)
 
 
-def settled(state: State) -> State:
-    """A copy whose second moments are decayed up to now, as dense Adam keeps them."""
+def with_current_moments(state: State) -> State:
+    """Return a copy whose second moments are decayed up to the current step, as dense Adam keeps them."""
     state = clone(state)
-    decay = state.arch.recipe.beta2 ** (state.t - state.last.double())
+    decay = state.arch.recipe.beta2 ** (state.steps_done - state.last_touched.double())
     for name in ("W_enc", "W_dec"):
-        state.v[name] = state.v[name] * decay[:, None].to(state.v[name].dtype)
-    state.last[:] = state.t
+        state.second_moments[name] = state.second_moments[name] * decay[:, None].to(state.second_moments[name].dtype)
+    state.last_touched[:] = state.steps_done
     return state
 
 
-def tensors(state: State) -> dict[str, Tensor]:
-    """Every tensor of a state, by name."""
-    found = {f"p.{name}": tensor for name, tensor in state.p.items()}
-    found |= {f"v.{name}": tensor for name, tensor in state.v.items()}
-    return found | {"last": state.last, "silent": state.silent, "share": state.share}
+def state_tensors(state: State) -> dict[str, Tensor]:
+    """Return every tensor of a state by name."""
+    found = {f"params.{name}": tensor for name, tensor in state.params.items()}
+    found |= {f"second_moments.{name}": tensor for name, tensor in state.second_moments.items()}
+    return found | {
+        "last_touched": state.last_touched, "tokens_since_fired": state.tokens_since_fired,
+        "support_share": state.support_share,
+    }  # fmt: skip
 
 
 def assert_close(found: State, wanted: State, tolerance: float) -> None:
-    """Same parameters, moments (both settled) and counters; |difference| ≤ tolerance·max(1, |value|)."""
-    assert (found.t, found.control is None) == (wanted.t, wanted.control is None)
-    if found.control is not None and wanted.control is not None:
-        assert abs(found.control.price / wanted.control.price - 1) < tolerance
-        assert abs(found.control.l0 - wanted.control.l0) < tolerance * 100
-    assert torch.equal(found.silent, wanted.silent)
-    found, wanted = settled(found), settled(wanted)
-    for kind, ours, theirs in [("p", found.p, wanted.p), ("v", found.v, wanted.v)]:
+    """Assert equal parameters, current moments and counters, up to |difference| ≤ tolerance·max(1, |value|)."""
+    assert (found.steps_done, found.controller is None) == (wanted.steps_done, wanted.controller is None)
+    if found.controller is not None and wanted.controller is not None:
+        assert abs(found.controller.penalty_scale / wanted.controller.penalty_scale - 1) < tolerance
+        assert abs(found.controller.l0 - wanted.controller.l0) < tolerance * 100
+    assert torch.equal(found.tokens_since_fired, wanted.tokens_since_fired)
+    found, wanted = with_current_moments(found), with_current_moments(wanted)
+    for kind, ours, theirs in [
+        ("params", found.params, wanted.params),
+        ("second_moments", found.second_moments, wanted.second_moments),
+    ]:
         assert set(ours) == set(theirs)
         for name, tensor in ours.items():
-            gap = (tensor.double() - theirs[name].double()).abs() / theirs[name].double().abs().clamp_min(1.0)
-            assert gap.max() <= tolerance, f"{kind}.{name} is off by {gap.max():.3g}"
+            error = (tensor.double() - theirs[name].double()).abs() / theirs[name].double().abs().clamp_min(1.0)
+            assert error.max() <= tolerance, f"{kind}.{name} is off by {error.max():.3g}"
 
 
 def assert_same_bytes(found: State, wanted: State) -> None:
-    """Bitwise equal in every tensor, counter and the controller."""
-    assert (found.t, found.control) == (wanted.t, wanted.control)
-    ours, theirs = tensors(found), tensors(wanted)
+    """Assert that every tensor, counter and the controller are equal in every bit."""
+    assert (found.steps_done, found.controller) == (wanted.steps_done, wanted.controller)
+    ours, theirs = state_tensors(found), state_tensors(wanted)
     assert set(ours) == set(theirs)
     for name, tensor in ours.items():
         assert tensor.dtype == theirs[name].dtype, name

@@ -1,4 +1,4 @@
-"""Isolation: packed documents are what they are alone, and a model that mixes them is refused."""
+"""Isolated packing: packed documents have the activations that they have alone; other models are refused."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ import torch
 import transformers
 
 from jumpahead.errors import StudyError
-from jumpahead.evaluation import HeldOut, evaluate
+from jumpahead.evaluation.evaluate import evaluate
+from jumpahead.evaluation.held_out import HeldOut
 from jumpahead.lm import isolation
 from jumpahead.lm.config import LMConfig
+from jumpahead.lm.isolation import check_isolation
 from jumpahead.lm.model import LM
-from jumpahead.sae.base import SAE
-from jumpahead.text.contexts import tokenize
+from jumpahead.sae.saved import SAE
 from jumpahead.text.documents import is_held_out
 from jumpahead.text.source import Document
+from jumpahead.text.tokenize import tokenize
 from tests.conftest import byte_tokenizer
-from tests.engine.cases import CASES, scrambled
+from tests.engine.cases import CASES, random_state
 
 FAMILIES = ["gpt2", "neox", "llama", "gemma2", "gptj"]
 SITES = ["layers.0.attention", "layers.1.residual", "layers.2.mlp"]
 
 
 def documents(split="train", count=9):
-    """Of 4 to 40 letters, contexts being of 32 tokens."""
+    """Return documents of 4 to 40 letters, for contexts of 32 tokens."""
     random, found, number = np.random.default_rng(6), [], 0
     while len(found) < count:
         number += 1
@@ -35,25 +37,25 @@ def documents(split="train", count=9):
 
 
 def chunks_alone(contexts):
-    """The token ids of every chunk as a context of its own, in order."""
+    """Yield the token ids of every chunk as a context of its own, in order."""
     lead = [] if contexts.bos_id is None else [contexts.bos_id]
-    for start, length in zip(contexts.start, contexts.length, strict=True):
+    for start, length in zip(contexts.chunk_start, contexts.chunk_length, strict=True):
         yield [*lead, *contexts.tokens[start : start + length].tolist()]
 
 
 @pytest.mark.parametrize("bos", ["auto", "none"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_documents_are_what_they_are_alone(lm_folder, family, bos):
+def test_packed_documents_have_the_activations_that_they_have_alone(lm_folder, family, bos):
     lm = LM.load(LMConfig(model=str(lm_folder(family)), context=32, batch=3, bos=bos))
-    isolation.check(lm)
-    isolation.check(lm, SITES)
+    check_isolation(lm)
+    check_isolation(lm, SITES)
     contexts = tokenize(documents(), lm, split="train", packing="isolated")
-    assert max(contexts.count) > 2
+    assert max(contexts.chunks_per_context) > 2
     alone = chunks_alone(contexts)
-    for group in range(contexts.groups):
-        ids, positions, chunk = contexts.ids(group), contexts.positions(group), contexts.chunk(group)
+    for group in range(contexts.num_groups):
+        ids, positions, chunk = contexts.ids(group), contexts.position_ids(group), contexts.chunk_index(group)
         read, logits = lm.read(ids, SITES, positions), lm.logits(ids, positions)
-        for number in range(len(contexts.document(group))):
+        for number in range(len(contexts.chunk_documents(group))):
             here = torch.from_numpy(chunk == number)
             wanted = next(alone)
             assert ids[chunk == number].tolist() == wanted
@@ -61,35 +63,35 @@ def test_packed_documents_are_what_they_are_alone(lm_folder, family, bos):
             for site in SITES:
                 torch.testing.assert_close(read[site][here], own[site][0], rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(logits[here], lm.logits([wanted])[0], rtol=1e-4, atol=1e-4)
-        for site in SITES:  # the three ways through the model are one
-            resume = lm.resume_point(ids, site, positions)
+        for site in SITES:  # the three ways to run the model agree
+            resume = lm.run_to_site(ids, site, positions)
             assert torch.equal(resume.activation, read[site])
-            assert torch.equal(lm.finish(resume), logits)
-            spliced = lm.splice(ids, site, lambda x: 0.5 * x, torch.from_numpy(contexts.trained(group)), positions)
-            half = torch.where(torch.from_numpy(contexts.trained(group))[..., None], 0.5 * read[site], read[site])
-            torch.testing.assert_close(lm.finish(resume, half), spliced, rtol=1e-5, atol=1e-5)
+            assert torch.equal(lm.run_from_site(resume), logits)
+            spliced = lm.splice(ids, site, lambda x: 0.5 * x, torch.from_numpy(contexts.trained_mask(group)), positions)
+            half = torch.where(torch.from_numpy(contexts.trained_mask(group))[..., None], 0.5 * read[site], read[site])
+            torch.testing.assert_close(lm.run_from_site(resume, half), spliced, rtol=1e-5, atol=1e-5)
     assert next(alone, None) is None
 
 
 def test_without_positions_documents_see_each_other(lm_of):
     lm = lm_of("llama")
     contexts = tokenize(documents(), lm, split="train", packing="plain")
-    assert contexts.positions(0) is None
+    assert contexts.position_ids(0) is None
     isolated = tokenize(documents(), lm, split="train", packing="isolated")
     assert (contexts.ids(0) == isolated.ids(0)).all()
     assert contexts.digest != isolated.digest
-    seen, apart = lm.logits(contexts.ids(0)), lm.logits(isolated.ids(0), isolated.positions(0))
-    first = torch.from_numpy(contexts.chunk(0) == 0)
+    seen, apart = lm.logits(contexts.ids(0)), lm.logits(isolated.ids(0), isolated.position_ids(0))
+    first = torch.from_numpy(contexts.chunk_index(0) == 0)
     assert torch.allclose(seen[first], apart[first], atol=1e-4)
-    second = torch.from_numpy(contexts.chunk(0)[0] == 1)
+    second = torch.from_numpy(contexts.chunk_index(0)[0] == 1)
     assert not torch.allclose(seen[0, second], apart[0, second], atol=1e-2)
 
 
 def test_sums_per_document_are_those_of_documents_that_are_not_packed(lm_of):
-    """Delta LM loss, document by document: isolated documents cost what they cost alone."""
+    """Delta LM loss, document by document: isolated documents have the loss that they have alone."""
     lm = lm_of("neox")
-    state = scrambled(next(case for case in CASES if case.architecture == "jumprelu"), 24, 150, 7, torch.float32)
-    sae = SAE(state.arch, state.arch.fold(state.p, 2.5))
+    state = random_state(next(case for case in CASES if case.architecture == "jumprelu"), 24, 150, 7, torch.float32)
+    sae = SAE(state.arch, state.arch.fold(state.params, 2.5))
     found = {}
     for packing in ("none", "isolated", "plain"):
         contexts = tokenize(documents("held_out"), lm, split="held_out", packing=packing)
@@ -119,34 +121,36 @@ def loaded(config, **changes):
 
 def test_a_model_that_takes_no_positions_is_refused():
     lm = loaded(transformers.BloomConfig(vocab_size=300, hidden_size=24, n_layer=2, n_head=3))
-    with pytest.raises(StudyError, match=r"'it' cannot keep .* apart \(.*BloomForCausalLM.*use lm\.packing = 'none'"):
-        isolation.check(lm)
+    with pytest.raises(
+        StudyError, match=r"'it' cannot isolate .* context \(.*BloomForCausalLM.*use lm\.packing = 'none'"
+    ):
+        check_isolation(lm)
 
 
-def test_a_model_that_carries_state_along_is_refused():
+def test_a_recurrent_model_is_refused():
     config = transformers.MambaConfig(vocab_size=300, hidden_size=24, num_hidden_layers=2, state_size=4)
-    with pytest.raises(StudyError, match=r"'it' cannot keep"):
-        isolation.check(loaded(config))
+    with pytest.raises(StudyError, match=r"'it' cannot isolate"):
+        check_isolation(loaded(config))
 
 
 @pytest.mark.parametrize("sites", [(), ("layers.1.residual",)])
 @pytest.mark.parametrize(
     "harm",
     [
-        lambda positions: None,  # not told
-        lambda positions: positions * 0 + torch.arange(positions.shape[1]),  # told, and no mask made
+        lambda positions: None,  # no positions are passed
+        lambda positions: positions * 0 + torch.arange(positions.shape[1]),  # passed, but without a mask
     ],
 )
 def test_documents_that_see_each_other_are_noticed(lm_of, monkeypatch, harm, sites):
     lm = lm_of("llama")
     forward = lm._forward
     monkeypatch.setattr(lm, "_forward", lambda ids, positions: forward(ids, harm(positions)))
-    with pytest.raises(StudyError, match=r"tried on its (logits|layers\.1\.residual)"):
-        isolation.check(lm, sites)
+    with pytest.raises(StudyError, match=r"tested on its (logits|layers\.1\.residual)"):
+        check_isolation(lm, sites)
 
 
-def test_positions_that_do_not_begin_again_are_noticed(lm_of, monkeypatch):
-    """Kept apart, but at the wrong positions, which a model of learned positions feels."""
+def test_shifted_positions_are_noticed(lm_of, monkeypatch):
+    """Documents are isolated, but at wrong positions, which changes a model with learned positions."""
     lm = lm_of("gpt2")
     forward = lm._forward
 
@@ -154,5 +158,5 @@ def test_positions_that_do_not_begin_again_are_noticed(lm_of, monkeypatch):
         return forward(ids, positions + 3 * (positions.shape[1] > max(isolation.LENGTHS)))
 
     monkeypatch.setattr(lm, "_forward", shifted)
-    with pytest.raises(StudyError, match=r"tried on its logits"):
-        isolation.check(lm)
+    with pytest.raises(StudyError, match=r"tested on its logits"):
+        check_isolation(lm)

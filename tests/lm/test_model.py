@@ -1,15 +1,11 @@
-"""Reading and splicing on several model families: every claim bitwise, or against an independent hook."""
-
-import shutil
+"""Reading and splicing on several model families: bitwise, or against an independent hook."""
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from jumpahead.errors import DataError, SiteError, StudyError
-from jumpahead.lm.config import LMConfig
-from jumpahead.lm.fingerprint import folder_digest
-from jumpahead.lm.model import LM, nats
+from jumpahead.errors import DataError, SiteError
+from jumpahead.lm.losses import next_token_nats
+from jumpahead.lm.model import LM
 from jumpahead.lm.sites import KINDS, Site
 
 FAMILIES = (
@@ -34,12 +30,12 @@ def ids():
 
 
 def raw(lm, ids, **options):
-    """The model as transformers runs it, without anything of ours."""
+    """Run the model with transformers alone."""
     with torch.no_grad():
         return lm.model(input_ids=ids, use_cache=False, **options)
 
 
-# Where things are, spelled out once more per class: the list of blocks, the MLP's last module, the projection.
+# By model class, independently of hook_points.py: the list of blocks, the MLP's last module, the projection.
 PARTS = {
     "GPT2LMHeadModel": ("transformer.h", "mlp", "attn.c_proj"),
     "GPTJForCausalLM": ("transformer.h", "mlp", "attn.out_proj"),
@@ -67,10 +63,10 @@ def module_of(lm, site):
 
 
 def with_hook(lm, ids, site, change):
-    """Logits with `change` applied at the site by a hook of the test's own."""
+    """Return the logits with `change` applied at the site by an independent hook."""
     module = module_of(lm, site)
 
-    def at(value):  # OPT's MLP sees contexts one after the other
+    def at(value):  # OPT's MLP takes [b·t, d]
         return change(value.view(*ids.shape, -1)).reshape(value.shape)
 
     def before(_module, args, kwargs):
@@ -111,7 +107,7 @@ def test_residuals_are_the_hidden_states(lm, ids):
 
 
 @pytest.mark.parametrize("site", SITES, ids=lambda site: site.key)
-def test_every_site_reads_what_a_hook_sees(lm, ids, site):
+def test_every_site_reads_what_an_independent_hook_reads(lm, ids, site):
     seen = []
     with_hook(lm, ids, site, lambda x: seen.append(x.clone()) or x)
     found = lm.read(ids, [site])[site.key]
@@ -121,7 +117,7 @@ def test_every_site_reads_what_a_hook_sees(lm, ids, site):
 
 
 def modules_of(lm):
-    """Sites at modules of all kinds, in front of, inside and behind the blocks."""
+    """Return sites at modules of all kinds: before, inside and after the blocks."""
     name_of = {module: path for path, module in lm.model.named_modules()}
     block = lm.blocks[1]
     leaves = [m for m in block.modules() if not [*m.children()] and m is not module_of(lm, Site(1, "attention"))]
@@ -144,25 +140,25 @@ def test_any_module_is_a_site(lm, ids):
         with_hook(lm, ids, site, lambda x, seen=seen: seen.append(x.clone()) or x)
         assert torch.equal(lm.read(ids, [site])[site.key], seen[0]), site
         assert torch.equal(lm.read(ids, [site.key, "layers.1.mlp"])[site.key], seen[0]), site
-        resume = lm.resume_point(ids, site)
-        assert torch.equal(lm.finish(resume), clean), site
+        point = lm.run_to_site(ids, site)
+        assert torch.equal(lm.run_from_site(point), clean), site
         assert torch.equal(lm.splice(ids, site, lambda x: x), clean), site
-        noise = 0.3 * torch.randn(resume.activation.shape, generator=generator)
+        noise = 0.3 * torch.randn(point.activation.shape, generator=generator)
         changed = with_hook(lm, ids, site, lambda x, noise=noise: x + noise)
         assert not torch.allclose(changed, clean, atol=1e-3), site
-        assert torch.equal(lm.finish(resume, resume.activation + noise), changed), site
-        some = lm.finish(resume, resume.activation + noise, where)
+        assert torch.equal(lm.run_from_site(point, point.activation + noise), changed), site
+        some = lm.run_from_site(point, point.activation + noise, where)
         torch.testing.assert_close(some, changed[where], rtol=1e-5, atol=1e-5)
     assert is_untouched(lm)
 
 
-def test_a_site_behind_all_blocks_runs_none_of_them(lm, ids):
+def test_resuming_after_all_blocks_runs_none_of_them(lm, ids):
     ran = []
-    resume = lm.resume_point(ids, Site(None, "input", name_of_head(lm)))
+    point = lm.run_to_site(ids, Site(None, "input", name_of_head(lm)))
     inner = [part for block in lm.blocks for part in block.modules() if not [*part.children()]]
     handles = [part.register_forward_pre_hook(lambda *_: ran.append(1)) for part in inner]
     try:
-        lm.finish(resume)
+        lm.run_from_site(point)
     finally:
         for handle in handles:
             handle.remove()
@@ -177,11 +173,11 @@ def name_of_head(lm):
 def test_the_logits_themselves_can_be_spliced(lm, ids):
     where = torch.zeros(ids.shape, dtype=torch.bool)
     where[1, 4:8] = True
-    resume = lm.resume_point(ids, f"{name_of_head(lm)}.output")
-    new = torch.randn(resume.activation.shape, generator=torch.Generator().manual_seed(2))
-    spliced = lm.finish(resume, new)
-    assert torch.equal(lm.finish(resume, new, where), spliced[where])
-    assert torch.equal(resume.activation.argmax(-1), raw(lm, ids).logits.argmax(-1))
+    point = lm.run_to_site(ids, f"{name_of_head(lm)}.output")
+    new = torch.randn(point.activation.shape, generator=torch.Generator().manual_seed(2))
+    spliced = lm.run_from_site(point, new)
+    assert torch.equal(lm.run_from_site(point, new, where), spliced[where])
+    assert torch.equal(point.activation.argmax(-1), raw(lm, ids).logits.argmax(-1))
 
 
 def test_modules_that_cannot_be_sites(lm_of, ids):
@@ -197,14 +193,14 @@ def test_modules_that_cannot_be_sites(lm_of, ids):
         SiteError, match=r"no module 'up_proj'\. 3 modules end like that, for instance model\.layers\.0"
     ):
         lm.read(ids, ["up_proj.output"])
-    with pytest.raises(SiteError, match=r"what passes there is \[1, 21, 8\] of torch\.float32, not one"):
+    with pytest.raises(SiteError, match=r"its module passes \[1, 21, 8\] of torch\.float32, not one"):
         lm.read(ids, ["model.rotary_emb.output"])
-    with pytest.raises(SiteError, match=r"what passes there is \[3, 21\] of torch\.int64"):
+    with pytest.raises(SiteError, match=r"its module passes \[3, 21\] of torch\.int64"):
         lm.read(ids, ["model.embed_tokens.input"])
     with pytest.raises(
         SiteError, match=r"model\.layers\.output cannot be a site of .*: it is not run in a forward pass"
     ):
-        lm.resume_point(ids, "model.layers.output")
+        lm.run_to_site(ids, "model.layers.output")
     whole, end = "model.layers.1.mlp.up_proj.output", "layers.1.mlp.up_proj.output"
     assert torch.equal(lm.read(ids, [end])[end], lm.read(ids, [whole])[whole])
     assert is_untouched(lm)
@@ -232,12 +228,15 @@ def test_reading_stops_after_the_last_site(lm, ids):
 @pytest.mark.parametrize("site", SITES, ids=lambda site: site.key)
 def test_identity_splice_is_bitwise_the_clean_model(lm, ids, site):
     clean = raw(lm, ids).logits
-    resume = lm.resume_point(ids, site)
-    assert torch.equal(resume.activation, lm.read(ids, [site])[site.key])
+    point = lm.run_to_site(ids, site)
+    assert torch.equal(point.activation, lm.read(ids, [site])[site.key])
     assert torch.equal(lm.splice(ids, site, lambda x: x), clean)
-    assert torch.equal(lm.finish(resume), clean)
-    assert torch.equal(lm.finish(resume, resume.activation.clone()), clean)
-    assert float((nats(lm.finish(resume, resume.activation), ids) - nats(clean, ids)).sum()) == 0.0
+    assert torch.equal(lm.run_from_site(point), clean)
+    assert torch.equal(lm.run_from_site(point, point.activation.clone()), clean)
+    assert (
+        float((next_token_nats(lm.run_from_site(point, point.activation), ids) - next_token_nats(clean, ids)).sum())
+        == 0.0
+    )
     assert is_untouched(lm)
 
 
@@ -249,56 +248,56 @@ def test_zero_splice_is_zero_ablation(lm, ids, site):
     mask[1, 9] = False
     expected = with_hook(lm, ids, site, lambda x: torch.where(mask[..., None], torch.zeros_like(x), x))
     assert not torch.allclose(expected, clean, atol=1e-3)
-    resume = lm.resume_point(ids, site)
-    kept = torch.where(mask[..., None], 0.0, resume.activation)
-    assert torch.equal(lm.finish(resume, kept), expected)
-    assert torch.equal(lm.splice(ids, site, torch.zeros_like(resume.activation)), expected)
+    point = lm.run_to_site(ids, site)
+    kept = torch.where(mask[..., None], 0.0, point.activation)
+    assert torch.equal(lm.run_from_site(point, kept), expected)
+    assert torch.equal(lm.splice(ids, site, torch.zeros_like(point.activation)), expected)
     assert torch.equal(lm.splice(ids, site, torch.zeros_like), expected)
     everywhere = with_hook(lm, ids, site, torch.zeros_like)
-    assert torch.equal(lm.splice(ids, site, torch.zeros_like, where=torch.ones_like(mask)), everywhere)
+    assert torch.equal(lm.splice(ids, site, torch.zeros_like, mask=torch.ones_like(mask)), everywhere)
 
 
 @pytest.mark.parametrize("site", SITES, ids=lambda site: site.key)
-def test_finishing_equals_a_whole_forward_pass(lm, ids, site):
+def test_resuming_equals_a_whole_forward_pass(lm, ids, site):
     generator = torch.Generator().manual_seed(11)
     noise = torch.randn(*ids.shape, lm.width_at(site), generator=generator)
-    resume = lm.resume_point(ids, site)
+    point = lm.run_to_site(ids, site)
     expected = with_hook(lm, ids, site, lambda x: x + 0.3 * noise)
-    assert torch.equal(lm.finish(resume, resume.activation + 0.3 * noise), expected)
-    assert torch.equal(lm.finish(resume), raw(lm, ids).logits)  # a splice leaves nothing behind
+    assert torch.equal(lm.run_from_site(point, point.activation + 0.3 * noise), expected)
+    assert torch.equal(lm.run_from_site(point), raw(lm, ids).logits)  # a splice removes its hooks
 
 
 @pytest.mark.parametrize("site", SITES, ids=lambda site: site.key)
-def test_finishing_at_some_positions_gives_their_logits(lm, ids, site):
+def test_a_logit_mask_gives_the_logits_of_its_positions(lm, ids, site):
     where = torch.zeros(ids.shape, dtype=torch.bool)
     where[0, 3:7] = where[2, 20] = True
-    resume = lm.resume_point(ids, site)
-    for activation in (None, 0.5 * resume.activation):
-        some = lm.finish(resume, activation, where)
-        assert some.shape == (5, lm.vocabulary)
-        torch.testing.assert_close(some, lm.finish(resume, activation)[where], rtol=1e-5, atol=1e-5)
-    assert torch.equal(lm.finish(resume, None, where), lm.finish(resume, resume.activation, where))
+    point = lm.run_to_site(ids, site)
+    for activation in (None, 0.5 * point.activation):
+        some = lm.run_from_site(point, activation, where)
+        assert some.shape == (5, lm.vocab_size)
+        torch.testing.assert_close(some, lm.run_from_site(point, activation)[where], rtol=1e-5, atol=1e-5)
+    assert torch.equal(lm.run_from_site(point, None, where), lm.run_from_site(point, point.activation, where))
     assert is_untouched(lm)
 
 
-def test_a_model_without_an_output_embedding_of_its_own_finishes_too(lm, ids, monkeypatch):
+def test_a_logit_mask_works_without_an_output_embedding(lm, ids, monkeypatch):
     where = torch.zeros(ids.shape, dtype=torch.bool)
     where[1, 4:9] = True
-    resume = lm.resume_point(ids, "layers.0.mlp")
+    point = lm.run_to_site(ids, "layers.0.mlp")
     monkeypatch.setattr(lm.model, "get_output_embeddings", lambda: None)
-    assert torch.equal(lm.finish(resume, where=where), lm.finish(resume)[where])
+    assert torch.equal(lm.run_from_site(point, logit_mask=where), lm.run_from_site(point)[where])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_finishing_runs_nothing_before_the_site(lm, ids, kind):
-    resume = lm.resume_point(ids, Site(1, kind))
+def test_resuming_runs_nothing_before_the_site(lm, ids, kind):
+    point = lm.run_to_site(ids, Site(1, kind))
     ran = []
     parts = {
         f"{i}.{n}": p for i, block in enumerate(lm.blocks) for n, p in block.named_modules() if not [*p.children()]
     }
     handles = [part.register_forward_pre_hook(lambda *_, n=name: ran.append(n)) for name, part in parts.items()]
     try:
-        lm.finish(resume)
+        lm.run_from_site(point)
     finally:
         for handle in handles:
             handle.remove()
@@ -317,16 +316,16 @@ def test_modules_are_restored_after_an_exception(lm, ids):
     def fail(*_):
         raise Broken
 
-    resumes = [lm.resume_point(ids, Site(1, kind)) for kind in KINDS]
+    points = [lm.run_to_site(ids, Site(1, kind)) for kind in KINDS]
     clean = raw(lm, ids).logits
     with pytest.raises(Broken):
         lm.splice(ids, "layers.1.mlp", fail)
     handle = lm.blocks[2].register_forward_pre_hook(fail)
-    for resume in resumes:
+    for point in points:
         with pytest.raises(Broken):
-            lm.finish(resume)
+            lm.run_from_site(point)
     with pytest.raises(Broken):
-        lm.resume_point(ids, "layers.2.mlp")
+        lm.run_to_site(ids, "layers.2.mlp")
     with pytest.raises(Broken):
         lm.read(ids, ["layers.2.attention"])
     handle.remove()
@@ -334,10 +333,10 @@ def test_modules_are_restored_after_an_exception(lm, ids):
     assert torch.equal(lm.logits(ids), clean)
 
 
-def test_what_leaves_can_be_trained_on(lm, ids):
+def test_autograd_accepts_what_is_returned(lm, ids):
     weight = torch.nn.Parameter(torch.ones(24, 5))
-    resume = lm.resume_point(ids, "layers.1.residual")
-    for x in (lm.read(ids, ["layers.0.mlp"])["layers.0.mlp"], resume.activation, lm.logits(ids)[..., :24]):
+    point = lm.run_to_site(ids, "layers.1.residual")
+    for x in (lm.read(ids, ["layers.0.mlp"])["layers.0.mlp"], point.activation, lm.logits(ids)[..., :24]):
         (x @ weight).sum().backward()
     seen = []
     lm.splice(ids, "layers.0.mlp", lambda x: seen.append((x @ weight.detach()).sum()) or x)
@@ -345,7 +344,7 @@ def test_what_leaves_can_be_trained_on(lm, ids):
     assert len(seen) == 1
 
 
-def test_contexts_do_not_depend_on_what_pads_them(lm, ids):
+def test_padding_changes_nothing_before_it(lm, ids):
     padded = torch.cat([ids, torch.zeros(3, 6, dtype=torch.int64)], dim=1)
     key = "layers.2.residual"
     torch.testing.assert_close(lm.read(padded, [key])[key][:, :21], lm.read(ids, [key])[key], rtol=1e-4, atol=1e-4)
@@ -357,57 +356,33 @@ def test_the_global_random_state_is_left_alone(lm, ids):
     torch.manual_seed(99)
     second = lm.read(ids, ["layers.2.residual"])["layers.2.residual"]
     torch.set_rng_state(state)
-    lm.resume_point(ids, "layers.1.mlp")
+    lm.run_to_site(ids, "layers.1.mlp")
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_special_ids_and_position_0_are_not_spliceable(lm, ids):
-    assert lm.special.tolist() == [True, True] + [False] * 298
+    assert lm.is_special.tolist() == [True, True] + [False] * 298
     mask = lm.spliceable(ids)
     assert not mask[:, 0].any()
     assert not mask[1, 9]
     assert int(mask.sum()) == 3 * 20 - 1
 
 
-def test_sites_that_are_not_there(lm, ids):
+def test_unknown_sites_are_refused(lm, ids):
     with pytest.raises(
         SiteError, match=r"has blocks 0 to 2, there is no layers\.7\.mlp: the closest is layers\.2\.mlp"
     ):
         lm.read(ids, ["layers.7.mlp"])
     with pytest.raises(SiteError):
-        lm.resume_point(ids, "layers.3.residual")
+        lm.run_to_site(ids, "layers.3.residual")
     with pytest.raises(DataError, match=r"layers\.1\.mlp takes activations of shape \[3, 21, 24\], not \[3, 21, 7\]"):
         lm.splice(ids, "layers.1.mlp", torch.zeros(3, 21, 7))
 
 
 def test_nats_are_the_mean_loss_of_transformers(lm, ids):
     out = raw(lm, ids, labels=ids)
-    torch.testing.assert_close(nats(out.logits, ids).mean(), out.loss)
-
-
-def test_loading_says_what_is_wrong(tmp_path, lm_folder):
-    with pytest.raises(StudyError, match=r"lm\.model = '/no/such/model' is not a folder"):
-        LM.load("/no/such/model")
-    (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
-    with pytest.raises(StudyError, match=r"cannot be loaded: "):
-        LM.load(str(tmp_path))
-    with pytest.raises(StudyError, match=r"lm\.context = 65 is more than the 64 tokens"):
-        LM.load(LMConfig(model=str(lm_folder("llama")), context=65))
-
-
-def test_damaged_weights_are_refused(tmp_path, lm_folder):
-    shutil.copytree(lm_folder("llama"), tmp_path / "torn")
-    weights = tmp_path / "torn" / "model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(StudyError, match=r"torn' cannot be loaded: "):
-        LM.load(str(tmp_path / "torn"))
-    kept = load_file(lm_folder("llama") / "model.safetensors")
-    kept.pop("model.layers.1.mlp.up_proj.weight")
-    save_file(kept, weights, metadata={"format": "pt"})
-    with pytest.raises(StudyError, match=r"weights lack model\.layers\.1\.mlp\.up_proj\.weight"):
-        LM.load(str(tmp_path / "torn"))
+    torch.testing.assert_close(next_token_nats(out.logits, ids).mean(), out.loss)
 
 
 def test_the_tokenizers_own_truncation_is_ignored(lm_folder, monkeypatch):
@@ -420,87 +395,3 @@ def test_the_tokenizers_own_truncation_is_ignored(lm_folder, monkeypatch):
     monkeypatch.setattr(type(lm.tokenizer), "is_fast", False)
     assert [one.tolist() for one in lm.encode([text, "b"])] == [one.tolist() for one in ids]
     assert lm.encode([]) == []
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_comes_after_the_last_site_can_be_left_out(lm_folder, lm_of, ids, family):
-    whole, part = lm_of(family), LM.load(str(lm_folder(family)), only=["layers.0.mlp", "layers.1.attention"])
-    sites = ["layers.1.attention", "layers.0.residual"]
-    for site, x in part.read(ids, sites).items():
-        assert torch.equal(x, whole.read(ids, [site])[site])
-    assert not list(part.blocks[2].parameters())
-    assert sum(p.numel() for p in part.model.parameters()) < sum(p.numel() for p in whole.model.parameters())
-    assert part.digest == whole.digest
-    with pytest.raises(AssertionError, match="load it without `only`"):
-        part.logits(ids)
-    with pytest.raises(SiteError, match=r"has blocks 0 to 2"):
-        LM.load(str(lm_folder(family)), only=["layers.4.mlp"]).read(ids, ["layers.4.mlp"])
-
-
-def test_fast_is_float32_until_a_run_decides(lm_folder):
-    assert LM.load(LMConfig(model=str(lm_folder("llama")), dtype="fast")).dtype == torch.float32
-
-
-def test_the_digest_is_that_of_the_weights(lm_folder, tmp_path):
-    one = LM.load(str(lm_folder("llama")))
-    shutil.copytree(lm_folder("llama"), tmp_path / "copy")
-    assert LM.load(str(tmp_path / "copy")).digest == one.digest
-    assert LM.load(str(lm_folder("neox"))).digest != one.digest
-    assert one.context == 64
-    assert one.bos_id == 0
-    assert LM.load(LMConfig(model=str(lm_folder("llama")), bos="none")).bos_id is None
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_the_type_is_the_studys(lm_folder, dtype):
-    lm = LM.load(LMConfig(model=str(lm_folder("llama")), dtype=dtype))
-    x = lm.read([[0, 5, 6]], ["layers.0.residual"])["layers.0.residual"]
-    assert x.dtype == getattr(torch, dtype)
-    resume = lm.resume_point([[0, 5, 6]], "layers.0.residual")
-    assert torch.equal(lm.finish(resume, resume.activation.float()), lm.logits([[0, 5, 6]]))
-
-
-def test_where_and_how_it_is_loaded_goes_through_to_transformers(lm_folder, monkeypatch):
-    import transformers
-
-    asked = {}
-    load = transformers.AutoModelForCausalLM.from_pretrained
-
-    def watched(where, **options):
-        asked.update(options)
-        options.pop("quantization_config", None)
-        options.pop("device_map", None)
-        return load(where, **options)
-
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", watched)
-    eight = {"quant_method": "bitsandbytes", "load_in_8bit": True}
-    folder = str(lm_folder("llama"))
-    LM.load(LMConfig(model=folder, quantization=eight, device_map="auto", attn_implementation="eager"))
-    assert asked["quantization_config"] == eight
-    assert (asked["device_map"], asked["attn_implementation"], asked["dtype"]) == ("auto", "eager", "float32")
-    asked.clear()
-    assert LM.load(LMConfig(model=folder, device="cpu")).device == torch.device("cpu")
-    assert not {"quantization_config", "device_map", "attn_implementation"} & set(asked)
-    assert asked["trust_remote_code"] is False
-
-
-@pytest.mark.parametrize("device", ["xpu:7", "nonsense"])
-def test_a_device_that_is_not_there(lm_folder, device):
-    with pytest.raises(StudyError, match=rf"lm\.device = '{device}' is not to be had on this machine"):
-        LM.load(LMConfig(model=str(lm_folder("llama")), device=device))
-
-
-def test_attention_implementations_agree(lm_folder, ids):
-    eager, own = (
-        LM.load(LMConfig(model=str(lm_folder("llama")), attn_implementation=kind)).logits(ids)
-        for kind in ("eager", None)
-    )
-    torch.testing.assert_close(eager, own, rtol=1e-4, atol=1e-4)
-
-
-def test_code_that_comes_with_a_model_counts_where_it_is_run(lm_folder, tmp_path):
-    folder = shutil.copytree(lm_folder("llama"), tmp_path / "llama")
-    before = [folder_digest(folder, with_code) for with_code in (False, True)]
-    (folder / "modeling.py").write_text("answer = 42\n")
-    after = [folder_digest(folder, with_code) for with_code in (False, True)]
-    assert before[0] == before[1] == after[0] != after[1]

@@ -1,4 +1,4 @@
-"""`lm.dtype = "fast"`: what is decided from what was measured, and that it is measured rightly."""
+"""`lm.dtype = "fast"`: the choice from given measurements, and the measurements."""
 
 import pytest
 import torch
@@ -6,10 +6,11 @@ import torch
 from jumpahead.lm import precision
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.model import LM
-from jumpahead.store import write_atomic
+from jumpahead.lm.precision import MAX_LOSS_SHIFT, MIN_SPEEDUP, choose_dtype
+from jumpahead.storage.atomic import write_atomic
 from jumpahead.text.config import TextConfig
-from jumpahead.text.contexts import tokenize
 from jumpahead.text.documents import documents
+from jumpahead.text.tokenize import tokenize
 
 SITES = ["layers.1.residual"]
 
@@ -41,19 +42,19 @@ FASTER = {"float32": 3.0, "bfloat16": 2.0}
         (FASTER, {"float32": 500.0, "bfloat16": 700.0}, {"float32": 2.5, "bfloat16": 2.4991}, "bfloat16", "-0.0009"),
     ],
 )
-def test_what_is_decided(monkeypatch, config, text, products, rates, loss, dtype, says):
-    """And nothing is measured that cannot matter any more."""
+def test_the_choice_follows_from_the_measurements(monkeypatch, config, text, products, rates, loss, dtype, says):
+    """Nothing is measured that cannot change the choice."""
     measured = []
 
     def note(kind, value):
         measured.append(kind)
-        assert value is not None, f"{kind} was measured needlessly"
+        assert value is not None, f"{kind} was measured without need"
         return value
 
     monkeypatch.setattr(precision, "_product_seconds", lambda _, d: note("product", products[str(d)[6:]]))
-    monkeypatch.setattr(precision, "_rates", lambda *_: note("rates", rates))
-    monkeypatch.setattr(precision, "_loss", lambda lm, _: note("loss", loss and loss[str(lm.dtype)[6:]]))
-    found = precision.decide(config, text, SITES)
+    monkeypatch.setattr(precision, "_tokens_per_second", lambda *_: note("rates", rates))
+    monkeypatch.setattr(precision, "_mean_loss", lambda lm, _: note("loss", loss and loss[str(lm.dtype)[6:]]))
+    found = choose_dtype(config, text, SITES)
     assert found.dtype == dtype
     assert str(found).startswith(dtype)
     assert says in str(found)
@@ -65,23 +66,23 @@ def test_measurements_are_of_the_two_models(config, text):
     exact, fast = (LM.load(config.model_copy(update={"dtype": dtype})) for dtype in ("float32", "bfloat16"))
     contexts = tokenize(documents(text), exact, split="train", held_out=0.3)
     total = 0.0
-    for start, length in zip(contexts.start, contexts.length, strict=True):
+    for start, length in zip(contexts.chunk_start, contexts.chunk_length, strict=True):
         row = torch.tensor([[0, *contexts.tokens[start : start + length].tolist()]])
         log_p = exact.logits(row)[0].double().log_softmax(-1)
         total -= float(log_p[1:-1].gather(1, row[0, 2:, None]).sum())  # position 0 is not scored
     wanted = total / contexts.scored_per_group.sum()
-    assert precision._loss(exact, contexts) == pytest.approx(wanted, rel=1e-6)
-    assert precision._loss(fast, contexts) != precision._loss(exact, contexts)
-    assert precision._loss(fast, contexts) == pytest.approx(wanted, rel=0.02)
-    rates = precision._rates({"float32": exact, "bfloat16": fast}, contexts, SITES)
+    assert precision._mean_loss(exact, contexts) == pytest.approx(wanted, rel=1e-6)
+    assert precision._mean_loss(fast, contexts) != precision._mean_loss(exact, contexts)
+    assert precision._mean_loss(fast, contexts) == pytest.approx(wanted, rel=0.02)
+    rates = precision._tokens_per_second({"float32": exact, "bfloat16": fast}, contexts, SITES)
     assert set(rates) == {"float32", "bfloat16"}
     assert min(rates.values()) > 0
 
 
-def test_a_decision_is_made_on_this_machine(config, text):
-    found = precision.decide(config, text, SITES)
+def test_a_dtype_is_chosen_on_this_machine(config, text):
+    found = choose_dtype(config, text, SITES)
     assert found.dtype in ("float32", "bfloat16")
     assert found.dtype == "float32" or (
-        found.tokens_per_second["bfloat16"] >= precision.WORTH * found.tokens_per_second["float32"]
-        and abs(found.shift) < precision.LARGEST_SHIFT
+        found.tokens_per_second["bfloat16"] >= MIN_SPEEDUP * found.tokens_per_second["float32"]
+        and abs(found.loss_shift) < MAX_LOSS_SHIFT
     )

@@ -1,4 +1,4 @@
-"""Names of sites: ours and other libraries'."""
+"""Names of sites in jumpahead and in other libraries."""
 
 import subprocess
 import sys

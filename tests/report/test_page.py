@@ -12,7 +12,7 @@ import pytest
 
 from jumpahead.frontier import Frontier
 from jumpahead.report.numbers import count, percent, short
-from tests import efficiencies
+from tests import efficiency_json
 
 Json = dict[str, Any]
 HOSTILE = (
@@ -371,7 +371,7 @@ def test_without_javascript_the_tables_are_there(visit: Callable[..., Any], inve
 
 
 def test_what_a_step_costs_is_drawn_as_bars(visit: Callable[..., Any], invented: Json) -> None:
-    page = visit(invented, efficiencies.example())
+    page = visit(invented, efficiency_json.example())
     page.locator("#efficiency").scroll_into_view_if_needed()
     page.locator("[data-efficiency=share] .main-svg").first.wait_for()
     read = (
@@ -414,7 +414,7 @@ def test_the_tool_takes_a_picture_of_a_figure(
     browser: Any, invented: Json, save: Any, tmp_path: Path, figure: str
 ) -> None:
     tool, picture = Path(__file__).parents[2] / "tools" / "screenshot.py", tmp_path / "figures" / "five.png"
-    run = str(save(invented, efficiencies.example()))
+    run = str(save(invented, efficiency_json.example()))
     command = [sys.executable, str(tool), run, str(picture), "--figure", figure, "--scale", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, f"{picture}\n"), done.stderr

@@ -18,7 +18,7 @@ from jumpahead.report import assets, page
 from jumpahead.report.findings import findings, typical
 from jumpahead.report.numbers import count, exact, harmless, interval, metric, percent, short
 from jumpahead.report.series_style import PAPER, SCREEN, contrast, looks, visible
-from tests import efficiencies
+from tests import efficiency_json
 
 HOSTILE = (
     "</script><script>window.hacked=1</script><!--<img src=x onerror=window.hacked=1>\u202eevil\u2028\u0007'\"&amp;"
@@ -244,7 +244,7 @@ def test_notes_are_gathered_and_name_their_saes(make) -> None:
 def test_training_health_is_one_row_per_sae(make) -> None:
     evaluations = make.sweep()
     where = {"asked": 4.0, "reached": 4.05, "step": 200, "share": 0.41}
-    evaluations[0] |= {"health": {"pressure": 0.93, "window": 0.0125}, "settled": where}
+    evaluations[0] |= {"health": {"sparsity_gradient_ratio": 0.93, "window": 0.0125}, "settled": where}
     evaluations[1]["settled"] = {**where, "asked": 8.0, "step": None, "share": None}
     html = page.html(make.build(evaluations))
     text = Text(html).text
@@ -343,7 +343,7 @@ def test_what_a_step_costs_is_on_the_page_if_it_was_measured(make, save) -> None
     assert "efficiency.json" not in without
     assert data_of(without)["efficiency"] is None
 
-    html = report.write(save(data, efficiencies.example())).read_text()
+    html = report.write(save(data, efficiency_json.example())).read_text()
     text = Text(html).text
     assert "Measured on Invented CPU with 2 threads; kernels: numba." in text
     assert "TopK dense, approximate top-k finds 98.1 % of the exact top-k 200 10,240 – 26.0 0.600 220 27.1 217" in text
@@ -366,7 +366,7 @@ def test_what_a_step_costs_is_on_the_page_if_it_was_measured(make, save) -> None
 
 
 def test_hostile_costs_stay_text(make, save) -> None:
-    costs = efficiencies.example(kernels=HOSTILE, notes=[HOSTILE])
+    costs = efficiency_json.example(kernels=HOSTILE, notes=[HOSTILE])
     costs["shapes"][0]["label"] = costs["shapes"][0]["rows"][0]["title"] = HOSTILE
     costs["stages"][0] |= {"title": HOSTILE, "colour": "red;} body{display:none"}
     html = report.write(save(make.build(make.sweep()), costs)).read_text()

@@ -1,7 +1,8 @@
-"""What every architecture must do, over the registry: a new file in jumpahead/sae/ is tested before its first test."""
+"""What every architecture must do, over the registry: a new file in architectures/ is tested before its first test."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import re
@@ -9,17 +10,19 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from pydantic import BaseModel
 
-from jumpahead.engine import kernel_layer, step
+from jumpahead.engine import kernel_layer, train_step
 from jumpahead.errors import ArtefactError, DataError, StudyError
+from jumpahead.sae.architecture import Architecture, Options
 from jumpahead.sae.architectures import ARCHITECTURES
-from jumpahead.sae.base import SAE, Architecture, Counts, Entries, Knobs
+from jumpahead.sae.gradients import Counts, StepInputs
 from jumpahead.sae.recipe import Setting
-from jumpahead.training import begin_as
-from tests.engine.cases import CASES, LAYERS, activations, draw, layer, scrambled, start
+from jumpahead.sae.saved import SAE
+from jumpahead.sae.support import Entries
+from jumpahead.training.job import warm_start
+from tests.engine.cases import CASES, LAYERS, activations, layer, random_state, standard_normal, untrained_state
+from tests.sae.variants import architecture, loss_terms, one_per, options, parametrisation
 
-cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
 names = pytest.mark.parametrize("name", ARCHITECTURES.names())
 C = 17.3  # the scale: x_raw = C·x
 D, WIDTH = 10, 37
@@ -27,14 +30,14 @@ D, WIDTH = 10, 37
 
 def saved_form(case, seed=1):
     """(state, folded SAE): random everything, as a run would save it."""
-    state = scrambled(case, D, WIDTH, seed, torch.float32)
-    return state, SAE(state.arch, state.arch.fold(state.p, C), {"inputs": "abc", "mean": [0.25, -3.0]})
+    state = random_state(case, D, WIDTH, seed, torch.float32)
+    return state, SAE(state.arch, state.arch.fold(state.params, C), {"inputs": "abc", "mean": [0.25, -3.0]})
 
 
 # ---------------------------------------------------------------------------------------------- the registry
 
 
-def test_the_registry_lists_the_three_that_the_frontier_compares():
+def test_the_registry_lists_the_three_architectures_of_the_paper():
     assert ARCHITECTURES.names() == sorted(ARCHITECTURES.names())
     assert {"gated", "jumprelu", "topk"} <= set(ARCHITECTURES.names())
     assert {case.architecture for case in CASES} == set(ARCHITECTURES.names())
@@ -46,16 +49,16 @@ def test_an_unknown_architecture_names_the_nearest(wrong, right):
         ARCHITECTURES.get(wrong)
 
 
-@pytest.mark.parametrize("support", ["base", "ste", "recipe", "control", "auxk", "threshold", "checked", "__init__"])
-def test_files_that_help_are_not_architectures(support):
+@pytest.mark.parametrize("helper", ["architecture", "recipe", "threshold", "auxk", "__init__"])
+def test_modules_beside_the_folder_are_not_architectures(helper):
     with pytest.raises(StudyError):
-        ARCHITECTURES.get(support)
+        ARCHITECTURES.get(helper)
 
 
 @names
-def test_the_header_has_the_paper_and_the_departures_from_it(name):
+def test_the_header_has_a_link_to_the_source_equations_and_departures(name):
     header = importlib.import_module(f"jumpahead.sae.architectures.{name}").__doc__ or ""
-    assert re.search(r"https://arxiv\.org/abs/\d{4}\.\d{5}\b", header)
+    assert re.search(r"https://\S+\w", header.partition("\n")[0]), "the first line links to the source"
     assert re.search(r"^Departures from the paper: \w+", header, re.MULTILINE)
     assert re.search(r"^ {4}\S+ +=", header, re.MULTILINE), "equations stand in the header"
 
@@ -66,16 +69,15 @@ def test_class_attributes_are_complete(name):
     assert issubclass(kind, Architecture)
     assert kind.name == name
     assert kind.title
-    assert re.fullmatch(r"#[0-9A-F]{6}", kind.colour)
-    assert kind.symbol
-    assert isinstance(kind.order, int)
     assert kind.settings
     assert set(kind.settings) <= {"l0", "lambda", "k"}
     assert "l0" in kind.settings, "every series takes l0 = [...]"
     assert "b_enc" in kind.vectors
-    assert issubclass(kind.Options, BaseModel)
+    assert dataclasses.is_dataclass(kind.Options)
+    assert issubclass(kind.Options, Options)
     kind.Options()  # every option has a default
-    assert kind.Options.model_config["extra"] == "forbid"
+    with pytest.raises(TypeError):
+        kind.Options(wings=2)
     assert kind.reconstructions[0].target == "input"
     assert kind.reconstructions[0].live
 
@@ -86,43 +88,33 @@ def test_options_against_the_setting_are_refused_without_a_study_too():
         case._replace(setting=Setting("lambda", 0.3)).arch()
 
 
-DASHES = {"solid", "dot", "dash", "longdash", "dashdot", "longdashdot"}
-
-
-@pytest.mark.parametrize("attribute", ["name", "title", "colour", "symbol", "order"])
-def test_curves_can_be_told_apart(attribute):
-    found = [getattr(ARCHITECTURES.get(name), attribute) for name in ARCHITECTURES.names()]
-    assert len(set(found)) == len(found)
-
-
-def test_a_dash_comes_again_only_where_there_are_no_more():
-    found = {ARCHITECTURES.get(name).dash for name in ARCHITECTURES.names()}
-    assert found <= DASHES
-    assert len(found) == min(len(ARCHITECTURES.names()), len(DASHES))
+def test_titles_are_unique():
+    titles = [ARCHITECTURES.get(name).title for name in ARCHITECTURES.names()]
+    assert len(set(titles)) == len(titles)
 
 
 # ---------------------------------------------------------------------------------------------- initialisation
 
 
-@cases
+@one_per(parametrisation)
 def test_initialisation_is_a_function_of_the_seed(case):
-    one, same, other = (start(case, D, WIDTH, torch.float32, seed=seed) for seed in (5, 5, 6))
-    assert set(one.p) >= {"W_enc", "W_dec", "b_dec", *case.arch().trained}
-    for name, tensor in one.p.items():
-        assert torch.equal(tensor, same.p[name])
+    one, same, other = (untrained_state(case, D, WIDTH, torch.float32, seed=seed) for seed in (5, 5, 6))
+    assert set(one.params) >= {"W_enc", "W_dec", "b_dec", *case.arch().trained}
+    for name, tensor in one.params.items():
+        assert torch.equal(tensor, same.params[name])
         assert tensor.dtype == torch.float32
         assert tensor.is_contiguous()
         shape = {"W_enc": (WIDTH, D), "W_dec": (WIDTH, D), "b_dec": (D,)}.get(name, (WIDTH,))
         assert tensor.shape == shape
-    assert not torch.equal(one.p["W_enc"], other.p["W_enc"])
-    torch.testing.assert_close(one.p["W_dec"].norm(dim=1), torch.ones(WIDTH))
-    assert one.p["W_enc"].data_ptr() != one.p["W_dec"].data_ptr(), "untied"
+    assert not torch.equal(one.params["W_enc"], other.params["W_enc"])
+    torch.testing.assert_close(one.params["W_dec"].norm(dim=1), torch.ones(WIDTH))
+    assert one.params["W_enc"].data_ptr() != one.params["W_dec"].data_ptr(), "untied"
 
 
 # ---------------------------------------------------------------------------------------------- the saved SAE
 
 
-@cases
+@one_per(architecture)
 def test_shapes_and_dtype(case):
     _, one = saved_form(case)
     assert (one.d, one.width, one.architecture) == (D, WIDTH, case.architecture)
@@ -139,7 +131,7 @@ def test_shapes_and_dtype(case):
         one.decode(torch.zeros(2, D))
 
 
-@cases
+@one_per(architecture)
 def test_forward_is_decode_of_encode_and_the_decoder_is_affine(case):
     _, one = saved_form(case)
     x = C * activations(50, D, 2, torch.float32)
@@ -151,7 +143,7 @@ def test_forward_is_decode_of_encode_and_the_decoder_is_affine(case):
     assert torch.equal(one.decode(torch.zeros(WIDTH)), one.params["b_dec"])
 
 
-@cases
+@one_per(options)
 def test_load_of_save_is_bitwise(case, tmp_path):
     _, one = saved_form(case)
     one.save(tmp_path / "sae")
@@ -172,15 +164,17 @@ def test_load_of_save_is_bitwise(case, tmp_path):
     assert (tmp_path / "sae" / "weights.safetensors").read_bytes() == before
 
 
-@cases
+@one_per(parametrisation)
 def test_folded_takes_the_lms_own_activations(case):
     """folded(C·x) = C·training(x), features too; the training form is what the engine computes from its support."""
     state, one = saved_form(case)
-    p, arch = state.p, state.arch
+    p, arch = state.params, state.arch
     x = activations(400, D, 2, torch.float32)
-    v, layer_ = arch.derive(p), kernel_layer("plain")
-    selection = arch.selection(p, v, Knobs(), training=False)
-    support = layer_.support(layer_.centre(x, p["b_dec"]), layer_.encoder(p["W_enc"]), p["b_enc"], selection)
+    v, layer_ = arch.derive(p), kernel_layer("torch")
+    selection = arch.selection(p, v, StepInputs(), training=False)
+    support = layer_.find_support(
+        layer_.centre_input(x, p["b_dec"]), layer_.prepare_encoder(p["W_enc"]), p["b_enc"], selection
+    )
     values = arch.features(arch.values(Entries(support.pre, support.feature, support.part), p, v))
     f = torch.zeros(len(x), WIDTH)
     f[support.token.long(), support.feature.long()] = values
@@ -200,67 +194,71 @@ def test_folded_takes_the_lms_own_activations(case):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-@cases
+@one_per(lambda case: (case.architecture, case.arch().decoder_norm))
 def test_the_declared_decoder_norm_holds_after_every_step(case, name):
-    state, kernels_ = start(case, D, WIDTH, torch.float32), layer(name)
+    state, kernels_ = untrained_state(case, D, WIDTH, torch.float32), layer(name)
     for i in range(12):
-        step(state, activations(40, D, i, torch.float32), 0.02, 1.0, kernels_)
-        norms = state.p["W_dec"].norm(dim=1)
+        train_step(state, activations(40, D, i, torch.float32), 0.02, 1.0, kernels_)
+        norms = state.params["W_dec"].norm(dim=1)
         if state.arch.decoder_norm == "unit":
             assert (norms - 1).abs().max() < 1e-6
     if state.arch.decoder_norm == "free":
         assert (norms - 1).abs().max() > 0.01, "declared free, and yet they keep their norm"
 
 
-@cases
+@one_per(loss_terms)
 def test_the_rule_serves_a_dense_block_of_features_alike(case):
     """Elementwise: entries in a vector, or in a block [features of the block, B], give the same gradients."""
-    state = scrambled(case, D, WIDTH, seed=9)
-    p, arch = state.p, state.arch
-    v, knobs, tokens, block = arch.derive(p), Knobs(0.03), 6, torch.arange(5, 31)
+    state = random_state(case, D, WIDTH, seed=9)
+    p, arch = state.params, state.arch
+    v, step_inputs, tokens, block = arch.derive(p), StepInputs(0.03), 6, torch.arange(5, 31)
     pre = (p["W_enc"] @ (activations(tokens, D, 4) - p["b_dec"]).T + p["b_enc"][:, None])[block]
     sparse = Entries(pre.flatten(), block.repeat_interleave(tokens).int(), token=torch.arange(tokens).repeat(26))
     whole = Entries(pre, block)
     values = arch.values(sparse, p, v), arch.values(whole, p, v)
-    incoming = tuple(0.3 * draw(26, tokens, seed=i) for i in range(len(values[0])))
+    incoming = tuple(0.3 * standard_normal(26, tokens, seed=i) for i in range(len(values[0])))
     for flat, dense in zip(*values, strict=True):
         assert torch.equal(flat, dense.flatten())
-    counts = Counts(tokens, draw(WIDTH, seed=31).abs(), draw(tokens, seed=32).abs())  # of other blocks too
+    counts = Counts(
+        tokens, standard_normal(WIDTH, seed=31).abs(), standard_normal(tokens, seed=32).abs()
+    )  # of other blocks too
     pairs = list(zip((sparse, whole), values, strict=True))
-    flat, dense = (arch.rule(one, value, p, v, knobs, counts) for one, value in pairs)
+    flat, dense = (arch.rule(one, value, p, v, step_inputs, counts) for one, value in pairs)
     flattened = tuple(one.flatten() for one in incoming)
-    assert torch.equal(flat.pre.at(flattened), dense.pre.at(incoming).flatten())
-    torch.testing.assert_close(*(arch.charge(one, value, v) for one, value in pairs))
+    assert torch.equal(flat.pre.evaluate(flattened), dense.pre.evaluate(incoming).flatten())
+    torch.testing.assert_close(*(arch.sparsity_sum(one, value, v) for one, value in pairs))
     assert set(flat.vectors) == set(dense.vectors) == set(arch.trained)
     for name, gradient in flat.vectors.items():
-        assert torch.equal(gradient.at(flattened), dense.vectors[name].at(incoming).flatten())
+        assert torch.equal(gradient.evaluate(flattened), dense.vectors[name].evaluate(incoming).flatten())
 
 
-@cases
+@one_per(parametrisation)
 def test_unfolded_is_what_folds_to_it(case):
     """On activations of another scale too; and rows of W_dec are unit, as training wants them."""
     state, saved = saved_form(case)
     for scale in (C, 2.7):
         p = state.arch.unfold(saved.params, scale)
-        assert {name: tensor.shape for name, tensor in p.items()} == {n: tensor.shape for n, tensor in state.p.items()}
+        assert {name: tensor.shape for name, tensor in p.items()} == {
+            n: tensor.shape for n, tensor in state.params.items()
+        }
         assert torch.allclose(p["W_dec"].norm(dim=1), torch.ones(WIDTH))
         again = state.arch.fold(p, scale)
         for name, tensor in saved.params.items():
             torch.testing.assert_close(again[name], tensor, rtol=2e-5, atol=2e-5)
 
 
-@cases
-def test_saes_that_begin_as_one_share_nothing_with_it_or_each_other(case):
+@one_per(architecture)
+def test_saes_with_one_warm_start_share_no_memory(case):
     _, saved = saved_form(case)
     kept = {name: tensor.clone() for name, tensor in saved.params.items()}
-    sample, layer = activations(300, saved.d, 5, torch.float32), kernel_layer("plain")
-    one, other = (start(case, saved.d, saved.width, torch.float32) for _ in range(2))
+    sample, layer = activations(300, saved.d, 5, torch.float32), kernel_layer("torch")
+    one, other = (untrained_state(case, saved.d, saved.width, torch.float32) for _ in range(2))
     for state in (one, other):
-        begin_as(state, saved, C, sample)
-    before = {name: tensor.clone() for name, tensor in other.p.items()}
-    step(one, sample, 0.03, 0.37, layer)
-    assert any(not torch.equal(one.p[name], tensor) for name, tensor in before.items())
-    assert all(torch.equal(other.p[name], tensor) for name, tensor in before.items())
+        warm_start(state, saved, C, sample)
+    before = {name: tensor.clone() for name, tensor in other.params.items()}
+    train_step(one, sample, 0.03, 0.37, layer)
+    assert any(not torch.equal(one.params[name], tensor) for name, tensor in before.items())
+    assert all(torch.equal(other.params[name], tensor) for name, tensor in before.items())
     assert all(torch.equal(saved.params[name], tensor) for name, tensor in kept.items())
 
 
@@ -326,25 +324,21 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.what.replace(" ", "-"))
-@names
-def test_a_torn_or_foreign_folder_is_an_artefact_error_that_names_the_file(name, damage, tmp_path):
-    case = next(case for case in CASES if case.architecture == name)
-    saved_form(case)[1].save(tmp_path)
+def test_a_damaged_or_foreign_folder_is_an_artefact_error_that_names_the_file(damage, tmp_path):
+    saved_form(CASES[0])[1].save(tmp_path)
     with pytest.raises(ArtefactError, match=re.escape(damage.names)):
         SAE.load(spoil(tmp_path, damage.what))
 
 
-@names
-def test_weights_of_another_sae_are_refused(name, tmp_path):
-    from jumpahead.store import write_tensors
+def test_weights_of_another_sae_are_refused(tmp_path):
+    from jumpahead.storage.tensors import write_tensors
 
-    case = next(case for case in CASES if case.architecture == name)
-    one = saved_form(case)[1]
+    one = saved_form(CASES[0])[1]
     one.save(tmp_path)
     for wrong in ("W_enc", "b_enc", "b_dec"):
         write_tensors(tmp_path / "weights.safetensors", {**one.params, wrong: one.params[wrong][:-1].clone()})
-        with pytest.raises(ArtefactError, match=f"{WIDTH}×{D} {name}"):
+        with pytest.raises(ArtefactError, match=f"{WIDTH}×{D} {one.architecture}"):
             SAE.load(tmp_path)
     write_tensors(tmp_path / "weights.safetensors", {**one.params, "extra": torch.zeros(3)})
-    with pytest.raises(ArtefactError, match=f"{WIDTH}×{D} {name}"):
+    with pytest.raises(ArtefactError, match=f"{WIDTH}×{D} {one.architecture}"):
         SAE.load(tmp_path)

@@ -6,12 +6,15 @@ gradient the paper means.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 
-from jumpahead.sae.base import Knobs
-from tests.engine.cases import CASES, Case, activations, scrambled
+from jumpahead.sae.gradients import StepInputs
+from tests.engine.cases import CASES, Case, activations, random_state
+from tests.sae.variants import loss_terms, one_per
 
 D, WIDTH, TOKENS, SPARSITY = 4, 9, 7, 0.23
 
@@ -50,13 +53,13 @@ def anthropic(p, fixed, x, options, k, dead):
     root = np.sqrt(D)
     theta = root * (np.exp(fixed["log_threshold"]) if "log_threshold" in fixed else fixed["threshold"])
     norms, total = np.sqrt((p["W_dec"] ** 2).sum(1)), 0.0
-    drawn = np.ones(WIDTH, bool) if options["pre_activation_of"] == "all" else dead
+    penalised = np.ones(WIDTH, bool) if options["pre_activation_of"] == "all" else dead
     for row in root * x:
         pi = p["W_enc"] @ (row - root * p["b_dec"]) + root * p["b_enc"]
         f = pi * (pi > theta)
         total += ((row - p["W_dec"].T @ f - root * p["b_dec"]) ** 2).sum()
         total += SPARSITY * D * np.tanh(options["scale"] * f * norms).sum()
-        total += options["pre_activation"] * (relu(theta - pi) * norms)[drawn].sum()
+        total += options["pre_activation"] * (relu(theta - pi) * norms)[penalised].sum()
     return total / len(x) / D
 
 
@@ -81,6 +84,17 @@ def relu_ri_l1(p, fixed, x, options, k, dead):
         f = relu(p["W_enc"] @ (row - p["b_dec"]) + p["b_enc"])
         total += ((row - p["W_dec"].T @ f - p["b_dec"]) ** 2).sum()
         total += SPARSITY * sum(f[j] * np.sqrt((p["W_dec"][j] ** 2).sum()) for j in range(WIDTH))
+    return total / len(x)
+
+
+def prolu(p, fixed, x, options, k, dead):
+    """mean ‖x − x̂‖² + λ·Σ f·‖d‖, f = m where m > 0 and m + b > 0."""
+    total = 0.0
+    for row in x:
+        m = p["W_enc"] @ (row - p["b_dec"]) + p["b_enc"]
+        f = np.where((m > 0) & (m + p["b_gate"] > 0), m, 0.0)
+        total += ((row - p["W_dec"].T @ f - p["b_dec"]) ** 2).sum()
+        total += SPARSITY * (f * np.sqrt((p["W_dec"] ** 2).sum(1))).sum()
     return total / len(x)
 
 
@@ -148,45 +162,45 @@ def nested(p, fixed, x, options, k, dead, levels):
 
 PAPERS = {
     "jumprelu": jumprelu, "gated": gated, "topk": topk, "relu": relu_ri_l1, "batchtopk": batchtopk,
-    "matryoshka": matryoshka, "anthropic": anthropic,
+    "matryoshka": matryoshka, "anthropic": anthropic, "prolu": prolu,
 }  # fmt: skip
-cases = pytest.mark.parametrize(
-    "case", [case for case in CASES if case.architecture in PAPERS], ids=lambda case: case.label
-)
+cases = one_per(loss_terms, [case for case in CASES if case.architecture in PAPERS])
 
 
 def setting_up(case: Case):
-    state = scrambled(case, D, WIDTH, seed=21)
+    state = random_state(case, D, WIDTH, seed=21)
     if case.setting.kind != "lambda":
         state.arch.setting = state.arch.setting._replace(value=3.0)
     dead = torch.arange(WIDTH) % 2 == 0
-    knobs = Knobs(SPARSITY, dead if state.arch.uses_dead else None)
-    return state, activations(TOKENS, D, seed=5), knobs, dead.numpy()
+    step_inputs = StepInputs(SPARSITY, dead if state.arch.needs_dead_features else None)
+    return state, activations(TOKENS, D, seed=5), step_inputs, dead.numpy()
 
 
 def on_paper(case: Case, live, fixed, x, dead):
-    options = case.arch().options.model_dump()
+    options = asdict(case.arch().options)
     return PAPERS[case.architecture](live, fixed, x.numpy(), options, 3, dead)
 
 
 @cases
 def test_the_loss_is_the_papers(case):
-    state, x, knobs, dead = setting_up(case)
-    p = {name: tensor.numpy() for name, tensor in state.p.items()}
+    state, x, step_inputs, dead = setting_up(case)
+    p = {name: tensor.numpy() for name, tensor in state.params.items()}
     wanted = on_paper(case, p, p, x, dead)
-    assert state.arch.loss(state.p, x, knobs).item() == pytest.approx(wanted, rel=1e-12)
+    assert state.arch.loss(state.params, x, step_inputs).item() == pytest.approx(wanted, rel=1e-12)
     assert wanted > 0.1
 
 
 @cases
 def test_the_gradient_is_the_papers_with_its_constants_held_fixed(case):
-    state, x, knobs, dead = setting_up(case)
-    names = [name for name in state.v if "threshold" not in name]
-    if case.architecture == "anthropic" and state.arch.options.ste == "all":
-        names = ["W_dec"]  # others hear the straight-through estimator: test_ste_matches_true_derivative.py
-    leaves = {name: state.p[name].clone().requires_grad_() for name in names}
-    found = torch.autograd.grad(state.arch.loss(state.p | leaves, x, knobs), [leaves[name] for name in names])
-    fixed = {name: tensor.numpy() for name, tensor in state.p.items()}
+    state, x, step_inputs, dead = setting_up(case)
+    names = [name for name in state.second_moments if "threshold" not in name]
+    if case.architecture == "prolu" or (case.architecture == "anthropic" and state.arch.options.ste == "all"):
+        names = ["W_dec"]  # others get the straight-through estimator's gradient, which is tested elsewhere
+    leaves = {name: state.params[name].clone().requires_grad_() for name in names}
+    found = torch.autograd.grad(
+        state.arch.loss(state.params | leaves, x, step_inputs), [leaves[name] for name in names]
+    )
+    fixed = {name: tensor.numpy() for name, tensor in state.params.items()}
     step = 1e-6
     for name, gradient in zip(names, found, strict=True):
         wanted = np.zeros(gradient.shape)
@@ -206,8 +220,8 @@ def test_the_gradient_is_the_papers_with_its_constants_held_fixed(case):
 )
 def test_a_feature_that_is_both_active_and_dead_reconstructs_twice(case):
     """It fires again while AuxK still counts it: its gradient has both terms."""
-    state, x, knobs, _ = setting_up(case)
-    everyone = knobs._replace(dead=torch.ones(WIDTH, dtype=torch.bool))
-    p = {name: tensor.numpy() for name, tensor in state.p.items()}
+    state, x, step_inputs, _ = setting_up(case)
+    everyone = step_inputs._replace(dead=torch.ones(WIDTH, dtype=torch.bool))
+    p = {name: tensor.numpy() for name, tensor in state.params.items()}
     wanted = on_paper(case, p, p, x, np.ones(WIDTH, bool))
-    assert state.arch.loss(state.p, x, everyone).item() == pytest.approx(wanted, rel=1e-12)
+    assert state.arch.loss(state.params, x, everyone).item() == pytest.approx(wanted, rel=1e-12)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jumpahead.engine import step
+from jumpahead.engine import train_step
 from jumpahead.errors import StudyError
+from jumpahead.sae.architecture import Architecture
 from jumpahead.sae.architectures import ARCHITECTURES
-from jumpahead.sae.base import Architecture, Knobs
+from jumpahead.sae.gradients import StepInputs
 from jumpahead.sae.recipe import Setting
-from jumpahead.study.schema import parse
+from jumpahead.study.load import parse
 from tests.engine.cases import (
     LAYERS,
     Case,
@@ -19,14 +20,14 @@ from tests.engine.cases import (
     assert_same_bytes,
     clone,
     layer,
-    scrambled,
-    some_recipe,
+    quick_recipe,
+    random_state,
 )
 
 
 def made(k: float = 3.0, **options) -> Architecture:
     kind = ARCHITECTURES.get("matryoshka")
-    return kind(kind.Options(**options), Setting("k", k), some_recipe())
+    return kind(kind.Options(**options), Setting("k", k), quick_recipe())
 
 
 def test_the_groups_are_the_papers_by_default():
@@ -51,7 +52,7 @@ def test_the_loss_by_hand():
     p = {"W_enc": torch.eye(4).double(), "W_dec": torch.eye(4).double()}
     p |= {name: torch.zeros(4).double() for name in ("b_enc", "b_dec", "threshold")}
     wanted = (0.5 * 5.49 + 2 * 4.49 + 3 * 0.49) / 2 + (0.5 + 2 + 3) * 0.26 / 2
-    assert arch.loss(p, x, Knobs()).item() == pytest.approx(wanted, rel=1e-12)
+    assert arch.loss(p, x, StepInputs()).item() == pytest.approx(wanted, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -59,9 +60,9 @@ def test_the_loss_by_hand():
 def test_one_group_is_batchtopk_to_the_bit(name, aux):
     found = []
     for architecture, options in (("batchtopk", {}), ("matryoshka", {"groups": (1.0,)})):
-        state = scrambled(Case(architecture, {"aux": aux, **options}, Setting("k", 3.0), {}, ""), 7, 40, seed=4)
+        state = random_state(Case(architecture, {"aux": aux, **options}, Setting("k", 3.0), {}, ""), 7, 40, seed=4)
         for i in range(3):
-            step(state, activations(30, 7, i), 0.01, 1.0, layer(name))
+            train_step(state, activations(30, 7, i), 0.01, 1.0, layer(name))
         found.append(state)
     assert_same_bytes(*found)
 
@@ -72,24 +73,24 @@ def test_where_only_all_features_count_it_is_batchtopk(name):
     options = {"aux": 0.21, "groups": (0.2, 0.5, 0.3), "weights": (0.0, 0.0, 1.0)}
     found = []
     for architecture, own in (("batchtopk", {"aux": 0.21}), ("matryoshka", options)):
-        state = scrambled(Case(architecture, own, Setting("k", 3.0), {}, ""), 7, 40, seed=4)
+        state = random_state(Case(architecture, own, Setting("k", 3.0), {}, ""), 7, 40, seed=4)
         for i in range(3):
-            step(state, activations(30, 7, i), 0.01, 1.0, layer(name))
+            train_step(state, activations(30, 7, i), 0.01, 1.0, layer(name))
         found.append(state)
     assert_close(*found, 1e-10)
 
 
 def test_features_of_the_last_group_do_not_hear_the_inner_errors():
     """A weight of the first prefix moves the first group's rows alone (and b_dec)."""
-    before = scrambled(
+    before = random_state(
         Case("matryoshka", {"aux": 0.0, "groups": (0.25, 0.75)}, Setting("k", 3.0), {}, ""), 7, 40, seed=4
     )
     after = []
     for weights in ((1.0, 1.0), (2.5, 1.0)):
         state = clone(before)
         state.arch = made(aux=0.0, groups=(0.25, 0.75), weights=weights)
-        step(state, activations(30, 7, 1), 0.01, 1.0, layer("plain"))
-        after.append(state.p["W_dec"])
+        train_step(state, activations(30, 7, 1), 0.01, 1.0, layer("torch"))
+        after.append(state.params["W_dec"])
     assert torch.equal(after[0][10:], after[1][10:])
     assert not torch.equal(after[0][:10], after[1][:10])
 

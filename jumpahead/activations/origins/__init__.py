@@ -1,4 +1,4 @@
-"""Origins of activations: one file each, which defines `Origin`. A new one is one new file here and nothing else.
+"""Origins of activations: one file each, which defines the class `Origin`. A new origin needs no other change.
 
 `ORIGINS` lists them without importing torch, with those of other packages (registry.py).
 """

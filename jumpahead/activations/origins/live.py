@@ -1,4 +1,4 @@
-"""Activations from the language model, while SAEs are trained on them: nothing is kept on disk."""
+"""Activations computed by the language model while SAEs are trained on them; nothing is written to disk."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jumpahead.activations import ActivationsConfig
-from jumpahead.activations.base import DTYPES, Activations, not_finite, read_options
+from jumpahead.activations.base import DTYPES, Activations, find_non_finite, parse_options
+from jumpahead.activations.config import ActivationsConfig
 from jumpahead.errors import DataError
 from jumpahead.lm.model import LM
 from jumpahead.lm.sites import parse_site
-from jumpahead.store import digest_json
+from jumpahead.storage.digests import digest_json
 from jumpahead.text.contexts import Contexts
 
 
 class Live(Activations):
-    """The trained positions of each group, context by context."""
+    """Activations at the trained positions of every group, context by context."""
 
     def __init__(self, lm: LM, contexts: Contexts, sites: Sequence[str], dtype: str = "float32", block: int = 256):
         self.lm = lm
@@ -42,42 +42,50 @@ class Live(Activations):
     ) -> Live:
         assert lm is not None
         assert contexts is not None
-        read_options(cls, config)
-        return cls(lm, contexts, config.sites, config.dtype, config.block)
+        parse_options(cls, config)
+        return cls.at_sites(config, lm, contexts, config.sites)
+
+    @classmethod
+    def at_sites(cls, config: ActivationsConfig, lm: LM, contexts: Contexts, sites: Sequence[str]) -> Live:
+        """Return a study's activations at some sites."""
+        return cls(lm, contexts, sites, config.dtype, config.block)
 
     def rows(self, group: int) -> dict[str, Tensor]:
-        return self.begin(group)()
+        return self.launch_rows(group)()
 
-    def begin(self, group: int) -> Callable[[], dict[str, Tensor]]:
-        mask = self.contexts.trained(group)
+    def launch_rows(self, group: int) -> Callable[[], dict[str, Tensor]]:
+        mask = self.contexts.trained_mask(group)
         index = torch.from_numpy(np.flatnonzero(mask))
-        found = self.lm.read(self.contexts.ids(group), list(self.widths), self.contexts.positions(group))
+        found = self.lm.read(self.contexts.ids(group), list(self.widths), self.contexts.position_ids(group))
         rows = {
             site: x.flatten(0, 1).index_select(0, index.to(x.device)).to(self.device, self.dtype)
             for site, x in found.items()
         }
         finite = torch.stack([torch.isfinite(x).all() for x in rows.values()])
-        known, arrived = finite, None
+        on_cpu, copied = finite, None
         if finite.is_cuda:
-            known = torch.empty(finite.shape, dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
-            arrived = torch.cuda.current_stream().record_event()
+            on_cpu = torch.empty(finite.shape, dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
+            copied = torch.cuda.current_stream().record_event()
 
         def finish() -> dict[str, Tensor]:
-            if arrived is not None:
-                arrived.synchronize()
-            if not bool(known.all()) and (bad := not_finite(rows)):
-                self._refuse(group, mask, rows, *bad)
+            if copied is not None:
+                copied.synchronize()
+            if not bool(on_cpu.all()) and (bad := find_non_finite(rows)):
+                raise self._non_finite_error(group, mask, rows, *bad)
             return rows
 
         return finish
 
-    def _refuse(self, group: int, mask: np.ndarray, rows: dict[str, Tensor], site: str, row: int) -> None:
+    def _non_finite_error(
+        self, group: int, mask: np.ndarray, rows: dict[str, Tensor], site: str, row: int
+    ) -> DataError:
+        """Return the error for a row with a value that is not finite: it names document, position and value."""
         context, position = (int(i) for i in np.argwhere(mask)[row])
-        chunk = self.contexts.chunk(group)[context, position]
-        name = self.contexts.names[self.contexts.document(group)[chunk]]
+        chunk = self.contexts.chunk_index(group)[context, position]
+        name = self.contexts.document_names[self.contexts.chunk_documents(group)[chunk]]
         value = next(v for v in rows[site][row].tolist() if not -float("inf") < v < float("inf"))
         ways = "lm.dtype = 'float32'" if self.lm.dtype == torch.float16 else "activations.dtype = 'float32'"
-        raise DataError(
+        return DataError(
             f"{site} of {name} has the activation {value} (group {group}, context {context}, position {position}): "
             f"leave the document out, or try {ways}."
         )

@@ -1,9 +1,9 @@
-"""Activations with a known answer: sparse sums of a dictionary that one can look at. No language model.
+"""Synthetic activations: sparse sums of a known dictionary, for testing SAEs. No language model.
 
     x = b + Σ_j a_j · d_j + noise       d_j unit, feature j active with probability p_j, then a_j = max(0.1, N(1, 0.3²))
 
-p_j falls as a power of j, as features of language models do, and sums to `l0`. Group g's rows are a function of (seed,
-site, g) alone. An SAE that works finds the d_j: `dictionary`, `frequency` and `truth` are there to compare with.
+p_j decreases as a power of j, as feature frequencies in language models do, and sums to `l0`. The rows of group g are a
+function of (seed, site, g) alone. Compare what an SAE learns with `dictionary`, `frequency` and `feature_activations`.
 """
 
 from __future__ import annotations
@@ -18,55 +18,56 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from jumpahead.activations import ActivationsConfig
-from jumpahead.activations.base import DTYPES, Activations, Options, read_options
+from jumpahead.activations.base import DTYPES, Activations, OriginOptions, parse_options
+from jumpahead.activations.config import ActivationsConfig
 from jumpahead.lm.model import LM
-from jumpahead.store import digest_json
+from jumpahead.storage.digests import digest_json
 from jumpahead.text.contexts import Contexts
 
 
-class SyntheticOptions(Options):
-    """Size and shape of the known dictionary."""
+class SyntheticOptions(OriginOptions):
+    """Size of the dictionary and statistics of its features."""
 
     d: int = Field(default=32, ge=2)
     """Width of every site."""
     features: int = Field(default=256, ge=1)
-    """Directions in the dictionary."""
+    """Number of features in the dictionary."""
     l0: float = Field(default=4.0, gt=0)
     """Mean number of active features of a row."""
     power: float = Field(default=0.7, ge=0)
-    """How fast frequencies fall: p_j ∝ (j + 1)^−power, at most 1/2."""
+    """Exponent of the frequencies: p_j ∝ (j + 1)^−power, at most 1/2."""
     noise: float = Field(default=0.02, ge=0)
-    """Standard deviation of the noise in each coordinate, where a feature has size about 1."""
+    """Standard deviation of the noise in each coordinate; active features have a mean activation of 1."""
     groups: int = Field(default=256, ge=1)
-    """Groups of rows; what stands for the contexts of a text."""
-    rows: int = Field(default=1024, ge=1)
-    """Rows per group."""
+    """Number of groups of rows."""
+    rows_per_group: int = Field(default=1024, ge=1)
+    """Rows of a group, which correspond to the tokens of a group of contexts."""
     seed: int = Field(default=0, ge=0)
-    """Another seed is another dictionary and other rows."""
+    """Seed of the dictionary and of the rows."""
 
 
 class Synthetic(Activations):
-    """Rows made from a known dictionary, one per site."""
+    """Rows generated from known dictionaries, one per site."""
 
     Options = SyntheticOptions
+    needs_lm = False
 
     def __init__(self, config: ActivationsConfig) -> None:
-        options = cast(SyntheticOptions, read_options(Synthetic, config))
+        options = cast(SyntheticOptions, parse_options(Synthetic, config))
         self.options = options
-        self._first = 0
+        self._first_group = 0
         self.dtype = DTYPES[config.dtype]
         self.widths = dict.fromkeys(config.sites, options.d)
-        self.rows_per_group = np.full(options.groups, options.rows, dtype=np.int64)
+        self.rows_per_group = np.full(options.groups, options.rows_per_group, dtype=np.int64)
         self.groups_per_block = max(1, config.block // 16)
         self.digest = digest_json(["synthetic", options.model_dump(), sorted(self.widths), config.dtype])
         shape = np.arange(1, options.features + 1) ** -options.power
         self.frequency = torch.from_numpy(np.minimum(options.l0 * shape / shape.sum(), 0.5)).float()
-        """float32 [features]: how often each feature is active."""
-        self.dictionary = {site: self._directions(site, options.features) for site in self.widths}
+        """float32 [features]: the probability of each feature to be active."""
+        self.dictionary = {site: self._unit_vectors(site, options.features) for site in self.widths}
         """float32 [features, d] with unit rows, per site."""
-        self.bias = {site: 0.5 * self._directions(site, options.features + 1)[-1] for site in self.widths}
-        """float32 [d], per site: what is there when nothing is active."""
+        self.bias = {site: 0.5 * self._unit_vectors(site, options.features + 1)[-1] for site in self.widths}
+        """float32 [d], per site: the row without active features and noise."""
 
     @classmethod
     def open(
@@ -80,35 +81,38 @@ class Synthetic(Activations):
         return cls(config)
 
     def rows(self, group: int) -> dict[str, Tensor]:
-        return {site: self._make(site, group)[0].to(self.dtype) for site in self.widths}
+        return {site: self._generate(site, group)[0].to(self.dtype) for site in self.widths}
 
     @property
     def held_out(self) -> Synthetic:
-        """As many groups more of the same dictionary."""
+        """Return as many further groups from the same dictionary."""
         others = copy(self)
-        others._first = self.options.groups
+        others._first_group = self.options.groups
         others.digest = digest_json([self.digest, "held out"])
         return others
 
-    def truth(self, group: int) -> dict[str, Tensor]:
-        """float32 [n, features] at every site: how active each feature of each row is."""
-        return {site: self._make(site, group)[1] for site in self.widths}
+    def feature_activations(self, group: int) -> dict[str, Tensor]:
+        """Return the true activation of every feature in every row: float32 [n, features] at every site."""
+        return {site: self._generate(site, group)[1] for site in self.widths}
 
-    def _make(self, site: str, group: int) -> tuple[Tensor, Tensor]:
+    def _generate(self, site: str, group: int) -> tuple[Tensor, Tensor]:
+        """Return a group's rows [n, d] and feature activations [n, features], float32."""
         n, options = int(self.rows_per_group[group]), self.options
-        random = self._random(site, 1, self._first + group)
-        active = random.random((n, options.features), dtype=np.float32) < self.frequency.numpy()
-        size = np.maximum(random.normal(1.0, 0.3, (n, options.features)), 0.1)
+        rng = self._rng(site, 1, self._first_group + group)
+        active = rng.random((n, options.features), dtype=np.float32) < self.frequency.numpy()
+        size = np.maximum(rng.normal(1.0, 0.3, (n, options.features)), 0.1)
         features = torch.from_numpy(np.where(active, size, 0.0).astype(np.float32))
-        noise = torch.from_numpy(random.normal(0.0, options.noise, (n, options.d)).astype(np.float32))
+        noise = torch.from_numpy(rng.normal(0.0, options.noise, (n, options.d)).astype(np.float32))
         return self.bias[site] + features @ self.dictionary[site] + noise, features
 
-    def _directions(self, site: str, count: int) -> Tensor:
-        random = self._random(site, 0, 0)
-        directions = torch.from_numpy(random.normal(size=(count, self.options.d)))
+    def _unit_vectors(self, site: str, count: int) -> Tensor:
+        """Return `count` random unit vectors, float32 [count, d]."""
+        rng = self._rng(site, 0, 0)
+        directions = torch.from_numpy(rng.normal(size=(count, self.options.d)))
         return (directions / directions.norm(dim=1, keepdim=True)).float()
 
-    def _random(self, site: str, *key: int) -> np.random.Generator:
+    def _rng(self, site: str, *key: int) -> np.random.Generator:
+        """Return a random generator that depends on the seed, the site and `key` alone."""
         seed = np.random.SeedSequence((self.options.seed, zlib.crc32(site.encode()), *key))
         return np.random.Generator(np.random.Philox(seed))
 

@@ -5,7 +5,7 @@
     x̂    = W_decᵀ f + b_dec                             rows of W_dec free
     L    = mean over tokens of ‖x − x̂‖² + λ·S + λ_P·P
     S    = Σ_j tanh(c·f_j·‖d_j‖)                        saturates: large features cost what an active entry costs
-    P    = Σ_j ReLU(θ_j − π_j)·‖d_j‖                    over dead features j: draws them back until they fire
+    P    = Σ_j ReLU(θ_j − π_j)·‖d_j‖                    over dead features j: raises π_j until they fire
 
     K = 1 for |π − θ| < ε/2, else 0                     g_j = ∂L/∂f_j without λ_P, the tanh's share of it
                                                         λ/B·c·‖d_j‖·(1 − tanh²(c·f_j·‖d_j‖))
@@ -20,72 +20,65 @@ alone, and its derivative in π is the negative of that in θ.
 Units: the update scales activations to a mean norm of √d, here it is E‖x‖² = 1. `scale` and `pre_activation` are given
 as the update has them: c = scale·√d, λ_P = pre_activation/√d. λ here is its λ_S (about 10 to 20) divided by d.
 
-The support is π_j > θ_j − ε/2, and every token of a dead feature: these go through products (engine/dense.py).
+The support is π_j > θ_j − ε/2, and every token of a dead feature: these are dense products (engine/dense_features.py).
 
 Departures from the paper: P is over dead features alone, as in SAELens, because over all every entry has a
 gradient (`pre_activation_of = "all"`: as published, and as slow as a dense step); β₁ = 0 where it has 0.9, no clipping
 of gradients; W_enc starts as W_dec with unit rows, b_enc at zero; the true derivative in log θ, where the update leaves
 out a factor θ. The preset `paper` has its learning rate and decay, θ and ε at the start, and λ warmed up over the whole
-run. The preset `short` is jumprelu.py's, a requested L0 steered with λ = (controller's price)·median θ/c: where half of
-the window is off, the penalty presses θ with about λ·c, the reconstruction with about θ.
+run. The preset `short` is jumprelu.py's, a requested L0 controlled with λ = (penalty scale)·median θ/c: at entries in
+the window, the penalty's gradient of θ is about λ·c, the reconstruction's about θ.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from jumpahead.sae import base, ste
-from jumpahead.sae.base import (
-    Above,
-    Affine,
-    Counts,
-    Entries,
-    Gradients,
-    Knobs,
-    Number,
-    Params,
-    Thresholds,
-    with_unit_rows,
-)
-from jumpahead.sae.checked import Field
+from jumpahead.sae import ste
+from jumpahead.sae.architecture import Options
+from jumpahead.sae.bounds import AtLeast, Finite, GreaterThan
+from jumpahead.sae.gradients import Affine, Counts, Gradients, StepInputs, Thresholds
+from jumpahead.sae.parameters import Params, with_unit_rows
 from jumpahead.sae.recipe import Recipe, Shape, TrainConfig
+from jumpahead.sae.support import Above, Entries, Number
 from jumpahead.sae.threshold import WithThreshold
 
 
-class Options(base.Options):
+@dataclass(frozen=True, kw_only=True)
+class AnthropicOptions(Options):
     """Options of an `anthropic` series."""
 
-    scale: float = Field(4.0, gt=0, allow_inf_nan=False)
+    scale: Annotated[float, GreaterThan(0), Finite()] = 4.0
     """c, for activations of norm √d: an entry of 1/c there costs 0.76 of what a large one costs."""
-    pre_activation: float = Field(3e-6, ge=0, allow_inf_nan=False)
+    pre_activation: Annotated[float, AtLeast(0), Finite()] = 3e-6
     """λ_P, in the same unit; 0 switches it off."""
     pre_activation_of: Literal["dead", "all"] = "dead"
-    """The features that it is summed over."""
+    """The features that P is summed over."""
     ste: Literal["all", "threshold"] = "all"
-    """What the straight-through estimator trains: also what π comes from, or θ alone."""
+    """The parameters that the straight-through estimator trains: all, through π, or θ alone."""
 
 
 class Anthropic(WithThreshold):
-    """See the module's docstring."""
+    """The JumpReLU SAE of Anthropic's update; equations in the module's docstring."""
 
-    name, title, order = "anthropic", "JumpReLU (Anthropic)", 6
-    colour, dash, symbol = "#000000", "longdash", "star"
-    Options = Options
-    options: Options
-    first_price = 1.0  # where it ends: 0.94 and 0.97 at L0 32 and 8 (docs/LOG.md, 2026-11-26)
+    name, title = "anthropic", "JumpReLU (Anthropic)"
+    Options = AnthropicOptions
+    options: AnthropicOptions
+    initial_penalty_scale = 1.0  # final values: 0.94 and 0.97 at L0 32 and 8 (docs/LOG.md, 2026-11-26)
 
     @classmethod
-    def published(cls, paper: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
+    def paper_recipe(cls, paper: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
         unit = 1 / math.sqrt(shape.d)
         return paper._replace(
             lr=config.lr or 2e-4,
-            lr_decay=config.steps // 5,
-            sparsity_warmup=max(1, config.steps),
-            threshold_start=0.1 * unit,
+            lr_decay_steps=config.steps // 5,
+            sparsity_warmup_steps=max(1, config.steps),
+            initial_threshold=0.1 * unit,
             bandwidth=2.0 * unit,
         )
 
@@ -94,75 +87,93 @@ class Anthropic(WithThreshold):
         return "free"
 
     @property
-    def uses_dead(self) -> bool:
+    def needs_dead_features(self) -> bool:
         return self.options.pre_activation > 0 and self.options.pre_activation_of == "dead"
 
-    def derive(self, p: Params) -> Params:
-        norm, root = p["W_dec"].norm(dim=1), math.sqrt(p["W_dec"].shape[1])
-        return super().derive(p) | {"norm": norm, "steep": self.options.scale * root * norm}
+    def derive(self, params: Params) -> Params:
+        norm, root = params["W_dec"].norm(dim=1), math.sqrt(params["W_dec"].shape[1])
+        return super().derive(params) | {"norm": norm, "steep": self.options.scale * root * norm}
 
-    def drawn(self, knobs: Knobs, like: Tensor) -> Tensor | None:
-        """[M] bool: the features that λ_P is for; None for none. like [M]."""
+    def penalised(self, step_inputs: StepInputs, like: Tensor) -> Tensor | None:
+        """Return the features that P is summed over, [M] bool; None if there are none. like [M]: shape and device."""
         if self.options.pre_activation == 0:
             return None
-        return torch.ones_like(like, dtype=torch.bool) if self.options.pre_activation_of == "all" else knobs.dead
+        return torch.ones_like(like, dtype=torch.bool) if self.options.pre_activation_of == "all" else step_inputs.dead
 
-    def selection(self, p: Params, v: Params, knobs: Knobs, *, training: bool) -> Above:
-        found, drawn = super().selection(p, v, knobs, training=training), self.drawn(knobs, v["theta"])
-        if not training or drawn is None:
+    def selection(self, params: Params, derived: Params, step_inputs: StepInputs, *, training: bool) -> Above:
+        found, penalised = (
+            super().selection(params, derived, step_inputs, training=training),
+            self.penalised(step_inputs, derived["theta"]),
+        )
+        if not training or penalised is None:
             return found
-        return Above(v["lower"].masked_fill(drawn, -torch.inf), (v["lower"], *found.edges))
+        return Above(derived["lower"].masked_fill(penalised, -torch.inf), (derived["lower"], *found.edges))
 
     def rule(
-        self, entries: Entries, values: tuple[Tensor, ...], p: Params, v: Params, knobs: Knobs, counts: Counts
+        self,
+        entries: Entries,
+        values: tuple[Tensor, ...],
+        params: Params,
+        derived: Params,
+        step_inputs: StepInputs,
+        counts: Counts,
     ) -> Gradients:
-        (f,), norm, steep = values, entries.at(v["norm"]), entries.at(v["steep"])
-        jump = self.in_window(entries, v) * entries.at(v["theta"] / v["epsilon"])
+        (f,), norm, steep = values, entries.per_feature(derived["norm"]), entries.per_feature(derived["steep"])
+        jump = self.in_window(entries, derived) * entries.per_feature(derived["theta"] / derived["epsilon"])
         direct = (f > 0) + jump if self.options.ste == "all" else (f > 0).to(f.dtype)
-        slope = knobs.sparsity / counts.tokens * steep * (1 - (f * steep).tanh().square())
-        draw, chain = self._draw(entries, p, v, knobs, counts), entries.at(self.chain(v))
-        d_pre = Affine((direct,), direct * slope - draw * norm)
-        d_theta = Affine((-chain * jump,), chain * (draw * norm - jump * slope))
-        shrink = slope * f / norm + draw * (entries.at(v["theta"]) - entries.pre)
-        return Gradients(d_pre, {"b_enc": d_pre, self.gate: d_theta}, shrink)
+        slope = step_inputs.sparsity_coefficient / counts.tokens * steep * (1 - (f * steep).tanh().square())
+        below_weight, chain = (
+            self._penalty_weights(entries, params, derived, step_inputs, counts),
+            entries.per_feature(self.threshold_derivative(derived)),
+        )
+        d_pre = Affine((direct,), direct * slope - below_weight * norm)
+        d_theta = Affine((-chain * jump,), chain * (below_weight * norm - jump * slope))
+        shrink = slope * f / norm + below_weight * (entries.per_feature(derived["theta"]) - entries.pre)
+        return Gradients(d_pre, {"b_enc": d_pre, self.sparsity_parameter: d_theta}, shrink)
 
-    def _draw(self, entries: Entries, p: Params, v: Params, knobs: Knobs, counts: Counts) -> Tensor:
-        """λ_P/B at each entry that it is for, else 0."""
-        drawn = self.drawn(knobs, v["theta"])
-        if drawn is None:
+    def _penalty_weights(
+        self, entries: Entries, params: Params, derived: Params, step_inputs: StepInputs, counts: Counts
+    ) -> Tensor:
+        """Return λ_P/B at entries below the threshold of penalised features, 0 elsewhere."""
+        penalised = self.penalised(step_inputs, derived["theta"])
+        if penalised is None:
             return torch.zeros_like(entries.pre)
-        below = (entries.pre < entries.at(v["theta"])) & entries.at(drawn)
-        return below.to(entries.pre.dtype) * (self._pre_activation(p) / counts.tokens)
+        below = (entries.pre < entries.per_feature(derived["theta"])) & entries.per_feature(penalised)
+        return below.to(entries.pre.dtype) * (self._pre_activation(params) / counts.tokens)
 
-    def _pre_activation(self, p: Params) -> float:
-        """λ_P in the unit E‖x‖² = 1."""
-        return self.options.pre_activation / math.sqrt(p["W_dec"].shape[1])
+    def _pre_activation(self, params: Params) -> float:
+        """Return λ_P in the unit E‖x‖² = 1."""
+        return self.options.pre_activation / math.sqrt(params["W_dec"].shape[1])
 
-    def charge(self, entries: Entries, values: tuple[Tensor, ...], v: Params) -> Tensor:
-        return (values[0] * entries.at(v["steep"])).tanh().sum(dtype=torch.float64)
+    def sparsity_sum(self, entries: Entries, values: tuple[Tensor, ...], derived: Params) -> Tensor:
+        return (values[0] * entries.per_feature(derived["steep"])).tanh().sum(dtype=torch.float64)
 
-    def loss(self, p: Params, x: Tensor, knobs: Knobs) -> Tensor:
-        v = self.derive(p)
-        pre = (x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]
-        f = ste.jumprelu(pre, v["theta"], v["epsilon"], to_input=self.options.ste == "all")
-        error = (x - f @ p["W_dec"] - p["b_dec"]).square().sum(1).mean()
-        loss = error + knobs.sparsity * (f * v["steep"]).tanh().sum(1).mean()
-        drawn = self.drawn(knobs, v["theta"])
-        if drawn is None:
+    def loss(self, params: Params, x: Tensor, step_inputs: StepInputs) -> Tensor:
+        derived = self.derive(params)
+        pre = (x - params["b_dec"]) @ params["W_enc"].T + params["b_enc"]
+        f = ste.jumprelu(pre, derived["theta"], derived["epsilon"], to_input=self.options.ste == "all")
+        error = (x - f @ params["W_dec"] - params["b_dec"]).square().sum(1).mean()
+        loss = error + step_inputs.sparsity_coefficient * (f * derived["steep"]).tanh().sum(1).mean()
+        penalised = self.penalised(step_inputs, derived["theta"])
+        if penalised is None:
             return loss
-        return loss + self._pre_activation(p) * ((v["theta"] - pre).relu() * v["norm"])[:, drawn].sum(1).mean()
+        return (
+            loss
+            + self._pre_activation(params)
+            * ((derived["theta"] - pre).relu() * derived["norm"])[:, penalised].sum(1).mean()
+        )
 
-    def sparsity_unit(self, p: Params) -> Number:
-        return self.median_threshold(p) / (self.options.scale * math.sqrt(p["W_dec"].shape[1]))
+    def sparsity_unit(self, params: Params) -> Number:
+        return self.median_threshold(params) / (self.options.scale * math.sqrt(params["W_dec"].shape[1]))
 
-    def thresholds(self, v: Params) -> Thresholds:
-        return super().thresholds(v)._replace(in_sqrt_lambda=False)
+    def thresholds(self, derived: Params) -> Thresholds:
+        return super().thresholds(derived)._replace(in_sqrt_lambda=False)
 
-    def fold(self, p: Params, scale: float) -> Params:
-        """Unit d_j by π_j ← ‖d_j‖·π_j and θ_j ← ‖d_j‖·θ_j."""
-        norms, gate = p["W_dec"].double().norm(dim=1).clamp_min(1e-30), p[self.gate].double()
-        moved = gate + norms.log() if self.gate == "log_threshold" else gate * norms
-        return super().fold(p | with_unit_rows(p) | {self.gate: moved}, scale)
+    def fold(self, params: Params, scale: float) -> Params:
+        """Return folded parameters, with unit d_j by π_j ← ‖d_j‖·π_j and θ_j ← ‖d_j‖·θ_j."""
+        norms, old = params["W_dec"].double().norm(dim=1).clamp_min(1e-30), params[self.sparsity_parameter].double()
+        rescaled = old + norms.log() if self.sparsity_parameter == "log_threshold" else old * norms
+        return super().fold(params | with_unit_rows(params) | {self.sparsity_parameter: rescaled}, scale)
 
 
 ARCHITECTURE = Anthropic

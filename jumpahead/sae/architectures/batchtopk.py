@@ -12,10 +12,10 @@
 Of equal π the lower feature, then the earlier token is kept. k is a mean and need not be whole. The support is the kept
 entries with π > 0, and AuxK's.
 
-θ should be the mean of τ over batches, with the weights as they are in the end. r follows the learning rate: θ forgets
-with the weights' own movement. Where lr falls to zero over K steps, the last √(10·K) batches count, in which weights
-move as far as in 5 steps at the peak; where lr is constant, the last 5. At evaluation a token's features depend on that
-token alone.
+θ estimates the mean of τ over batches, for the final weights. r follows the learning rate, so that θ averages over
+fewer batches while weights move fast. Where lr falls to zero over K steps, the last √(10·K) batches count, in which
+weights move as far as in 5 steps at the peak; where lr is constant, the last 5. At evaluation a token's features depend
+on that token alone.
 
 Departures from the paper: both errors as in topk.py; θ is a weighted mean over the last part of training, not a mean
 over batches after it; b_dec starts at the mean activation; no gradient clipping. k_aux = d/2, α = 1/32 as published.
@@ -27,18 +27,19 @@ import torch
 from torch import Tensor
 
 from jumpahead.sae.auxk import WithAuxK, largest
-from jumpahead.sae.base import Above, Knobs, LargestOfBatch, Number, Params, common_parameters, quantile_for_l0
-from jumpahead.sae.recipe import wanted_l0
+from jumpahead.sae.gradients import StepInputs
+from jumpahead.sae.parameters import Params, initial_parameters, quantile_for_l0
+from jumpahead.sae.recipe import requested_l0_at
+from jumpahead.sae.support import Above, LargestOfBatch, Number
 
 RATE = 0.2
 """r at the peak learning rate."""
 
 
 class BatchTopK(WithAuxK):
-    """See the module's docstring."""
+    """The BatchTopK SAE; equations in the module's docstring."""
 
-    name, title, order = "batchtopk", "BatchTopK", 4
-    colour, dash, symbol = "#E69F00", "dashdot", "triangle-down"
+    name, title = "batchtopk", "BatchTopK"
     vectors = ("b_enc", "threshold")
 
     @property
@@ -46,34 +47,36 @@ class BatchTopK(WithAuxK):
         return {"b_enc": 1.0}
 
     def initialise(self, d: int, width: int, generator: torch.Generator, sample: Tensor) -> Params:
-        p, pre = common_parameters(d, width, generator, sample, self.recipe)
-        start = max(0.0, quantile_for_l0(pre, min(wanted_l0(self.recipe, self.setting, 0), width / 2)))
-        return p | {"threshold": torch.full((width,), start)}
+        params, pre = initial_parameters(d, width, generator, sample, self.recipe)
+        start = max(0.0, quantile_for_l0(pre, min(requested_l0_at(self.recipe, self.setting, 0), width / 2)))
+        return params | {"threshold": torch.full((width,), start)}
 
-    def selection(self, p: Params, v: Params, knobs: Knobs, *, training: bool) -> Above | LargestOfBatch:
+    def selection(
+        self, params: Params, derived: Params, step_inputs: StepInputs, *, training: bool
+    ) -> Above | LargestOfBatch:
         if not training:
-            return Above(p["threshold"])
-        chosen = LargestOfBatch(self.asked(knobs), guess=p["threshold"][0])
-        if knobs.dead is None:
+            return Above(params["threshold"])
+        chosen = LargestOfBatch(self.requested_l0(step_inputs), guess=params["threshold"][0])
+        if step_inputs.dead is None:
             return chosen
-        return chosen._replace(dead=knobs.dead, k_dead=self.k_dead(p))
+        return chosen._replace(dead=step_inputs.dead, k_dead=self.k_dead(params))
 
-    def activate(self, p: Params, pre: Tensor) -> Tensor:
-        return pre * (pre > p["threshold"])
+    def activate(self, params: Params, pre: Tensor) -> Tensor:
+        return pre * (pre > params["threshold"])
 
-    def activate_batch(self, p: Params, pre: Tensor, knobs: Knobs) -> Tensor:
-        n = LargestOfBatch(self.asked(knobs), guess=0.0).count(len(pre))
+    def activate_batch(self, params: Params, pre: Tensor, step_inputs: StepInputs) -> Tensor:
+        n = LargestOfBatch(self.requested_l0(step_inputs), guess=0.0).count(len(pre))
         return largest(pre.T.reshape(-1), n).view(pre.shape[1], len(pre)).T
 
-    def begin(self, p: Params, features: Tensor, thresholds: Tensor) -> None:
-        p["b_enc"][features] = p["threshold"][features] - thresholds
+    def reinitialise_features(self, params: Params, features: Tensor, thresholds: Tensor) -> None:
+        params["b_enc"][features] = params["threshold"][features] - thresholds
 
-    def observe(self, p: Params, least: Number, lr: float) -> None:
+    def update_inference_threshold(self, params: Params, least: Number, lr: float) -> None:
         rate = RATE * min(1.0, lr / self.recipe.lr)
-        p["threshold"] += rate * (least - p["threshold"])
+        params["threshold"] += rate * (least - params["threshold"])
 
-    def fold_vectors(self, p: Params, scale: float, norms: Tensor) -> Params:
-        return super().fold_vectors(p, scale, norms) | {"threshold": scale * p["threshold"].double()}
+    def fold_vectors(self, params: Params, scale: float, norms: Tensor) -> Params:
+        return super().fold_vectors(params, scale, norms) | {"threshold": scale * params["threshold"].double()}
 
     def unfold_vectors(self, folded: Params, scale: float, shift: Tensor) -> Params:
         threshold = folded["threshold"].double() / scale

@@ -1,11 +1,11 @@
 """Gated SAE — Improving Dictionary Learning with Gated Sparse Autoencoders, https://arxiv.org/abs/2404.16014
 
     h       = W_gate·(x − b_dec)                    W_enc holds W_gate, b_enc holds b_gate
-    π_gate  = h + b_gate                            what decides whether a feature is active
+    π_gate  = h + b_gate                            decides whether a feature is active
     π_mag   = exp(r_mag)·h + b_mag                  tied weights: W_mag = exp(r_mag)·W_gate
     f       = H(π_gate)·ReLU(π_mag)
     x̂       = W_decᵀ f + b_dec
-    x̂_aux   = W_decᵀ ReLU(π_gate) + b_dec           with W_dec and b_dec frozen: trains the gate alone
+    x̂_aux   = W_decᵀ ReLU(π_gate) + b_dec           with W_dec and b_dec frozen: trains the gate only
     L       = mean over tokens of ‖x − x̂‖² + ‖x − x̂_aux‖² + λ·S
 
     norm = "l1":     S = Σ_j ReLU(π_gate,j)         rows of W_dec have norm one; the original, and the default
@@ -15,134 +15,132 @@
 The support is π_gate > 0. One encoder product serves both paths; both reconstructions use the same rows.
 
 Departures from the paper: no resampling of dead features, no division of the squared error by d; the b_dec inside the
-encoder stays live in the auxiliary path, only the decoder's copies are frozen. The preset `short` starts b_gate
-where L0 starts at the requested one (instead of at M/2) with b_mag = b_gate, starts b_dec at the mean activation, and
-can steer λ towards a requested L0 (control.py).
+encoder stays live in the auxiliary path, only the decoder's copies are frozen. The preset `short` starts b_gate at the
+value that gives the initial L0 (instead of M/2) with b_mag = b_gate, starts b_dec at the mean activation, and can
+control λ for a requested L0 (controller.py).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from jumpahead.sae import base
-from jumpahead.sae.base import (
-    Above,
-    Affine,
-    Architecture,
-    Counts,
-    Entries,
-    Gradients,
-    Knobs,
-    Number,
-    Params,
-    Reconstruction,
-    common_parameters,
-    quantile_for_l0,
-)
+from jumpahead.sae.architecture import Architecture, Options
+from jumpahead.sae.gradients import Affine, Counts, Gradients, Reconstruction, StepInputs
+from jumpahead.sae.parameters import Params, initial_parameters, quantile_for_l0
 from jumpahead.sae.recipe import Recipe, Shape, TrainConfig
+from jumpahead.sae.support import Above, Entries, Number
 
 
-class Options(base.Options):
+@dataclass(frozen=True, kw_only=True)
+class GatedOptions(Options):
     """Options of a `gated` series."""
 
     norm: Literal["l1", "ri-l1"] = "l1"
-    """The sparsity term, and with it the decoder's norm."""
+    """The sparsity term, which also decides the decoder's norm: `l1` unit rows, `ri-l1` free rows."""
 
 
 class Gated(Architecture):
-    """See the module's docstring."""
+    """The Gated SAE; equations in the module's docstring."""
 
-    name, title, order = "gated", "Gated", 1
-    colour, dash, symbol = "#D55E00", "dash", "square"
+    name, title = "gated", "Gated"
     settings = ("l0", "lambda")
     revision = 1
     vectors = ("b_enc", "b_mag", "r_mag")
-    Options = Options
+    Options = GatedOptions
     reconstructions = (Reconstruction("input", live=True, bias=True), Reconstruction("input", live=False, bias=True))
-    options: Options
+    options: GatedOptions
 
     @property
     def decoder_norm(self) -> Literal["unit", "free"]:
         return "free" if self.options.norm == "ri-l1" else "unit"
 
     def initialise(self, d: int, width: int, generator: torch.Generator, sample: Tensor) -> Params:
-        p, pre = common_parameters(d, width, generator, sample, self.recipe)
-        if self.recipe.threshold_start is None:
-            p["b_enc"] -= quantile_for_l0(pre, self.started_l0(width, d))
-        return p | {"b_mag": p["b_enc"].clone(), "r_mag": torch.zeros(width)}
+        params, pre = initial_parameters(d, width, generator, sample, self.recipe)
+        if self.recipe.initial_threshold is None:
+            params["b_enc"] -= quantile_for_l0(pre, self.initial_l0(width, d))
+        return params | {"b_mag": params["b_enc"].clone(), "r_mag": torch.zeros(width)}
 
-    def derive(self, p: Params) -> Params:
-        v = {"scale": p["r_mag"].exp()}
-        return v | {"norm": p["W_dec"].norm(dim=1)} if self.decoder_norm == "free" else v
+    def derive(self, params: Params) -> Params:
+        derived = {"scale": params["r_mag"].exp()}
+        return derived | {"norm": params["W_dec"].norm(dim=1)} if self.decoder_norm == "free" else derived
 
-    def selection(self, p: Params, v: Params, knobs: Knobs, *, training: bool) -> Above:
-        closed = p["b_enc"] - p["b_mag"] / v["scale"]  # π_mag = 0
-        return Above(torch.zeros_like(p["b_enc"]), (closed,))
+    def selection(self, params: Params, derived: Params, step_inputs: StepInputs, *, training: bool) -> Above:
+        closed = params["b_enc"] - params["b_mag"] / derived["scale"]  # π_mag = 0
+        return Above(torch.zeros_like(params["b_enc"]), (closed,))
 
-    def values(self, entries: Entries, p: Params, v: Params) -> tuple[Tensor, ...]:
-        magnitude = self._magnitude(entries, p, v).relu() * (entries.pre > 0)
+    def values(self, entries: Entries, params: Params, derived: Params) -> tuple[Tensor, ...]:
+        magnitude = self._magnitude(entries, params, derived).relu() * (entries.pre > 0)
         return magnitude, entries.pre.relu()
 
-    def _magnitude(self, entries: Entries, p: Params, v: Params) -> Tensor:
-        """π_mag = exp(r_mag)·(π_gate − b_gate) + b_mag at each entry."""
-        return entries.at(v["scale"]) * (entries.pre - entries.at(p["b_enc"])) + entries.at(p["b_mag"])
+    def _magnitude(self, entries: Entries, params: Params, derived: Params) -> Tensor:
+        """Return π_mag = exp(r_mag)·(π_gate − b_gate) + b_mag at each entry."""
+        return entries.per_feature(derived["scale"]) * (
+            entries.pre - entries.per_feature(params["b_enc"])
+        ) + entries.per_feature(params["b_mag"])
 
     def rule(
-        self, entries: Entries, values: tuple[Tensor, ...], p: Params, v: Params, knobs: Knobs, counts: Counts
+        self,
+        entries: Entries,
+        values: tuple[Tensor, ...],
+        params: Params,
+        derived: Params,
+        step_inputs: StepInputs,
+        counts: Counts,
     ) -> Gradients:
-        scale, price = entries.at(v["scale"]), knobs.sparsity / counts.tokens
-        norm = entries.at(v["norm"]) if "norm" in v else torch.ones_like(scale)
+        scale, coefficient = entries.per_feature(derived["scale"]), step_inputs.sparsity_coefficient / counts.tokens
+        norm = entries.per_feature(derived["norm"]) if "norm" in derived else torch.ones_like(scale)
         is_on, is_open = (values[0] > 0).to(scale.dtype), (entries.pre > 0).to(scale.dtype)
         d_mag = Affine((is_on, None))
-        d_gate = Affine((None, is_open), price * norm * is_open)
+        d_gate = Affine((None, is_open), coefficient * norm * is_open)
         d_pre = Affine((scale * is_on, is_open), d_gate.constant)
-        d_r = Affine((is_on * scale * (entries.pre - entries.at(p["b_enc"])), None))
-        shrink = price * values[1] if "norm" in v else None
+        d_r = Affine((is_on * scale * (entries.pre - entries.per_feature(params["b_enc"])), None))
+        shrink = coefficient * values[1] if "norm" in derived else None
         return Gradients(d_pre, {"b_enc": d_gate, "b_mag": d_mag, "r_mag": d_r}, shrink)
 
-    def charge(self, entries: Entries, values: tuple[Tensor, ...], v: Params) -> Tensor:
-        total = values[1] * entries.at(v["norm"]) if "norm" in v else values[1]
+    def sparsity_sum(self, entries: Entries, values: tuple[Tensor, ...], derived: Params) -> Tensor:
+        total = values[1] * entries.per_feature(derived["norm"]) if "norm" in derived else values[1]
         return total.sum(dtype=torch.float64)
 
-    def loss(self, p: Params, x: Tensor, knobs: Knobs) -> Tensor:
-        h = (x - p["b_dec"]) @ p["W_enc"].T
-        gate = h + p["b_enc"]
-        f = (gate > 0) * (p["r_mag"].exp() * h + p["b_mag"]).relu()
-        error = (x - f @ p["W_dec"] - p["b_dec"]).square().sum(1)
-        auxiliary = (x - gate.relu() @ p["W_dec"].detach() - p["b_dec"].detach()).square().sum(1)
-        norms = p["W_dec"].norm(dim=1) if self.decoder_norm == "free" else 1.0
-        return (error + auxiliary + knobs.sparsity * (gate.relu() * norms).sum(1)).mean()
+    def loss(self, params: Params, x: Tensor, step_inputs: StepInputs) -> Tensor:
+        h = (x - params["b_dec"]) @ params["W_enc"].T
+        gate = h + params["b_enc"]
+        f = (gate > 0) * (params["r_mag"].exp() * h + params["b_mag"]).relu()
+        error = (x - f @ params["W_dec"] - params["b_dec"]).square().sum(1)
+        auxiliary = (x - gate.relu() @ params["W_dec"].detach() - params["b_dec"].detach()).square().sum(1)
+        norms = params["W_dec"].norm(dim=1) if self.decoder_norm == "free" else 1.0
+        return (error + auxiliary + step_inputs.sparsity_coefficient * (gate.relu() * norms).sum(1)).mean()
 
-    def activate(self, p: Params, pre: Tensor) -> Tensor:
-        return (pre > 0) * (p["r_mag"].exp() * (pre - p["b_enc"]) + p["b_mag"]).relu()
+    def activate(self, params: Params, pre: Tensor) -> Tensor:
+        return (pre > 0) * (params["r_mag"].exp() * (pre - params["b_enc"]) + params["b_mag"]).relu()
 
-    def begin(self, p: Params, features: Tensor, thresholds: Tensor) -> None:
+    def reinitialise_features(self, params: Params, features: Tensor, thresholds: Tensor) -> None:
         for name in ("b_enc", "b_mag"):
-            p[name][features] = -thresholds
-        p["r_mag"][features] = 0.0
+            params[name][features] = -thresholds
+        params["r_mag"][features] = 0.0
 
-    def steer(self, p: Params, growth: Number) -> None:
-        # π_mag does not depend on b_gate: only who is active moves, by a common shift of the gates.
-        p["b_enc"] -= growth * p["b_enc"].abs().mean().double()
+    def shift_thresholds(self, params: Params, shift: Number) -> None:
+        # π_mag does not depend on b_gate: a common shift of b_gate changes which features are active, not their values.
+        params["b_enc"] -= shift * params["b_enc"].abs().mean().double()
 
     @classmethod
-    def tuned(cls, short: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
-        return short._replace(steering=0.0)
+    def short_recipe(cls, short: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
+        return short._replace(proportional_gain=0.0)
 
-    def fold_vectors(self, p: Params, scale: float, norms: Tensor) -> Params:
-        shift = p["W_enc"].double() @ p["b_dec"].double()
-        growth = p["r_mag"].double().exp()
-        return super().fold_vectors(p, scale, norms) | {
-            "b_mag": scale * norms * (p["b_mag"].double() - growth * shift),
-            "r_mag": p["r_mag"].double() + norms.log(),
+    def fold_vectors(self, params: Params, scale: float, norms: Tensor) -> Params:
+        shift = params["W_enc"].double() @ params["b_dec"].double()
+        ratio = params["r_mag"].double().exp()
+        return super().fold_vectors(params, scale, norms) | {
+            "b_mag": scale * norms * (params["b_mag"].double() - ratio * shift),
+            "r_mag": params["r_mag"].double() + norms.log(),
         }
 
     def unfold_vectors(self, folded: Params, scale: float, shift: Tensor) -> Params:
-        growth = folded["r_mag"].double().exp()
-        b_mag = folded["b_mag"].double() / scale + growth * shift
+        ratio = folded["r_mag"].double().exp()
+        b_mag = folded["b_mag"].double() / scale + ratio * shift
         return super().unfold_vectors(folded, scale, shift) | {"b_mag": b_mag, "r_mag": folded["r_mag"]}
 
 

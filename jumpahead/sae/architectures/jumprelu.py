@@ -19,9 +19,9 @@ requested L0:
 
 The first is the quadratic-frequency penalty (https://www.alignmentforum.org/posts/4uXCAJNuPKtKBsi28): a feature on a
 share ω₀ of the tokens costs twice what it costs in L0. Its λ is fixed or controlled. The others are the paper's loss of
-a fixed L0 (appendix F): nothing is steered, λ is `target_weight`, under the recipe's warm-up of λ. "token" also presses
-the spread of ‖f‖₀ over tokens: E(‖f‖₀/L0* − 1)² = (L̄0/L0* − 1)² + Var ‖f‖₀/L0*². The two kinds do not combine: with
-the frequency penalty a controlled λ reaches L0* as well.
+a fixed L0 (appendix F): there is no controller, λ is `target_weight`, warmed up as the recipe says. "token" also
+penalises the variance of ‖f‖₀ over tokens: E(‖f‖₀/L0* − 1)² = (L̄0/L0* − 1)² + Var ‖f‖₀/L0*². The two kinds do not
+combine: with the frequency penalty a controlled λ reaches L0* as well.
 
 The support is π_j > θ_j − ε_j/2. Where ε_j ≤ 2θ_j that implies π_j > 0 and the paper's ReLU before the jump changes
 nothing; where θ_j < ε_j/2 (possible in the paper's preset only) rectified zeros fall into the window and every token of
@@ -29,47 +29,52 @@ that feature is in its support.
 
 Departures from the paper: none in the preset `paper`, whose target is the unshifted x. The preset `short` starts θ at
 the quantile of the first pre-activations that gives the requested L0, lets the bandwidth follow the thresholds,
-ε_j = min(share·median θ, 1.8·θ_j), starts b_dec at the mean activation, and starts dead features anew at a dozen steps
+ε_j = min(share·median θ, 1.8·θ_j), starts b_dec at the mean activation, and resamples dead features at a dozen steps
 of the first half (engine/resample.py). Its log θ decay towards their median,
 
     log θ_j ← log θ_j + κ·lr_θ·(median log θ − log θ_j)          after Adam's step, lr_θ its learning rate
 
-because a feature that hardly fires has a noisy gradient of θ and, once θ_j is out of reach of π_j, none: it never comes
-back. Where features explain a token independently of each other an entry pays if f² > λ, so one θ = √λ is right for
-all; κ = 12 leaves room for a twelfth of a nat around it. A requested L0 is steered (control.py) with λ = c·(median θ)²,
-where `target` does not say otherwise. The fixed-L0 loss is often implemented on the batch's mean instead of every
-token: both are here. Under the frequency penalty an entry costs λ·(1 + 2p_j/ω₀), so that
-log θ_j − ½·log(1 + 2p_j/ω₀) is what is drawn together.
+because a feature that hardly fires has a noisy gradient of θ and, once π_j never reaches θ_j, none: it stays dead.
+Where features explain a token independently of each other an entry pays if f² > λ, so one θ = √λ is right for all; κ =
+12 allows about a twelfth of a nat around it. A requested L0 is controlled (controller.py) with λ = c·(median θ)²,
+unless `target` says otherwise. The fixed-L0 loss is often implemented on the batch's mean instead of every token: both
+are here. Under the frequency penalty an entry costs λ·(1 + 2p_j/ω₀), so log θ_j − ½·log(1 + 2p_j/ω₀) decays to its
+median instead.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from jumpahead.sae import base, ste
-from jumpahead.sae.base import Affine, Counts, Entries, Gradients, Knobs, Number, Params
-from jumpahead.sae.checked import Field
+from jumpahead.sae import ste
+from jumpahead.sae.architecture import Options
+from jumpahead.sae.bounds import Finite, GreaterThan
+from jumpahead.sae.gradients import Affine, Counts, Gradients, StepInputs
+from jumpahead.sae.parameters import Params
+from jumpahead.sae.support import Entries, Number
 from jumpahead.sae.threshold import WithThreshold
 
 TARGET_WEIGHT = 1.0
-"""The default λ of the loss of a fixed L0. At its minimum the pull (2λ/L0*)·(L̄0/L0* − 1) equals μ, the weight of a
-plain penalty with that L0: so L̄0 ends a share μ·L0*/2λ above L0*. The controllers of an earlier demo ended with μ·L0*/2
-between 0.026 (L0* = 4) and 0.005 (64): one weight serves all settings, and 1 would leave at most 3 % there.
+"""The default λ of the loss of a fixed L0. At its minimum the gradient (2λ/L0*)·(L̄0/L0* − 1) equals μ, the coefficient
+of a plain penalty with that L0: so L̄0 ends a share μ·L0*/2λ above L0*. The controllers of an earlier demo ended with
+μ·L0*/2 between 0.026 (L0* = 4) and 0.005 (64): one weight serves all settings, and 1 would leave at most 3 % there.
 dictionary_learning has 1 as well, in the same unit."""
 
 
-class Options(base.Options):
+@dataclass(frozen=True, kw_only=True)
+class JumpReLUOptions(Options):
     """Options of a `jumprelu` series."""
 
-    frequency_scale: float | None = Field(None, gt=0, allow_inf_nan=False)
+    frequency_scale: Annotated[float, GreaterThan(0), Finite()] | None = None
     """ω₀ of the quadratic-frequency penalty, a share of tokens (0.1 and 0.01 were tried); None: plain L0."""
     target: Literal["controller", "batch", "token"] = "controller"
-    """How a requested L0 is reached: λ is controlled, or by a loss of the batch's mean L0, or of every token's."""
-    target_weight: float = Field(TARGET_WEIGHT, gt=0, allow_inf_nan=False)
-    """λ of that loss, in the unit E‖x‖² = 1: what it costs that L0 is twice the requested one, or zero."""
+    """How a requested L0 is reached: by controlling λ, or by a loss of the batch's mean L0, or of every token's L0."""
+    target_weight: Annotated[float, GreaterThan(0), Finite()] = TARGET_WEIGHT
+    """λ of that loss, in the unit E‖x‖² = 1: the loss at an L0 of twice the requested one, or of zero."""
 
     def objection(self, kind: str) -> str:
         if self.target == "controller":
@@ -83,95 +88,100 @@ class Options(base.Options):
 
 
 class JumpReLU(WithThreshold):
-    """See the module's docstring."""
+    """The JumpReLU SAE; equations in the module's docstring."""
 
-    name, title, order = "jumprelu", "JumpReLU", 0
-    colour, dash, symbol = "#0072B2", "solid", "circle"
-    Options = Options
-    options: Options
-    first_price = 0.75  # where it ends: 0.6 to 0.9, over L0 4 to 64 (docs/LOG.md, 2026-11-26)
+    name, title = "jumprelu", "JumpReLU"
+    Options = JumpReLUOptions
+    options: JumpReLUOptions
+    initial_penalty_scale = 0.75  # final values are 0.6 to 0.9, over L0 4 to 64 (docs/LOG.md, 2026-11-26)
     revision = 2
 
     @property
-    def uses_active(self) -> bool:
+    def needs_token_counts(self) -> bool:
         return self.options.target == "token"
 
     @property
-    def controlled(self) -> bool:
-        return super().controlled and self.options.target == "controller"
+    def is_controlled(self) -> bool:
+        return super().is_controlled and self.options.target == "controller"
 
     @property
-    def fixed_sparsity(self) -> float:
-        return super().fixed_sparsity if self.options.target == "controller" else self.options.target_weight
+    def fixed_sparsity_coefficient(self) -> float:
+        return super().fixed_sparsity_coefficient if self.options.target == "controller" else self.options.target_weight
 
-    def derive(self, p: Params) -> Params:
-        v = super().derive(p)  # a rectified zero is in a window that reaches below 0
-        return v | {"lower": torch.where(v["lower"] < 0, -torch.inf, v["lower"])}
+    def derive(self, params: Params) -> Params:
+        derived = super().derive(params)  # a rectified zero is in a window that reaches below 0
+        return derived | {"lower": torch.where(derived["lower"] < 0, -torch.inf, derived["lower"])}
 
     def rule(
-        self, entries: Entries, values: tuple[Tensor, ...], p: Params, v: Params, knobs: Knobs, counts: Counts
+        self,
+        entries: Entries,
+        values: tuple[Tensor, ...],
+        params: Params,
+        derived: Params,
+        step_inputs: StepInputs,
+        counts: Counts,
     ) -> Gradients:
-        weight = -self.chain(v) / v["epsilon"]
-        slope = self.in_window(entries, v, weight * v["theta"])
-        sparsity = self.in_window(entries, v, weight * self._price(counts, knobs))
+        weight = -self.threshold_derivative(derived) / derived["epsilon"]
+        slope = self.in_window(entries, derived, weight * derived["theta"])
+        sparsity = self.in_window(entries, derived, weight * self._active_entry_cost(counts, step_inputs))
         if self.options.target == "token":
             assert counts.active is not None
-            sparsity = sparsity * entries.across(counts.active / self.asked(knobs) - 1)
-        d_pre, d_theta = Affine((entries.between(v["theta"]),)), Affine((slope,), sparsity)
-        return Gradients(d_pre, {"b_enc": d_pre, self.gate: d_theta}, None)
+            sparsity = sparsity * entries.per_token(counts.active / self.requested_l0(step_inputs) - 1)
+        d_pre, d_theta = Affine((entries.between(derived["theta"]),)), Affine((slope,), sparsity)
+        return Gradients(d_pre, {"b_enc": d_pre, self.sparsity_parameter: d_theta}, None)
 
-    def _price(self, counts: Counts, knobs: Knobs) -> Number:
-        """∂(sparsity term)/∂H(π − θ): a number, or [M]; for target = "token" without its token's factor."""
-        price, l0 = knobs.sparsity / counts.tokens, self.asked(knobs)
+    def _active_entry_cost(self, counts: Counts, step_inputs: StepInputs) -> Number:
+        """Return ∂(sparsity term)/∂H(π − θ), a number or [M]; for target = "token", without the factor per token."""
+        coefficient, l0 = step_inputs.sparsity_coefficient / counts.tokens, self.requested_l0(step_inputs)
         if self.options.target == "token":
-            return price * (2 / l0)
+            return coefficient * (2 / l0)
         if self.options.target == "batch":
-            return price * (2 / l0) * (_mean_l0(counts) / l0 - 1)
+            return coefficient * (2 / l0) * (_mean_l0(counts) / l0 - 1)
         if self.options.frequency_scale is None:
-            return price
-        return price * (1 + counts.fired * (2 / (counts.tokens * self.options.frequency_scale)))
+            return coefficient
+        return coefficient * (1 + counts.fired * (2 / (counts.tokens * self.options.frequency_scale)))
 
-    def penalty(self, charge: Number, counts: Counts, knobs: Knobs) -> Number:
-        l0 = self.asked(knobs)
+    def penalty(self, charge: Number, counts: Counts, step_inputs: StepInputs) -> Number:
+        l0 = self.requested_l0(step_inputs)
         if self.options.target == "token":
             assert counts.active is not None
-            return knobs.sparsity * (counts.active.double() / l0 - 1).square().mean()
+            return step_inputs.sparsity_coefficient * (counts.active.double() / l0 - 1).square().mean()
         if self.options.target == "batch":
-            return knobs.sparsity * (_mean_l0(counts) / l0 - 1) ** 2
+            return step_inputs.sparsity_coefficient * (_mean_l0(counts) / l0 - 1) ** 2
         if self.options.frequency_scale is None:
-            return knobs.sparsity * _mean_l0(counts)
-        p = counts.fired.double() / counts.tokens
-        return knobs.sparsity * (p * (1 + p / self.options.frequency_scale)).sum()
+            return step_inputs.sparsity_coefficient * _mean_l0(counts)
+        frequency = counts.fired.double() / counts.tokens
+        return step_inputs.sparsity_coefficient * (frequency * (1 + frequency / self.options.frequency_scale)).sum()
 
-    def loss(self, p: Params, x: Tensor, knobs: Knobs) -> Tensor:
-        v = self.derive(p)
-        pre = ((x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]).relu()
-        f = ste.jumprelu(pre, v["theta"], v["epsilon"])
-        error = (x - f @ p["W_dec"] - p["b_dec"]).square().sum(1)
-        on = ste.step(pre, v["theta"], v["epsilon"])
-        return error.mean() + knobs.sparsity * self._sparsity(on, self.asked(knobs))
+    def loss(self, params: Params, x: Tensor, step_inputs: StepInputs) -> Tensor:
+        derived = self.derive(params)
+        pre = ((x - params["b_dec"]) @ params["W_enc"].T + params["b_enc"]).relu()
+        f = ste.jumprelu(pre, derived["theta"], derived["epsilon"])
+        error = (x - f @ params["W_dec"] - params["b_dec"]).square().sum(1)
+        on = ste.step(pre, derived["theta"], derived["epsilon"])
+        return error.mean() + step_inputs.sparsity_coefficient * self._sparsity(on, self.requested_l0(step_inputs))
 
-    def _sparsity(self, on: Tensor, asked: float) -> Tensor:
-        """The sparsity term without λ. on [B, M]: H(π − θ)."""
+    def _sparsity(self, on: Tensor, requested_l0: float) -> Tensor:
+        """Return the sparsity term without λ, 0-d. on [B, M]: H(π − θ)."""
         if self.options.target != "controller":
             l0 = on.sum(1) if self.options.target == "token" else on.sum(1).mean()
-            return (l0 / asked - 1).square().mean()
+            return (l0 / requested_l0 - 1).square().mean()
         if self.options.frequency_scale is None:
             return on.sum(1).mean()
         frequency = on.mean(0)
         return (frequency * (1 + frequency / self.options.frequency_scale)).sum()
 
-    def sparsity_unit(self, p: Params) -> Number:
-        return self.median_threshold(p, 2)
+    def sparsity_unit(self, params: Params) -> Number:
+        return self.median_threshold(params, 2)
 
-    def apart(self, counts: Counts) -> Tensor:
-        if self.options.frequency_scale is None or self.gate != "log_threshold":
-            return super().apart(counts)
+    def decay_target_offset(self, counts: Counts) -> Tensor:
+        if self.options.frequency_scale is None or self.sparsity_parameter != "log_threshold":
+            return super().decay_target_offset(counts)
         return 0.5 * (counts.fired * (2 / (counts.tokens * self.options.frequency_scale))).log1p()
 
 
 def _mean_l0(counts: Counts) -> Tensor:
-    """L̄0, active features per token."""
+    """Return L̄0, the mean number of active features per token."""
     return counts.fired.sum(dtype=torch.float64) / counts.tokens
 
 

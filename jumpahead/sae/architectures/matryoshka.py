@@ -3,7 +3,7 @@
     π    = W_enc·(x − b_dec) + b_enc
     f    = ReLU(BatchTopK(π))                       one selection among all features, and of a saved SAE one threshold:
                                                     see batchtopk.py
-    m_1 < … < m_G = M                               the features are cut into G groups: shares of the width M
+    m_1 < … < m_G = M                               the features are split into G groups: shares of the width M
     x̂_g  = Σ_{j ≤ m_g} f_j d_j + b_dec              of the first g groups alone; rows of W_dec have norm one
     x̂    = x̂_G
     L    = Σ_g w_g·‖x − x̂_g‖² + α·(Var x/Var e)·‖e − ê‖²        means over tokens; e = x − x̂ and AuxK as in topk.py
@@ -12,31 +12,37 @@
     ∂L/∂f_j = r_g·d_j,   ∂L/∂d_j = Σ_tokens f_j·r_g             for every feature j of group g
 
 So each feature is projected on one residual, that of its group: nesting costs no more decoding than one x̂. A saved SAE
-is decoded with all features; its order of features is the groups', m_g are the prefixes that reconstruct by themselves.
+is decoded with all features, in the order of the groups; each prefix of m_g features reconstructs x by itself.
 
 Departures from the paper: those of batchtopk.py. The groups are those of its Gemma 2 SAEs (2,048, 6,144, 14,336, 30,720
 and 65,536 features), as shares of the width: 1/32, 1/16, 1/8, 1/4 and the rest; w_g = 1, as it sums the errors (its
-code takes their mean and each weight 1/G, which makes AuxK G² times as heavy against them).
+code takes their mean and each weight 1/G, which makes AuxK G² times as heavy relative to them).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import accumulate
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from jumpahead.sae import auxk
+from jumpahead.sae.architecture import Setting
 from jumpahead.sae.architectures.batchtopk import BatchTopK
-from jumpahead.sae.base import DEAD, MAIN, Entries, Number, Params, Reconstruction, Setting
-from jumpahead.sae.checked import Field
+from jumpahead.sae.auxk import AuxKOptions
+from jumpahead.sae.bounds import NotEmpty
+from jumpahead.sae.gradients import Reconstruction
+from jumpahead.sae.parameters import Params
 from jumpahead.sae.recipe import Recipe
+from jumpahead.sae.support import DEAD, MAIN, Entries, Number
 
 
-class Options(auxk.Options):
+@dataclass(frozen=True, kw_only=True)
+class MatryoshkaOptions(AuxKOptions):
     """Options of a `matryoshka` series."""
 
-    groups: tuple[float, ...] = Field((1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32), min_length=1)
+    groups: Annotated[tuple[float, ...], NotEmpty()] = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
     """The groups' shares of the width, from the first features to the last; together 1."""
     weights: tuple[float, ...] | None = None
     """w_g, the weight of each nested error; None: 1 for each."""
@@ -54,14 +60,13 @@ class Options(auxk.Options):
 
 
 class Matryoshka(BatchTopK):
-    """See the module's docstring."""
+    """The Matryoshka BatchTopK SAE; equations in the module's docstring."""
 
-    name, title, order = "matryoshka", "Matryoshka BatchTopK", 5
-    colour, dash, symbol = "#56B4E9", "longdashdot", "hexagon"
-    Options = Options
-    options: Options  # pyright: ignore[reportIncompatibleVariableOverride] — set once, in __init__
+    name, title = "matryoshka", "Matryoshka BatchTopK"
+    Options = MatryoshkaOptions
+    options: MatryoshkaOptions  # pyright: ignore[reportIncompatibleVariableOverride] — set once, in __init__
 
-    def __init__(self, options: Options, setting: Setting, recipe: Recipe):
+    def __init__(self, options: MatryoshkaOptions, setting: Setting, recipe: Recipe):
         super().__init__(options, setting, recipe)
         first, missed = self.reconstructions
         further = Reconstruction("input", live=True, bias=False, continues=True)
@@ -69,37 +74,37 @@ class Matryoshka(BatchTopK):
 
     @property
     def group_weights(self) -> tuple[float, ...]:
-        """w_g of every group."""
+        """Return w_g of every group."""
         return self.options.weights or (1.0,) * len(self.options.groups)
 
     def ends(self, width: int) -> list[int]:
-        """m_g of every group, at least 1: among few features some groups may have none."""
+        """Return m_g of every group, at least 1; if there are few features some groups are empty."""
         found = [max(1, round(width * share)) for share in accumulate(self.options.groups)]
         return [*found[:-1], width]
 
-    def derive(self, p: Params) -> Params:
-        feature = torch.arange(len(p["W_enc"]), device=p["W_enc"].device)
+    def derive(self, params: Params) -> Params:
+        feature = torch.arange(len(params["W_enc"]), device=params["W_enc"].device)
         group = torch.zeros_like(feature)
         for end in self.ends(len(feature))[:-1]:
             group += feature >= end
         return {"group": group}
 
-    def values(self, entries: Entries, p: Params, v: Params) -> tuple[Tensor, ...]:
-        f, group = entries.pre.relu(), entries.at(v["group"])
-        main = f * entries.within(MAIN)
+    def values(self, entries: Entries, params: Params, derived: Params) -> tuple[Tensor, ...]:
+        f, group = entries.pre.relu(), entries.per_feature(derived["group"])
+        main = f * entries.in_part(MAIN)
         nested = tuple(main * (group == g) for g in range(len(self.options.groups)))
-        return nested if entries.part is None else (*nested, f * entries.within(DEAD))
+        return nested if entries.part is None else (*nested, f * entries.in_part(DEAD))
 
     def features(self, values: tuple[Tensor, ...]) -> Tensor:
         return sum(values[1 : len(self.options.groups)], start=values[0])
 
-    def weights(self, x: Tensor, errors: Tensor) -> tuple[Number, ...]:
-        return *self.group_weights, super().weights(x, errors)[-1]
+    def error_weights(self, x: Tensor, errors: Tensor) -> tuple[Number, ...]:
+        return *self.group_weights, super().error_weights(x, errors)[-1]
 
-    def errors(self, p: Params, x: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
-        error, total, start = x - p["b_dec"], x.new_zeros(()), 0
+    def errors(self, params: Params, x: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+        error, total, start = x - params["b_dec"], x.new_zeros(()), 0
         for end, weight in zip(self.ends(f.shape[1]), self.group_weights, strict=True):
-            error = error - f[:, start:end] @ p["W_dec"][start:end]
+            error = error - f[:, start:end] @ params["W_dec"][start:end]
             total = total + weight * error.square().sum(1).mean()
             start = end
         return total, error

@@ -1,4 +1,4 @@
-"""ReLU SAE with the RI-L1 penalty of Jumping Ahead (appendix D), https://arxiv.org/abs/2407.14435 — the control
+"""ReLU SAE with the RI-L1 penalty of Jumping Ahead (appendix D), https://arxiv.org/abs/2407.14435 — the baseline
 
     π    = W_enc·(x − b_dec) + b_enc
     f    = ReLU(π)
@@ -8,12 +8,12 @@
 
     ∂L/∂π_j = H(π_j)·(∂‖x − x̂‖²/∂f_j + λ‖d_j‖)/B     ∂L/∂d_j gets λ/B·Σ_tokens f_j·d_j/‖d_j‖
 
-The support is π > 0. λ shrinks every f_j besides switching features off: what the other architectures avoid.
+The support is π > 0. λ shrinks every f_j besides switching features off, which the other architectures avoid.
 
-Departures from the paper: it has this penalty in its Gated baseline; here the ReLU SAE carries it, as in Anthropic's
-April 2024 update. No resampling of dead features. The preset `short` starts b_enc where L0 starts at the requested one
-(instead of at M/2), starts b_dec at the mean activation, and can steer λ towards a requested L0 (control.py); the quick
-hand there moves every b_enc by the same small amount, a share of mean |b_enc|.
+Departures from the paper: the paper uses this penalty in its Gated baseline; here it is the ReLU SAE's, as in
+Anthropic's April 2024 update. No resampling of dead features. The preset `short` starts b_enc where L0 starts at the
+requested one (instead of at M/2), starts b_dec at the mean activation, and can control λ for a requested L0
+(controller.py), whose proportional action moves every b_enc by the same amount, a share of mean |b_enc|.
 """
 
 from __future__ import annotations
@@ -23,27 +23,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from jumpahead.sae.base import (
-    Above,
-    Affine,
-    Architecture,
-    Counts,
-    Entries,
-    Gradients,
-    Knobs,
-    Number,
-    Params,
-    common_parameters,
-    quantile_for_l0,
-    with_unit_rows,
-)
+from jumpahead.sae.architecture import Architecture
+from jumpahead.sae.gradients import Affine, Counts, Gradients, StepInputs
+from jumpahead.sae.parameters import Params, initial_parameters, quantile_for_l0, with_unit_rows
+from jumpahead.sae.support import Above, Entries, Number
 
 
 class ReLU(Architecture):
-    """See the module's docstring."""
+    """The ReLU SAE; equations in the module's docstring."""
 
-    name, title, order = "relu", "ReLU", 3
-    colour, dash, symbol = "#CC79A7", "longdash", "diamond"
+    name, title = "relu", "ReLU"
     settings = ("l0", "lambda")
     revision = 1
     vectors = ("b_enc",)
@@ -53,49 +42,55 @@ class ReLU(Architecture):
         return "free"
 
     def initialise(self, d: int, width: int, generator: torch.Generator, sample: Tensor) -> Params:
-        p, pre = common_parameters(d, width, generator, sample, self.recipe)
-        if self.recipe.threshold_start is None:
-            p["b_enc"] -= quantile_for_l0(pre, self.started_l0(width, d))
-        return p
+        params, pre = initial_parameters(d, width, generator, sample, self.recipe)
+        if self.recipe.initial_threshold is None:
+            params["b_enc"] -= quantile_for_l0(pre, self.initial_l0(width, d))
+        return params
 
-    def derive(self, p: Params) -> Params:
-        return {"norm": p["W_dec"].norm(dim=1)}
+    def derive(self, params: Params) -> Params:
+        return {"norm": params["W_dec"].norm(dim=1)}
 
-    def selection(self, p: Params, v: Params, knobs: Knobs, *, training: bool) -> Above:
-        return Above(torch.zeros_like(p["b_enc"]))
+    def selection(self, params: Params, derived: Params, step_inputs: StepInputs, *, training: bool) -> Above:
+        return Above(torch.zeros_like(params["b_enc"]))
 
-    def values(self, entries: Entries, p: Params, v: Params) -> tuple[Tensor, ...]:
+    def values(self, entries: Entries, params: Params, derived: Params) -> tuple[Tensor, ...]:
         return (entries.pre.relu(),)
 
     def rule(
-        self, entries: Entries, values: tuple[Tensor, ...], p: Params, v: Params, knobs: Knobs, counts: Counts
+        self,
+        entries: Entries,
+        values: tuple[Tensor, ...],
+        params: Params,
+        derived: Params,
+        step_inputs: StepInputs,
+        counts: Counts,
     ) -> Gradients:
-        norm, price = entries.at(v["norm"]), knobs.sparsity / counts.tokens
+        norm, coefficient = entries.per_feature(derived["norm"]), step_inputs.sparsity_coefficient / counts.tokens
         on = (values[0] > 0).to(values[0].dtype)
-        d_pre = Affine((on,), price * norm * on)
-        return Gradients(d_pre, {"b_enc": d_pre}, price * values[0])
+        d_pre = Affine((on,), coefficient * norm * on)
+        return Gradients(d_pre, {"b_enc": d_pre}, coefficient * values[0])
 
-    def charge(self, entries: Entries, values: tuple[Tensor, ...], v: Params) -> Tensor:
-        return (values[0] * entries.at(v["norm"])).sum(dtype=torch.float64)
+    def sparsity_sum(self, entries: Entries, values: tuple[Tensor, ...], derived: Params) -> Tensor:
+        return (values[0] * entries.per_feature(derived["norm"])).sum(dtype=torch.float64)
 
-    def loss(self, p: Params, x: Tensor, knobs: Knobs) -> Tensor:
-        f = ((x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]).relu()
-        error = (x - f @ p["W_dec"] - p["b_dec"]).square().sum(1)
-        return (error + knobs.sparsity * (f * p["W_dec"].norm(dim=1)).sum(1)).mean()
+    def loss(self, params: Params, x: Tensor, step_inputs: StepInputs) -> Tensor:
+        f = ((x - params["b_dec"]) @ params["W_enc"].T + params["b_enc"]).relu()
+        error = (x - f @ params["W_dec"] - params["b_dec"]).square().sum(1)
+        return (error + step_inputs.sparsity_coefficient * (f * params["W_dec"].norm(dim=1)).sum(1)).mean()
 
-    def activate(self, p: Params, pre: Tensor) -> Tensor:
+    def activate(self, params: Params, pre: Tensor) -> Tensor:
         return pre.relu()
 
-    def begin(self, p: Params, features: Tensor, thresholds: Tensor) -> None:
-        p["b_enc"][features] = -thresholds
+    def reinitialise_features(self, params: Params, features: Tensor, thresholds: Tensor) -> None:
+        params["b_enc"][features] = -thresholds
 
-    def steer(self, p: Params, growth: Number) -> None:
-        # λ alone ends 3 % below the requested L0 after 146 steps; with this hand, within 1 % (docs/LOG.md, 2026-11-24).
-        p["b_enc"] -= growth * p["b_enc"].abs().mean()
+    def shift_thresholds(self, params: Params, shift: Number) -> None:
+        # λ alone ends 3 % below the requested L0 after 146 steps; with this, within 1 % (docs/LOG.md, 2026-11-24).
+        params["b_enc"] -= shift * params["b_enc"].abs().mean()
 
-    def fold(self, p: Params, scale: float) -> Params:
-        """Unit d_j by π_j ← ‖d_j‖·π_j: the ReLU lets a positive factor through."""
-        return super().fold(p | with_unit_rows(p), scale)
+    def fold(self, params: Params, scale: float) -> Params:
+        """Return folded parameters, with unit d_j by π_j ← ‖d_j‖·π_j: ReLU is positively homogeneous."""
+        return super().fold(params | with_unit_rows(params), scale)
 
 
 ARCHITECTURE = ReLU

@@ -7,8 +7,8 @@
     ê    = W_decᵀ ReLU(TopK_kaux(π among dead features))
     L    = ‖x − x̂‖² + α·(Var x/Var e)·‖e − ê‖²      means over tokens; Var x = mean ‖x − x̄‖² of the batch, a constant
 
-A feature is dead when it has not fired for `dead_after` tokens. The support is the kept entries with π > 0: the k of x̂
-and the kaux of ê; an entry can belong to both.
+A feature is dead when it has not fired for `dead_after_tokens` tokens. The support is the kept entries with π > 0: the
+k of x̂ and the kaux of ê; an entry can belong to both.
 
 Departures from the paper: the whole loss is theirs (both errors normalised by their variance) multiplied by Var x, so
 that its unit is the other architectures'; b_dec starts at the mean activation, not at the geometric median; the encoder
@@ -21,34 +21,35 @@ import torch
 from torch import Tensor
 
 from jumpahead.sae.auxk import WithAuxK, largest
-from jumpahead.sae.base import Knobs, Largest, Params, common_parameters
+from jumpahead.sae.gradients import StepInputs
+from jumpahead.sae.parameters import Params, initial_parameters
+from jumpahead.sae.support import Largest
 
 
 class TopK(WithAuxK):
-    """See the module's docstring."""
+    """The TopK SAE; equations in the module's docstring."""
 
-    name, title, order = "topk", "TopK", 2
-    colour, dash, symbol = "#009E73", "dot", "triangle-up"
-    keeps_whole = True
+    name, title = "topk", "TopK"
+    requires_integer_l0 = True
     vectors = ("b_enc",)
 
-    def k(self, knobs: Knobs) -> int:
-        """Features kept per token."""
-        return max(1, round(self.asked(knobs)))
+    def k(self, step_inputs: StepInputs) -> int:
+        """Return the number of features kept per token."""
+        return max(1, round(self.requested_l0(step_inputs)))
 
     def initialise(self, d: int, width: int, generator: torch.Generator, sample: Tensor) -> Params:
-        return common_parameters(d, width, generator, sample, self.recipe)[0]
+        return initial_parameters(d, width, generator, sample, self.recipe)[0]
 
-    def selection(self, p: Params, v: Params, knobs: Knobs, *, training: bool) -> Largest:
-        if not training or knobs.dead is None:
-            return Largest(self.k(knobs))
-        return Largest(self.k(knobs), knobs.dead, self.k_dead(p))
+    def selection(self, params: Params, derived: Params, step_inputs: StepInputs, *, training: bool) -> Largest:
+        if not training or step_inputs.dead is None:
+            return Largest(self.k(step_inputs))
+        return Largest(self.k(step_inputs), step_inputs.dead, self.k_dead(params))
 
-    def activate(self, p: Params, pre: Tensor) -> Tensor:
-        return largest(pre, self.k(Knobs()))
+    def activate(self, params: Params, pre: Tensor) -> Tensor:
+        return largest(pre, self.k(StepInputs()))
 
-    def activate_batch(self, p: Params, pre: Tensor, knobs: Knobs) -> Tensor:
-        return largest(pre, self.k(knobs))
+    def activate_batch(self, params: Params, pre: Tensor, step_inputs: StepInputs) -> Tensor:
+        return largest(pre, self.k(step_inputs))
 
 
 ARCHITECTURE = TopK

@@ -1,16 +1,19 @@
-"""Kinds of text source: one file each, which defines `SOURCE`. A new one is one new file here and nothing else.
+"""Kinds of text source: one file each, which defines `SOURCE`. A new kind is one new file here and nothing else.
 
-`SOURCES` lists them without importing them, with those of other packages (registry.py). At most one kind recognises a
-`text.source`; what none recognises is read as text files. No torch here.
+`SOURCES` lists them, and those of other packages, without importing them (registry.py). A `text.source` that no kind
+recognises is read as UTF-8 text files. No torch here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+from jumpahead.errors import StudyError
 from jumpahead.registry import Registry
 from jumpahead.text.config import TextConfig
-from jumpahead.text.source import Source, found_files
+from jumpahead.text.files import find_files
+from jumpahead.text.source import Source
 
 SOURCES = Registry("kind of text source", __name__, "SOURCE", "jumpahead.text_sources")
 
@@ -18,13 +21,56 @@ SOURCES = Registry("kind of text source", __name__, "SOURCE", "jumpahead.text_so
 def source_of(config: TextConfig, folder: Path | None = None) -> Source:
     """Return the source that `text.source` means.
 
-    folder: the run's, where text that can be read only once is kept.
+    folder: the run's, in which text that can be read only once is stored. Raises StudyError if several kinds recognise
+    the source, or if a kind of another package fails.
     """
-    kinds: dict[str, type[Source]] = {name: SOURCES.get(name) for name in SOURCES.names()}
+    kinds, load_error = _load_kinds()
     files: dict[str, Path] = {}
-    found = [kind for kind in kinds.values() if kind.recognises(config.source, files)]
-    if not found:
-        files = found_files(config)
-        found = [kind for kind in kinds.values() if kind.recognises(config.source, files)] or [kinds["files"]]
-    assert len(found) == 1, f"{found} all recognise text.source = '{config.source}'"
-    return found[0](config, files, folder)
+    kind = _recognising_kind(kinds, config.source, lambda kind: kind.recognises(config.source))
+    if kind is None and (files := find_files(config)):
+        kind = _recognising_kind(kinds, config.source, lambda kind: kind.recognises_files(files))
+    if kind is None and not files and load_error is not None:
+        raise load_error  # the kind that cannot be loaded may be the one that is meant
+    return (kind or kinds["files"])(config, files, folder)
+
+
+def _load_kinds() -> tuple[dict[str, type[Source]], StudyError | None]:
+    """Return all kinds that can be loaded, by name, and the error of one that cannot, if there is one.
+
+    A package that is broken does not keep studies from using other kinds.
+    """
+    kinds: dict[str, type[Source]] = {}
+    error: StudyError | None = None
+    for name in SOURCES.names():
+        try:
+            kind = SOURCES.get(name)
+        except StudyError as exc:
+            error = exc
+            continue
+        if isinstance(kind, type) and issubclass(kind, Source):
+            kinds[name] = kind
+        else:
+            error = StudyError(f"The kind of text source '{name}' does not extend jumpahead.text.source.Source.")
+    return kinds, error
+
+
+def _recognising_kind(
+    kinds: dict[str, type[Source]], source: str, recognises: Callable[[type[Source]], bool]
+) -> type[Source] | None:
+    """Return the one kind that recognises a source; None if no kind does. Raises StudyError if several do."""
+    found: list[str] = []
+    for name, kind in kinds.items():
+        try:
+            if recognises(kind):
+                found.append(name)
+        except Exception as exc:  # of a class in another package
+            raise StudyError(
+                f"The kind of text source '{name}' failed on text.source = '{source}' ({type(exc).__name__}: {exc}): "
+                "correct the package that defines it, or uninstall it."
+            ) from exc
+    if len(found) > 1:
+        raise StudyError(
+            f"text.source = '{source}' is recognised by several kinds of text source, {' and '.join(found)}: uninstall "
+            "the packages of all but one."
+        )
+    return kinds[found[0]] if found else None

@@ -1,8 +1,8 @@
 """`hf:owner/name`, `hf:owner/name:configuration`, `hf:./folder`: a Hugging Face dataset, read as a stream.
 
 Nothing is downloaded beyond what is read, and reading stops once there are `text.max_tokens` tokens of training text.
-The split is `text.split`, the text stands in `text.column`. A dataset of the hub is known by its name, not by what is
-in it.
+The split is `text.split`, and the text stands in `text.column`. A dataset on the hub is identified by its name, not by
+its content.
 """
 
 from __future__ import annotations
@@ -15,55 +15,57 @@ from typing import Any
 
 from jumpahead.errors import DataError, JumpaheadError, StudyError
 from jumpahead.text.config import TextConfig
-from jumpahead.text.source import Document, Source, found_files, lacks, no_column, stamps
+from jumpahead.text.files import file_stats, find_files
+from jumpahead.text.rows import RowSource, missing_package, unknown_column_error
+from jumpahead.text.source import Document
 
 _PREFIX = "hf:"
 
 
-class Hub(Source):
-    """A document is a row. Needs datasets."""
+class Hub(RowSource):
+    """A Hugging Face dataset: a document is a row. Needs datasets."""
 
-    ends_with_training = True
-    has_rows = True
+    is_streamed = True
 
     def __init__(self, config: TextConfig, files: Mapping[str, Path], folder: Path | None) -> None:
         super().__init__(config, files, folder)
         self.path, _, self.configuration = config.source.removeprefix(_PREFIX).partition(":")
 
     @classmethod
-    def recognises(cls, source: str, files: Mapping[str, Path]) -> bool:
+    def recognises(cls, source: str) -> bool:
         return source.startswith(_PREFIX)
 
-    def objection(self) -> str | None:
+    def problem(self) -> str | None:
         is_local = self.path.startswith(("/", ".", "~"))
         if is_local and not Path(self.path).expanduser().is_dir():
             return "which does not exist (seen from the current folder)"
         if not is_local and (not self.path or self.path.count("/") > 1):
-            return "which is no dataset's name: write hf:owner/name, or hf:owner/name:configuration"
-        return lacks("datasets")
+            return "which is not the name of a dataset: write hf:owner/name, or hf:owner/name:configuration"
+        return missing_package("datasets")
 
     @property
-    def total(self) -> None:
+    def total_bytes(self) -> None:
         return None
 
     def documents(self) -> Iterator[Document]:
-        if objection := self.objection():
-            raise StudyError(f"text.source = '{self.config.source}', {objection}.")
+        if problem := self.problem():
+            raise StudyError(f"text.source = '{self.config.source}', {problem}.")
         column = self.config.column
-        with self._translated():
-            rows = iter(self._opened())
+        with self._translate_errors():
+            rows = iter(self._open())
         for number in itertools.count(1):
-            with self._translated():
+            with self._translate_errors():
                 record = next(rows, None)
             if record is None:
                 return
             if column not in record:
-                raise no_column(column, record, f"{self.config.source}, row {number},")
-            document = self.row(record[column], f"{self.config.source}, row {number}")
+                raise unknown_column_error(column, record, f"{self.config.source}, row {number},")
+            document = self.row_document(record[column], f"{self.config.source}, row {number}")
             if document is not None:
-                yield document._replace(label=f"row {number}")  # its source is the study's
+                yield document._replace(label=f"row {number}")  # the study names the dataset already
 
-    def _opened(self) -> Any:
+    def _open(self) -> Any:
+        """Return the rows of the split as an iterable dataset, of the text's column alone if its names are known."""
         import datasets
 
         path = str(Path(self.path).expanduser()) if self.path.startswith("~") else self.path
@@ -74,20 +76,20 @@ class Hub(Source):
         return found
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Turns what datasets raises, which may be anything, into one sentence."""
+    def _translate_errors(self) -> Iterator[None]:
+        """Raise DataError, in one sentence, for any exception of datasets."""
         try:
             yield
         except JumpaheadError:
             raise
         except Exception as exc:
             lines = [line.strip().rstrip(".") for line in str(exc).splitlines() if line.strip()]
-            reason = "; ".join(lines[:2]) or type(exc).__name__  # the second line often lists what there is
+            reason = "; ".join(lines[:2]) or type(exc).__name__  # the second line often lists the valid names
             raise DataError(f"text.source = '{self.config.source}' cannot be read: {reason}.") from exc
 
     def fingerprint(self) -> Any:
-        """The files of a folder; nothing of a dataset on the hub, whose name is in the study."""
-        return stamps(found_files(TextConfig(source=self.path)))
+        """Return names, sizes and times of a local folder's files; of a dataset on the hub nothing."""
+        return file_stats(find_files(TextConfig(source=self.path)))
 
 
 SOURCE = Hub

@@ -1,6 +1,6 @@
-"""JSON Lines, plain or gzipped: one JSON object per line, its text or messages in `text.column`. A blank line is none.
+"""JSON Lines, plain or gzipped: one JSON object per line, its text or messages in `text.column`. Skips blank lines.
 
-A text may hold U+0000: in JSON somebody wrote it as an escape, it is no sign of a binary file.
+A text may hold U+0000: in JSON it was written as an escape, and is not the sign of a binary file.
 """
 
 from __future__ import annotations
@@ -13,40 +13,42 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jumpahead.errors import DataError
-from jumpahead.text.source import Document, RowFiles, no_column
+from jumpahead.text.rows import RowFiles, unknown_column_error
+from jumpahead.text.source import Document
 
-_WAY_OUT = "remove the line, or leave the file out with text.pattern."
+_ADVICE = "remove the line, or leave the file out with text.pattern."
 
 
 class JSONLines(RowFiles):
-    """A document is a line."""
+    """JSON Lines files: a document is a line."""
 
     suffixes = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 
-    def rows(self, name: str, path: Path) -> Iterator[Document]:
+    def file_documents(self, name: str, path: Path) -> Iterator[Document]:
         column = self.config.column
         for number, line in enumerate(self._lines(path), start=1):
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if not line.strip():
                 continue
-            record = _object(line, path, number)
+            record = _parse_object(line, path, number)
             if column not in record:
-                raise no_column(column, record, f"{path}, line {number},")
-            document = self.row(record[column], f"{name}, line {number}")
+                raise unknown_column_error(column, record, f"{path}, line {number},")
+            document = self.row_document(record[column], f"{name}, line {number}")
             if document is not None:
                 yield document
 
     def _lines(self, path: Path) -> Iterator[bytes]:
-        before, is_packed = self.done, path.name.lower().endswith(".gz")
+        """Yield the lines of a file, updating `bytes_read`. Raises DataError if it cannot be read or unpacked."""
+        before, is_gzipped = self.bytes_read, path.name.lower().endswith(".gz")
         try:
             with open(path, "rb") as raw:
-                file = gzip.GzipFile(fileobj=raw) if is_packed else raw
+                file = gzip.GzipFile(fileobj=raw) if is_gzipped else raw
                 for line in file:
-                    if is_packed:
-                        self.done = before + raw.tell()
+                    if is_gzipped:
+                        self.bytes_read = before + raw.tell()
                     else:
-                        self.done += len(line)
+                        self.bytes_read += len(line)
                     yield line
         except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
             raise DataError(f"{path} is torn or is not gzip: {exc}.") from exc
@@ -54,20 +56,21 @@ class JSONLines(RowFiles):
             raise DataError(f"{path} cannot be read: {exc.strerror}.") from exc
 
 
-def _object(line: bytes, path: Path, number: int) -> dict[str, object]:
+def _parse_object(line: bytes, path: Path, number: int) -> dict[str, object]:
+    """Return the JSON object of a line. Raises DataError, naming the line, if it is not one."""
     if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"{path} is UTF-16: convert it to UTF-8.")
     try:
         record = json.loads(line.decode())
     except UnicodeDecodeError as exc:
         raise DataError(
-            f"line {number} of {path} is not UTF-8 (byte 0x{line[exc.start]:02x} at {exc.start} in it): {_WAY_OUT}"
+            f"line {number} of {path} is not UTF-8 (byte 0x{line[exc.start]:02x} at {exc.start} in it): {_ADVICE}"
         ) from exc
     except (ValueError, RecursionError) as exc:
         what = f" ({exc.msg.lower()} at {exc.pos + 1})" if isinstance(exc, json.JSONDecodeError) else ""
-        raise DataError(f"line {number} of {path} is not JSON{what}: {_WAY_OUT}") from exc
+        raise DataError(f"line {number} of {path} is not JSON{what}: {_ADVICE}") from exc
     if not isinstance(record, dict):
-        raise DataError(f"line {number} of {path} is a JSON {type(record).__name__}, not an object: {_WAY_OUT}")
+        raise DataError(f"line {number} of {path} is a JSON {type(record).__name__}, not an object: {_ADVICE}")
     return record
 
 

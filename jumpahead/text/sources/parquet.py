@@ -1,4 +1,4 @@
-"""Parquet: a file or a folder of them, the text or the messages in `text.column`. Rows are read a few at a time."""
+"""Parquet: a file or a folder of them, with text or messages in `text.column`. Rows are read a few at a time."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from pathlib import Path
 from typing import Any
 
 from jumpahead.errors import DataError, StudyError
-from jumpahead.text.source import Document, RowFiles, holds_messages, lacks, no_column
+from jumpahead.text.rows import RowFiles, messages_error, missing_package, unknown_column_error
+from jumpahead.text.source import Document
 
-_ROWS = 256
-"""Read at once."""
+_ROWS_AT_ONCE = 256
 
 
 class Parquet(RowFiles):
-    """A document is a row. Needs pyarrow."""
+    """Parquet files: a document is a row. Needs pyarrow."""
 
     suffixes = (".parquet",)
 
-    def objection(self) -> str | None:
-        return super().objection() or lacks("pyarrow")
+    def problem(self) -> str | None:
+        return super().problem() or missing_package("pyarrow")
 
-    def rows(self, name: str, path: Path) -> Iterator[Document]:
-        if lacking := lacks("pyarrow"):
-            raise StudyError(f"text.source = '{self.config.source}' is Parquet, {lacking}.")
+    def file_documents(self, name: str, path: Path) -> Iterator[Document]:
+        if missing := missing_package("pyarrow"):
+            raise StudyError(f"text.source = '{self.config.source}' is Parquet, {missing}.")
         import pyarrow
 
-        before, size = self.done, path.stat().st_size
+        before, size = self.bytes_read, path.stat().st_size
         try:
             file = self._open(path)
             number, rows = 0, max(1, file.metadata.num_rows)
-            for batch in file.iter_batches(batch_size=_ROWS, columns=[self.config.column]):
+            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[self.config.column]):
                 for value in batch.column(0):
                     number += 1
-                    self.done = before + size * number // rows
-                    document = self.row(value.as_py(), f"{name}, row {number}")
+                    self.bytes_read = before + size * number // rows
+                    document = self.row_document(value.as_py(), f"{name}, row {number}")
                     if document is not None:
                         yield document
         except UnicodeDecodeError as exc:
@@ -44,24 +44,24 @@ class Parquet(RowFiles):
             raise DataError(f"{path} is torn or is not Parquet: {reason}.") from exc
 
     def _open(self, path: Path) -> Any:
-        """The file, in which the column is and holds text, or lists where the study asks for conversations."""
+        """Return the opened file. Raises DataError if its column does not hold text, or lists with `text.chat`."""
         import pyarrow.parquet
 
         file, column = pyarrow.parquet.ParquetFile(path), self.config.column
         if column not in file.schema_arrow.names:
-            raise no_column(column, file.schema_arrow.names, str(path))
+            raise unknown_column_error(column, file.schema_arrow.names, str(path))
         kind: Any = file.schema_arrow.field(column).type
         if pyarrow.types.is_dictionary(kind):
             kind = kind.value_type
         is_text = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
         is_list = pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)
-        what = f"{path}: the column '{column}' (text.column) holds {kind}"
+        subject = f"{path}: the column '{column}' (text.column) holds {kind}"
         if self.config.chat and not is_list:
-            raise DataError(f"{what}, not the lists of messages that text.chat asks for.")
+            raise DataError(f"{subject}, not the lists of messages that text.chat needs.")
         if is_list and not self.config.chat:
-            raise holds_messages(what)
+            raise messages_error(subject)
         if not (is_text or is_list):
-            raise DataError(f"{what}, not text.")
+            raise DataError(f"{subject}, not text.")
         return file
 
 

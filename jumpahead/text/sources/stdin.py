@@ -1,66 +1,71 @@
-"""`-`: UTF-8 text from standard input, as if it were a file. It is kept in the run's folder, so that the run can go on.
+"""`-`: UTF-8 text from standard input, as one document. It is stored in the run's folder, so that the run can continue.
 
-Whoever starts the same run again may leave the input away; another input is another text.
+Continuing the run needs no input again. Another input replaces the text.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jumpahead import store
 from jumpahead.errors import DataError
 from jumpahead.progress import Progress
+from jumpahead.storage.atomic import write_atomic
+from jumpahead.storage.digests import digest_file
+from jumpahead.storage.layout import RunPaths
 from jumpahead.text.source import Document, Source
-from jumpahead.text.sources.files import Files
+from jumpahead.text.utf8 import read_document
 
 
 class Stdin(Source):
-    """A pipe."""
+    """Text from standard input."""
 
     @classmethod
-    def recognises(cls, source: str, files: Mapping[str, Path]) -> bool:
+    def recognises(cls, source: str) -> bool:
         return source == "-"
 
     @property
-    def _kept(self) -> Path | None:
-        """Where the text lies once it was read."""
-        path = store.Run(self.folder).stdin if self.folder else None
+    def _stored(self) -> Path | None:
+        """Return the path of the stored text; None if none was read yet."""
+        path = RunPaths(self.folder).stdin if self.folder else None
         return path if path and path.is_file() else None
 
     def prepare(self, progress: Progress) -> None:
-        assert self.folder is not None, "standard input is kept in a run's folder"
+        assert self.folder is not None, "standard input is stored in a run's folder"
         if sys.stdin is None or sys.stdin.isatty():
             return
         progress.say("text: reading standard input")
-        target = store.Run(self.folder).stdin
-        new = store.write_atomic(target.with_suffix(".new"), _copy)
-        if new.stat().st_size and store.digest_file(new) != self.fingerprint():
+        target = RunPaths(self.folder).stdin
+        new = write_atomic(target.with_suffix(".new"), _copy_stdin)
+        if new.stat().st_size and digest_file(new) != self.fingerprint():
             new.replace(target)
-        else:  # nothing, or the same again
+        else:  # empty, or the text that is stored already
             new.unlink()
 
     @property
-    def total(self) -> int | None:
-        return self._kept.stat().st_size if self._kept else None
+    def total_bytes(self) -> int | None:
+        return self._stored.stat().st_size if self._stored else None
 
     def documents(self) -> Iterator[Document]:
-        if self._kept is None:
-            raise DataError("text.source = '-' and nothing came from standard input: pipe text into `jumpahead run`.")
-        file = Files(self.config, {"stdin": self._kept}, None)
-        for document in file.documents():
-            self.done = file.done
-            yield document
+        if self._stored is None:
+            raise DataError("text.source = '-', but standard input was empty: pipe text into `jumpahead run`.")
+        self.bytes_read = 0
+        yield read_document("stdin", self._stored, self._count)
+
+    def _count(self, read: int) -> None:
+        """Add `read` bytes to those that were read."""
+        self.bytes_read += read
 
     def fingerprint(self) -> Any:
-        """SHA-256 of the text; None before it was read."""
-        return store.digest_file(self._kept) if self._kept else None
+        """Return the SHA-256 of the text; None if none was read yet."""
+        return digest_file(self._stored) if self._stored else None
 
 
-def _copy(path: Path) -> None:
+def _copy_stdin(path: Path) -> None:
+    """Write standard input into a file."""
     with open(path, "wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
 

@@ -1,65 +1,66 @@
-"""`stdlib`: the running Python's own library, one document per `.py` file, known by its relative path.
+"""`stdlib`: the running Python's own library, one document per `.py` file, identified by its relative path.
 
-Without the test suite, `encodings`, `lib2to3` and `site-packages`. Files that are not UTF-8 are passed over.
+Without the test suite, `encodings`, `lib2to3` and `site-packages`. Skips files that are not UTF-8.
 """
 
 from __future__ import annotations
 
 import os
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jumpahead.text.source import Document, Source, rank
+from jumpahead.text.files import order_key
+from jumpahead.text.source import Document, Source
 
-# Neither prose nor program: generated tables, the test suite, and what pip put there.
-STDLIB_WITHOUT = frozenset(
+EXCLUDED_FOLDERS = frozenset(
     {"test", "tests", "idle_test", "encodings", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
 )
+"""Generated tables, the test suite, and installed packages."""
 
 
 class Stdlib(Source):
-    """Text that is on every machine which can run this program."""
+    """Python's standard library: text that is on every machine that can run jumpahead."""
 
     @classmethod
-    def recognises(cls, source: str, files: Mapping[str, Path]) -> bool:
+    def recognises(cls, source: str) -> bool:
         return source == "stdlib"
 
     @property
-    def total(self) -> int:
-        return sum(path.stat().st_size for path in stdlib_sources(stdlib_root()))
+    def total_bytes(self) -> int:
+        return sum(path.stat().st_size for path in stdlib_files(stdlib_root()))
 
     def documents(self) -> Iterator[Document]:
-        self.done = 0
-        for document in sorted(stdlib_documents(), key=lambda document: rank(document.identity)):
-            self.done += len(document.text.encode())
+        self.bytes_read = 0
+        for document in sorted(stdlib_documents(), key=lambda document: order_key(document.identity)):
+            self.bytes_read += len(document.text.encode())
             yield document
 
     def fingerprint(self) -> Any:
-        """Names and sizes alone: the library is installed, not edited."""
+        """Return names and sizes; times are left out because the library is installed, not edited."""
         root = stdlib_root()
-        return [(path.relative_to(root).as_posix(), path.stat().st_size) for path in stdlib_sources(root)]
+        return [(path.relative_to(root).as_posix(), path.stat().st_size) for path in stdlib_files(root)]
 
 
 def stdlib_root() -> Path:
-    """Where the running Python's own library lies."""
+    """Return the folder of the running Python's own library."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
-def stdlib_sources(root: Path) -> list[Path]:
-    """Its `.py` files, in the order of relative paths, without the test suite and the like."""
+def stdlib_files(root: Path) -> list[Path]:
+    """Return the library's `.py` files in the order of relative paths, without those in excluded folders."""
     found = []
     for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if name not in STDLIB_WITHOUT]
+        folders[:] = [name for name in folders if name not in EXCLUDED_FOLDERS]
         found += [Path(folder, name) for name in files if name.endswith(".py")]
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
 def stdlib_documents(root: Path | None = None) -> Iterator[Document]:
-    """One document per file, in the order of relative paths."""
+    """Yield one document per file, in the order of relative paths."""
     root = root or stdlib_root()
-    for path in stdlib_sources(root):
+    for path in stdlib_files(root):
         try:
             text = path.read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError):

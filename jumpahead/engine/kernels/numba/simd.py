@@ -1,6 +1,6 @@
-"""Vector instructions that numba does not find by itself, as LLVM operations: they compile for every processor.
+"""SIMD operations that numba does not generate by itself, as LLVM instructions, which compile for every processor.
 
-A bfloat16 is the upper half of a float32; numba has no such type, so products in bfloat16 are looked at as int16.
+A bfloat16 is the upper half of a float32. numba has no such type, so products in bfloat16 are viewed as int16.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from numba.extending import intrinsic as _intrinsic
 from numba.extending import overload
 
 LANES = 64
-"""Entries of the product tested at once, a bit each."""
+"""Entries of the product compared at once; the results are the bits of a uint64."""
 CACHE_LINE = 64
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 intrinsic: Any = _intrinsic
-"""What it decorates is called without the first argument, which no type checker knows."""
+"""Decorated functions are called without their first argument, which type checkers do not know."""
 
 
 @intrinsic
-def _upper_half(typing: Any, bits: Any) -> Any:
-    """The float32 whose upper half is an int16."""
+def _widen_bf16(typing: Any, bits: Any) -> Any:
+    """Return the float32 whose upper half is the int16 `bits`."""
     if bits != types.int16:
         return None
 
@@ -35,21 +35,21 @@ def _upper_half(typing: Any, bits: Any) -> Any:
     return types.float32(types.int16), generate
 
 
-def number(entry):
-    """An entry of the product as a float: a bfloat16's bits widened, floats as they are."""
+def to_float(entry):
+    """Return an entry of the product as a float: bfloat16 bits (int16) are widened, floats are unchanged."""
     raise AssertionError("for compiled code only")
 
 
-@overload(number, inline="always")
-def _number(entry):
+@overload(to_float, inline="always")
+def _to_float(entry):
     if entry == types.int16:
-        return lambda entry: _upper_half(entry)
+        return lambda entry: _widen_bf16(entry)
     return lambda entry: entry
 
 
 @intrinsic
 def lowest_bit(typing: Any, mask: Any) -> Any:
-    """The place of the lowest set bit of a uint64 that is not 0."""
+    """Return the index of the lowest set bit of a non-zero uint64."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
@@ -58,8 +58,8 @@ def lowest_bit(typing: Any, mask: Any) -> Any:
 
 
 @intrinsic
-def fetch(typing: Any, array: Any, row: Any) -> Any:
-    """Ask for a row of a contiguous array [n, d] to be brought into the nearest cache; nothing waits for it."""
+def prefetch_row(typing: Any, array: Any, row: Any) -> Any:
+    """Prefetch a row of a contiguous array [n, d] into the L1 cache, without waiting for it."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = signature.args[0]
@@ -71,14 +71,14 @@ def fetch(typing: Any, array: Any, row: Any) -> Any:
         shape = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
         hint = builder.module.declare_intrinsic("llvm.prefetch", [byte], shape)
         with cgutils.for_range_slice(builder, _I64(0), length, _I64(CACHE_LINE)) as (offset, _):
-            builder.call(hint, [builder.gep(start, [offset]), _I32(0), _I32(3), _I32(1)])  # to read, nearest, data
+            builder.call(hint, [builder.gep(start, [offset]), _I32(0), _I32(3), _I32(1)])  # read, L1, data cache
         return context.get_dummy_value()
 
     return types.void(array, types.int64), generate
 
 
-def _vector(context: Any, builder: Any, kind: Any, array: Any, start: Any) -> Any:
-    """LANES entries of a contiguous array from `start`."""
+def _load_vector(context: Any, builder: Any, kind: Any, array: Any, start: Any) -> Any:
+    """Load LANES entries of a contiguous array from `start`."""
     element = context.get_value_type(kind.dtype)
     data = context.make_array(kind)(context, builder, array).data
     place = builder.bitcast(builder.gep(data, [start]), ir.VectorType(element, LANES).as_pointer())
@@ -86,15 +86,15 @@ def _vector(context: Any, builder: Any, kind: Any, array: Any, start: Any) -> An
 
 
 def _splat(builder: Any, scalar: Any) -> Any:
-    """LANES copies of a number."""
+    """Return a vector of LANES copies of a scalar."""
     vector = ir.VectorType(scalar.type, LANES)
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(_I32, 0))
     zeros = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
     return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
 
 
-def _ordered(builder: Any, bits: Any) -> Any:
-    """bfloat16 bits → int16 in the order of the numbers: the lower bits of negative numbers are flipped."""
+def _ordered_bits(builder: Any, bits: Any) -> Any:
+    """Map bfloat16 bits to int16 with the same order: the lower 15 bits of negative numbers are flipped."""
     kind = bits.type
     size = kind.count
     sign = builder.ashr(bits, ir.Constant(kind, [15] * size))
@@ -102,13 +102,16 @@ def _ordered(builder: Any, bits: Any) -> Any:
 
 
 @intrinsic
-def above(typing: Any, entries: Any, start: Any, bound: Any) -> Any:
-    """uint64: bit q says that entries[start + q] > bound. Floats, or int16 (bfloat16) with a bound by `coarse`."""
+def greater_mask(typing: Any, entries: Any, start: Any, bound: Any) -> Any:
+    """Return a uint64 whose bit q is entries[start + q] > bound.
+
+    entries: floats, or int16 (bfloat16 bits) with a bound from `round_bounds_down`.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        vector = _vector(context, builder, entries, arguments[0], arguments[1])
+        vector = _load_vector(context, builder, entries, arguments[0], arguments[1])
         if entries.dtype == types.int16:
-            hits = builder.icmp_signed(">", _ordered(builder, vector), _splat(builder, arguments[2]))
+            hits = builder.icmp_signed(">", _ordered_bits(builder, vector), _splat(builder, arguments[2]))
         else:
             hits = builder.fcmp_ordered(">", vector, _splat(builder, arguments[2]))
         return builder.bitcast(hits, _I64)
@@ -117,35 +120,39 @@ def above(typing: Any, entries: Any, start: Any, bound: Any) -> Any:
 
 
 @intrinsic
-def reaching(typing: Any, entries: Any, start: Any, lost: Any, shift: Any, slope: Any, row: Any, floor: Any) -> Any:
-    """uint64: bit q says that p + lost·|p| + shift + slope·row[i] ≥ floor[i], p = entries[i], i = start + q.
+def upper_bound_mask(
+    typing: Any, entries: Any, start: Any, rounding: Any, shift: Any, slope: Any, norm: Any, minimum: Any
+) -> Any:
+    """Return a uint64 whose bit q is p + rounding·|p| + shift + slope·norm[i] ≥ minimum[i].
 
-    row, floor: float arrays.
+    i = start + q, p = entries[i].
+
+    norm, minimum: float arrays.
     """
-    real = row.dtype
+    real = norm.dtype
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array, at, share, add, times, rows, floors = arguments
-        vector = _vector(context, builder, entries, array, at)
+        array, at, rounding_, shift_, slope_, norms, minimums = arguments
+        vector = _load_vector(context, builder, entries, array, at)
         if entries.dtype == types.int16:
             wide = ir.VectorType(_I32, LANES)
             bits = builder.shl(builder.zext(vector, wide), ir.Constant(wide, [16] * LANES))
             vector = builder.bitcast(bits, ir.VectorType(ir.FloatType(), LANES))
         is_negative = builder.fcmp_ordered("<", vector, ir.Constant(vector.type, [0.0] * LANES))
         size = builder.select(is_negative, builder.fneg(vector), vector)
-        vector = builder.fadd(vector, builder.fmul(_splat(builder, share), size))
-        margin = builder.fmul(_splat(builder, times), _vector(context, builder, row, rows, at))
-        upper = builder.fadd(builder.fadd(vector, _splat(builder, add)), margin)
-        hits = builder.fcmp_ordered(">=", upper, _vector(context, builder, floor, floors, at))
+        vector = builder.fadd(vector, builder.fmul(_splat(builder, rounding_), size))
+        margin = builder.fmul(_splat(builder, slope_), _load_vector(context, builder, norm, norms, at))
+        upper = builder.fadd(builder.fadd(vector, _splat(builder, shift_)), margin)
+        hits = builder.fcmp_ordered(">=", upper, _load_vector(context, builder, minimum, minimums, at))
         return builder.bitcast(hits, _I64)
 
-    return types.uint64(entries, types.int64, real, real, real, row, floor), generate
+    return types.uint64(entries, types.int64, real, real, real, norm, minimum), generate
 
 
-def coarse(bounds: np.ndarray, product: np.dtype) -> np.ndarray:
-    """Bounds for `above`, in the product's type, no higher than `bounds`: for int16, ordered bfloat16 bits."""
+def round_bounds_down(bounds: np.ndarray, product: np.dtype) -> np.ndarray:
+    """Return bounds for `greater_mask` in the product's dtype, none above `bounds`; for int16, ordered bf16 bits."""
     if product != np.int16:
         return bounds
     bits = (bounds.view(np.int32) >> 16).astype(np.int32)
     ordered = np.where(bits < 0, bits ^ 0x7FFF, bits)
-    return np.maximum(ordered - 2, -(2**15)).astype(np.int16)  # one for the cut-off bits, one for −0
+    return np.maximum(ordered - 2, -(2**15)).astype(np.int16)  # 1 for the truncated bits, 1 for −0

@@ -1,7 +1,7 @@
-"""The loops of steps 3 and 5: walks over the support, token by token (decode) and feature by feature (rows).
+"""Compiled loops of steps 3 and 5 over the support: token by token (decode) and feature by feature (row updates).
 
 Shapes: x, residuals [B, d] · w_enc, w_dec [M, d] · support vectors [n] · indptr [B + 1] · colptr [M + 1] · order [n],
-as in `step.Support`. Each token or feature is handled whole by one thread.
+as in `supports.Support`. Each token or feature is processed by one thread.
 """
 
 from __future__ import annotations
@@ -10,49 +10,50 @@ import math
 
 import numpy as np
 
-from jumpahead.engine.kernels.numba.screen import parallel, serial
-from jumpahead.engine.kernels.numba.simd import fetch, number
+from jumpahead.engine.kernels.numba.jit import reassociating, strict
+from jumpahead.engine.kernels.numba.simd import prefetch_row, to_float
 
 
-@parallel
+@reassociating
 def dot(a, b):
+    """Return Σ a·b in the dtype of a."""
     total = a.dtype.type(0)
     for t in range(len(a)):
         total += a[t] * b[t]
     return total
 
 
-@parallel
-def add_rows(total, rows, which, weights, n):
-    """total += Σ weights[q]·rows[which[q]] over q < n; four rows at a time, for each pass writes `total` anew."""
+@reassociating
+def add_scaled_rows(total, rows, index, weights, n):
+    """Add Σ weights[q]·rows[index[q]] over q < n to `total`; four rows at a time, to write `total` less often."""
     for q in range(0, n - 3, 4):
-        a, b, c, e = rows[which[q]], rows[which[q + 1]], rows[which[q + 2]], rows[which[q + 3]]
+        a, b, c, e = rows[index[q]], rows[index[q + 1]], rows[index[q + 2]], rows[index[q + 3]]
         u, v, w, y = weights[q], weights[q + 1], weights[q + 2], weights[q + 3]
         for t in range(len(total)):
             total[t] += u * a[t] + v * b[t] + w * c[t] + y * e[t]
     for q in range(n // 4 * 4, n):
-        a, u = rows[which[q]], weights[q]
+        a, u = rows[index[q]], weights[q]
         for t in range(len(total)):
             total[t] += u * a[t]
 
 
-@parallel
-def round_row(row, low):
-    """low ← row as bits of bfloat16, to nearest, ties to even. Returns ‖row − low‖."""
+@reassociating
+def round_row_to_bf16(row, bf16):
+    """Round `row` to bfloat16 bits in `bf16`, to nearest, ties to even; return ‖row − bf16‖."""
     bits = row.view(np.uint32)
     for t in range(len(row)):
         even = (bits[t] >> np.uint32(16)) & np.uint32(1)
-        low[t] = np.int16((bits[t] + np.uint32(0x7FFF) + even) >> np.uint32(16))
+        bf16[t] = np.int16((bits[t] + np.uint32(0x7FFF) + even) >> np.uint32(16))
     total = np.float32(0)
     for t in range(len(row)):
-        gap = row[t] - number(low[t])
-        total += gap * gap
+        error = row[t] - to_float(bf16[t])
+        total += error * error
     return np.sqrt(total)
 
 
-@parallel
-def centre(first, last, x, bias, out, norms, low, gaps):
-    """out = x − bias, and the norm of each row; where there is room for it, what `round_row` makes of each."""
+@reassociating
+def subtract_bias(first, last, x, bias, out, norms, bf16, rounding_norms):
+    """Set out = x − bias and the norm of each row; unless rounding_norms is empty, also round each row to bfloat16."""
     for i in range(first, last):
         total = x.dtype.type(0)
         for t in range(x.shape[1]):
@@ -60,43 +61,43 @@ def centre(first, last, x, bias, out, norms, low, gaps):
             out[i, t] = value
             total += value * value
         norms[i] = np.sqrt(total)
-        if len(gaps):
-            gaps[i] = round_row(out[i], low[i])
+        if len(rounding_norms):
+            rounding_norms[i] = round_row_to_bf16(out[i], bf16[i])
 
 
-@parallel
-def round_rows(first, last, x, low, gaps):
-    """`round_row` of each row."""
+@reassociating
+def round_rows_to_bf16(first, last, x, bf16, rounding_norms):
+    """Round each row to bfloat16 bits; set rounding_norms[i] = ‖row − bf16‖."""
     for i in range(first, last):
-        gaps[i] = round_row(x[i], low[i])
+        rounding_norms[i] = round_row_to_bf16(x[i], bf16[i])
 
 
-@parallel
+@reassociating
 def decode(first, last, indptr, order, feature, values, w_dec, bias, target, sign, out, squares):
-    """out[i] = Σ value·d_j + bias − sign·target_i over token i's entries, and its squared norm.
+    """Set out[i] = Σ value·d_j + bias − sign·target_i over token i's entries, and squares[i] = ‖out[i]‖².
 
-    Two entries with a value at a time: half the traffic of the row that is added to.
+    Entries with value 0 are skipped.
     """
     sign = w_dec.dtype.type(sign)
     size = 0
     for i in range(first, last):
         size = max(size, indptr[i + 1] - indptr[i])
-    some, weight = np.empty(size, np.int32), np.empty(size, w_dec.dtype)
+    index, weight = np.empty(size, np.int32), np.empty(size, w_dec.dtype)
     for i in range(first, last):
         row, goal, n = out[i], target[i], 0
-        for place in range(indptr[i], indptr[i + 1]):
-            q = order[place]
-            some[n], weight[n] = feature[q], values[q]
+        for position in range(indptr[i], indptr[i + 1]):
+            q = order[position]
+            index[n], weight[n] = feature[q], values[q]
             n += values[q] != 0
         for t in range(len(row)):
             row[t] = bias[t] - sign * goal[t]
-        add_rows(row, w_dec, some, weight, n)
+        add_scaled_rows(row, w_dec, index, weight, n)
         squares[i] = np.float64(dot(row, row))
 
 
-@parallel
-def sums(first, last, colptr, vector, out):
-    """out[j] = Σ vector over feature j's entries, in float64, in token order."""
+@reassociating
+def sum_per_feature(first, last, colptr, vector, out):
+    """Set out[j] = Σ vector over feature j's entries, summed in float64 in token order."""
     for j in range(first, last):
         total = 0.0
         for q in range(colptr[j], colptr[j + 1]):
@@ -104,9 +105,9 @@ def sums(first, last, colptr, vector, out):
         out[j] = total
 
 
-@parallel
-def fired(first, last, colptr, values, out):
-    """out[j] = how many of feature j's values are positive."""
+@reassociating
+def count_positive_per_feature(first, last, colptr, values, out):
+    """Set out[j] to the number of positive values of feature j."""
     for j in range(first, last):
         n = 0
         for q in range(colptr[j], colptr[j + 1]):
@@ -114,10 +115,12 @@ def fired(first, last, colptr, values, out):
         out[j] = n
 
 
-@serial
-def summed(first, last, colptr, slopes, projections, constant, out):
-    """out[j] = Σ (Σ_r slope_r·projection_r + constant) over feature j's entries, in float64, in token order. Every
-    operation is rounded, as tensors' are."""
+@strict
+def sum_gradient_per_feature(first, last, colptr, slopes, projections, constant, out):
+    """Set out[j] = Σ (Σ_r slope_r·projection_r + constant) over feature j's entries, in float64, in token order.
+
+    Every operation is rounded, as in torch's tensor operations.
+    """
     for j in range(first, last):
         total = 0.0
         for q in range(colptr[j], colptr[j + 1]):
@@ -128,17 +131,17 @@ def summed(first, last, colptr, slopes, projections, constant, out):
         out[j] = total
 
 
-@parallel
-def at(first, last, colptr, vector, out):
-    """out[q] = vector[j] at every entry of feature j."""
+@reassociating
+def broadcast_to_entries(first, last, colptr, vector, out):
+    """Set out[q] = vector[j] at every entry q of feature j."""
     for j in range(first, last):
         for q in range(colptr[j], colptr[j + 1]):
             out[q] = vector[j]
 
 
-@parallel
-def between(first, last, colptr, pre, low, high, weight, out):
-    """out[q] = weight[j] where low[j] < pre[q] < high[j], and 0 elsewhere. No high, no weight: infinity, and 1."""
+@reassociating
+def indicator_between(first, last, colptr, pre, low, high, weight, out):
+    """Set out[q] = weight[j] if low[j] < pre[q] < high[j], else 0. Empty high: +∞. Empty weight: 1."""
     for j in range(first, last):
         least, most = low[j], high[j] if len(high) else pre.dtype.type(np.inf)
         here = weight[j] if len(weight) else pre.dtype.type(1)
@@ -146,63 +149,70 @@ def between(first, last, colptr, pre, low, high, weight, out):
             out[q] = here if (pre[q] > least) & (pre[q] < most) else pre.dtype.type(0)
 
 
-@parallel
-def _adam(w, v, g, lr, decay, rest, correction, epsilon):
-    """One lazy Adam step on a row, in place; decay = β₂^skipped, rest = 1 − β₂."""
+@reassociating
+def _lazy_adam(w, v, g, lr, decay, rest, correction, epsilon):
+    """Apply one lazy Adam step to a row, in place; decay = β₂^(steps since last touched), rest = 1 − β₂."""
     for t in range(len(w)):
         moment = decay * v[t] + rest * g[t] * g[t]
         v[t] = moment
         w[t] -= lr * g[t] / (np.sqrt(moment) * correction + epsilon)
 
 
-@parallel
-def _move(j, g_enc, g_dec, shrink, unit, w_enc, w_dec, v_enc, v_dec, last_step, norms, low, gaps, adam):
-    """The gradient rows of feature j: decoder norm, lazy Adam, renormalise; and what the screen needs of W_enc."""
+@reassociating
+def _update_row(
+    j, g_enc, g_dec, norm_gradient, is_unit_norm, w_enc, w_dec, v_enc, v_dec, last_touched, norms, bf16, rounding_norms,
+    adam,
+):  # fmt: skip
+    """Apply the gradient rows of feature j: decoder norm, lazy Adam, renormalisation.
+
+    Also updates the norm and the bfloat16 copy of the encoder row.
+    """
     step, lr, beta2, correction, epsilon = adam
     kind = w_enc.dtype.type
     row = w_dec[j]
-    if len(shrink) and shrink[j] != 0:
-        scale = shrink[j] / np.sqrt(dot(row, row))
+    if len(norm_gradient) and norm_gradient[j] != 0:
+        scale = norm_gradient[j] / np.sqrt(dot(row, row))
         for t in range(len(row)):
             g_dec[t] += scale * row[t]
-    if unit:
+    if is_unit_norm:
         along = dot(g_dec, row)
         for t in range(len(row)):
             g_dec[t] -= along * row[t]
-    decay = kind(math.pow(beta2, step - last_step[j]))
-    last_step[j] = step
-    _adam(w_enc[j], v_enc[j], g_enc, kind(lr), decay, kind(1 - beta2), kind(correction), kind(epsilon))
-    _adam(row, v_dec[j], g_dec, kind(lr), decay, kind(1 - beta2), kind(correction), kind(epsilon))
-    if unit:
+    decay = kind(math.pow(beta2, step - last_touched[j]))
+    last_touched[j] = step
+    _lazy_adam(w_enc[j], v_enc[j], g_enc, kind(lr), decay, kind(1 - beta2), kind(correction), kind(epsilon))
+    _lazy_adam(row, v_dec[j], g_dec, kind(lr), decay, kind(1 - beta2), kind(correction), kind(epsilon))
+    if is_unit_norm:
         scale = kind(1) / np.sqrt(dot(row, row))
         for t in range(len(row)):
             row[t] *= scale
     norms[j] = np.sqrt(dot(w_enc[j], w_enc[j]))
-    if len(gaps):
-        gaps[j] = round_row(w_enc[j], low[j])
+    if len(rounding_norms):
+        rounding_norms[j] = round_row_to_bf16(w_enc[j], bf16[j])
 
 
-@parallel
-def rows(
-    first, last, block, colptr, token, x, slopes, constant, values, live, residuals, scales, spare, shrink, unit,
-    w_enc, w_dec, v_enc, v_dec, last_step, norms, low, gaps, adam, projections, pull,
+@reassociating
+def update_rows(
+    first, last, block, colptr, token, x, slopes, constant, values, live, residuals, scales, may_skip, norm_gradient,
+    is_unit_norm, w_enc, w_dec, v_enc, v_dec, last_touched, norms, bf16, rounding_norms, adam, projections,
+    input_gradient,
 ):  # fmt: skip
-    """Features of blocks first … last − 1: project, gradient rows, decoder norm, lazy Adam. No gradient leaves a row.
+    """Update the rows of the features in blocks first … last − 1, `block` features each, one gradient row at a time.
 
-    Of every entry and reconstruction r: projection = scale_r·residual_r·d_j; ∂L/∂π = Σ_r slope_r·projection_r +
-    constant. values, of the first `live` reconstructions: ∂L/∂d_j = Σ value·scale·residual. pull
-    [blocks, d] gets Σ_j ∂L/∂b_enc,j·W_enc,j of each block, with W_enc as it was.
+    Per entry and reconstruction r: projection = scale_r·residual_r·d_j; ∂L/∂π = Σ_r slope_r·projection_r + constant.
+    values, of the first `live` reconstructions: ∂L/∂d_j = Σ value·scale·residual. input_gradient [blocks, d] receives
+    Σ_j ∂L/∂b_enc,j·W_enc,j of each block, with W_enc before the update.
     """
     d, zero = w_enc.shape[1], x.dtype.type(0)
     g_enc, g_dec, d_pre = np.empty(d, x.dtype), np.empty(d, x.dtype), np.empty(len(x), x.dtype)
-    some, weight = np.empty(len(x), np.int32), np.empty(len(x), x.dtype)
+    index, weight = np.empty(len(x), np.int32), np.empty(len(x), x.dtype)
     for j in range(first * block, min(last * block, len(w_enc))):
         start, n = colptr[j], colptr[j + 1] - colptr[j]
         if n == 0:
             continue
-        fetch(w_enc, j)
-        fetch(v_enc, j)
-        fetch(v_dec, j)
+        prefetch_row(w_enc, j)
+        prefetch_row(v_enc, j)
+        prefetch_row(v_dec, j)
         touched, direction, tokens = False, w_dec[j], token[start : start + n]
         g_dec[:] = zero
         for q in range(n):
@@ -212,39 +222,45 @@ def rows(
             residual, scale, live_here, m = residuals[r], scales[r], r < live, 0
             for q in range(n):
                 weight[m] = values[r][start + q] * scale if live_here else zero
-                some[m] = tokens[q]
+                index[m] = tokens[q]
                 is_on = weight[m] != 0
                 along = zero
-                if is_on or slope[q] != 0 or not spare[r]:
+                if is_on or slope[q] != 0 or not may_skip[r]:
                     along = dot(residual[tokens[q]], direction)
                 m += is_on
                 projection[q] = scale * along
                 d_pre[q] += slope[q] * projection[q]
             touched |= m > 0
-            add_rows(g_dec, residual, some, weight, m)
+            add_scaled_rows(g_dec, residual, index, weight, m)
         m, total = 0, 0.0
         for q in range(n):
             total += np.float64(d_pre[q])
-            some[m], weight[m] = tokens[q], d_pre[q]
+            index[m], weight[m] = tokens[q], d_pre[q]
             m += d_pre[q] != 0
         touched |= m > 0
         if not touched:
             continue
         g_enc[:] = zero
-        add_rows(g_enc, x, some, weight, m)
-        part, before = pull[j // block], x.dtype.type(total)
+        add_scaled_rows(g_enc, x, index, weight, m)
+        block_sum, d_bias = input_gradient[j // block], x.dtype.type(total)
         for t in range(d):
-            part[t] += before * w_enc[j, t]
-        _move(j, g_enc, g_dec, shrink, unit, w_enc, w_dec, v_enc, v_dec, last_step, norms, low, gaps, adam)
+            block_sum[t] += d_bias * w_enc[j, t]
+        _update_row(
+            j, g_enc, g_dec, norm_gradient, is_unit_norm, w_enc, w_dec, v_enc, v_dec, last_touched, norms, bf16,
+            rounding_norms, adam,
+        )  # fmt: skip
 
 
-@parallel
-def given_rows(
-    first, last, features, g_enc, g_dec, touched, shrink, unit,
-    w_enc, w_dec, v_enc, v_dec, last_step, norms, low, gaps, adam,
+@reassociating
+def apply_row_gradients(
+    first, last, features, g_enc, g_dec, touched, norm_gradient, is_unit_norm,
+    w_enc, w_dec, v_enc, v_dec, last_touched, norms, bf16, rounding_norms, adam,
 ):  # fmt: skip
-    """The same with gradient rows that are there already: [m, d] for `features` [m]. shrink [M] or empty."""
+    """Apply given gradient rows [m, d] to the touched ones of `features` [m]. norm_gradient: [M] or empty."""
     for c in range(first, last):
         j = features[c]
         if touched[c]:
-            _move(j, g_enc[c], g_dec[c], shrink, unit, w_enc, w_dec, v_enc, v_dec, last_step, norms, low, gaps, adam)
+            _update_row(
+                j, g_enc[c], g_dec[c], norm_gradient, is_unit_norm, w_enc, w_dec, v_enc, v_dec, last_touched, norms,
+                bf16, rounding_norms, adam,
+            )  # fmt: skip

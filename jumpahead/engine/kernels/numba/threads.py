@@ -1,8 +1,8 @@
-"""Running a compiled loop over all cores.
+"""Run compiled loops on all cores, with Python threads.
 
-Threads are Python's (compiled code holds no lock): numba's own parallel loops take ten times as long to compile and
-bring a second pool of threads beside torch's. A loop takes a range as its first two arguments, and what it writes for
-an item depends on that item alone: neither the number of threads nor who took which range changes a bit.
+Compiled code releases the GIL. numba's own parallel loops take ten times as long to compile and add a second thread
+pool to torch's. A loop takes a range as its first two arguments, and what it writes for an item depends on that item
+alone, so the results do not depend on the number of threads or on their schedule.
 """
 
 from __future__ import annotations
@@ -17,75 +17,79 @@ from typing import Any, TypeVar
 import torch
 
 Item = TypeVar("Item")
-PIECES = 8
-"""Ranges per thread, so that an uneven load evens out."""
+RANGES_PER_THREAD = 8
+"""For load balancing."""
 
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """All threads but the caller's; in these torch itself uses one. They are made at once: what torch is told there
-    is also what threads begin with that are new to it."""
-    made, met = ThreadPoolExecutor(threads - 1, thread_name_prefix="jumpahead"), threading.Barrier(threads)
+    """Return a pool of `threads` − 1 threads, in each of which torch itself uses one thread.
 
-    def begin() -> None:
+    All threads are started at once, because the setting made in them is also the default of threads that torch sees
+    for the first time later.
+    """
+    pool, barrier = ThreadPoolExecutor(threads - 1, thread_name_prefix="jumpahead"), threading.Barrier(threads)
+
+    def initialise() -> None:
         torch.set_num_threads(1)
-        met.wait()
+        barrier.wait()
 
     for _ in range(threads - 1):
-        made.submit(begin)
-    met.wait()
+        pool.submit(initialise)
+    barrier.wait()
     torch.set_num_threads(threads)
-    return made
+    return pool
 
 
-def cuts(n: int, pieces: int) -> list[tuple[int, int]]:
-    """0 … n in at most `pieces` ranges."""
-    pieces = max(1, min(n, pieces))
-    return list(itertools.pairwise(n * piece // pieces for piece in range(pieces + 1)))
+def split_range(n: int, parts: int) -> list[tuple[int, int]]:
+    """Return 0 … n − 1 as at most `parts` ranges (start, stop)."""
+    parts = max(1, min(n, parts))
+    return list(itertools.pairwise(n * part // parts for part in range(parts + 1)))
 
 
-def spread(loop: Callable[..., Any], ranges: int | list[tuple[int, int]], *arguments: Any) -> None:
-    """Run loop(start, stop, *arguments) over ranges (or over 0 … n − 1), on torch's number of threads."""
+def parallel_for(loop: Callable[..., Any], ranges: int | list[tuple[int, int]], *arguments: Any) -> None:
+    """Run loop(start, stop, *arguments) over the ranges, or over 0 … n − 1, on torch's number of threads."""
     threads = torch.get_num_threads()
     if isinstance(ranges, int):
-        ranges = cuts(ranges, 1 if threads == 1 else threads * PIECES)
+        ranges = split_range(ranges, 1 if threads == 1 else threads * RANGES_PER_THREAD)
     if threads == 1 or len(ranges) < 2:
         for start, stop in ranges:
             loop(start, stop, *arguments)
         return
-    following = itertools.count()
+    next_index = itertools.count()
 
     def work() -> None:
-        while (number := next(following)) < len(ranges):
-            loop(*ranges[number], *arguments)
+        while (i := next(next_index)) < len(ranges):
+            loop(*ranges[i], *arguments)
 
-    waiting = [_pool(threads).submit(work) for _ in range(threads - 1)]
+    futures = [_pool(threads).submit(work) for _ in range(threads - 1)]
     work()
-    for future in waiting:
+    for future in futures:
         future.result()
 
 
-def each(items: Sequence[Item], work: Callable[[int, Item], None]) -> None:
-    """Run work(worker, item) over items, on torch's number of threads; in each of them torch uses one.
+def parallel_for_each(items: Sequence[Item], work: Callable[[int, Item], None]) -> None:
+    """Run work(worker, item) for all items, on torch's number of threads; in each of them torch uses one thread.
 
-    No two items have the same worker, 0 … threads − 1, at the same time. Who gets which item is not determined.
+    worker: 0 … threads − 1; no two items run on the same worker at the same time. The assignment of items to workers
+    is not deterministic.
     """
     threads = torch.get_num_threads()
     if threads == 1:
         for item in items:
             work(0, item)
         return
-    following = itertools.count()
+    next_index = itertools.count()
 
     def run(worker: int) -> None:
-        while (number := next(following)) < len(items):
-            work(worker, items[number])
+        while (i := next(next_index)) < len(items):
+            work(worker, items[i])
 
-    waiting = [_pool(threads).submit(run, worker) for worker in range(1, threads)]
+    futures = [_pool(threads).submit(run, worker) for worker in range(1, threads)]
     torch.set_num_threads(1)
     try:
         run(0)
     finally:
         torch.set_num_threads(threads)
-        for future in waiting:
+        for future in futures:
             future.result()

@@ -1,7 +1,7 @@
-"""The kernels in plain torch: any device, any machine, no compiler. Also the second opinion of the compiled ones.
+"""The kernel layer in torch operations: runs on any device without a compiler. Compiled layers are tested against it.
 
-B tokens · d dimensions · M features · |S| entries. The encoder product runs in chunks of features, so that no B×M
-tensor exists even here.
+B tokens · d dimensions · M features · |S| entries. The encoder product is computed in blocks of features, so that no
+B×M tensor is allocated.
 """
 
 from __future__ import annotations
@@ -11,86 +11,96 @@ from typing import final
 import torch
 from torch import Tensor
 
-from jumpahead.engine.decide import GATHER, bias_slack, canonical, largest_of_each, slack
-from jumpahead.engine.kernels.base import Ordinary
-from jumpahead.engine.lazy_adam import Adam, update_rows_, without_radial
-from jumpahead.engine.step import Centred, Encoder, Residual, Rows, RowUpdate, State
-from jumpahead.engine.supports import Support, assemble, union
-from jumpahead.sae.base import Above, Number, Simple
+from jumpahead.engine.canonical import GATHER_ENTRIES, canonical_preactivations, topk_per_token
+from jumpahead.engine.error_bounds import bias_error_bound, product_error_bound
+from jumpahead.engine.interface import CentredInput, EncoderWeights, Residual, RowUpdate, RowUpdateResult, State
+from jumpahead.engine.kernels.base import DefaultKernels
+from jumpahead.engine.lazy_adam import AdamStep, lazy_adam_update_, remove_radial_component
+from jumpahead.engine.supports import Support, merge_supports, support_from_entries
+from jumpahead.sae.support import Above, Number, PerTokenSelection
 
-CHUNK = 2**22  # entries of one block of the encoder product
+BLOCK_ENTRIES = 2**22
+"""Entries of one block of the encoder product."""
 
 
 @final
-class Plain(Ordinary):
-    """Steps 1, 3 and 5 with torch operations."""
+class TorchKernels(DefaultKernels):
+    """Steps 1, 3 and 5 in torch operations."""
 
-    late = False
+    is_async = False
 
-    def __init__(self, why: str = ""):
-        self.name = f"plain torch{why and f' ({why})'}"
+    def __init__(self, note: str = ""):
+        self.name = f"plain torch{note and f' ({note})'}"
 
-    def encoder(self, w_enc: Tensor) -> Encoder:
-        return Encoder(w_enc, w_enc.norm(dim=1), None, w_enc.new_empty(0), self.name)
+    def prepare_encoder(self, w_enc: Tensor) -> EncoderWeights:
+        return EncoderWeights(w_enc, w_enc.norm(dim=1), None, w_enc.new_empty(0), self.name)
 
-    def centre(self, x: Tensor, bias: Tensor) -> Centred:
+    def centre_input(self, x: Tensor, bias: Tensor) -> CentredInput:
         out = x - bias
-        return Centred(out, out.norm(dim=1))
+        return CentredInput(out, out.norm(dim=1))
 
-    def support(self, x: Centred, encoder: Encoder, b_enc: Tensor, selection: Simple) -> Support:
-        tokens, width = len(x.x), len(encoder.w)
+    def find_support(
+        self, x: CentredInput, encoder: EncoderWeights, b_enc: Tensor, selection: PerTokenSelection
+    ) -> Support:
+        tokens, width = len(x.x), len(encoder.w_enc)
         if isinstance(selection, Above):
-            feature, token = self._above(x, encoder, b_enc, selection.lower)
-            pre = canonical(x.x, encoder.w, b_enc, token, feature)
+            feature, token = self._candidates_above(x, encoder, b_enc, selection.lower)
+            pre = canonical_preactivations(x.x, encoder.w_enc, b_enc, token, feature)
             keep = pre > selection.lower[feature]
-            return assemble(feature[keep], token[keep], pre[keep], None, tokens, width)
-        feature, token, pre = self._largest(x, encoder, b_enc, selection.k)
+            return support_from_entries(feature[keep], token[keep], pre[keep], None, tokens, width)
+        feature, token, pre = self._topk(x, encoder, b_enc, selection.k)
         if selection.dead is None:
-            return assemble(feature, token, pre, None, tokens, width)
+            return support_from_entries(feature, token, pre, None, tokens, width)
         dead = selection.dead.nonzero()[:, 0]
-        among = self.encoder(encoder.w[dead])
-        feature2, token2, pre2 = self._largest(x, among, b_enc[dead], selection.k_dead)
-        return union(feature, token, pre, dead[feature2], token2, pre2, tokens, width)
+        dead_encoder = self.prepare_encoder(encoder.w_enc[dead])
+        feature2, token2, pre2 = self._topk(x, dead_encoder, b_enc[dead], selection.k_dead)
+        return merge_supports(feature, token, pre, dead[feature2], token2, pre2, tokens, width)
 
-    def _above(self, c: Centred, encoder: Encoder, b_enc: Tensor, lower: Tensor) -> tuple[Tensor, Tensor]:
-        """Candidates: every entry whose exact π can exceed lower."""
-        x, row, column = c.x, c.norms, slack(c.x, encoder.norms)
-        floor = lower - bias_slack(b_enc) - bias_slack(torch.nan_to_num(lower, neginf=0.0, posinf=0.0))
+    def _candidates_above(
+        self, centred: CentredInput, encoder: EncoderWeights, b_enc: Tensor, lower: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the (feature, token) of every entry whose exact π may exceed lower. lower [M]."""
+        x, x_norm, error_slope = centred.x, centred.norms, product_error_bound(centred.x, encoder.norms)
+        cutoff = lower - bias_error_bound(b_enc) - bias_error_bound(torch.nan_to_num(lower, neginf=0.0, posinf=0.0))
         found = []
-        for chunk in chunks(len(lower), len(x)):
-            pre = torch.addmm(b_enc[chunk, None], encoder.w[chunk], x.T).addr_(column[chunk], row)
-            feature, token = (pre > floor[chunk, None]).nonzero(as_tuple=True)
-            found.append((feature + chunk.start, token))
-        return joined(found)
+        for block in feature_blocks(len(lower), len(x)):
+            pre = torch.addmm(b_enc[block, None], encoder.w_enc[block], x.T).addr_(error_slope[block], x_norm)
+            feature, token = (pre > cutoff[block, None]).nonzero(as_tuple=True)
+            found.append((feature + block.start, token))
+        return concatenate_blocks(found)
 
-    def _largest(self, c: Centred, encoder: Encoder, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The k largest positive entries of each token, with their π."""
-        x, row, column = c.x, c.norms, slack(c.x, encoder.norms)
-        extra = bias_slack(b_enc)
-        best = x.new_full((k, len(x)), -torch.inf)  # lower bounds of the k largest so far
+    def _topk(
+        self, centred: CentredInput, encoder: EncoderWeights, b_enc: Tensor, k: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (feature, token, π) of the k largest positive entries of each token."""
+        x, x_norm, error_slope = centred.x, centred.norms, product_error_bound(centred.x, encoder.norms)
+        bias_error = bias_error_bound(b_enc)
+        best = x.new_full((k, len(x)), -torch.inf)  # lower bounds of each token's k largest so far
         found = []
-        for chunk in chunks(len(b_enc), len(x)):
-            pre = torch.addmm(b_enc[chunk, None], encoder.w[chunk], x.T)
-            margin = torch.outer(column[chunk], row) + extra[chunk, None]
+        for block in feature_blocks(len(b_enc), len(x)):
+            pre = torch.addmm(b_enc[block, None], encoder.w_enc[block], x.T)
+            margin = torch.outer(error_slope[block], x_norm) + bias_error[block, None]
             best = torch.topk(torch.cat([best, pre - margin]), k, dim=0).values
             feature, token = (pre + margin > best[-1:].clamp_min(0)).nonzero(as_tuple=True)
-            found.append((feature + chunk.start, token))
-        feature, token = joined(found)
-        pre = canonical(x, encoder.w, b_enc, token, feature)
-        keep = largest_of_each(token, pre, k, len(x))
+            found.append((feature + block.start, token))
+        feature, token = concatenate_blocks(found)
+        pre = canonical_preactivations(x, encoder.w_enc, b_enc, token, feature)
+        keep = topk_per_token(token, pre, k, len(x))
         return feature[keep], token[keep], pre[keep]
 
-    def canonical(self, x: Tensor, w_enc: Tensor, b_enc: Tensor, token: Tensor, feature: Tensor) -> Tensor:
-        return canonical(x, w_enc, b_enc, token, feature)
+    def canonical_preactivations(
+        self, x: Tensor, w_enc: Tensor, b_enc: Tensor, token: Tensor, feature: Tensor
+    ) -> Tensor:
+        return canonical_preactivations(x, w_enc, b_enc, token, feature)
 
-    def settle(self, pre: Tensor, unsure: Tensor, group: Tensor, x: Tensor, w_enc: Tensor, b_enc: Tensor) -> None:
+    def write_exact(self, pre: Tensor, unsure: Tensor, group: Tensor, x: Tensor, w_enc: Tensor, b_enc: Tensor) -> None:
         row, token = unsure.nonzero(as_tuple=True)
-        pre[row, token] = canonical(x, w_enc, b_enc, token, group[row])
+        pre[row, token] = canonical_preactivations(x, w_enc, b_enc, token, group[row])
 
-    def product(self, a: Tensor, b: Tensor) -> Tensor:
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         return a @ b
 
-    def kth(self, values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def kth_largest_bounds(self, values: Tensor, k: int) -> tuple[Tensor, Tensor]:
         bound = torch.topk(values, k, dim=0).values[-1].clamp_min(0.0)
         return bound, bound
 
@@ -105,88 +115,91 @@ class Plain(Ordinary):
         residual = x_hat + (bias - sign * target)
         return Residual(residual, residual.double().square().sum())
 
-    def sums(self, support: Support, vector: Tensor) -> Tensor:
+    def sum_per_feature(self, support: Support, vector: Tensor) -> Tensor:
         width = len(support.colptr) - 1
         return torch.bincount(support.feature, weights=vector, minlength=width).to(vector.dtype)
 
-    def active(self, support: Support, on: Tensor) -> Tensor:
+    def count_active_per_token(self, support: Support, on: Tensor) -> Tensor:
         return torch.bincount(support.token[on], minlength=len(support.indptr) - 1).to(support.pre.dtype)
 
-    def rows(self, support: Support, update: RowUpdate, state: State, adam: Adam) -> Rows:
+    def update_rows(self, support: Support, update: RowUpdate, state: State, adam: AdamStep) -> RowUpdateResult:
         projections = tuple(
-            self._project(support, residual, scale, state.p["W_dec"])
+            self._project(support, residual, scale, state.params["W_dec"])
             for residual, scale in zip(update.residuals, update.scales, strict=True)
         )
         d_pre = update.constant if update.constant is not None else torch.zeros_like(support.pre)
         for slope, projection in zip(update.slopes, projections, strict=True):
             d_pre = d_pre + slope * projection
-        pull = self.sums(support, d_pre) @ state.p["W_enc"]
+        input_gradient_sum = self.sum_per_feature(support, d_pre) @ state.params["W_enc"]
         width = len(support.colptr) - 1
-        moved = d_pre != 0
+        has_gradient = d_pre != 0
         for value in update.values:
-            moved = moved | (value != 0)
+            has_gradient = has_gradient | (value != 0)
         touched = torch.zeros(width, dtype=torch.bool, device=support.pre.device)
-        touched[support.feature[moved].long()] = True
-        for chunk in chunks(width, update.x.shape[1] * 4):
-            features = touched[chunk].nonzero()[:, 0] + chunk.start
+        touched[support.feature[has_gradient].long()] = True
+        for block in feature_blocks(width, update.x.shape[1] * 4):
+            features = touched[block].nonzero()[:, 0] + block.start
             if len(features):
-                self._chunk(features, chunk, support, d_pre, update, state, adam)
-        return Rows(projections, pull)
+                self._update_block(features, block, support, d_pre, update, state, adam)
+        return RowUpdateResult(projections, input_gradient_sum)
 
     def _project(self, support: Support, residual: Tensor, scale: Number, w_dec: Tensor) -> Tensor:
-        """scale·residual_i·d_j at each entry."""
+        """Return scale·residual_i·d_j at each entry, [|S|]."""
         out = torch.empty_like(support.pre)
-        size = max(1, GATHER // residual.shape[1])
+        size = max(1, GATHER_ENTRIES // residual.shape[1])
         for start in range(0, len(out), size):
-            some = slice(start, start + size)
-            rows = residual.index_select(0, support.token[some])
-            out[some] = (rows * w_dec.index_select(0, support.feature[some])).sum(1)
+            part = slice(start, start + size)
+            rows = residual.index_select(0, support.token[part])
+            out[part] = (rows * w_dec.index_select(0, support.feature[part])).sum(1)
         return out * scale
 
-    def _chunk(self, features: Tensor, chunk: slice, support: Support, d_pre: Tensor, update: RowUpdate,
-               state: State, adam: Adam) -> None:  # fmt: skip
-        """Rows of one chunk of features; the only gradients that are ever materialised."""
-        start, stop = int(support.colptr[chunk.start]), int(support.colptr[chunk.stop])
+    def _update_block(
+        self, features: Tensor, block: slice, support: Support, d_pre: Tensor, update: RowUpdate, state: State,
+        adam: AdamStep,
+    ) -> None:  # fmt: skip
+        """Compute and apply the gradient rows of one block of features."""
+        start, stop = int(support.colptr[block.start]), int(support.colptr[block.stop])
         token = support.token[start:stop].long()
-        local = support.colptr[chunk.start : chunk.stop + 1] - start
+        offsets = support.colptr[block.start : block.stop + 1] - start
 
-        def transposed_times(vector: Tensor, rows: Tensor) -> Tensor:
+        def sum_rows_per_feature(vector: Tensor, rows: Tensor) -> Tensor:
             return torch.nn.functional.embedding_bag(
-                token, rows, local, mode="sum", per_sample_weights=vector[start:stop], include_last_offset=True
-            )[features - chunk.start]
+                token, rows, offsets, mode="sum", per_sample_weights=vector[start:stop], include_last_offset=True
+            )[features - block.start]
 
-        g_enc = transposed_times(d_pre, update.x)
+        g_enc = sum_rows_per_feature(d_pre, update.x)
         g_dec = torch.zeros_like(g_enc)
-        live = zip(update.values, update.residuals, update.scales, strict=False)
-        for value, residual, scale in live:
-            g_dec += transposed_times(value * scale, residual)
-        self.given_rows(features, g_enc, g_dec, torch.ones_like(features, dtype=torch.bool), update, state, adam)
+        for value, residual, scale in zip(update.values, update.residuals, update.scales, strict=False):
+            g_dec += sum_rows_per_feature(value * scale, residual)
+        self.apply_row_gradients(
+            features, g_enc, g_dec, torch.ones_like(features, dtype=torch.bool), update, state, adam
+        )
 
-    def given_rows(self, features: Tensor, g_enc: Tensor, g_dec: Tensor, touched: Tensor, update: RowUpdate,
-                   state: State, adam: Adam) -> None:  # fmt: skip
+    def apply_row_gradients(self, features: Tensor, g_enc: Tensor, g_dec: Tensor, touched: Tensor, update: RowUpdate,
+                   state: State, adam: AdamStep) -> None:  # fmt: skip
         rows, g_enc, g_dec = features[touched], g_enc[touched], g_dec[touched]
-        w_enc, w_dec, old = state.p["W_enc"], state.p["W_dec"], state.p["W_dec"][rows]
-        if update.shrink is not None:
-            g_dec = g_dec + update.shrink[rows, None] * old / old.norm(dim=1, keepdim=True)
-        if update.unit:
-            g_dec = without_radial(g_dec, old)
-        skipped = adam.t - state.last[rows]
-        update_rows_(w_enc, state.v["W_enc"], g_enc, rows, skipped, adam)
-        update_rows_(w_dec, state.v["W_dec"], g_dec, rows, skipped, adam)
-        if update.unit:
+        w_enc, w_dec, old = state.params["W_enc"], state.params["W_dec"], state.params["W_dec"][rows]
+        if update.decoder_norm_gradient is not None:
+            g_dec = g_dec + update.decoder_norm_gradient[rows, None] * old / old.norm(dim=1, keepdim=True)
+        if update.is_unit_norm:
+            g_dec = remove_radial_component(g_dec, old)
+        skipped = adam.step - state.last_touched[rows]
+        lazy_adam_update_(w_enc, state.second_moments["W_enc"], g_enc, rows, skipped, adam)
+        lazy_adam_update_(w_dec, state.second_moments["W_dec"], g_dec, rows, skipped, adam)
+        if update.is_unit_norm:
             new = w_dec[rows]
             w_dec[rows] = new / new.norm(dim=1, keepdim=True)
-        state.last[rows] = adam.t
+        state.last_touched[rows] = adam.step
         state.encoder_for(self).norms[rows] = w_enc[rows].norm(dim=1)
 
 
-def chunks(width: int, rows: int) -> list[slice]:
-    """Blocks of features of at most CHUNK entries each, for `rows` entries per feature."""
-    size = max(1, CHUNK // max(1, rows))
+def feature_blocks(width: int, entries_per_feature: int) -> list[slice]:
+    """Split 0 … width − 1 into blocks of at most BLOCK_ENTRIES entries, at `entries_per_feature` entries each."""
+    size = max(1, BLOCK_ENTRIES // max(1, entries_per_feature))
     return [slice(start, min(start + size, width)) for start in range(0, width, size)]
 
 
-def joined(found: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """(feature, token) of blocks of ascending features."""
+def concatenate_blocks(found: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Concatenate the (feature, token) of all blocks."""
     feature, token = (torch.cat(column) for column in zip(*found, strict=True))
     return feature, token

@@ -1,0 +1,39 @@
+"""Scale and mean of activations, which define the unit that SAEs are trained in: x ← (x − μ)/C."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from jumpahead.activations.base import Activations
+from jumpahead.errors import DataError
+
+
+class Scale(NamedTuple):
+    """The unit of a site."""
+
+    C: float
+    """√(mean ‖x‖²): activations divided by it have mean square norm 1."""
+    mean: Tensor
+    """float32 [d]: the mean activation, in the language model's unit."""
+
+
+def measure_scale(activations: Activations, n_rows: int) -> dict[str, Scale]:
+    """Return scale and mean of every site, over groups 0, 1, … until they have `n_rows` rows; sums in float64."""
+    square = dict.fromkeys(activations.widths, 0.0)
+    total = {site: torch.zeros(width, dtype=torch.float64) for site, width in activations.widths.items()}
+    count = 0
+    for group in range(len(activations.rows_per_group)):
+        if count >= n_rows:
+            break
+        for site, rows in activations.rows(group).items():
+            exact = rows.to(device="cpu", dtype=torch.float64)
+            square[site] += float(exact.square().sum())
+            total[site] += exact.sum(0)
+        count += int(activations.rows_per_group[group])
+    for site, value in square.items():
+        if not value > 0:
+            raise DataError(f"the activations at {site} are all zero ({count} rows): nothing can be learned there.")
+    return {site: Scale((square[site] / count) ** 0.5, (total[site] / count).float()) for site in square}

@@ -1,0 +1,117 @@
+"""Files of activations that were computed elsewhere: .npy and .safetensors, read in place. Nothing is unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jumpahead.activations.base import FLOAT_DTYPES
+from jumpahead.activations.row_files import ColumnSpec, RowFileReader
+from jumpahead.errors import DataError, StudyError
+
+
+class TensorFile(Protocol):
+    """An open file of rows."""
+
+    path: Path
+    columns: dict[str, ColumnSpec]
+    """Dtype and row shape of every tensor, by name."""
+    rows: dict[str, int]
+    """Number of rows of every tensor."""
+
+    def read_rows(self, start: int, stop: int, key: str, out: Tensor | None = None) -> Tensor:
+        """Return rows start … stop − 1 of a tensor."""
+        ...
+
+
+class _NpyFile:
+    """An .npy file: one memory-mapped array, named `array`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._array = np.load(path, mmap_mode="r", allow_pickle=False)
+            dtype = torch.from_numpy(np.empty(0, self._array.dtype)).dtype
+        except (ValueError, TypeError, AttributeError, EOFError, OSError) as exc:
+            raise DataError(f"{path} is not an .npy file of plain numbers: save it with numpy.save.") from exc
+        self.columns = {"array": ColumnSpec(dtype, self._array.shape[1:])}
+        self.rows = {"array": self._array.shape[0] if self._array.ndim else 0}
+
+    def read_rows(self, start: int, stop: int, key: str, out: Tensor | None = None) -> Tensor:
+        return torch.from_numpy(np.array(self._array[start:stop]))
+
+
+_FILE_TYPES: dict[str, Any] = {".npy": _NpyFile, ".safetensors": RowFileReader}
+
+
+def tensor_paths(source: str) -> list[Path]:
+    """Return the files of a source, which is a file or a folder, sorted by name.
+
+    Raises StudyError if it does not exist, or is not files of one supported type.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise StudyError(
+            f"activations.options.source = '{source}' does not exist: give an .npy or .safetensors file, or a folder "
+            "of them."
+        )
+    found = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in _FILE_TYPES)
+    types = {file.suffix for file in found}
+    if len(types) != 1 or not types <= set(_FILE_TYPES):
+        what = f"both {' and '.join(sorted(types))} files" if len(types) > 1 else "no .npy or .safetensors file"
+        raise StudyError(f"activations.options.source = '{source}' is or holds {what}: give files of one kind.")
+    return found
+
+
+def open_tensor_file(path: Path) -> TensorFile:
+    """Return the open file. Raises DataError or ArtefactError if it cannot be read."""
+    return _FILE_TYPES[path.suffix](path)
+
+
+def tensor_key(file: TensorFile, site: str, sites: int) -> str:
+    """Return the name of the tensor for a site: the site's, or the only tensor's if there is only one site.
+
+    Raises StudyError if there is no such tensor. sites: their number.
+    """
+    if site in file.columns:
+        return site
+    if sites == 1 and len(file.columns) == 1:
+        return next(iter(file.columns))
+    names = ", ".join([*file.columns, *getattr(file, "unsupported", ())]) or "nothing"
+    raise StudyError(f"{file.path} has no tensor '{site}', it has {names}: name it in activations.sites.")
+
+
+def tensor_width(files: Sequence[TensorFile], key: str) -> int:
+    """Return d of a tensor. Raises DataError if it is not [rows, d] floating-point, with one d, in all files."""
+    widths = set()
+    for file in files:
+        if key not in file.columns:
+            raise DataError(f"{file.path} has no tensor '{key}', which {files[0].path} has: give every file the same.")
+        column = file.columns[key]
+        if column.dtype not in FLOAT_DTYPES or len(column.shape) != 1 or not column.shape[0]:
+            shape = [file.rows[key], *column.shape]
+            raise DataError(
+                f"{file.path} holds {str(column.dtype).removeprefix('torch.')} of shape {shape} where floating-point "
+                "numbers of shape [rows, width] are needed."
+            )
+        widths.add(column.shape[0])
+    if len(widths) > 1:
+        raise DataError(
+            f"the files of '{key}' have the widths {', '.join(map(str, sorted(widths)))}: give it one width."
+        )
+    return widths.pop()
+
+
+def row_count(file: TensorFile, keys: Iterable[str]) -> int:
+    """Return the number of rows of a file. Raises DataError if it differs between the tensors `keys`."""
+    counts = {file.rows[key] for key in keys}
+    if len(counts) > 1:
+        raise DataError(
+            f"the tensors of {file.path} have {' and '.join(map(str, sorted(counts)))} rows: give them one number."
+        )
+    return counts.pop()

@@ -1,0 +1,150 @@
+"""Loading a Hugging Face model onto its device, whole or only up to the last site that is read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from jumpahead.errors import StudyError
+from jumpahead.lm.config import LMConfig
+from jumpahead.lm.hook_points import decoder_blocks, find_hook_point
+from jumpahead.lm.model_files import local_model_dir, model_dir_digest
+from jumpahead.lm.sites import Site
+
+
+class LoadedModel(NamedTuple):
+    """A transformers model with its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+    digest: str
+    """SHA-256 of configuration and weights for a folder; `name@commit` for a model from the hub."""
+
+
+class RemovedModule(nn.Module):
+    """Replaces a module that was removed to save memory."""
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        """Raise AssertionError: a truncated model can only read the sites that it was truncated after."""
+        raise AssertionError("this model was truncated to read some sites: load it without `truncate_after`")
+
+
+def load_model(config: LMConfig, truncate_after: Sequence[Site] = ()) -> LoadedModel:
+    """Load `lm.model` onto the device that the study names, without what comes after the last of these sites, if any.
+
+    Raises StudyError naming the model and the reason if it cannot be used.
+    """
+    folder = local_model_dir(config.model)
+    where = folder or config.model
+    device = _choose_device(config)
+    with _translate_errors(config.model), _silence_transformers():
+        import transformers
+
+        options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            where, output_loading_info=True, **options, **_loading_options(config)
+        )
+        model, info = loaded
+        if info["missing_keys"]:  # transformers would fill these with random numbers
+            raise ValueError(f"its weights lack {min(info['missing_keys'])}")
+        if model.config.is_encoder_decoder:
+            raise ValueError("it has an encoder; use a causal, decoder-only model")
+        if truncate_after:
+            truncate_model(model, truncate_after, config.model)
+        if device is not None:
+            model.to(device)
+    if folder is None:
+        commit = getattr(model.config, "_commit_hash", None) or config.revision
+        digest = f"{config.model}@{commit}"
+    else:
+        digest = model_dir_digest(folder, with_code=config.trust_remote_code)
+    return LoadedModel(model, tokenizer, digest)
+
+
+def truncate_model(model: Any, sites: Sequence[Site], name: str) -> None:
+    """Free the weights of the blocks after the last of the sites, and of the output embedding unless it is tied.
+
+    Does nothing if a site is outside of all blocks: it may need the whole model.
+    """
+    blocks = decoder_blocks(model, name)
+    needed = [find_hook_point(model, list(blocks), site, name).block for site in sites]
+    if None in needed:
+        return
+    for index in range(max(block for block in needed if block is not None) + 1, len(blocks)):
+        blocks[index] = RemovedModule()
+    if model.get_output_embeddings() is not None:
+        model.set_output_embeddings(RemovedModule())
+
+
+def _choose_device(config: LMConfig) -> torch.device | None:
+    """Return the device of the whole model; None if lm.device_map or a quantised loader places it.
+
+    Raises StudyError if this machine does not have the device.
+    """
+    if config.device_map or config.quantization:
+        return None
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(config.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as exc:
+        raise StudyError(
+            f"lm.device = '{config.device}' is not available on this machine: give auto, cpu, or a device that torch "
+            "has here."
+        ) from exc
+    return device
+
+
+def _loading_options(config: LMConfig) -> dict[str, Any]:
+    """Return the options of `from_pretrained` for dtype, placement, attention and quantisation."""
+    options: dict[str, Any] = {"dtype": "float32" if config.dtype == "fast" else config.dtype}
+    if config.device_map:
+        options["device_map"] = config.device_map
+    if config.attn_implementation:
+        options["attn_implementation"] = config.attn_implementation
+    if config.quantization:
+        options["quantization_config"] = dict(config.quantization)
+    return options
+
+
+@contextlib.contextmanager
+def _translate_errors(model: str) -> Iterator[None]:
+    """Raise StudyError, in one sentence, for the exceptions of transformers while it loads a model."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        ImportError,
+        RuntimeError,
+        KeyError,
+        AttributeError,
+        TypeError,
+    ) as exc:
+        reason = next((line.strip() for line in str(exc).splitlines() if line.strip()), type(exc).__name__)
+        raise StudyError(f"lm.model = '{model}' cannot be loaded: {reason.rstrip('.')}.") from exc
+
+
+@contextlib.contextmanager
+def _silence_transformers() -> Iterator[None]:
+    """Suppress the progress bars and warnings of transformers."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

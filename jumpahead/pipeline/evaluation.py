@@ -1,0 +1,98 @@
+"""The stage that evaluates SAEs on held-out text, site by site, all SAEs of a site together."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+
+from jumpahead import diagnostics, metrics
+from jumpahead.diagnostics import last_diagnostics
+from jumpahead.evaluation.evaluate import evaluate
+from jumpahead.evaluation.held_out import HeldOut
+from jumpahead.evaluation.reconstruct import reconstruct
+from jumpahead.evaluation.sums import EvaluationSums, evaluation_json
+from jumpahead.pipeline.stage import Stage
+from jumpahead.sae.saved import SAE
+from jumpahead.storage.digests import digest_json
+from jumpahead.storage.json_files import read_json_lines, write_json
+from jumpahead.study.schema import SAESpec
+from jumpahead.training.devices import device_for
+
+
+class EvaluationStage(Stage):
+    """Writes evaluation.json of every SAE."""
+
+    name = "evaluate"
+
+    def inputs(self) -> str:
+        return digest_json([self.sae_inputs(spec) for spec in self.resources.specs])
+
+    def sae_inputs(self, spec: SAESpec) -> str:
+        """Return the digest of everything that one SAE's evaluation depends on."""
+        return self.provenance.evaluation_digest(spec, with_lm=not self.resources.why_no_loss())
+
+    def pending(self) -> list[SAESpec]:
+        """Return the SAEs that are not evaluated."""
+        specs = self.resources.specs
+        return [spec for spec in specs if not self.folder.sae_folder(spec.key).is_evaluated(self.sae_inputs(spec))]
+
+    def is_done(self) -> bool:
+        return not self.pending()
+
+    def run(self) -> None:
+        by_site: dict[str, list[SAESpec]] = defaultdict(list)
+        for spec in self.pending():
+            by_site[spec.site].append(spec)
+        if why := self.resources.why_no_loss():
+            self.progress.say(f"Delta LM loss cannot be measured, all that needs no LM is: {why}")
+        for site, specs in by_site.items():
+            self._evaluate_at(site, specs)
+
+    def _evaluate_at(self, site: str, specs: list[SAESpec]) -> None:
+        saes = {spec.key: SAE.load(self.folder.sae_folder(spec.key).path) for spec in specs}
+        measured, held_out = self._measure(saes, site), self.resources.load_held_out()
+        weights = metrics.replicate_weights(held_out.clusters, self.study.evaluate.replicates)
+        for spec in specs:
+            sae, lines = saes[spec.key], read_json_lines(self.folder.sae_folder(spec.key).log)
+            setting = spec.setting._asdict()
+            converged = diagnostics.l0_convergence(lines, diagnostics.requested_l0(setting))
+            unit = self.resources.sample_unit
+            warnings = diagnostics.training_warnings(lines, setting, spec.width, unit)
+            found = evaluation_json(measured[spec.key], held_out, weights, [*warnings, *self._notes(sae)])
+            write_json(
+                self.folder.sae_folder(spec.key).evaluation,
+                {"inputs": self.sae_inputs(spec), "sae": describe(spec, sae), **found,
+                 "training": {**sae.about["training"], "steps": sae.about["steps"], "seconds": sae.about["seconds"]},
+                 "sparsity_coefficient": sae.about["sparsity_coefficient"],
+                 "health": last_diagnostics(lines),
+                 "converged_after": converged and converged._asdict(), "training_warnings": warnings},
+            )  # fmt: skip
+
+    def _measure(self, saes: dict[str, SAE], site: str) -> dict[str, EvaluationSums]:
+        held_out, device = self.resources.load_held_out(), device_for(self.study.train)
+        if not isinstance(held_out, HeldOut):
+            unit = self.resources.sample_unit.plural
+            return reconstruct(saes, held_out, site, self.progress, unit=unit, device=device)
+        mean = torch.tensor(next(iter(saes.values())).about["mean"])
+        return evaluate(saes, self.resources.load_whole_lm(), held_out, site, mean, self.progress, device=device)
+
+    def _notes(self, sae: SAE) -> list[str]:
+        """Return sentences about the training data that a reader of the SAE's point should know."""
+        epochs, notes = sae.about["training"]["epochs"], []
+        if epochs > 1:
+            what = "text" if self.provenance.needs_lm else "activations"
+            notes.append(f"Trained on repeated {what}: {epochs:.1f} epochs.")
+        if why := self.resources.why_no_loss():
+            notes.append(f"Delta LM loss was not measured: {why}")
+        return notes
+
+
+def describe(spec: SAESpec, sae: SAE) -> dict[str, Any]:
+    """Return which SAE an evaluation is of, as evaluation.json says it."""
+    return {
+        "site": spec.site, "width": spec.width, "d": sae.d, "series": spec.series.name,
+        "architecture": spec.series.architecture, "setting": spec.setting._asdict(),
+        "sae_seed": spec.sae_seed, "stream_seed": spec.stream_seed,
+    }  # fmt: skip

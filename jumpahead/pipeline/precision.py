@@ -1,0 +1,26 @@
+"""The stage that chooses the dtype which `lm.dtype = "fast"` stands for, by loss and speed on this machine."""
+
+from __future__ import annotations
+
+from jumpahead.lm import precision
+from jumpahead.pipeline.stage import Stage
+from jumpahead.storage.json_files import write_json
+from jumpahead.training.devices import set_threads
+
+
+class PrecisionStage(Stage):
+    """Writes precision.json; nothing to do for a dtype that is given."""
+
+    name = "precision"
+
+    def inputs(self) -> str:
+        return self.provenance.precision_digest
+
+    def is_done(self) -> bool:
+        return self.provenance.is_precision_known()
+
+    def run(self) -> None:
+        set_threads(self.study.train.threads)
+        found = precision.choose_dtype(self.study.lm, self.resources.open_text(), self.study.activations.sites)
+        write_json(self.folder.precision, {"inputs": self.inputs(), **found._asdict()})
+        self.progress.say(f"LM: {found}")

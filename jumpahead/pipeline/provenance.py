@@ -1,0 +1,208 @@
+"""Digests of everything that results depend on: they decide whether finished work still belongs to the study.
+
+    tokens       ← text, tokenizer files, context length, packing           (not the model's weights)
+    source       ← model files, dtype, text                                 what activations are activations of
+    activations  ← source, sites, dtype
+    SAE          ← source, activations, series, setting, seeds, recipe, warm start, TRAINING_VERSION
+    evaluation   ← SAE, the `[evaluate]` table, EVALUATION_VERSION
+    frontier     ← evaluations, the study, FRONTIER_VERSION
+
+A run whose tokens are on disk continues although its model or text is gone from this machine: it then relies on
+tokens/provenance.json (`Provenance.stored`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any, final
+
+from jumpahead.activations.origins import ORIGINS
+from jumpahead.errors import DataError, StudyError
+from jumpahead.lm import fingerprint
+from jumpahead.lm.config import LMConfig
+from jumpahead.lm.fingerprint import (
+    chat_template_digests,
+    dtype_choice_digest,
+    model_digest,
+    text_digest,
+    tokens_digest,
+)
+from jumpahead.lm.model_files import local_model_dir
+from jumpahead.pipeline.warm_start import WarmStarts
+from jumpahead.sae.architectures import ARCHITECTURES
+from jumpahead.sae.recipe import Recipe, Shape
+from jumpahead.storage.digests import digest_json, has_inputs
+from jumpahead.storage.json_files import read_json, write_json
+from jumpahead.storage.run_folder import Run
+from jumpahead.study.save import to_toml
+from jumpahead.study.schema import SAESpec, Study
+from jumpahead.text.source import Source
+from jumpahead.versions import EVALUATION_VERSION, FRONTIER_VERSION, TRAINING_VERSION
+
+REFERENCE_D = 256
+"""The d at which recipes enter a digest: an SAE's own d follows from its site."""
+
+
+@final
+class Provenance:
+    """The digests of one study in one run's folder. Nothing here loads a model, an SAE's activations or a text.
+
+    open_text: returns the study's text source; called only if the study has a language model.
+    """
+
+    def __init__(self, study: Study, run: Run, open_text: Callable[[], Source]) -> None:
+        self.study, self.run = study, run
+        self.warm_starts = WarmStarts(study, run)
+        self._open_text = open_text
+
+    @property
+    def needs_lm(self) -> bool:
+        """Whether activations are those of a language model."""
+        return ORIGINS.get(self.study.activations.origin).needs_lm
+
+    # ------------------------------------------------------------------------------------------ the LM and its text
+
+    @cached_property
+    def model_digest(self) -> str:
+        """Digest of the LM's files. Raises StudyError if the model's folder does not exist."""
+        return model_digest(self.study.lm)
+
+    @cached_property
+    def template_digests(self) -> dict[str, str] | None:
+        """Digests of the chat template's files; None if the text holds no conversations."""
+        return chat_template_digests(self.study.lm) if self.study.text.chat else None
+
+    @cached_property
+    def stored(self) -> dict[str, Any] | None:
+        """The contents of tokens/provenance.json if the model or the text is gone from this machine; else None.
+
+        Raises StudyError or DataError if one is gone and the tokens on disk are not of this study.
+        """
+        path = self.run.tokens_provenance
+        known = read_json(path) if path.exists() else {}
+        is_same = [known.get("lm"), known.get("text")] == self._settings()
+        try:
+            is_folder = local_model_dir(self.study.lm.model) is not None
+            files = [self.model_digest, self.template_digests] if is_folder else []
+            is_same = is_same and (not is_folder or files == [known["model"], known.get("template")])
+            text_digest(self._open_text())
+        except (StudyError, DataError):
+            if is_same:
+                return known
+            raise
+        return known if is_same and known["is_folder"] and not is_folder else None
+
+    def _settings(self) -> list[dict[str, Any]]:
+        return [fingerprint.config_values(self.study.lm), fingerprint.config_values(self.study.text)]
+
+    def _tokens_provenance(self) -> dict[str, Any]:
+        lm, text = self._settings()
+        is_folder = local_model_dir(self.study.lm.model) is not None
+        known: dict[str, Any] = {"lm": lm, "text": text, "model": self.model_digest, "dtype": self.lm_config().dtype,
+                 "is_folder": is_folder, "source": self.source_digest, "tokens": self.tokens_digest,
+                 **({"template": self.template_digests} if self.template_digests is not None else {})}  # fmt: skip
+        return known
+
+    def is_stored(self) -> bool:
+        """Return whether tokens/provenance.json is there, and of this study."""
+        path = self.run.tokens_provenance
+        return bool(self.stored) or (path.exists() and read_json(path) == self._tokens_provenance())
+
+    def store(self) -> None:
+        """Write tokens/provenance.json: what the tokens on disk were made from, for when model or text are gone."""
+        if not self.is_stored():
+            write_json(self.run.tokens_provenance, self._tokens_provenance())
+
+    @property
+    def precision_digest(self) -> str:
+        """Digest of what the choice of `lm.dtype = "fast"` depends on."""
+        return dtype_choice_digest(self.study.lm)
+
+    def is_precision_known(self) -> bool:
+        """Return whether `lm.dtype` is given, stored, or was chosen for these inputs in this run."""
+        if self.study.lm.dtype != "fast" or not self.needs_lm or self.stored:
+            return True
+        return has_inputs(self.run.precision, self.precision_digest)
+
+    def lm_config(self) -> LMConfig:
+        """Return the LM that activations are read from: the study's, with the dtype that `fast` stands for here."""
+        config = self.study.lm
+        if config.dtype != "fast" or not self.needs_lm:
+            return config
+        assert self.is_precision_known(), "the precision stage comes first"
+        dtype = self.stored["dtype"] if self.stored else read_json(self.run.precision)["dtype"]
+        return config.model_copy(update={"dtype": dtype})
+
+    # ------------------------------------------------------------------------------------------ digests of results
+
+    @cached_property
+    def tokens_digest(self) -> str:
+        """Digest of everything that tokens depend on: less than SAEs do."""
+        if self.stored:
+            return self.stored["tokens"]
+        return tokens_digest(self.study.lm, self._open_text())
+
+    @cached_property
+    def source_digest(self) -> str:
+        """Digest of what activations are activations of: the LM and the text, or files of activations."""
+        if not self.needs_lm:
+            return ORIGINS.get(self.study.activations.origin).source_digest(
+                self.study.activations, self.run.activations
+            )
+        if self.stored:
+            return self.stored["source"]
+        settings = fingerprint.config_values
+        known: list[Any] = [self.model_digest, settings(self.lm_config())]
+        known += [text_digest(self._open_text()), settings(self.study.text)]
+        known += [self.template_digests] if self.template_digests is not None else []
+        return digest_json(known)
+
+    def activations_digest(self, sites: Sequence[str]) -> str:
+        """Return the digest of what the training activations on disk at these sites depend on."""
+        return digest_json([self.source_digest, sorted(sites), self.study.activations.dtype])
+
+    def held_out_activations_digest(self, sites: Sequence[str]) -> str:
+        """Return the same for the held-out activations, of which as many are written as are evaluated on."""
+        return digest_json([self.activations_digest(sites), self.study.evaluate.tokens])
+
+    def sae_digest(self, spec: SAESpec) -> str:
+        """Return the digest of everything that a trained SAE depends on."""
+        study, series = self.study, spec.series
+        activations = study.activations.model_dump(exclude={"sites", "origin"})
+        options = activations["options"]  # how and where they are kept changes no byte of them
+        activations["options"] = {} if self.needs_lm else {key: options[key] for key in options if key != "source"}
+        kind = ARCHITECTURES.get(series.architecture)
+        start = {"start": digest_json(self.warm_starts.digest_inputs(series))} if series.start_from else {}
+        return digest_json({
+            "version": TRAINING_VERSION, "source": self.source_digest, "activations": activations,
+            "origin": "lm" if self.needs_lm else study.activations.origin,
+            "site": spec.site, "width": spec.width, "architecture": series.architecture,
+            "options": asdict(kind.Options(**series.options)), "setting": spec.setting,
+            "seeds": [spec.sae_seed, spec.stream_seed],
+            "tokens": study.train.tokens, "batch": study.train.batch,
+            "recipe": self.recipe(spec, REFERENCE_D)._asdict(), **start,
+            **({"revision": kind.revision} if kind.revision and spec.setting.kind == "l0" else {}),
+        })  # fmt: skip
+
+    def recipe(self, spec: SAESpec, d: int) -> Recipe:
+        """Return every hyper-parameter of an SAE's training, for activations of d dimensions."""
+        kind, shape = ARCHITECTURES.get(spec.series.architecture), Shape(d, spec.width, spec.setting)
+        return kind.recipe_for(self.study.train, shape, spec.series.recipe)
+
+    def evaluation_digest(self, spec: SAESpec, *, with_lm: bool) -> str:
+        """Return the digest of everything that an SAE's evaluation depends on.
+
+        with_lm: whether delta LM loss can be measured, or the LM is gone.
+        """
+        known = [EVALUATION_VERSION, self.sae_digest(spec), self.study.evaluate.model_dump()]
+        if not with_lm:
+            known.append("measured without the LM")
+        elif self.lm_config().dtype not in (self.study.lm.dtype, "float32"):
+            known.append("measured in float32")
+        return digest_json(known)
+
+    def frontier_digest(self, evaluations: Sequence[str]) -> str:
+        """Return the digest of what frontier.json depends on, given the digests of its evaluations."""
+        return digest_json([FRONTIER_VERSION, list(evaluations), to_toml(self.study)])

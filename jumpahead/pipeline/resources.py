@@ -1,0 +1,198 @@
+"""What several stages of a run need: the LM, the text, tokens and activations, each loaded once, when asked for."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, final
+
+from jumpahead.activations.base import Activations
+from jumpahead.activations.origins import ORIGINS
+from jumpahead.activations.scale import Scale, measure_scale
+from jumpahead.errors import ArtefactError, JumpaheadError
+from jumpahead.evaluation.held_out import HeldOut, HeldOutRows
+from jumpahead.formatting import ROWS, TOKENS, SampleUnit
+from jumpahead.lm import checks, isolation
+from jumpahead.lm.fingerprint import model_checks_digest
+from jumpahead.lm.model import LM
+from jumpahead.pipeline.provenance import Provenance
+from jumpahead.progress import Progress
+from jumpahead.storage.digests import has_inputs
+from jumpahead.storage.folders import remove_path
+from jumpahead.storage.json_files import write_json
+from jumpahead.storage.run_folder import Run
+from jumpahead.study.schema import SAESpec, Study, sae_specs
+from jumpahead.text.contexts import Contexts, Split
+from jumpahead.text.source import Source
+from jumpahead.text.sources import source_of
+from jumpahead.training.devices import set_threads
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+
+SAMPLE_ROWS = 8192
+"""Activations that an SAE's initialisation looks at."""
+
+
+@final
+class Resources:
+    """One study in one run's folder, and what its stages share."""
+
+    def __init__(self, study: Study, run: Run, progress: Progress) -> None:
+        self.study, self.run, self.progress = study, run, progress
+        self.specs = sae_specs(study)
+        """Every SAE of the study."""
+        self.provenance = Provenance(study, run, self.open_text)
+        self._loaded: dict[str, Any] = {}
+
+    def _once(self, key: str, load: Callable[[], T]) -> T:
+        if key not in self._loaded:
+            self._loaded[key] = load()
+        return self._loaded[key]
+
+    # ------------------------------------------------------------------------------------------ text and LM
+
+    def open_text(self) -> Source:
+        """Return the text source; text that can be read only once is copied into the run's folder."""
+
+        def load() -> Source:
+            source = source_of(self.study.text, self.run.folder)
+            source.prepare(self.progress)
+            return source
+
+        return self._once("text", load)
+
+    def load_lm(self) -> LM:
+        """Return the LM as far as activations are read from it, checked when this run first loads it."""
+        return self._once("lm", self._load_checked_lm)
+
+    def _load_checked_lm(self) -> LM:
+        set_threads(self.study.train.threads)
+        config, sites = self.provenance.lm_config(), self.study.activations.sites
+        inputs = model_checks_digest(config, sites)
+        if has_inputs(self.run.checks, inputs):
+            return self._isolated(LM.load(config, truncate_after=sites), sites)
+        lm = LM.load(config)
+        passed = checks.check_and_truncate(lm, sites)
+        write_json(self.run.checks, {"inputs": inputs, "class": type(lm.model).__name__, "checked": passed})
+        self.progress.say(f"LM: {lm.name} ({type(lm.model).__name__}), {len(passed)} checks passed")
+        return self._isolated(lm, sites)
+
+    def load_whole_lm(self) -> LM:
+        """Return the LM that SAEs are spliced into: in the study's dtype, in float32 if that is `fast`."""
+
+        def load() -> LM:
+            set_threads(self.study.train.threads)
+            return self._isolated(LM.load(self.study.lm), ())
+
+        return self._once("whole LM", load)
+
+    def _isolated(self, lm: LM, sites: Sequence[str]) -> LM:
+        """Return the LM. Raises StudyError if it should keep the documents of a context apart and does not."""
+        if self.study.lm.packing == "isolated":
+            isolation.check_isolation(lm, sites)
+        return lm
+
+    def why_no_loss(self) -> str:
+        """Return why delta LM loss cannot be measured: activations are on disk and the LM is gone. Empty if it can."""
+
+        def load() -> str:
+            if ORIGINS.get(self.study.activations.origin).on_disk and self.provenance.stored:
+                try:
+                    self.load_whole_lm()
+                except JumpaheadError as exc:
+                    return str(exc)
+            return ""
+
+        return self._once("why no loss", load)
+
+    # ------------------------------------------------------------------------------------------ tokens and activations
+
+    def load_contexts(self, split: Split) -> Contexts:
+        """Return the contexts of a split. Raises ArtefactError if they are damaged; the next run makes them again."""
+
+        def load() -> Contexts:
+            folder = self.run.tokens / split
+            try:
+                return Contexts.load(folder)
+            except ArtefactError:
+                remove_path(folder / "source.json")
+                raise
+
+        return self._once(f"contexts, {split}", load)
+
+    def open_activations(self) -> Activations:
+        """Return the training activations: from disk, from elsewhere, or live from the LM."""
+
+        def load() -> Activations:
+            kind, lm, contexts = ORIGINS.get(self.study.activations.origin), None, None
+            if kind.needs_lm and not kind.on_disk:
+                lm, contexts = self.load_lm(), self.load_contexts("train")
+            return kind.open(self.study.activations, lm=lm, contexts=contexts, folder=self.run.activations)
+
+        return self._once("activations", load)
+
+    def load_scales(self) -> dict[str, Scale]:
+        """Return the unit of every site."""
+        return self._once("scales", lambda: measure_scale(self.open_activations(), self.study.activations.scale_rows))
+
+    def load_sample(self) -> dict[str, Tensor]:
+        """Return the first activations of every site, float32 [SAMPLE_ROWS, d] at most, in the LM's unit."""
+
+        def load() -> dict[str, Tensor]:
+            import torch
+
+            parts, count = defaultdict(list), 0
+            for group, rows in enumerate(self.open_activations().rows_per_group):
+                for site, x in self.open_activations().rows(group).items():
+                    parts[site].append(x.float())
+                count += int(rows)
+                if count >= SAMPLE_ROWS:
+                    break
+            return {site: torch.cat(rows)[:SAMPLE_ROWS] for site, rows in parts.items()}
+
+        return self._once("sample", load)
+
+    # ------------------------------------------------------------------------------------------ held-out data
+
+    def load_held_out_text(self) -> HeldOut:
+        """Return the text that SAEs are evaluated on."""
+        return self._once(
+            "held-out text", lambda: HeldOut.of(self.load_contexts("held_out"), self.study.evaluate.tokens)
+        )
+
+    def load_held_out(self) -> HeldOut | HeldOutRows:
+        """Return what SAEs are evaluated on: text, or activations if there is no LM.
+
+        Raises ArtefactError if the LM is gone and fewer held-out activations are on disk than the study asks for.
+        """
+        if self.provenance.needs_lm and not self.why_no_loss():
+            return self.load_held_out_text()
+        return self._once("held-out rows", self._load_held_out_rows)
+
+    def _load_held_out_rows(self) -> HeldOutRows:
+        held_out = self.open_activations().held_out
+        assert held_out is not None, f"{type(self.open_activations()).__name__} holds nothing out"
+        if not self.provenance.needs_lm:
+            return HeldOutRows.of(held_out, self.study.evaluate.tokens)
+        if len(held_out.rows_per_group) < self.load_held_out_text().groups:
+            raise ArtefactError(
+                f"{self.run.activations} holds fewer held-out activations than evaluate.tokens = "
+                f"{self.study.evaluate.tokens:,} asks for, and the LM is gone: give back the LM, or fewer tokens."
+            )
+        return HeldOutRows.of_text(held_out, self.load_held_out_text())
+
+    # ------------------------------------------------------------------------------------------ names for people
+
+    @property
+    def sample_unit(self) -> SampleUnit:
+        """What an activation is called in sentences: a token, or without a language model a row."""
+        return TOKENS if self.provenance.needs_lm else ROWS
+
+    def label(self, spec: SAESpec) -> str:
+        """Return an SAE's label, with its site and width if the study has several."""
+        sites, widths = self.study.activations.sites, self.study.sae.width
+        several = [(sites, spec.site), (widths, f"width {spec.width:,}")]
+        return ", ".join([spec.label, *(part for values, part in several if len(values) > 1)])

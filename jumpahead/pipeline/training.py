@@ -1,0 +1,110 @@
+"""The stage that trains SAEs: all that are not trained, on one stream of activations per stream.seed."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from typing import Any
+
+from jumpahead.activations.stream import Stream
+from jumpahead.engine import initial_state, kernel_layer
+from jumpahead.errors import DataError, StudyError
+from jumpahead.lm import fingerprint
+from jumpahead.lm.sites import parse_site
+from jumpahead.pipeline.stage import Stage
+from jumpahead.sae.architectures import ARCHITECTURES
+from jumpahead.storage.digests import digest_json
+from jumpahead.study.schema import SAESpec
+from jumpahead.training.devices import device_for, set_threads
+from jumpahead.training.job import Job, warm_start
+from jumpahead.training.loop import time_breakdown, train
+
+
+class TrainingStage(Stage):
+    """Writes saes/: weights.safetensors, config.json and train.jsonl of every SAE."""
+
+    name = "train"
+
+    def inputs(self) -> str:
+        return digest_json([self.provenance.sae_digest(spec) for spec in self.resources.specs])
+
+    def is_done(self) -> bool:
+        return not self.pending()
+
+    def pending(self) -> list[SAESpec]:
+        """Return the SAEs that are not trained."""
+        specs, digest = self.resources.specs, self.provenance.sae_digest
+        return [spec for spec in specs if not self.folder.sae_folder(spec.key).is_done(digest(spec))]
+
+    def run(self) -> None:
+        specs, pending = self.resources.specs, self.pending()
+        if len(pending) < len(specs):
+            self.progress.say(f"{len(specs) - len(pending)} of {len(specs)} SAEs are trained already.")
+        streams: dict[int, list[SAESpec]] = defaultdict(list)
+        for spec in pending:
+            streams[spec.stream_seed].append(spec)
+        for seed, members in streams.items():
+            self._train_on(seed, members)
+
+    def _train_on(self, seed: int, specs: list[SAESpec]) -> None:
+        """Train these SAEs side by side on the stream of one seed, and save them."""
+        config, data = self.study.train, self.resources.open_activations()
+        set_threads(config.threads)
+        stream = Stream(data, config.batch, seed=seed)
+        self._say_what_is_trained(len(specs), data.total_rows)
+        kernels = kernel_layer(device=device_for(config))
+        self.progress.say(f"kernels: {kernels.name}")
+        jobs = [self.job(spec) for spec in specs]
+        began, before = time.monotonic(), sum(job.seconds for job in jobs)
+        train(jobs, stream, config, kernels, self.progress, self.resources.sample_unit.plural)
+        own = sum(job.seconds for job in jobs) - before
+        self.progress.say(time_breakdown(time.monotonic() - began, own, stream.read_seconds, data.overlaps_training))
+        distinct = stream.distinct_rows(config.steps)
+        for job, spec in zip(jobs, specs, strict=True):
+            tokens = config.steps * config.batch
+            training = {"tokens": tokens, "distinct_tokens": distinct, "epochs": tokens / data.total_rows}
+            job.finish({"site": spec.site, "series": spec.series.name, "sae_seed": spec.sae_seed,
+                        "stream_seed": spec.stream_seed, "training": training, **self._origin_of(spec),
+                        "mean": self.resources.load_scales()[spec.site].mean.tolist()})  # fmt: skip
+
+    def _origin_of(self, spec: SAESpec) -> dict[str, Any]:
+        """Return what an SAE's config says about the LM and the site that its activations come from."""
+        provenance = self.provenance
+        if not provenance.needs_lm:
+            return {}
+        digest = provenance.stored["model"] if provenance.stored else provenance.model_digest
+        lm = {"digest": digest, **fingerprint.config_values(provenance.lm_config())}
+        return {"lm": lm, "site_names": parse_site(spec.site).names_elsewhere}
+
+    def _say_what_is_trained(self, saes: int, total: int) -> None:
+        config = self.study.train
+        if config.steps == 0:
+            raise DataError(f"train.tokens = {config.tokens} is less than one batch of {config.batch}.")
+        epochs = config.steps * config.batch / total
+        self.progress.say(
+            f"training {saes} SAEs on {config.steps * config.batch:,} activations each "
+            f"({config.steps:,} steps of {config.batch:,}; {total:,} distinct, {epochs:.2g} epochs)"
+        )
+        if epochs > 1:
+            what, more = ("text is", "text") if self.provenance.needs_lm else ("activations are", "of them")
+            self.progress.say(f"The {what} repeated: {epochs:.1f} epochs. More {more} would be better.")
+
+    def job(self, spec: SAESpec) -> Job:
+        """Return an SAE ready to train: fresh, warm-started, or as its last checkpoint left it."""
+        kind, series = ARCHITECTURES.get(spec.series.architecture), spec.series
+        d, scale = self.resources.open_activations().widths[spec.site], self.resources.load_scales()[spec.site].C
+        arch = kind(kind.Options(**series.options), spec.setting, self.provenance.recipe(spec, d))
+        sample = (self.resources.load_sample()[spec.site] / scale).to(device_for(self.study.train))
+        state = initial_state(arch, d, spec.width, spec.sae_seed, sample)
+        if series.start_from:
+            found = self.provenance.warm_starts.load(series)
+            if found.d != d:
+                raise StudyError(
+                    f"series '{series.name}' cannot start from {series.start_from}, an {found!r}: "
+                    f"{spec.site} has d = {d}."
+                )
+            warm_start(state, found, scale, sample)
+        digest = self.provenance.sae_digest(spec)
+        job = Job(self.resources.label(spec), spec.site, scale, state, self.folder.sae_folder(spec.key), digest)
+        job.resume()
+        return job

@@ -1,0 +1,13 @@
+"""Frontiers, answers and the cost of a training step in the terminal: 80 columns, plain ASCII, the same when piped.
+
+answer.py      `jumpahead ask`
+frontier.py    `jumpahead show`
+efficiency.py  `jumpahead efficiency`
+layout.py      tables, headings and lines
+"""
+
+from jumpahead.report.terminal.answer import print_answer
+from jumpahead.report.terminal.efficiency import print_efficiency
+from jumpahead.report.terminal.frontier import print_frontier
+
+__all__ = ["print_answer", "print_efficiency", "print_frontier"]

@@ -1,0 +1,128 @@
+"""`jumpahead ask` in the terminal: per panel a table, the nearest trained SAEs, and what to train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jumpahead.formatting import format_aligned, format_number, format_percent, format_range, format_setting
+from jumpahead.frontier import Answer, Crossing, Estimate, PanelAnswer, SeriesAnswer
+from jumpahead.metrics import METRICS, curve_metrics, format_value, format_with_name, shares
+from jumpahead.report.terminal.layout import lm_name, make_table, print_heading, print_item, print_line, without_space
+
+
+def print_answer(answer: Answer, console: Console | None = None) -> None:
+    """Print the answer to a question."""
+    console = console or Console()
+    print_line(console, answer.question, "bold")
+    print_line(console, f"Run {answer.run}, {lm_name(answer.lm)}. {_covers(answer)}")
+    for panel in answer.panels:
+        console.print()
+        _print_panel(console, answer, panel)
+
+
+def _print_panel(console: Console, answer: Answer, panel: PanelAnswer) -> None:
+    """Print the answer at one site and width."""
+    print_line(console, f"{panel.site}, width {panel.width:,}", "bold")
+    inside = [(series, crossing) for series in panel.series for crossing in series.crossings]
+    if inside:
+        shown = _columns(answer, inside)
+        console.print(_table(panel, shown, inside))
+        print_line(console, _legend(answer, shown), "dim")
+        print_heading(console, "Nearest trained SAE")
+        for series, crossing in inside:
+            near = crossing.nearest
+            values = f"L0 {format_number(near['l0'])}, {format_with_name(panel.fidelity, near[panel.fidelity])}"
+            print_item(console, f"{series.title}, {near['label']}: {values}", near["path"])
+    outside = [series for series in panel.series if not series.crossings]
+    if outside:
+        print_heading(console, "Out of range")
+        for series in outside:
+            print_item(
+                console, _outside(answer, series, panel.fidelity), series.end.nearest["path"] if series.end else None
+            )
+    notes = _notes(panel)
+    if notes:
+        print_heading(console, "Notes")
+        for note in notes:
+            print_item(console, note)
+    best = panel.recommendation
+    what = f"{best.series}, {format_setting(best.setting)}" if best.series and best.setting else "none"
+    console.print()
+    console.print(Text.assemble((f"Recommended: {what}.", "bold"), f" {without_space(best.reason)}"))
+
+
+def _columns(answer: Answer, rows: list[tuple[SeriesAnswer, Crossing]]) -> list[str]:
+    """Return the metrics of the table: those on curves that have a value, without the target."""
+    target = shares().get(answer.target, answer.target)
+    return [
+        key
+        for key in curve_metrics()
+        if key != target and any(crossing.metrics[key].value is not None for _, crossing in rows)
+    ]
+
+
+def _table(panel: PanelAnswer, shown: list[str], rows: list[tuple[SeriesAnswer, Crossing]]) -> Table:
+    """Return a table with one row per crossing; below each number its interval, and for counts their share."""
+    table = make_table("series", *(METRICS[key].short for key in shown), last="train with")
+    for series, crossing in rows:
+        style = "bold" if series.series == panel.recommendation.series else ""
+        cells = [_cell(crossing.metrics, key) for key in shown]
+        table.add_row(Text(series.title, style), *cells, Text(crossing.label, style))
+    return table
+
+
+def _cell(metrics: Mapping[str, Estimate], key: str) -> Text:
+    """Return a value; below it, for a count, the share of the width; below that the interval."""
+    found = metrics[key]
+    cell = Text(format_aligned(found.value))
+    for share in [share for share, count in shares().items() if count == key]:
+        cell.append(f"\n{without_space(format_percent(metrics[share].value))}")
+    if found.low is not None and found.high is not None:
+        cell.append(f"\n{format_range(found.low, found.high)}", "dim")
+    return cell
+
+
+def _legend(answer: Answer, shown: list[str]) -> str:
+    """Return what the counts in the table are: `dead: features that never fire on the held-out text`."""
+    texts = []
+    for key in shown:
+        metric = METRICS[key]
+        if metric.format == "count":
+            title = metric.title.format(unit=answer.unit)
+            texts.append(f"{metric.short}: {title[0].lower()}{title[1:]}")
+    return "; ".join(texts)
+
+
+def _outside(answer: Answer, series: SeriesAnswer, fidelity: str) -> str:
+    """Return a sentence on the measured range of a series, and one on its nearest end."""
+    low, high = (format_value(answer.target, bound) for bound in series.measured)
+    target = format_with_name(answer.target, answer.value)
+    text = f"{series.title}: {target} is {series.reach} the measured range, "
+    text += f"{low}." if low == high else f"{low} to {high}."
+    if series.end is None:
+        return text
+    metrics = series.end.metrics
+    facts = [format_with_name(key, metrics[key].value) for key in (fidelity, "l0")]
+    return f"{text} Its nearest end, {series.end.nearest['label']}, has {' and '.join(facts)}."
+
+
+def _notes(panel: PanelAnswer) -> list[str]:
+    """Return every series' own notes and those of its crossings, each once."""
+    notes = []
+    for series in panel.series:
+        found = [*series.notes, *(note for crossing in series.crossings for note in crossing.notes)]
+        notes += [f"{series.title}: {note}." for note in dict.fromkeys(found)]
+    return notes
+
+
+def _covers(answer: Answer) -> str:
+    """Return the frontier's sentence on its intervals, and the series whose intervals cover more than it says."""
+    titles = {(each.title, each.covers) for panel in answer.panels for each in panel.series}
+    seeded = sorted(title for title, covers in titles if covers == "text and seeds")
+    if not seeded or len(seeded) == len(titles):
+        return answer.covers
+    return f"{answer.covers} Those of {', '.join(seeded)} cover seeds too."

@@ -1,0 +1,129 @@
+"""`jumpahead show` in the terminal: per panel every SAE, and what each series has at matched L0 and matched loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jumpahead.formatting import SampleUnit, format_aligned, format_number, format_range
+from jumpahead.frontier import Estimate, Frontier
+from jumpahead.metrics import METRICS, curve_metrics
+from jumpahead.report.terminal.layout import lm_name, make_table, print_heading, print_item, print_line, without_space
+
+Json = Mapping[str, Any]
+
+
+def print_frontier(frontier: Frontier, console: Console | None = None) -> None:
+    """Print the frontier of a run."""
+    console = console or Console()
+    titles = {each["name"]: each["title"] for each in frontier.data["series"]}
+    print_line(
+        console, f"{frontier.name}: {len(frontier.points())} SAEs, {lm_name(frontier.data['lm']['name'])}", "bold"
+    )
+    print_line(console, frontier.covers)
+    for panel in frontier.data["panels"]:
+        console.print()
+        print_line(console, f"{panel['site']}, width {panel['width']:,}", "bold")
+        print_line(console, _measured_on(panel, frontier.unit))
+        console.print(_table(panel, titles))
+        fidelity = METRICS[panel["fidelity"]].name
+        print_line(console, f"*: no SAE of this panel is at least as good in both L0 and {fidelity}", "dim")
+        for key, entries in panel["matched"].items():
+            if entries:
+                other = panel["fidelity"] if key == "l0" else "l0"
+                name = METRICS[other].name
+                print_heading(console, f"{name[0].upper()}{name[1:]} at matched {METRICS[key].name}")
+                for table in _matched_tables(entries, titles, key, other):
+                    console.print(table)
+        warnings = _training_warnings(panel, titles)
+        if warnings:
+            print_heading(console, "Notes")
+            for warning in warnings:
+                print_item(console, warning)
+
+
+def _measured_on(panel: Json, unit: SampleUnit) -> str:
+    """Return a sentence on the held-out text, and one on the loss of the LM."""
+    losses = [("of the LM", "ce_clean"), ("with zero ablation", "ce_zero"), ("with mean ablation", "ce_mean")]
+    known = [f"{format_number(panel[key])} {words}" for words, key in losses if panel.get(key) is not None]
+    text = f"{panel['tokens']:,} held-out {unit.plural} in {panel['documents']:,} {unit.groups}."
+    return text + (f" Loss: {', '.join(known)}." if known else "")
+
+
+def _table(panel: Json, titles: Mapping[str, str]) -> Table:
+    """Return a table of every SAE below its series, by increasing L0."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("")
+    table.add_column("setting", no_wrap=True)
+    keys = _measured_metrics(panel)
+    for heading in ("requested", *(heading for key in keys for heading in _headings(key))):
+        table.add_column(without_space(heading), justify="right", no_wrap=True)
+    for name, title in titles.items():
+        points = [point for point in panel["points"] if point["series"] == name]
+        if points:
+            table.add_row("", Text(title, "bold"))
+        for point in sorted(points, key=lambda each: each["metrics"].get("l0") or 0.0):
+            values = [point["requested"], *(value for key in keys for value in _values(point, key))]
+            table.add_row("*" if point["pareto"] else "", Text(_label(point, panel)), *map(format_aligned, values))
+    return table
+
+
+def _measured_metrics(panel: Json) -> list[str]:
+    """Return the metrics on curves that any SAE of the panel has."""
+    return [key for key in curve_metrics() if any(point["metrics"].get(key) is not None for point in panel["points"])]
+
+
+def _headings(key: str) -> list[str]:
+    """Return the headings of a metric: for delta LM loss also its standard error."""
+    return [METRICS[key].short, "SE"] if key == "delta_lm_loss" else [METRICS[key].short]
+
+
+def _values(point: Json, key: str) -> list[float | None]:
+    """Return a metric of an SAE, for delta LM loss also its standard error."""
+    value = point["metrics"].get(key)
+    return [value, point["standard_errors"].get(key)] if key == "delta_lm_loss" else [value]
+
+
+def _training_warnings(panel: Json, titles: Mapping[str, str]) -> list[str]:
+    """Return each warning once, after the SAEs that it is about."""
+    saes: dict[str, list[str]] = {}
+    for point in panel["points"]:
+        for warning in point["training_warnings"]:
+            saes.setdefault(warning, []).append(f"{titles[point['series']]}, {_label(point, panel)}")
+    return [f"{'; '.join(names)}: {warning}" for warning, names in saes.items()]
+
+
+def _label(point: Json, panel: Json) -> str:
+    """Return the setting, and the seeds if they differ within the panel."""
+    seeds = [(key, word) for key, word in (("sae_seed", "seed"), ("stream_seed", "stream"))]
+    varied = [f"{word} {point[key]}" for key, word in seeds if len({each[key] for each in panel["points"]}) > 1]
+    return ", ".join([point["label"], *varied])
+
+
+def _matched_tables(
+    entries: Sequence[Json], titles: Mapping[str, str], key: str, other: str, at_once: int = 3
+) -> Iterable[Table]:
+    """Yield tables whose rows are the matched values and whose columns are `at_once` series, so that they fit."""
+    names = [row["series"] for row in entries[0]["rows"]]
+    for start in range(0, len(names), at_once):
+        columns = names[start : start + at_once]
+        table = make_table(METRICS[key].short, *(titles[name] for name in columns))
+        for entry in entries:
+            rows = {row["series"]: row for row in entry["rows"]}
+            table.add_row(format_number(entry["value"]), *(_matched_cell(rows[name], other) for name in columns))
+        yield table
+
+
+def _matched_cell(row: Json, key: str) -> Text:
+    """Return a value with its interval, or that the matched value is outside the range."""
+    if row["limit"]:
+        return Text(f"{row['limit']} its range", "dim")
+    found = Estimate(**row["metrics"][key])
+    cell = Text(format_aligned(found.value))
+    if found.low is not None and found.high is not None:
+        cell.append(f" [{format_range(found.low, found.high)}]", "dim")
+    return cell

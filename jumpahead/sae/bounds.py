@@ -1,0 +1,45 @@
+"""Bounds of options and hyper-parameters, declared beside their types: `Annotated[float, GreaterThan(0)]`.
+
+Nothing in this folder checks them: training needs no validator. A study does (study/tables.py), with pydantic, which
+asks each bound for its part of the schema.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class AtLeast(NamedTuple):
+    """The value is at least `limit`."""
+
+    limit: float
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """Return pydantic's schema of the type with the bound."""
+        return {**handler(source), "ge": self.limit}
+
+
+class GreaterThan(NamedTuple):
+    """The value is greater than `limit`."""
+
+    limit: float
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """Return pydantic's schema of the type with the bound."""
+        return {**handler(source), "gt": self.limit}
+
+
+class Finite(NamedTuple):
+    """The value is neither infinite nor NaN."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """Return pydantic's schema of the type without infinities and NaN."""
+        return {**handler(source), "allow_inf_nan": False}
+
+
+class NotEmpty(NamedTuple):
+    """The sequence has at least one item."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """Return pydantic's schema of the type with a minimum length of one."""
+        return {**handler(source), "min_length": 1}

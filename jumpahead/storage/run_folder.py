@@ -1,0 +1,121 @@
+"""A run's folder: create, open and lock it, and record which study, versions and hardware made it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from jumpahead.errors import ArtefactError
+from jumpahead.storage.artefacts import RUN_COMMAND
+from jumpahead.storage.atomic import TEMPORARY_MARK, remove_temporaries, write_atomic
+from jumpahead.storage.digests import digest_bytes
+from jumpahead.storage.environment import describe_environment
+from jumpahead.storage.json_files import read_json, write_json
+from jumpahead.storage.layout import RunPaths
+from jumpahead.storage.locks import hold_lock, holder_path
+
+RUN_SCHEMA = "jumpahead.run/1"
+
+
+class Run(RunPaths):
+    """A run's folder. `Run.create` makes or continues one; `Run.open` takes one that must exist."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        super().__init__(folder)
+        self._held = contextlib.ExitStack()
+        self._depth = 0  # of nested `lock`s
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Run:
+        """Return a run that exists, finished or not. Raises ArtefactError if `folder` is not a run."""
+        run = cls(folder)
+        if not run.folder.exists():
+            raise ArtefactError(f"{folder} does not exist: `jumpahead run STUDY --out {folder}` makes it.")
+        if not run.folder.is_dir() or not run.manifest.is_file():
+            raise ArtefactError(
+                f"{folder} is not a run (it has no manifest.json): name the folder that `{RUN_COMMAND}` printed."
+            )
+        read_json(run.manifest, RUN_SCHEMA)
+        return run
+
+    @classmethod
+    def create(cls, folder: str | os.PathLike[str], study: str) -> Run:
+        """Return a new run, or the one that is there, after writing the resolved study (TOML) into it."""
+        run = cls(folder)
+        with run.lock():
+            run.record_study(study)
+        return run
+
+    def record_study(self, study: str) -> None:
+        """Write the manifest and the resolved study; to be called under `lock`. Earlier versions are kept."""
+        known = read_json(self.manifest, RUN_SCHEMA) if self.manifest.exists() else {}
+        now, earlier = describe_environment(), known.get("earlier", [])
+        before = {key: known[key] for key in now if key in known}
+        if before and before != now and before not in earlier:
+            earlier = [*earlier, before]
+        created = known.get("created", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+        self.update_manifest(schema=RUN_SCHEMA, created=created, study=digest_bytes(study), **now, earlier=earlier)
+        write_atomic(self.study, study)
+
+    @contextlib.contextmanager
+    def session(self, study: str) -> Iterator[None]:
+        """Hold the lock and record the study (TOML); remove the run at the end if nothing else was written."""
+        with self.lock():
+            self.record_study(study)
+            try:
+                yield
+            finally:
+                self.remove_if_unused()
+
+    def remove_if_unused(self) -> None:
+        """Remove the run if it holds nothing but its study, after a failed start; to be called under `lock`."""
+        files = (self.manifest, self.study, self.precision, self.checks, self.warm_starts, self.stdin)
+        if self.folder.is_dir() and self._file_names() <= {file.name for file in files}:
+            shutil.rmtree(self.folder)
+
+    def _file_names(self) -> set[str]:
+        """Return the names of the files and folders in the run, without those of its lock."""
+        locks = {self.lock_file.name, holder_path(self.lock_file).name}
+        return {path.name for path in self.folder.iterdir() if path.name not in locks}
+
+    def _has_foreign_files(self) -> bool:
+        """Return whether a folder without a manifest holds files that this package did not write."""
+        if not self.folder.is_dir():
+            return self.folder.exists()
+        return any(TEMPORARY_MARK not in name for name in self._file_names())
+
+    def read_manifest(self) -> dict[str, Any]:
+        """Return the content of manifest.json."""
+        return read_json(self.manifest, RUN_SCHEMA)
+
+    def update_manifest(self, **fields: Any) -> dict[str, Any]:
+        """Add or replace top-level fields of manifest.json; return its whole content."""
+        known = read_json(self.manifest, RUN_SCHEMA) if self.manifest.exists() else {}
+        known.update(fields)
+        write_json(self.manifest, known)
+        return known
+
+    @contextlib.contextmanager
+    def lock(self, wait_s: float = 0, on_wait: Callable[[], None] = lambda: None) -> Iterator[Run]:
+        """Hold the run's lock while this process writes it; may be nested on one object.
+
+        While another process holds it, wait up to `wait_s` seconds, and call `on_wait` once when the wait begins.
+        Raises ArtefactError, naming the holder, if the lock is still held then. Temporary files that a killed process
+        left are removed.
+        """
+        if self._depth == 0:
+            if not self.manifest.exists() and self._has_foreign_files():
+                raise ArtefactError(f"{self.folder} is not empty and is not a run: name another folder with --out.")
+            self._held.enter_context(hold_lock(self.lock_file, self.folder, wait_s, on_wait))
+            remove_temporaries(self.folder, except_below=self.activations)  # other processes may be writing there
+        self._depth += 1
+        try:
+            yield self
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._held.close()

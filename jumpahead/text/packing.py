@@ -1,0 +1,58 @@
+"""Cutting documents into chunks, and packing chunks into contexts of a fixed number of tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jumpahead.text.permutation import fixed_permutation
+
+ORDER_SEED = 2407_14435
+"""Seed of the fixed order of contexts. Another seed would be another stream of activations for every study."""
+
+
+def cut_documents(
+    document_tokens: list[int], chunk_tokens: int, min_tokens: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cut documents into chunks of at most `chunk_tokens` tokens, dropping those of less than `min_tokens`.
+
+    document_tokens: the number of tokens of each document. Return the start of each chunk in the concatenated documents
+    and its length, int64 [chunks] each, and its document, int32 [chunks].
+    """
+    size = np.asarray(document_tokens, dtype=np.int64)
+    first, count = np.cumsum(size) - size, -(-size // chunk_tokens)
+    document = np.repeat(np.arange(len(document_tokens), dtype=np.int32), count)
+    number = np.arange(len(document)) - np.repeat(np.cumsum(count) - count, count)
+    start = first[document] + number * chunk_tokens
+    length = np.minimum(chunk_tokens, size[document] - number * chunk_tokens)
+    is_kept = length >= min_tokens
+    return start[is_kept], length[is_kept], document[is_kept]
+
+
+def pack_best_fit(size: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pack chunks of `size` tokens, int64 [chunks], into contexts of at most `capacity` tokens (best fit, decreasing).
+
+    Return the order of the chunks, int64 [chunks], and the number of chunks in each context, int64 [contexts]. Each
+    chunk goes into the fullest context that still takes it; within a context chunks keep the order of the documents.
+    """
+    context = np.empty(len(size), np.int64)
+    contexts_by_free: list[list[int]] = [[] for _ in range(capacity + 1)]
+    """Open contexts by their number of free tokens."""
+    free_bits, made = 0, 0
+    """Bit f of `free_bits` is set if some open context has f free tokens."""
+    for chunk in np.argsort(-size, kind="stable").tolist():
+        need = int(size[chunk])
+        fitting = free_bits >> need
+        if fitting:
+            free = need + (fitting & -fitting).bit_length() - 1
+            number = contexts_by_free[free].pop()
+            if not contexts_by_free[free]:
+                free_bits &= ~(1 << free)
+        else:
+            free, number, made = capacity, made, made + 1
+        context[chunk] = number
+        if free > need:
+            contexts_by_free[free - need].append(number)
+            free_bits |= 1 << (free - need)
+    rank = np.empty(made, np.int64)
+    rank[fixed_permutation(made, ORDER_SEED)] = np.arange(made)
+    return np.argsort(rank[context], kind="stable"), np.bincount(rank[context], minlength=made)

@@ -1,0 +1,24 @@
+"""Where SAEs train: the device, and the number of CPU threads."""
+
+from __future__ import annotations
+
+import torch
+
+from jumpahead.errors import StudyError
+from jumpahead.sae.recipe import TrainConfig
+
+
+def device_for(config: TrainConfig) -> torch.device:
+    """Return the device that SAEs train on. Raises StudyError if torch sees no GPU and the study asks for one."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise StudyError('train.device = "cuda": torch sees no GPU here; leave it out to train on the CPU.')
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def set_threads(threads: int | None) -> None:
+    """Set torch's number of CPU threads; None leaves it as it is: all cores."""
+    if threads is not None:
+        torch.set_num_threads(threads)

@@ -1,0 +1,242 @@
+"""One SAE in training: its state, its log (train.jsonl) and its checkpoint.
+
+A checkpoint is one safetensors file: `p.NAME` parameters, `v.NAME` second moments, `last_touched`,
+`tokens_since_fired`, `support_share`; its header has the step, the controller and the digest of the SAE's inputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jumpahead.engine import Kernels, State, StepDiagnostics, StepResult, synchronize, train_step
+from jumpahead.engine.dense_features import estimate_support_share
+from jumpahead.errors import ArtefactError, DivergedError
+from jumpahead.sae.controller import ControllerState
+from jumpahead.sae.saved import SAE
+from jumpahead.sae.support import Number
+from jumpahead.storage.folders import remove_path
+from jumpahead.storage.json_files import read_json_lines, write_json_lines
+from jumpahead.storage.layout import SAEFolder
+from jumpahead.storage.tensors import read_tensors, read_tensors_info, write_tensors
+
+STATE = "state.safetensors"
+
+
+@dataclass
+class Job:
+    """One SAE in training."""
+
+    label: str
+    """What sentences call it: `jumprelu l0 = 16`."""
+    site: str
+    scale: float
+    """C of the site."""
+    state: State
+    folder: SAEFolder | None = None
+    """Where checkpoints, the log and the result go; None keeps everything in memory."""
+    inputs: str = ""
+    """Digest of everything the SAE depends on."""
+    seconds: float = 0.0
+    """Time spent in its own steps; on a GPU, measured by the GPU."""
+    records: list[dict[str, Any]] = field(default_factory=list)
+    """Lines of train.jsonl."""
+    l0_since_line: list[Number] = field(default_factory=list)
+    """L0 of every step since the last line of the log."""
+    _timed: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
+    """Start and end of GPU steps that `seconds` does not include yet."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device that holds its state."""
+        return self.state.last_touched.device
+
+    def step(
+        self, x: Tensor, lr: float, warmup: float, kernels: Kernels, diagnostics: StepDiagnostics | None = None
+    ) -> StepResult:
+        """Train on one batch x [B, d], in the unit E‖x‖² = 1.
+
+        Raises DivergedError, naming the SAE, if the loss is not finite.
+        """
+        result = self._timed_step(x, lr, warmup, kernels, diagnostics)
+        self.l0_since_line.append(result.l0)
+        return result
+
+    def _timed_step(
+        self, x: Tensor, lr: float, warmup: float, kernels: Kernels, diagnostics: StepDiagnostics | None
+    ) -> StepResult:
+        if not x.is_cuda:
+            begun = time.perf_counter()
+            with self._naming_divergence():
+                result = train_step(self.state, x, lr, warmup, kernels, diagnostics)
+            self.seconds += time.perf_counter() - begun
+            return result
+        begun, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun.record()
+        with self._naming_divergence():
+            result = train_step(self.state, x, lr, warmup, kernels, diagnostics)
+        done.record()
+        self._timed.append((begun, done))
+        return result
+
+    def synchronize(self, kernels: Kernels) -> None:
+        """Wait for its last step, if kernels are asynchronous: to be called before the state is read."""
+        with self._naming_divergence():
+            synchronize(self.state, kernels)
+        for begun, done in self._timed:
+            done.synchronize()
+            self.seconds += begun.elapsed_time(done) / 1e3
+        self._timed.clear()
+
+    @contextlib.contextmanager
+    def _naming_divergence(self) -> Iterator[None]:
+        """Add the SAE, the step and the last checkpoint to a DivergedError."""
+        try:
+            yield
+        except DivergedError as error:
+            kept = f" The checkpoint of step {self.checkpoint_step} is kept." if self.checkpoint_step else ""
+            raise DivergedError(
+                f"{self.label} at {self.site}, step {self.state.steps_done}: {error}.{kept} Try a smaller train.lr."
+            ) from error
+
+    @property
+    def checkpoint_step(self) -> int:
+        """The step of the last checkpoint on disk; 0 if there is none."""
+        if self.folder is None or not (self.folder.checkpoint / STATE).exists():
+            return 0
+        with contextlib.suppress(ArtefactError):
+            return int(read_tensors_info(self.folder.checkpoint / STATE)["steps_done"])
+        return 0
+
+    def log_step(
+        self, result: StepResult, x: Tensor, lr: float, health: dict[str, float] | None = None
+    ) -> dict[str, float]:
+        """Add a line to the log; return the values that progress shows. x [B, d]: the batch, for its variance.
+
+        L0 is the mean of all steps since the last line: at a high learning rate it differs by several percent from step
+        to step. All other values are those of this step.
+        """
+        state, variance = self.state, (x - x.mean(0)).square().sum().item() / len(x)
+        error, penalty, _, entries = map(float, result[:4])
+        l0 = math.fsum(to_floats(self.l0_since_line)) / len(self.l0_since_line)
+        self.l0_since_line.clear()
+        fvu = error / max(variance, 1e-30)
+        dead = int((state.tokens_since_fired >= state.arch.recipe.dead_after_tokens).sum())
+        line = {"step": state.steps_done, "l0": l0, "fvu": fvu, "error": error, "penalty": penalty}
+        line |= {
+            "entries": entries,
+            "dense": result.num_dense_features,
+            "dead": dead,
+            "lr": lr,
+            "seconds": round(self.seconds, 3),
+        }
+        if state.controller is not None:
+            line["lambda"] = float(state.sparsity_coefficient)
+        if health is not None:
+            line["health"] = health
+        self.records.append(line)
+        return {"L0": l0, "FVU": fvu}
+
+    def checkpoint(self) -> None:
+        """Write the state, then the log."""
+        if self.folder is None:
+            return
+        state = self.state
+        tensors = {f"p.{name}": tensor for name, tensor in state.params.items()}
+        tensors |= {f"v.{name}": tensor for name, tensor in state.second_moments.items()}
+        tensors |= {
+            "last_touched": state.last_touched,
+            "tokens_since_fired": state.tokens_since_fired,
+            "support_share": state.support_share,
+        }
+        info = {
+            "steps_done": state.steps_done,
+            "controller": state.controller and state.controller.to_floats(),
+            "inputs": self.inputs,
+            "seconds": self.seconds,
+            "l0_since_line": to_floats(self.l0_since_line),
+        }
+        self.folder.checkpoint.mkdir(parents=True, exist_ok=True)
+        write_tensors(self.folder.checkpoint / STATE, tensors, info)
+        write_json_lines(self.folder.log, self.records)
+
+    def resume(self) -> None:
+        """Continue from the checkpoint on disk, if it is whole and made from the same inputs."""
+        if self.folder is None or not (self.folder.checkpoint / STATE).exists():
+            return
+        path = self.folder.checkpoint / STATE
+        try:
+            info, read = read_tensors_info(path), read_tensors(path)
+        except ArtefactError:
+            return
+        if info["inputs"] != self.inputs:
+            return
+        state, tensors = self.state, {name: tensor.to(self.device) for name, tensor in read.items()}
+        state.params = {name: tensors[f"p.{name}"] for name in state.params}
+        state.second_moments = {name: tensors[f"v.{name}"] for name in state.second_moments}
+        state.last_touched, state.tokens_since_fired, state.support_share = (
+            tensors["last_touched"],
+            tensors["tokens_since_fired"],
+            tensors["support_share"],
+        )
+        state.steps_done, self.seconds, self.l0_since_line = (
+            info["steps_done"],
+            info["seconds"],
+            list(info["l0_since_line"]),
+        )
+        state.controller = ControllerState(*info["controller"]) if info["controller"] else None
+        if self.folder.log.exists():
+            self.records = [line for line in read_json_lines(self.folder.log) if line["step"] <= state.steps_done]
+
+    def finish(self, about: dict[str, Any] | None = None) -> SAE:
+        """Return the SAE for the LM's own activations; if the job has a folder, save it and remove the checkpoint."""
+        state = self.state
+        coefficient = (
+            {"lambda": float(state.sparsity_coefficient)}
+            if state.controller
+            else {state.arch.setting.kind: state.arch.setting[1]}
+        )
+        known = {
+            "inputs": self.inputs,
+            "scale": self.scale,
+            "steps": state.steps_done,
+            "seconds": self.seconds,
+            "sparsity_coefficient": coefficient,
+        }
+        params = {name: tensor.cpu() for name, tensor in state.params.items()}
+        sae = SAE(state.arch, state.arch.fold(params, self.scale), {**known, **(about or {})})
+        if self.folder is not None:
+            write_json_lines(self.folder.log, self.records)
+            sae.save(self.folder.path)
+            remove_path(self.folder.checkpoint)
+        return sae
+
+
+def to_floats(values: Sequence[Number]) -> list[float]:
+    """Return floats and 0-d tensors of one device as floats, synchronizing that device once."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    read = iter(torch.stack(tensors).tolist() if tensors else ())
+    return [next(read) if isinstance(value, Tensor) else value for value in values]
+
+
+def warm_start(state: State, sae: SAE, scale: float, sample: Tensor) -> None:
+    """Give an untrained state the parameters of a saved SAE of the same architecture, width and d, and its last λ.
+
+    scale: C of the site. sample [n, d]: activations in the unit E‖x‖² = 1.
+    """
+    params = state.arch.unfold(sae.params, scale)
+    assert params.keys() == state.params.keys(), (sorted(params), sorted(state.params))
+    state.params = {name: params[name].to(like) for name, like in state.params.items()}
+    state.support_share = estimate_support_share(state.arch, state.params, sample)
+    sparsity = (sae.about.get("sparsity_coefficient") or {}).get("lambda")
+    if state.controller is not None and sparsity is not None:
+        state.controller = state.controller._replace(
+            penalty_scale=float(sparsity / state.arch.sparsity_unit(state.params))
+        )
