@@ -45,10 +45,10 @@ test-readme: setup  ## the Python blocks of the README on the demo's run: after 
 # findings in .venv would be others.
 test-triton: .venv-triton/.done  ## every GPU kernel in Triton's interpreter, and compiled for a card: needs no card
 	CUDA_VISIBLE_DEVICES= TRITON_INTERPRET=1 $(TRITON)/python -m pytest -p tools.every_kernel -n 2 --dist worksteal \
-	    tests/gpu tests/test_on_a_card.py -k "not benchmark"
+	    tests/gpu tests/test_on_fake_gpu.py -k "not benchmark"
 
 test-gpu: .venv-triton/.done  ## the GPU's kernels: on a card where there is one, else as test-triton
-	TRITON_INTERPRET=$$($(TRITON)/python -c 'import torch; print(int(not torch.cuda.is_available()))') $(TRITON)/pytest -n 2 tests/gpu tests/engine/test_padding.py tests/test_on_a_card.py
+	TRITON_INTERPRET=$$($(TRITON)/python -c 'import torch; print(int(not torch.cuda.is_available()))') $(TRITON)/pytest -n 2 tests/gpu tests/engine/test_supports.py tests/test_on_fake_gpu.py
 
 .venv-triton/.done: .venv/.done
 	test -x $(TRITON)/python || $(BIN)/python -m venv --without-pip .venv-triton

@@ -211,9 +211,13 @@ def render_results(results: dict[str, Any]) -> str:
         ]
         for one in cases
     ]
-    facts = f"{results['rounds']} rounds, medians; {cases[0]['bytes'] / 1e6:,.0f} MB per case; goal: ratios of {TARGET_RATIO}."
+    facts = (
+        f"{results['rounds']} rounds, medians; "
+        f"{cases[0]['bytes'] / 1e6:,.0f} MB per case; goal: ratios of {TARGET_RATIO}."
+    )
     return "\n\n".join([
-        "# Activations on disk", describe_machine(results["machine"]), facts, "MB/s:", render_table(["", *names], speeds),
+        "# Activations on disk", describe_machine(results["machine"]), facts, "MB/s:",
+        render_table(["", *names], speeds),
         "Ratios, and thousands of rows per second from a cold disk and through one SAE's training step:",
         render_table(["", *ratios, "read, cold", "engine"], rows), f"`{results['command']}`, {results['date']}.",
         "What each column is: the head of benchmarks/disk.py.",

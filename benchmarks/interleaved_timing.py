@@ -1,9 +1,11 @@
-"""Timing by turns: in every round each lane steps for TURN seconds, and at least once, so that whatever else the
-machine does falls on all alike. In training a step follows a step of its own, not of another library: of several steps
-in a turn the first is not counted.
+"""Interleaved timing: in every round each variant runs steps for SECONDS_PER_TURN, and at least one step.
 
-A lane is a contender under one setting: a peer under its own float32 matmul precision and under `medium`, ours under
-each choice of kernels, and the encoder product alone, which no step that finds its features exactly can undercut.
+Other load on the machine thus affects all variants alike. In training a step follows a step of the same library, so the
+first step of a turn is not counted if others follow.
+
+A variant is an SAE under one setting: another library's under its own float32 matmul precision and under `medium`,
+jumpahead's with each choice of kernels. The encoder product alone is a variant too: a lower bound on the time of any
+step that finds its active features exactly.
 """
 
 from __future__ import annotations
@@ -25,13 +27,13 @@ from benchmarks.synthetic import SyntheticData, make_data
 
 SECONDS_PER_TURN = 0.25
 WARMUP_ROUNDS = 2
-"""Rounds that are not counted: compilation, optimizer states, buffers."""
+"""Rounds that are not counted: compilation, allocation of optimizer states and buffers."""
 EVALUATION_TOKENS = 512
-"""Tokens that L0 is measured on."""
+"""Tokens that L0 and error are measured on."""
 
 
 class Shape(NamedTuple):
-    """d dimensions, M features, B tokens in a batch, L0 active features per token."""
+    """Dimension d, number of features M, tokens per batch B, active features per token L0."""
 
     d: int
     width: int
@@ -43,11 +45,11 @@ class Shape(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What is compared: an architecture, with or without dead features."""
+    """An architecture to compare, with or without dead features."""
 
     architecture: str
     dead: float
-    """Share of the features that is dead before every step, AuxK on; 0: AuxK off."""
+    """Share of dead features before every step, with AuxK; 0: no AuxK."""
 
     def __str__(self) -> str:
         title = {"jumprelu": "JumpReLU", "topk": "TopK", "gated": "Gated"}[self.architecture]
@@ -60,7 +62,7 @@ CASES = (Case("jumprelu", 0.0), Case("topk", 0.0), Case("topk", 0.05), Case("gat
 
 
 class TimedVariant:
-    """One thing that is timed, and what was found."""
+    """One timed variant, and its times."""
 
     def __init__(
         self,
@@ -69,43 +71,43 @@ class TimedVariant:
         *,
         kind: Literal["peer", "ours", "product"],
         products: str,
-        contender: LibrarySAE | None = None,
+        sae: LibrarySAE | None = None,
         precision: str = "highest",
         **about: Any,
     ):
-        self.step, self.contender, self.precision = step, contender, precision
+        self.step, self.sae, self.precision = step, sae, precision
         self.row: dict[str, Any] = {"library": library, "kind": kind, "products": products, **about}
         self.turns: list[list[float]] = []
-        """Seconds of the steps that count, by round."""
+        """Seconds of the counted steps, by round."""
 
     @property
     def failed(self) -> str:
-        """What went wrong in this lane, or in another with the same contender."""
-        return "" if self.contender is None else self.contender.failed
+        """Return the error of this variant, or of another one with the same SAE; empty if there is none."""
+        return "" if self.sae is None else self.sae.failed
 
-    def turn(self, batches: list[Tensor]) -> None:
-        """Time some steps; a contender that fails is not asked again."""
+    def run_turn(self, batches: list[Tensor]) -> None:
+        """Time steps for one turn. After an error the SAE is not run again."""
         if self.failed:
             return
         torch.set_float32_matmul_precision(self.precision)
         try:
             seconds: list[float] = []
             while not seconds or sum(seconds) < SECONDS_PER_TURN:
-                if self.contender is not None:
-                    self.contender.prepare()
-                begun = time.perf_counter()
+                if self.sae is not None:
+                    self.sae.prepare()
+                started = time.perf_counter()
                 self.step(batches[len(seconds) % len(batches)])
-                seconds.append(time.perf_counter() - begun)
+                seconds.append(time.perf_counter() - started)
             self.turns.append(seconds[1:] or seconds)
-        except Exception as error:  # another library's fault must not end the others' turns
-            if self.contender is None:
+        except Exception as error:  # an error of one library must not end the measurement
+            if self.sae is None:
                 raise
-            self.contender.failed = f"failed: {type(error).__name__}: {error}".splitlines()[0]
+            self.sae.failed = f"failed: {type(error).__name__}: {error}".splitlines()[0]
         finally:
             torch.set_float32_matmul_precision("highest")
 
     def result(self, warmup: int) -> dict[str, Any]:
-        """The row, with times in ms without the first `warmup` turns."""
+        """Return the result row, with times in ms, without the first `warmup` turns."""
         if self.failed:
             return self.row | {"unavailable": self.failed}
         times = [1e3 * seconds for turn in self.turns[warmup:] for seconds in turn]
@@ -115,26 +117,26 @@ class TimedVariant:
 
 
 def measure(shape: Shape, case: Case, rounds: int, data: SyntheticData, warmup: int = WARMUP_ROUNDS) -> dict[str, Any]:
-    """Every library's step at one shape: {shape, case, rows, accuracy of `medium`}."""
-    begin = starting_point(data.dictionary, data.batches[0], shape.tokens, shape.l0, case.dead)
-    lanes, absent = peer_variants(case, begin)
-    lanes += jumpahead_variants(case, begin, data.batches) + product_variants(begin)
-    looks = {id(lane): [evaluate_variant(lane, data)] for lane in lanes}
+    """Measure every library's step at one shape; return a case of the results file."""
+    start = starting_point(data.dictionary, data.batches[0], shape.tokens, shape.l0, case.dead)
+    variants, absent = peer_variants(case, start)
+    variants += jumpahead_variants(case, start, data.batches) + product_variants(start)
+    stats = {id(variant): [evaluate_variant(variant, data)] for variant in variants}
     for number in range(warmup + rounds):
         show_progress(f"{case}, {shape}: round {number + 1} of {warmup + rounds}")
-        for lane in lanes:
-            lane.turn(data.batches)
+        for variant in variants:
+            variant.run_turn(data.batches)
     rows = []
-    for lane in lanes:
-        looks[id(lane)].append(evaluate_variant(lane, data))
-        row = lane.result(warmup)
-        l0 = [one.l0 for one in looks[id(lane)] if one is not None]
-        if isinstance(lane.contender, JumpaheadSAE):
-            row |= {"entries": statistics.median(lane.contender.entries[warmup:])}
+    for variant in variants:
+        stats[id(variant)].append(evaluate_variant(variant, data))
+        row = variant.result(warmup)
+        l0 = [one.l0 for one in stats[id(variant)] if one is not None]
+        if isinstance(variant.sae, JumpaheadSAE):
+            row |= {"entries": statistics.median(variant.sae.entries[warmup:])}
         rows.append(row | ({"l0": l0} if l0 else {}))
-    for lane in lanes:
-        if lane.contender is not None:
-            lane.contender.close()
+    for variant in variants:
+        if variant.sae is not None:
+            variant.sae.close()
     show_progress("")
     gc.collect()
     return {
@@ -144,55 +146,58 @@ def measure(shape: Shape, case: Case, rounds: int, data: SyntheticData, warmup: 
         "rounds": rounds,
         "warmup": warmup,
         "rows": absent + rows,
-        "medium_error": medium_error(begin),
+        "medium_error": medium_error(start),
     }
 
 
-def peer_variants(case: Case, begin: StartingPoint) -> tuple[list[TimedVariant], list[dict[str, Any]]]:
-    """Two lanes per library that is there, on one SAE; and a row for each that is not."""
-    lanes, absent = [], []
+def peer_variants(case: Case, start: StartingPoint) -> tuple[list[TimedVariant], list[dict[str, Any]]]:
+    """Return two variants per available library, sharing an SAE, and a row for each unavailable library."""
+    variants, absent = [], []
     for peer in peers_with(case.architecture):
         if case.dead and not peer.aux:
             continue
         why = missing_reason(peer)
         if not why:
             try:
-                one = peer(case.architecture, begin)
-            except Exception as error:  # noqa: BLE001 — as in Lane.turn
+                one = peer(case.architecture, start)
+            except Exception as error:  # noqa: BLE001 — as in TimedVariant.run_turn
                 why = f"failed: {type(error).__name__}: {error}".splitlines()[0]
             else:
                 for products, precision in (("default", peer.precision), ("medium", "medium")):
-                    made = {"contender": one, "products": products, "precision": precision}
-                    lanes.append(TimedVariant(peer.title, one.step, kind="peer", **made))
+                    made = {"sae": one, "products": products, "precision": precision}
+                    variants.append(TimedVariant(peer.title, one.step, kind="peer", **made))
         if why:
             absent.append({"library": peer.title, "kind": "peer", "products": "default", "unavailable": why})
-    return lanes, absent
+    return variants, absent
 
 
-def jumpahead_variants(case: Case, begin: StartingPoint, data: list[Tensor]) -> list[TimedVariant]:
-    """Ours: trained and fresh, under every choice of kernels. For JumpReLU also at the paper's bandwidth, and settled
-    by the kernels that are chosen by default: how many entries are in its window is for training to say."""
-    variants: list[tuple[TrainingState, float | None]] = [("trained", None), ("fresh", None)]
+def jumpahead_variants(case: Case, start: StartingPoint, data: list[Tensor]) -> list[TimedVariant]:
+    """Return jumpahead's variants: states `trained` and `fresh` with every choice of kernels.
+
+    JumpReLU also has the paper's bandwidth, and `settled` with the default kernels, because the number of entries in
+    its window results from training.
+    """
+    settings: list[tuple[TrainingState, float | None]] = [("trained", None), ("fresh", None)]
     if case.architecture == "jumprelu":
-        variants = [("trained", 0.001), ("settled", None), *variants]
-    lanes = []
+        settings = [("trained", 0.001), ("settled", None), *settings]
+    variants = []
     for engine in ENGINES:
-        for state, bandwidth in variants:
+        for state, bandwidth in settings:
             if state == "settled" and engine != "default":
                 continue
-            one = JumpaheadSAE(case.architecture, begin, state, bandwidth, engine, data)
+            one = JumpaheadSAE(case.architecture, start, state, bandwidth, engine, data)
             about: dict[str, Any] = {"state": state, "kernels": one.kernels.name}
             if case.architecture == "jumprelu":
                 about["bandwidth"] = "recipe's" if bandwidth is None else bandwidth
-            lanes.append(TimedVariant("jumpahead", one.step, kind="ours", products=engine, contender=one, **about))
-    return lanes
+            variants.append(TimedVariant("jumpahead", one.step, kind="ours", products=engine, sae=one, **about))
+    return variants
 
 
-def product_variants(begin: StartingPoint) -> list[TimedVariant]:
-    """x·W_encᵀ alone."""
-    w, out = begin.w_enc, torch.empty(begin.tokens, len(begin.w_enc))
-    narrow, narrow_out = w.bfloat16(), torch.empty(begin.tokens, len(w), dtype=torch.bfloat16)
-    x16 = torch.empty(begin.tokens, w.shape[1], dtype=torch.bfloat16)
+def product_variants(start: StartingPoint) -> list[TimedVariant]:
+    """Return the variants of the encoder product x·W_encᵀ alone."""
+    w, out = start.w_enc, torch.empty(start.tokens, len(start.w_enc))
+    narrow, narrow_out = w.bfloat16(), torch.empty(start.tokens, len(w), dtype=torch.bfloat16)
+    x16 = torch.empty(start.tokens, w.shape[1], dtype=torch.bfloat16)
 
     def full(x: Tensor) -> Tensor:
         return torch.mm(x, w.T, out=out)
@@ -208,9 +213,12 @@ def product_variants(begin: StartingPoint) -> list[TimedVariant]:
     ]
 
 
-def medium_error(begin: StartingPoint) -> float:
-    """Largest error of a product at precision `medium`, in ‖x‖·‖w‖: about 1e-7 in float32, 1e-3 in bfloat16."""
-    x, w = begin.sample[:64], begin.w_enc[:4096]
+def medium_error(start: StartingPoint) -> float:
+    """Return the largest error of a product at precision `medium`, relative to ‖x‖·‖w‖.
+
+    About 1e-7 if it is computed in float32, 1e-3 in bfloat16.
+    """
+    x, w = start.sample[:64], start.w_enc[:4096]
     torch.set_float32_matmul_precision("medium")
     try:
         product = x @ w.T
@@ -221,18 +229,21 @@ def medium_error(begin: StartingPoint) -> float:
     return float(((product - exact).abs() / scale).max())
 
 
-def evaluate_variant(lane: TimedVariant, data: SyntheticData) -> ReconstructionStats | None:
-    """L0 of a lane's SAE now."""
-    if lane.contender is None or lane.failed:
+def evaluate_variant(variant: TimedVariant, data: SyntheticData) -> ReconstructionStats | None:
+    """Return the current L0 and error of a variant's SAE; None if it has none or failed."""
+    if variant.sae is None or variant.failed:
         return None
     try:
-        return lane.contender.look(data.batches[0][:EVALUATION_TOKENS])
-    except Exception:  # noqa: BLE001 — as in Lane.turn
+        return variant.sae.evaluate(data.batches[0][:EVALUATION_TOKENS])
+    except Exception:  # noqa: BLE001 — as in TimedVariant.run_turn
         return None
 
 
 def speed_ratios(found: dict[str, Any]) -> dict[str, Any]:
-    """The fastest peer, by default and with `medium`, over each of our lanes; and those over the fastest product."""
+    """Return the time of the fastest other library relative to each jumpahead variant, at both precisions.
+
+    Also returns the time of each jumpahead variant relative to the fastest encoder product.
+    """
     timed = [row for row in found["rows"] if "median_ms" in row]
     best = {
         products: min(
@@ -249,20 +260,20 @@ def speed_ratios(found: dict[str, Any]) -> dict[str, Any]:
                 f"best_peer_{name}": None if one is None else one["median_ms"] / row["median_ms"]
                 for name, one in best.items()
             }
-            floor = row["median_ms"] / min(products) if products else None
+            over_product = row["median_ms"] / min(products) if products else None
             named = {key: row[key] for key in ("products", "state", "bandwidth") if key in row}
-            rows.append(named | faster | {"over_fastest_product": floor})
+            rows.append(named | faster | {"over_fastest_product": over_product})
     return {"best_peer": {name: one and one["library"] for name, one in best.items()}, "ours": rows}
 
 
 def check_training(steps: int = 150) -> bool:
-    """Whether every contender trains: from random weights the error must fall. Prints what it finds."""
+    """Return whether every library's step reduces the error from random weights; prints the errors."""
     data = make_data(64, 1024, 512, 8.0, count=8)
     generator = torch.Generator().manual_seed(3)
     rows = torch.randn(1024, 64, generator=generator)
     good = True
     for case in CASES:
-        begin = starting_point(rows / rows.norm(dim=1, keepdim=True), data.batches[0], 512, 8, case.dead)
+        start = starting_point(rows / rows.norm(dim=1, keepdim=True), data.batches[0], 512, 8, case.dead)
         for kind in (*peers_with(case.architecture), JumpaheadSAE):
             if case.dead and not kind.aux:
                 continue
@@ -270,15 +281,15 @@ def check_training(steps: int = 150) -> bool:
                 print(f"{case}: {kind.title}: {why}")
                 continue
             one = (
-                JumpaheadSAE(case.architecture, begin, "fresh")
+                JumpaheadSAE(case.architecture, start, "fresh")
                 if kind is JumpaheadSAE
-                else kind(case.architecture, begin)
+                else kind(case.architecture, start)
             )
-            before = one.look(data.batches[0])
+            before = one.evaluate(data.batches[0])
             for i in range(steps):
                 one.prepare()
                 one.step(data.batches[i % 8])
-            after = one.look(data.batches[0])
+            after = one.evaluate(data.batches[0])
             one.close()
             good &= after.error < before.error
             print(
@@ -290,7 +301,7 @@ def check_training(steps: int = 150) -> bool:
 
 
 def show_progress(text: str) -> None:
-    """Progress, on one line of standard error where that is a terminal."""
+    """Print progress to standard error, on one line if it is a terminal."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
     elif text:

@@ -1,4 +1,4 @@
-"""TODO: one sentence that says what this module holds."""
+"""jumpahead's SAE in training, as one of the compared libraries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.library_sae import (
     StartingPoint,
     reconstruction_stats,
 )
-from jumpahead.engine import Kernels, initial_state, train_step
+from jumpahead.engine import Kernels, initial_state, kernel_layer, train_step
 from jumpahead.sae import recipe
 from jumpahead.sae.architecture import Architecture
 from jumpahead.sae.architectures import ARCHITECTURES
@@ -25,13 +25,14 @@ from jumpahead.sae.recipe import Setting, TrainConfig, learning_rate_at, sparsit
 from jumpahead.sae.saved import SAE
 
 SETTLED_STEPS = 400
+"""Training steps of the state `settled`."""
 
 
 TrainingState = Literal["trained", "fresh", "settled"]
 
 
 def float32_kernels() -> Kernels:
-    """Our compiled kernels, with the encoder product in float32 whatever else the CPU could do."""
+    """Return the compiled kernels with the encoder product in float32, even if bfloat16 is faster."""
     from jumpahead.engine.kernels.numba import NumbaKernels
     from jumpahead.engine.kernels.numba.matmul_backends import float32_backend
 
@@ -39,15 +40,15 @@ def float32_kernels() -> Kernels:
 
 
 ENGINES: dict[str, Callable[[], Kernels]] = {"default": kernel_layer, "float32": float32_kernels}
-"""Our kernels as they are chosen by default, and restricted to float32 products."""
+"""The default kernels, and the kernels restricted to float32 products."""
 
 
 @final
 class JumpaheadSAE(LibrarySAE):
-    """`engine.step` with the default recipe.
+    """`engine.train_step` with the default recipe.
 
-    `initialised_at`: at `begin`, at the end of the recipe's schedule. `fresh`: as the recipe initialises, at its beginning:
-    the first steps of a run, whose support is the largest. `settled`: after a whole run of SETTLING steps on the data.
+    `trained`: at `start`, at the end of the recipe's schedule. `fresh`: as the recipe initialises, at the start of its
+    schedule; these steps have the largest support. `settled`: after a whole run of SETTLED_STEPS steps on the data.
     """
 
     title, package, module = "jumpahead", "jumpahead", "jumpahead"
@@ -57,24 +58,24 @@ class JumpaheadSAE(LibrarySAE):
     def __init__(
         self,
         architecture: str,
-        begin: StartingPoint,
+        start: StartingPoint,
         state: TrainingState = "trained",
         bandwidth: float | None = None,
         engine: str = "default",
         data: Sequence[Tensor] = (),
     ):
         steps = SETTLED_STEPS if state == "settled" else 10_000
-        config = TrainConfig(tokens=steps * begin.tokens, batch=begin.tokens)
-        kind, (width, d) = ARCHITECTURES.get(architecture), begin.shape
-        setting = Setting("l0", float(begin.l0))
-        rules = kind.recipe_for(config, recipe.Shape(d, width, setting))
+        config = TrainConfig(tokens=steps * start.tokens, batch=start.tokens)
+        kind, (width, d) = ARCHITECTURES.get(architecture), start.shape
+        setting = Setting("l0", float(start.l0))
+        adapted = kind.recipe_for(config, recipe.Shape(d, width, setting))
         if bandwidth is not None:
-            rules = rules._replace(bandwidth=bandwidth)
-        aux = {} if architecture != "topk" or begin.dead is not None else {"aux": 0.0}
-        arch = (initialised_at(kind, begin) if state == "trained" else kind)(kind.Options(**aux), setting, rules)
-        self.state = initial_state(arch, d, width, 0, begin.sample)
-        self.first = config.steps - 1 if state == "trained" else 0
-        self.rules, self.steps, self.dead = rules, config.steps, begin.dead
+            adapted = adapted._replace(bandwidth=bandwidth)
+        aux = {} if architecture != "topk" or start.dead is not None else {"aux": 0.0}
+        arch = (initialised_at(kind, start) if state == "trained" else kind)(kind.Options(**aux), setting, adapted)
+        self.state = initial_state(arch, d, width, 0, start.sample)
+        self.first_step = config.steps - 1 if state == "trained" else 0
+        self.recipe, self.steps, self.dead = adapted, config.steps, start.dead
         self.kernels = ENGINES[engine]()
         self.entries: list[float] = []
         """|S| per token of every step."""
@@ -87,29 +88,29 @@ class JumpaheadSAE(LibrarySAE):
             self.state.tokens_since_fired[self.dead] = DEAD_AFTER
 
     def step(self, x: Tensor) -> None:
-        i = min(self.first + self.state.steps_done, self.steps - 1)
-        lr, warmup = learning_rate_at(self.rules, i, self.steps), sparsity_warmup_share(self.rules, i)
+        i = min(self.first_step + self.state.steps_done, self.steps - 1)
+        lr, warmup = learning_rate_at(self.recipe, i, self.steps), sparsity_warmup_share(self.recipe, i)
         self.entries.append(float(train_step(self.state, x, lr, warmup, self.kernels).support_size))
 
     @torch.no_grad()
-    def look(self, x: Tensor) -> ReconstructionStats:
+    def evaluate(self, x: Tensor) -> ReconstructionStats:
         arch = self.state.arch
         saved = SAE(arch, arch.fold(self.state.params, 1.0))
         features = saved.encode(x)
         return reconstruction_stats(x, features, saved.decode(features))
 
 
-def initialised_at(kind: type[Architecture], begin: StartingPoint) -> type[Architecture]:
-    """The architecture, initialised at `begin` instead of as its recipe says."""
+def initialised_at(kind: type[Architecture], start: StartingPoint) -> type[Architecture]:
+    """Return a subclass of the architecture that initialises at `start` instead of by its recipe."""
 
-    class Trained(kind):
+    class InitialisedAtStart(kind):
         def initialise(self, d: int, width: int, generator: torch.Generator, sample: Tensor) -> Params:
             p = super().initialise(d, width, generator, sample)
-            p |= {"W_enc": begin.w_enc.clone(), "W_dec": begin.w_dec.clone(), "b_dec": begin.b_dec.clone()}
+            p |= {"W_enc": start.w_enc.clone(), "W_dec": start.w_dec.clone(), "b_dec": start.b_dec.clone()}
             if "log_threshold" in p:
-                p["log_threshold"] = torch.full((width,), begin.threshold).log()
+                p["log_threshold"] = torch.full((width,), start.threshold).log()
             if "b_mag" in p:
-                p |= {"b_enc": torch.full((width,), -begin.threshold), "b_mag": torch.zeros(width)}
+                p |= {"b_enc": torch.full((width,), -start.threshold), "b_mag": torch.zeros(width)}
             return p
 
-    return Trained
+    return InitialisedAtStart

@@ -1,4 +1,7 @@
-"""TODO: one sentence that says what this module holds."""
+"""The interface of a library's SAE in training, and the weights that all of them start from.
+
+B tokens · d dimensions · M features.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,15 @@ COMPARED_ARCHITECTURES = ("jumprelu", "topk", "gated")
 
 
 NOMINAL_STEPS = 1_000_000
-"""Steps of the run that a contender believes to be in."""
+"""Length of the run that a library is configured for: no schedule ends during the measurement."""
 
 
 DEAD_AFTER = 1_000_000_000
-"""Tokens, or steps, without firing: dead by every library's measure."""
+"""Tokens, or steps, without firing: a feature is dead by every library's criterion."""
 
 
 class StartingPoint(NamedTuple):
-    """Where every contender starts: an SAE that fits its data, as after training."""
+    """The weights that every library starts from: an SAE that fits its data, as after training."""
 
     w_enc: Tensor
     """[M, d]."""
@@ -31,25 +34,25 @@ class StartingPoint(NamedTuple):
     b_dec: Tensor
     """[d]: subtracted before the encoder, added after the decoder."""
     threshold: float
-    """What leaves `l0` of the π = W_enc·(x − b_dec) of a token above it, on average."""
+    """On average `l0` of a token's pre-activations W_enc·(x − b_dec) exceed it."""
     l0: int
     """Active features per token."""
     tokens: int
     """B."""
     sample: Tensor
-    """[n, d] activations, for initialisations."""
+    """[n, d] activations for initialisation."""
     dead: Tensor | None = None
-    """[M] bool: features that count as dead before every step; their encoder rows are short, so that they do not fire
-    but their π is positive on half of the tokens. None: no dead features, and no AuxK."""
+    """[M] bool: features that count as dead before every step. Their encoder rows are short, so that they do not fire,
+    but their pre-activations are positive on half of the tokens. None: no dead features, and no AuxK."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(M, d)."""
+        """Return (M, d)."""
         return self.w_enc.shape[0], self.w_enc.shape[1]
 
 
 def starting_point(dictionary: Tensor, sample: Tensor, tokens: int, l0: int, dead: float = 0.0) -> StartingPoint:
-    """From the true dictionary [M, d]; a share `dead` of the features is dead."""
+    """Return the starting point for the true dictionary [M, d]; a share `dead` of the features is dead."""
     width = len(dictionary)
     b_dec, w_enc, mask = sample.mean(0), dictionary.clone(), None
     if dead:
@@ -61,7 +64,7 @@ def starting_point(dictionary: Tensor, sample: Tensor, tokens: int, l0: int, dea
 
 
 class ReconstructionStats(NamedTuple):
-    """What an SAE does with activations, as its own library computes it."""
+    """Sparsity and error of an SAE, as its own library computes them."""
 
     l0: float
     """Active features per token."""
@@ -82,34 +85,34 @@ class LibrarySAE(ABC):
     precision: ClassVar[str] = "highest"
     """The float32 matmul precision that it trains with by default: torch's, unless it sets another."""
     failed: str = ""
-    """Why it is not asked for steps any more."""
+    """Why it is no longer run; empty if it works."""
 
     @abstractmethod
-    def __init__(self, architecture: str, begin: StartingPoint):
-        """An SAE of one of `architectures`, at `begin`."""
+    def __init__(self, architecture: str, start: StartingPoint):
+        """Create an SAE of one of `architectures`, at `start`."""
 
-    def prepare(self) -> None:  # noqa: B027 — only those with dead features have something to do
-        """Before every step, not timed: mark the dead features as dead once more."""
+    def prepare(self) -> None:  # noqa: B027 — only libraries with dead features override it
+        """Mark the dead features as dead again. Called before every step; not timed."""
 
     @abstractmethod
     def step(self, x: Tensor) -> None:
         """Train on one batch [B, d]: forward, loss, backward, decoder norm, optimizer."""
 
     @abstractmethod
-    def look(self, x: Tensor) -> ReconstructionStats:
-        """Encode and decode x [n, d]."""
+    def evaluate(self, x: Tensor) -> ReconstructionStats:
+        """Encode and decode x [n, d]; return L0 and error."""
 
-    def close(self) -> None:  # noqa: B027 — most have nothing to end
-        """End what the contender started."""
+    def close(self) -> None:  # noqa: B027 — most libraries start no threads
+        """Stop threads."""
 
 
 def reconstruction_stats(x: Tensor, features: Tensor, x_hat: Tensor) -> ReconstructionStats:
-    """features [n, M] or [n, k], x_hat [n, d]."""
+    """Return L0 and error of a reconstruction. features [n, M] or [n, k], x_hat [n, d]."""
     active = (features != 0).sum().item() / len(x)
     return ReconstructionStats(active, (x - x_hat).square().sum(1).mean().item())
 
 
 def fill_(parameter: Any, value: Tensor | float) -> None:
-    """Fill a library's parameter in place, in its own memory layout."""
+    """Fill a parameter in place, in its own memory layout."""
     with torch.no_grad():
         parameter.copy_(value) if isinstance(value, Tensor) else parameter.fill_(value)

@@ -192,7 +192,7 @@ class AskCommand(TyperCommand):
         return options
 
     @property
-    def params(self) -> list[Any]:  # type: ignore[override]
+    def params(self) -> list[Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Return the declared parameters and the options of metrics: always the same list, which click changes."""
         assert self.metric_options
         return self._params

@@ -16,13 +16,10 @@ import numpy as np
 from jumpahead import metrics
 
 SERIES: list[dict[str, Any]] = [
-    {"name": "jumprelu", "title": "JumpReLU", "architecture": "jumprelu", "order": 0,
-     "colour": "#1b6ca8", "dash": "solid", "symbol": "circle"},
-    {"name": "gated", "title": "Gated", "architecture": "gated", "order": 1,
-     "colour": "#c8553d", "dash": "dash", "symbol": "square"},
-    {"name": "topk", "title": "TopK", "architecture": "topk", "order": 2,
-     "colour": "#3f8f5b", "dash": "dot", "symbol": "diamond"},
-]  # fmt: skip
+    {"name": "jumprelu", "title": "JumpReLU", "architecture": "jumprelu"},
+    {"name": "gated", "title": "Gated", "architecture": "gated"},
+    {"name": "topk", "title": "TopK", "architecture": "topk"},
+]
 L0S = (4.0, 7.0, 12.0, 21.0, 37.0, 64.0)
 LOSS = {"jumprelu": (1.15, 0.62), "gated": (1.90, 0.66), "topk": (1.30, 0.62)}
 """delta LM loss = a · L0^−b."""
@@ -119,7 +116,9 @@ def _measured(
 ) -> dict[str, Any]:
     clusters, width = measured.firing.shape
     setting = setting_of(series, l0)
-    knob = {"l0": {"lambda": 0.015 * l0**-0.9}, "k": {"k": l0}, "lambda": {"lambda": setting["value"]}}[setting["kind"]]
+    coefficient = {"l0": {"lambda": 0.015 * l0**-0.9}, "k": {"k": l0}, "lambda": {"lambda": setting["value"]}}[
+        setting["kind"]
+    ]
     rows = int(measured.rows.sum())
     return {
         "schema": "jumpahead.evaluation/1",
@@ -137,7 +136,7 @@ def _measured(
         "notes": [],
         "training": {"tokens": 2_000_000, "distinct_tokens": 1_800_000, "epochs": 1.11,
                      "seconds": round(20 + l0 / 3, 1), "steps": 977},
-        "knob": knob,
+        "sparsity_coefficient": coefficient,
         "health": {},
         "inputs": "0" * 64,
     }  # fmt: skip
@@ -160,7 +159,7 @@ def evaluation(
     width: int = 1000,
     clusters: int = 1_000_000,
     site: str = "layers.1.residual",
-    knob: Mapping[str, float] | None = None,
+    sparsity_coefficient: Mapping[str, float] | None = None,
     digest: str = "f00d",
 ) -> dict[str, Any]:
     """One SAE's evaluation with the numbers as given; `error` is the standard error of the loss."""
@@ -178,7 +177,7 @@ def evaluation(
         "text": {"tokens": 50_000, "documents": 40, "clusters": clusters, "digest": digest},
         "notes": [],
         "training": {"tokens": 10**6, "seconds": 3.0},
-        "knob": dict(knob or {}),
+        "sparsity_coefficient": dict(sparsity_coefficient or {}),
         "histogram": {"log10_edges": [-1.0, 0.0], "counts": [3]},
     }  # fmt: skip
 
@@ -187,8 +186,8 @@ def keywords(*series: str) -> dict[str, Any]:
     """The rest of what `frontier.build` takes, for these series."""
     listed = [each for each in SERIES if each["name"] in series]
     listed += [
-        {**SERIES[0], "name": name, "title": name, "order": 10 + i}
-        for i, name in enumerate(series)
+        {"name": name, "title": name, "architecture": "jumprelu"}
+        for name in series
         if name not in {each["name"] for each in SERIES}
     ]
     text = {"source": "stdlib", "train_tokens": 10**6, "held_out_tokens": 50_000}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import disk, interleaved_timing, peer_libraries, peers
+from benchmarks import disk, interleaved_timing, jumpahead_sae, peer_libraries, peers
 from benchmarks.batch_channel import BatchChannel
 from benchmarks.interleaved_timing import Case, Shape, TimedVariant, speed_ratios
 from benchmarks.jumpahead_sae import SETTLED_STEPS, JumpaheadSAE
@@ -39,12 +40,12 @@ class Absent(LibrarySAE):
     title, package, module = "Absent", "no-such-library-of-saes", "no_such_library_of_saes"
     architectures = ("jumprelu",)
 
-    def __init__(self, architecture: str, begin: StartingPoint):
+    def __init__(self, architecture: str, start: StartingPoint):
         raise AssertionError("an absent library is not asked for a step")
 
     def step(self, x: Tensor) -> None: ...
 
-    def look(self, x: Tensor) -> ReconstructionStats: ...  # type: ignore[empty-body]
+    def evaluate(self, x: Tensor) -> ReconstructionStats: ...  # type: ignore[empty-body]
 
 
 class Failing(Absent):
@@ -52,7 +53,7 @@ class Failing(Absent):
 
     title, package = "Failing", "torch"
 
-    def __init__(self, architecture: str, begin: StartingPoint):
+    def __init__(self, architecture: str, start: StartingPoint):
         self.steps = 0
 
     def step(self, x: Tensor) -> None:
@@ -60,7 +61,7 @@ class Failing(Absent):
         if self.steps == 2:
             raise ValueError("the second step")
 
-    def look(self, x: Tensor) -> ReconstructionStats:
+    def evaluate(self, x: Tensor) -> ReconstructionStats:
         return ReconstructionStats(3.0, 0.5)
 
 
@@ -100,46 +101,46 @@ def test_a_token_has_as_many_features_as_asked():
 
 def test_every_contender_starts_at_the_l0_asked_for():
     data = make_data(SMALL.d, SMALL.width, 500, SMALL.l0, count=1)
-    begin = starting_point(data.dictionary, data.batches[0], SMALL.tokens, SMALL.l0)
-    pre = (data.batches[0] - begin.b_dec) @ begin.w_enc.T
-    assert (pre >= begin.threshold).sum().item() / 500 == pytest.approx(5)
+    start = starting_point(data.dictionary, data.batches[0], SMALL.tokens, SMALL.l0)
+    pre = (data.batches[0] - start.b_dec) @ start.w_enc.T
+    assert (pre >= start.threshold).sum().item() / 500 == pytest.approx(5)
     for architecture in COMPARED_ARCHITECTURES:
-        assert JumpaheadSAE(architecture, begin).look(data.batches[0]).l0 == pytest.approx(5, abs=0.02)
+        assert JumpaheadSAE(architecture, start).evaluate(data.batches[0]).l0 == pytest.approx(5, abs=0.02)
 
 
 def test_dead_features_do_not_fire_and_are_positive_on_half_of_the_tokens():
     data = make_data(SMALL.d, SMALL.width, 500, SMALL.l0, count=1)
-    begin = starting_point(data.dictionary, data.batches[0], 500, SMALL.l0, dead=0.1)
-    assert begin.dead is not None
-    assert begin.dead.sum() == 16
-    pre = (data.batches[0] - begin.b_dec) @ begin.w_enc.T
+    start = starting_point(data.dictionary, data.batches[0], 500, SMALL.l0, dead=0.1)
+    assert start.dead is not None
+    assert start.dead.sum() == 16
+    pre = (data.batches[0] - start.b_dec) @ start.w_enc.T
     kept = torch.zeros_like(pre).scatter(1, pre.topk(SMALL.l0).indices, 1.0)
-    assert kept[:, begin.dead].sum() == 0
-    assert (pre[:, begin.dead] > 0).float().mean().item() == pytest.approx(0.5, abs=0.1)
-    one = JumpaheadSAE("topk", begin)
+    assert kept[:, start.dead].sum() == 0
+    assert (pre[:, start.dead] > 0).float().mean().item() == pytest.approx(0.5, abs=0.1)
+    one = JumpaheadSAE("topk", start)
     one.prepare()
     one.step(data.batches[0])
     # the kept ones, and of the 16 dead ones the d/2 = 12 largest that are positive
-    aux = (pre[:, begin.dead] > 0).sum(1).clamp_max(12).float().mean().item()
+    aux = (pre[:, start.dead] > 0).sum(1).clamp_max(12).float().mean().item()
     assert one.entries == [pytest.approx(5 + aux, abs=0.01)]
 
 
 def test_our_fresh_state_is_the_recipes_and_learns():
     data = make_data(SMALL.d, SMALL.width, SMALL.tokens, SMALL.l0)
-    begin = starting_point(data.dictionary, data.batches[0], SMALL.tokens, SMALL.l0)
-    one = JumpaheadSAE("jumprelu", begin, "fresh")
-    assert not torch.equal(one.state.params["W_dec"], begin.w_dec)
-    before = one.look(data.batches[0]).error
+    start = starting_point(data.dictionary, data.batches[0], SMALL.tokens, SMALL.l0)
+    one = JumpaheadSAE("jumprelu", start, "fresh")
+    assert not torch.equal(one.state.params["W_dec"], start.w_dec)
+    before = one.evaluate(data.batches[0]).error
     for i in range(80):
         one.step(data.batches[i % 4])
-    assert one.look(data.batches[0]).error < before
-    settled = JumpaheadSAE("jumprelu", begin, "settled", data=data.batches)
+    assert one.evaluate(data.batches[0]).error < before
+    settled = JumpaheadSAE("jumprelu", start, "settled", data=data.batches)
     assert settled.state.steps_done == SETTLED_STEPS
     assert settled.entries == []
-    assert settled.look(data.batches[0]).error < before
-    narrow = JumpaheadSAE("jumprelu", begin, "trained", 0.001)
+    assert settled.evaluate(data.batches[0]).error < before
+    narrow = JumpaheadSAE("jumprelu", start, "trained", 0.001)
     narrow.step(data.batches[0])
-    wide = JumpaheadSAE("jumprelu", begin, "trained")
+    wide = JumpaheadSAE("jumprelu", start, "trained")
     wide.step(data.batches[0])
     assert narrow.entries[0] < wide.entries[0]
 
@@ -149,9 +150,9 @@ def test_our_fresh_state_is_the_recipes_and_learns():
 
 def test_a_library_that_is_absent_or_fails_has_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(peer_libraries, "PEERS", (Absent, Failing))
-    monkeypatch.setattr(peer_libraries, "load", lambda peer: None)
-    monkeypatch.setattr(peer_libraries, "SETTLING", 3)
-    monkeypatch.setattr(interleaved_timing, "TURN", 0)
+    monkeypatch.setattr(peer_libraries, "load_library", lambda peer: None)
+    monkeypatch.setattr(jumpahead_sae, "SETTLED_STEPS", 3)
+    monkeypatch.setattr(interleaved_timing, "SECONDS_PER_TURN", 0)
     data = make_data(SMALL.d, SMALL.width, SMALL.tokens, SMALL.l0, count=2)
     found = interleaved_timing.measure(SMALL, Case("jumprelu", 0.0), 2, data, warmup=1)
     assert [len(row["times_ms"]) for row in found["rows"] if "times_ms" in row] == [2] * 10  # 7 of ours, 3 products
@@ -166,14 +167,14 @@ def test_a_library_that_is_absent_or_fails_has_a_row_that_says_so(monkeypatch: p
 def test_a_turn_goes_on_for_its_time_and_does_not_count_a_first_step_that_others_follow(monkeypatch):
     clock = iter(float(second) for second in range(100))
     monkeypatch.setattr(interleaved_timing.time, "perf_counter", lambda: next(clock) ** 2)
-    monkeypatch.setattr(interleaved_timing, "TURN", 10)
+    monkeypatch.setattr(interleaved_timing, "SECONDS_PER_TURN", 10)
     seen: list[str] = []
-    lane = TimedVariant("slow at first", seen.append, kind="ours", products="default")
-    lane.turn(["a", "b"])  # steps of 1, 5 and 9 seconds
+    variant = TimedVariant("slow at first", seen.append, kind="ours", products="default")
+    variant.run_turn(["a", "b"])  # steps of 1, 5 and 9 seconds
     assert seen == ["a", "b", "a"]
-    lane.turn(["a", "b"])  # one of 13
-    assert lane.turns == [[5, 9], [13]]
-    assert lane.result(1)["times_ms"] == [13e3]
+    variant.run_turn(["a", "b"])  # one of 13
+    assert variant.turns == [[5, 9], [13]]
+    assert variant.result(1)["times_ms"] == [13e3]
 
 
 def test_every_peer_is_named_with_a_reason_or_there():
@@ -255,30 +256,30 @@ def test_a_cpus_name_becomes_part_of_a_file_name():
 
 
 def test_a_loop_in_a_thread_gets_its_batches_in_order_and_ends():
-    handover, seen = BatchChannel(), []
+    channel, seen = BatchChannel(), []
 
     def loop() -> None:
         while True:
-            seen.append(handover.take().item())
+            seen.append(channel.receive().item())
 
-    handover.start(loop)
+    channel.start(loop)
     for number in (2.5, 3.5):
-        handover.give(torch.tensor(number))
+        channel.send(torch.tensor(number))
     assert seen == [2.5, 3.5]
-    handover.stop()
-    assert handover.thread is not None
-    assert not handover.thread.is_alive()
+    channel.stop()
+    assert channel.thread is not None
+    assert not channel.thread.is_alive()
 
 
 def test_a_loop_that_fails_or_ends_is_heard_of():
     def fails() -> None:
-        handover.take()
+        channel.receive()
         raise KeyError("inside")
 
-    handover = BatchChannel()
-    handover.start(fails)
+    channel = BatchChannel()
+    channel.start(fails)
     with pytest.raises(KeyError, match="inside"):
-        handover.give(torch.tensor(1.5))
+        channel.send(torch.tensor(1.5))
     with pytest.raises(RuntimeError, match="ended by itself"):
         BatchChannel().start(lambda: None)
 

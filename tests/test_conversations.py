@@ -1,4 +1,4 @@
-"""A study on conversations, end to end: which rows its SAEs are trained on and measured on, and what is kept."""
+"""A study on conversations, end to end: which rows its SAEs are trained and evaluated on, and what is stored."""
 
 from __future__ import annotations
 
@@ -80,20 +80,20 @@ def finished(study_file, tmp_path_factory):
     return folder
 
 
-def kept(folder: Path, split: str) -> tuple[Shards, Contexts]:
+def stored(folder: Path, split: str) -> tuple[Shards, Contexts]:
     below = {"train": folder / "activations", "held_out": folder / "activations" / HELD_OUT_FOLDER}[split]
     return Shards(below), Contexts.load(folder / "tokens" / split)
 
 
-def test_saes_are_trained_on_what_the_assistant_says_and_nothing_else(study_file, finished):
+def test_saes_are_trained_on_the_assistants_tokens_alone(study_file, finished):
     """Labels, counts, and the activations themselves, against the model run on one conversation at a time."""
     config = load(study_file)
     lm, said = LM.load(LMConfig(model=config.lm.model)), answers(TALKS)
     chats = {document.identity: document.conversation for document in documents(config.text)}
-    contexts = {split: kept(finished, split)[1] for split in ("train", "held_out")}
+    contexts = {split: stored(finished, split)[1] for split in ("train", "held_out")}
     assert sum(one.rows for one in contexts.values()) == sum(map(len, said.values()))
     for split in contexts:
-        shards, here = kept(finished, split)
+        shards, here = stored(finished, split)
         assert len(shards.rows_per_group) > 1
         for group in (0, len(shards.rows_per_group) - 1):
             labels, rows = shards.labels(group), shards.rows(group)[SITE]
@@ -107,7 +107,7 @@ def test_saes_are_trained_on_what_the_assistant_says_and_nothing_else(study_file
                 torch.testing.assert_close(rows[mine.tolist()].float(), x, rtol=1e-4, atol=1e-4)
 
 
-def test_only_what_the_assistant_says_is_measured(finished):
+def test_only_the_assistants_tokens_are_scored(finished):
     (point,) = Frontier.load(finished).points()
     held_out = Contexts.load(finished / "tokens" / "held_out")
     found = read_json(finished / point["path"] / "evaluation.json")
@@ -116,24 +116,24 @@ def test_only_what_the_assistant_says_is_measured(finished):
     assert point["metrics"]["delta_lm_loss"] is not None
 
 
-def test_the_plan_counts_what_is_trained_on(study_file, finished, tmp_path):
+def test_the_plan_counts_trained_tokens(study_file, finished, tmp_path):
     before, after = (make_plan(load(study_file), folder) for folder in (tmp_path / "new", finished))
     found = {split: Contexts.load(finished / "tokens" / split) for split in ("train", "held_out")}
     rows, tokens = sum(one.rows for one in found.values()), sum(len(one.tokens) for one in found.values())
     assert after.tokens == (found["train"].rows, found["held_out"].rows, True, True, tokens - rows)
     assert rows == sum(map(len, answers(TALKS).values()))
-    # Estimated at 1 byte per token: what messages say, each by its role; headers and marks are not guessed.
+    # Estimated at 1 byte per token from the messages' contents, by role; without headers and end-of-turn tokens.
     assert before.tokens.train + before.tokens.held_out == pytest.approx(rows, rel=0.03)
     asked = sum(len(talk[0]["content"]) for talk in TALKS)
     assert before.tokens.context == pytest.approx(asked + 2 * len(TALKS), rel=0.03)
-    assert ("other roles", f"{tokens - rows:,} tokens, read as context") in after.facts()
-    assert after.kept.bytes == (24 * 4 + 12) * sum(
-        int(kept(finished, split)[0].rows_per_group.sum()) for split in ("train", "held_out")
+    assert ("other roles", f"{tokens - rows:,} tokens, read as context") in after.rows()
+    assert after.stored_activations.bytes == (24 * 4 + 12) * sum(
+        int(stored(finished, split)[0].rows_per_group.sum()) for split in ("train", "held_out")
     )
 
 
-def test_what_is_there_is_used_again(study_file, finished, tmp_path):
-    """By the same run, by one beside it, and when the text is gone; and not where roles or the template are others."""
+def test_tokens_of_the_same_text_are_reused(study_file, finished, tmp_path):
+    """By the same run, by another run, and after the text is removed; not with other roles or another template."""
     runs, home, both = tmp_path / "runs", tmp_path / "home", 'text.chat=["user", "assistant"]'
     shutil.copytree(study_file.parent, home)
     shutil.copytree(finished, runs / "first")
@@ -171,7 +171,7 @@ def test_what_is_there_is_used_again(study_file, finished, tmp_path):
         ('chats = "user"', "there is no key 'text.chats'. Did you mean 'chat'?"),
     ],
 )  # fmt: skip
-def test_a_study_that_asks_for_something_else_is_told(study_file, tmp_path, lines, says):
+def test_wrong_values_of_chat_are_refused(study_file, tmp_path, lines, says):
     path = tmp_path / "wrong.toml"
     path.write_text(study_file.read_text().replace('chat = "assistant"', lines))
     with pytest.raises(StudyError) as caught:
@@ -179,7 +179,7 @@ def test_a_study_that_asks_for_something_else_is_told(study_file, tmp_path, line
     assert says in str(caught.value)
 
 
-def test_a_study_is_written_down_with_its_roles(study_file, tmp_path):
+def test_a_saved_study_has_its_roles(study_file, tmp_path):
     loaded = load(study_file)
     assert loaded.text == TextConfig(source=loaded.text.source, column="messages", chat=("assistant",), held_out=0.3)
     (tmp_path / "again.toml").write_text(to_toml(loaded))

@@ -1,4 +1,4 @@
-"""Every family of models, from text to frontier, at every kind of site in one pass."""
+"""Every model family, from text to frontier, at every kind of site in one pass."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FAMILIES = ("gpt2", "neox", "llama", "mistral", "qwen3", "gemma2", "gemma3", "ge
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_study_of_it_runs(family: str, lm_folder, tmp_path: Path):
+def test_a_study_of_every_family_runs(family: str, lm_folder, tmp_path: Path):
     texts = tmp_path / "texts"
     texts.mkdir()
     for number in range(24):

@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from benchmarks import gpu, gpu_peers
+from benchmarks.gpu import GPUBenchmark
+from benchmarks.gpu_report import PARTS, mask_digits
+from benchmarks.gpu_setup import NARROW_WIDTH, TIMING_LR, TINY
 from jumpahead.engine import initial_state
 from jumpahead.sae.architectures import ARCHITECTURES
 
@@ -19,8 +22,8 @@ def test_a_dry_run_runs_every_part_and_writes_nothing(capsys: pytest.CaptureFixt
     monkeypatch.setenv("OUT", str(tmp_path))
     assert gpu.main(["--dry-run"]) == 0
     said = capsys.readouterr().out
-    for part in gpu.PARTS:
-        assert f"## {gpu.dry(part)[: len(part)]}" in said
+    for part in PARTS:
+        assert f"## {mask_digits(part)[: len(part)]}" in said
     assert "no figure above was measured on a card" in said
     assert "failed" not in said
     assert not any(tmp_path.iterdir())
@@ -33,9 +36,9 @@ def test_without_a_card_nothing_is_measured(capsys: pytest.CaptureFixture[str]):
 
 
 def test_no_time_left_is_said():
-    bench = gpu.Bench(torch.device("cpu"), [gpu.TINY], (4,), minutes=-1)
+    bench = GPUBenchmark(torch.device("cpu"), [TINY], (4,), minutes=-1)
     row: dict[str, object] = {}
-    bench.tried(row, lambda: {"ms": 1.0})
+    bench.measure_into(row, lambda: {"ms": 1.0})
     assert row == {"unavailable": "not measured: no time was left"}
 
 
@@ -60,14 +63,14 @@ def test_torch_numpy_and_triton_are_enough(tmp_path: Path):
 
 def test_a_wide_sae_is_the_narrow_one_but_for_its_matrices():
     """Every parameter has the shape it has when it is drawn at full width."""
-    size = gpu.TINY._replace(width=3 * gpu.NARROW)
-    bench = gpu.Bench(torch.device("cpu"), [size], (), minutes=1)
+    size = TINY._replace(width=3 * NARROW_WIDTH)
+    bench = GPUBenchmark(torch.device("cpu"), [size], (), minutes=1)
     for name in ARCHITECTURES.names():
         state, batches = bench.state(name, size)
         drawn = initial_state(state.arch, size.d, size.width, 0, batches[0])
         assert {k: v.shape for k, v in state.params.items()} == {k: v.shape for k, v in drawn.params.items()}, name
         assert torch.equal(state.params["W_enc"], bench.data(size).dictionary)
-        l0 = gpu.step(state, batches[0], gpu.LR, 1.0, bench.layer).l0
+        l0 = gpu.train_step(state, batches[0], TIMING_LR, 1.0, bench.layer).l0
         assert l0 == pytest.approx(size.l0, rel=0.5), name
 
 
@@ -108,7 +111,7 @@ def test_the_step_with_openais_kernels_is_a_topk_step(monkeypatch):
     """From the dictionary, its gradient is dense autograd's, and rows stay of unit norm."""
     lib = kernels_of_openai()
     monkeypatch.setattr(gpu_peers.importlib, "import_module", lambda name: lib)
-    data = gpu.synthetic.make(12, 40, 64, 5.0, count=1)
+    data = gpu.make_data(12, 40, 64, 5.0, count=1)
     peer, x, k = gpu_peers.OpenAI(data.dictionary, 5, 1e-3), data.batches[0], 5
     encoder, decoder = (data.dictionary.clone().requires_grad_() for _ in range(2))
     pre = torch.nn.functional.linear(x.bfloat16(), encoder.bfloat16()).float()

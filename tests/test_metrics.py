@@ -91,9 +91,9 @@ def test_declared_names_are_the_contract():
     assert set(METRICS) - CONTRACT == {"ce_zero", "ce_mean"}
     assert all(metric.key == key and metric.title and metric.formula for key, metric in METRICS.items())
     assert {metric.better for metric in METRICS.values()} == {"lower", "higher", "one", "none"}
-    assert set(metrics.BOOTSTRAPPED) < set(METRICS)
-    assert set(metrics.SHARES) <= set(METRICS)
-    assert set(metrics.SHARES.values()) <= set(metrics.BOOTSTRAPPED)
+    assert set(metrics.curve_metrics()) < set(METRICS)
+    assert set(metrics.shares()) <= set(METRICS)
+    assert set(metrics.shares().values()) <= set(metrics.curve_metrics())
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -381,37 +381,38 @@ pipeline_tag: text-generation
 
 # The bundled language model
 
-A {parameters:.1f}M-parameter GPT-NeoX trained on the source of Python's standard library. It is there so that
-`jumpahead` has a real language model on every machine, without a download; it writes Python and nothing else.
+A {parameters:.1f}M-parameter GPT-NeoX trained on the source of Python's standard library. It gives
+`jumpahead` a real language model on every machine, without a download. It writes Python and nothing else.
 
 | | |
 |---|---|
 | Held-out loss | **{score.nats_per_token:.4f} nats per token, {score.bits_per_byte:.4f} bits per byte** |
 | `xz -9` on the same bytes in one piece | {xz:.3f} bits per byte ({ratio:.2f} × xz) |
-| Held-out text | {held_documents} documents, {score.bytes:,} bytes, {score.tokens:,} tokens, all of them scored |
+| Held-out text | {held_documents} documents, {score.bytes:,} bytes, {score.tokens:,} tokens, all scored |
 | Training text | {train_documents} documents, {train_bytes:,} bytes, {train_tokens:,} tokens |
 | Tokens seen | {seen:,} ({epochs:.1f} epochs), {steps:,} steps of {sequences} × {context} |
 | Shape | {layers} layers, width {width}, {heads} heads, context {context}, sequential residual, tied embeddings |
-| Tokens | byte-level BPE, {vocabulary:,} entries; `{end}` (id 0) is BOS, EOS and pad; every text comes back exactly |
+| Tokens | byte-level BPE, {vocabulary:,} entries; `{end}` (id 0) is BOS, EOS and pad; encoding is lossless |
 | Weights | bfloat16 on disk; the config asks for float32 in memory |
 | Trained | {minutes:.0f} minutes on {hardware}, Python {python}, torch {torch} |
 | Command | `{command}` |
 
-The schedule follows the clock. `--tokens {seen} --seed 0` sees the same batches at any speed, on a schedule that counts
-tokens, so the weights will differ a little.
+The learning-rate schedule follows the clock. With `--tokens {seen} --seed 0` it follows the number of tokens instead:
+the batches are the same on every machine, and the weights differ slightly from these.
 
-**Data.** Every `.py` file of the library but `test`, `encodings`, `lib2to3` and `site-packages`. A document is held out
-when the SHA-256 of its relative path falls into the lowest tenth (`is_held_out(path, 0.10)`); held-out documents were
-seen neither by the tokenizer nor by the model.
+**Data.** Every `.py` file of the library except `test`, `encodings`, `lib2to3` and `site-packages`. A document is
+held out when the SHA-256 of its relative path falls into the lowest tenth (`is_held_out(path, 0.10)`); held-out
+documents were seen neither by the tokenizer nor by the model.
 
-**Form of a context.** BOS, then up to {window} tokens of one document. The model saw nothing else: give it BOS first,
-and never two documents in one context. BOS is an input and never a target, so the model does not end its texts.
+**Form of a context.** BOS, then up to {window} tokens of one document. The model was trained on nothing else: give
+it BOS first, and only one document per context. BOS is an input and never a target, so the model does not
+end its texts.
 
 **Held-out loss.** Windows of BOS + {window} tokens in strides of 64, each token scored in the first window that has it;
-the weights as saved, arithmetic in float32.
+the saved weights, computed in float32.
 
-**Licence.** The weights are under the project's MIT licence. The text that they were trained on is the Python standard
-library, © Python Software Foundation, under the PSF licence; none of it is stored here.
+**Licence.** The weights are under the project's MIT licence. They were trained on the Python standard library,
+© Python Software Foundation, under the PSF licence; its text is not stored here.
 """
 
 

@@ -144,7 +144,7 @@ def one(line: dict[str, Any], name: str) -> np.ndarray:
 
 def at(found: Curve | None, metric: int, target: float, wanted: int) -> np.ndarray | None:
     """[1 + R] of a metric where another meets the target, in the measured range."""
-    places = found.find(metric, target) if found is not None else []
+    places = found.positions(metric, target) if found is not None else []
     return places[0].values[:, wanted] if places else None
 
 

@@ -32,8 +32,8 @@ class LMConfig(BaseModel):
     attn_implementation: str | None = None
     """Attention implementation of transformers: `eager`, `sdpa`, `flash_attention_2`, …; by default its own choice."""
     quantization: dict[str, Any] = {}
-    """Options of transformers for loading the model quantised: `{quant_method = "bitsandbytes", load_in_8bit = true}`. A
-    model whose weights are stored quantised needs nothing here."""
+    """Options of transformers for quantised loading: `{quant_method = "bitsandbytes", load_in_8bit = true}`. A model
+    whose weights are stored quantised needs none."""
     packing: Literal["none", "isolated", "plain"] = "none"
     """How documents share a context. `none`: a context is a chunk of one document. `isolated`: a context holds several
     short documents and none sees another (checked for each model). `plain`: each sees those before it."""

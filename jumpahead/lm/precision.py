@@ -1,4 +1,4 @@
-"""The choice behind `lm.dtype = "fast"`: bfloat16 if it is faster on this machine and nearly the same model, or float32.
+"""The choice behind `lm.dtype = "fast"`: bfloat16 if it is faster here and nearly the same model, else float32.
 
     faster             `read` up to the study's last site is at least MIN_SPEEDUP times as fast as in float32
     nearly the same    |CE(bfloat16) − CE(float32)| < MAX_LOSS_SHIFT nats per token, on SAMPLE_TOKENS of training text

@@ -26,7 +26,7 @@ def count_or_estimate_tokens(study: Study, run: Run, source: Source) -> TokenCou
     """Return the numbers of tokens: counted if the run has tokenised its text, else estimated from its bytes."""
     try:
         heads = [read_json(run.tokens / split / "contexts.json") for split in ("train", "held_out")]
-        train, held_out = (head.get("chosen", head["tokens"]) for head in heads)
+        train, held_out = (head.get("role_tokens", head["tokens"]) for head in heads)
         context = sum(head["tokens"] for head in heads) - train - held_out
         return TokenCounts(train, held_out, is_counted=True, context=context)
     except (ArtefactError, KeyError):

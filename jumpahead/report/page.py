@@ -51,7 +51,7 @@ def html(frontier: Json, efficiency: Json | None = None) -> str:
         efficiency=None if efficiency is None else efficiency_section.section(efficiency),
         data={
             "series": [{"title": one.title, "dash": one.dash, "symbol": one.symbol} for one in styles],
-            "metrics": context.metrics,
+            "metrics": list(context.metrics.values()),  # tojson would sort a dict
             "unit": context.unit._asdict(),
             "level": frontier["interval"]["level"],
             "panels": [panel_data(panel) for panel in panels],

@@ -27,7 +27,7 @@ def rectangle(z: Tensor, theta: Tensor, epsilon: Tensor) -> Tensor:
     return ((z > theta - epsilon / 2) & (z < theta + epsilon / 2)).to(z.dtype)
 
 
-class JumpReLU(torch.autograd.Function):
+class JumpReLUFunction(torch.autograd.Function):
     """z·H(z − θ), with the pseudo-derivative in θ, and if `to_input`, its negative in z."""
 
     @staticmethod
@@ -45,7 +45,7 @@ class JumpReLU(torch.autograd.Function):
         return d_z - d_theta if ctx.to_input else d_z, d_theta.sum(tuple(range(z.dim() - 1))), None, None
 
 
-class Step(torch.autograd.Function):
+class StepFunction(torch.autograd.Function):
     """H(z − θ), with the pseudo-derivative in θ and none in z."""
 
     @staticmethod
@@ -63,9 +63,9 @@ class Step(torch.autograd.Function):
 
 def jumprelu(z: Tensor, theta: Tensor, epsilon: Tensor, to_input: bool = False) -> Tensor:
     """Return JumpReLU_θ(z), elementwise, [B, M]. z [B, M]; θ, ε [M]. to_input: the estimator trains z as well."""
-    return JumpReLU.apply(z, theta, epsilon, to_input)
+    return JumpReLUFunction.apply(z, theta, epsilon, to_input)
 
 
 def step(z: Tensor, theta: Tensor, epsilon: Tensor) -> Tensor:
     """Return H(z − θ), elementwise, 0/1 [B, M]. z [B, M]; θ, ε [M]."""
-    return Step.apply(z, theta, epsilon)
+    return StepFunction.apply(z, theta, epsilon)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from jumpahead.errors import StudyError
-from jumpahead.frontier import Frontier, build, parse_amount
-from jumpahead.metrics import BOOTSTRAPPED
+from jumpahead.frontier import Frontier, build, parse_value
+from jumpahead.metrics import curve_metrics
 from tests.frontiers import evaluation, example, keywords
 
 
@@ -40,7 +40,7 @@ def two() -> Frontier:
 def replicates(l0, loss, **others) -> dict[str, np.ndarray]:
     """Replicates for `evaluation`, constant where not given."""
     given = {"l0": l0, "delta_lm_loss": loss, **others}
-    return {key: np.broadcast_to(given.get(key, 5.0), np.shape(loss)) for key in BOOTSTRAPPED}
+    return {key: np.broadcast_to(given.get(key, 5.0), np.shape(loss)) for key in curve_metrics()}
 
 
 # ---------------------------------------------------------------------------------------------- targets
@@ -82,8 +82,8 @@ def test_a_measured_point_answers_with_its_own_numbers(two):
     for point in two.points("topk"):
         for argument, key in (("delta_loss", "delta_lm_loss"), ("l0", "l0"), ("fvu", "fvu")):
             (found,) = two.ask(**{argument: point["metrics"][key]}, series="topk").panels[0].series[0].crossings
-            assert {key: found.metrics[key].value for key in BOOTSTRAPPED} == {
-                key: point["metrics"][key] for key in BOOTSTRAPPED
+            assert {key: found.metrics[key].value for key in curve_metrics()} == {
+                key: point["metrics"][key] for key in curve_metrics()
             }
             assert found.setting == point["setting"]
             assert found.nearest["path"] == point["path"]
@@ -127,9 +127,9 @@ def test_unknown_names_say_what_is_near(two):
 def test_amounts(metric, given, expected):
     if expected is None:
         with pytest.raises(StudyError, match="takes a "):
-            parse_amount(metric, given)
+            parse_value(metric, given)
     else:
-        assert parse_amount(metric, given) == (expected[0], pytest.approx(expected[1]))
+        assert parse_value(metric, given) == (expected[0], pytest.approx(expected[1]))
 
 
 # ---------------------------------------------------------------------------------------------- ranges
@@ -164,7 +164,7 @@ def test_just_beyond_the_end_its_own_values_are_given_and_said_to_be():
     saes = [evaluation(l0=l0, loss=1.6 / l0) for l0 in (4, 63.7)]
     (crossing,) = frontier(*saes).ask(l0=64).panels[0].series[0].crossings
     assert crossing.metrics["l0"].value == 63.7
-    assert crossing.notes == ["the curve ends at 63.7, within 1 % of what was asked: these are the values of its end"]
+    assert crossing.notes == ["the curve ends at 63.7, within 1 % of the target: these are the values of its end"]
 
 
 def test_a_series_with_one_sae():
@@ -204,7 +204,7 @@ def test_resamples_that_do_not_get_there_are_counted():
         evaluation(l0=16, loss=0.2, replicates=replicates(16, near)),
     ]
     (crossing,) = frontier(*saes).ask(delta_loss=0.2).panels[0].series[0].crossings
-    assert crossing.notes == ["20 % of the resamples do not get there: intervals stop at the measured range"]
+    assert crossing.notes == ["20 % of the resamples do not reach the target: intervals stop at the measured range"]
     assert crossing.metrics["l0"].high == 16
 
 
@@ -250,7 +250,7 @@ def test_an_interval_past_the_limit_is_said():
         for l0 in (4, 16)
     ]
     (series,) = frontier(*saes).ask(l0=8, limits={"above_10": 6}).panels[0].series
-    assert series.notes == ["its interval reaches past the limit, up to 6.85 features above 10 %"]
+    assert series.notes == ["its interval extends beyond the limit, up to 6.85 features above 10 %"]
 
 
 # ---------------------------------------------------------------------------------------------- between series
@@ -297,7 +297,7 @@ def test_a_tie_is_said(two):
     (panel,) = noisy_pair(0.0001, is_paired=True).ask(delta_loss=0.2).panels
     assert panel.recommendation.series == "jumprelu"
     assert panel.recommendation.tied == ["topk"]
-    assert "Not told apart from it: TopK (0.0008 [-" in panel.recommendation.reason
+    assert "Difference to it may be zero: TopK (0.0008 [-" in panel.recommendation.reason
     same = frontier(*power_law("jumprelu", 1.6, 1.0), *power_law("topk", 1.6, 1.0))
     assert same.ask(l0=8).panels[0].recommendation.tied == ["topk"]
 
@@ -348,7 +348,7 @@ def test_two_hundred_saes_are_asked_quickly():
     for name in ("jumprelu", "gated", "topk"):
         for l0 in np.geomspace(2, 500, 67):
             loss = 2 / l0
-            drawn = {key: rng.normal(5, 0.1, 200) for key in BOOTSTRAPPED}
+            drawn = {key: rng.normal(5, 0.1, 200) for key in curve_metrics()}
             drawn |= {"l0": np.full(200, l0), "delta_lm_loss": loss * rng.normal(1, 0.05, 200)}
             saes.append(evaluation(name, l0=float(l0), loss=loss, replicates=drawn))
     found = frontier(*saes)

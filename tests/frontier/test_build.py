@@ -10,8 +10,8 @@ import pytest
 
 from jumpahead.errors import ArtefactError
 from jumpahead.frontier import Frontier, build
-from jumpahead.frontier.build import pareto
-from jumpahead.metrics import BOOTSTRAPPED, METRICS, SHARES
+from jumpahead.frontier.build import pareto as pareto_flags
+from jumpahead.metrics import METRICS, curve_metrics, shares
 from tests.frontiers import Example, evaluation, example, keywords, write
 
 
@@ -36,10 +36,10 @@ def test_schema(small):
     for point in panel["points"]:
         assert set(point) == {
             "series", "setting", "label", "sae_seed", "stream_seed", "path", "metrics", "standard_errors",
-            "intervals", "bootstrap", "knob", "pareto", "notes", "training", "histogram",
-            "asked", "settled", "health", "verdicts",
+            "intervals", "bootstrap", "sparsity_coefficient", "pareto", "notes", "training", "histogram",
+            "requested", "converged_after", "health", "training_warnings",
         }  # fmt: skip
-        assert set(point["intervals"]) == {*BOOTSTRAPPED, *SHARES}
+        assert set(point["intervals"]) == {*curve_metrics(), *shares()}
         assert set(point["metrics"]) == set(METRICS)
         for key, (low, high) in point["intervals"].items():
             assert low <= point["metrics"][key] <= high
@@ -61,15 +61,15 @@ def test_points_are_ordered_whatever_the_order_of_the_evaluations(small):
 
 def test_what_is_known_of_a_training_is_carried_and_declared(small):
     health = {"dead": 0.25, "theta_50": 0.0625, "theta_25": 0.05}
-    where = {"asked": 4.0, "reached": 4.1, "step": 40, "share": 0.5}
+    where = {"requested": 4.0, "reached": 4.1, "step": 40, "share": 0.5}
     told = [dict(one) for one in small.evaluations]
-    told[0] |= {"health": health, "settled": where, "verdicts": ["Too late."]}
+    told[0] |= {"health": health, "converged_after": where, "training_warnings": ["Too late."]}
     data = build(told, **small.keywords)
     assert [one["key"] for one in data["health"]] == ["theta_50", "dead"]  # what pages show, of what there is
     first, *others = data["panels"][0]["points"]
-    assert (first["health"], first["settled"], first["verdicts"]) == (health, where, ["Too late."])
-    assert all((one["health"], one["settled"], one["verdicts"]) == ({}, {}, []) for one in others)
-    asked = {(point["setting"]["kind"], point["asked"]) for point in data["panels"][0]["points"]}
+    assert (first["health"], first["converged_after"], first["training_warnings"]) == (health, where, ["Too late."])
+    assert all((one["health"], one["converged_after"], one["training_warnings"]) == ({}, {}, []) for one in others)
+    asked = {(point["setting"]["kind"], point["requested"]) for point in data["panels"][0]["points"]}
     assert asked == {("l0", 4.0), ("l0", 8.0), ("l0", 16.0), ("k", 4.0), ("k", 8.0), ("k", 16.0), ("lambda", None)}
     assert build(small.evaluations, **small.keywords)["health"] == []
 
@@ -85,7 +85,7 @@ def test_several_sites_and_widths_are_panels():
 
 def test_intervals_are_centred_on_the_estimate():
     """Counts of replicates sit higher; √(G/(G−1)) with G = 5."""
-    replicates = {key: [10.0, 12, 14, 20] for key in BOOTSTRAPPED}
+    replicates = {key: [10.0, 12, 14, 20] for key in curve_metrics()}
     point = build([evaluation(l0=3, loss=0.5, dead=2, clusters=5, replicates=replicates)], **keywords("jumprelu"))[
         "panels"
     ][0]["points"][0]
@@ -111,6 +111,9 @@ def at(*pairs):
 
 
 def test_pareto_by_hand():
+    def pareto(points):
+        return pareto_flags(points, "delta_lm_loss")
+
     assert pareto(at((4, 0.5), (5, 0.5), (8, 0.3), (7, 0.3), (9, 0.1), (9, 0.2))) == [
         True, False, False, True, True, False,
     ]  # fmt: skip
@@ -126,17 +129,17 @@ def test_matched_tables_by_hand():
     saes = [evaluation(l0=l0, loss=1.6 / l0, above_10=l0) for l0 in (2, 20)]
     saes += [evaluation("topk", l0=l0, loss=0.8 / l0) for l0 in (7, 30)]
     (panel,) = build(saes, **keywords("jumprelu", "topk"))["panels"]
-    assert [table["l0"] for table in panel["matched_l0"]] == [2, 4, 8, 16]
-    jumprelu, topk = panel["matched_l0"][2]["rows"]
+    assert [entry["value"] for entry in panel["matched"]["l0"]] == [2, 4, 8, 16]
+    jumprelu, topk = panel["matched"]["l0"][2]["rows"]
     assert jumprelu["metrics"]["delta_lm_loss"]["value"] == pytest.approx(0.2)
     assert jumprelu["metrics"]["above_10pct"]["value"] == pytest.approx(2 + 18 * math.log(4) / math.log(10))
     assert topk["metrics"]["delta_lm_loss"]["value"] == pytest.approx(0.1)
     assert topk["limit"] is None
-    low = panel["matched_l0"][1]["rows"][1]  # TopK at L0 4
+    low = panel["matched"]["l0"][1]["rows"][1]  # TopK at L0 4
     assert (low["limit"], low["metrics"]) == ("below", {})
     assert low["nearest"]["l0"]["value"] == 7
-    assert [table["delta_lm_loss"] for table in panel["matched_loss"]] == [0.05, 0.1, 0.2, 0.5]
-    jumprelu, topk = panel["matched_loss"][0]["rows"]
+    assert [entry["value"] for entry in panel["matched"]["delta_lm_loss"]] == [0.05, 0.1, 0.2, 0.5]
+    jumprelu, topk = panel["matched"]["delta_lm_loss"][0]["rows"]
     assert jumprelu["limit"] == "below"
     assert topk["metrics"]["l0"]["value"] == pytest.approx(16)
 

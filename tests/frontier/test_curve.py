@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jumpahead.frontier.curve import Curve, Place, centred, estimate
+from jumpahead.frontier.curve import Curve, CurvePosition, centred, estimate
 from jumpahead.metrics import replicate_weights
 
 L0, LOSS, COUNT = 0, 1, 2
@@ -20,7 +20,7 @@ def curve(l0, loss, count=None, replicates=None, is_log=(True, True, False)) -> 
     return Curve(values if replicates is None else np.concatenate([values, replicates]), is_log)
 
 
-def value(place: Place, metric: int) -> float:
+def value(place: CurvePosition, metric: int) -> float:
     return float(place.values[0, metric])
 
 
@@ -33,36 +33,36 @@ def test_a_power_law_is_exact_between_its_points(a, b):
     l0 = np.array([3.0, 7, 11, 40, 200])
     law = curve(l0, a * l0**-b, count=5 + 2 * np.log(l0))
     for wanted in (3.1, 9.0, 25.0, 180.0):
-        (place,) = law.find(LOSS, a * wanted**-b)
+        (place,) = law.positions(LOSS, a * wanted**-b)
         assert value(place, L0) == pytest.approx(wanted, rel=1e-12)
         assert value(place, COUNT) == pytest.approx(5 + 2 * np.log(wanted), rel=1e-12)  # linear in log L0
-        (place,) = law.find(L0, wanted)
+        (place,) = law.positions(L0, wanted)
         assert value(place, LOSS) == pytest.approx(a * wanted**-b, rel=1e-12)
-        (place,) = law.find(COUNT, 5 + 2 * np.log(wanted))
+        (place,) = law.positions(COUNT, 5 + 2 * np.log(wanted))
         assert value(place, LOSS) == pytest.approx(a * wanted**-b, rel=1e-12)
 
 
 def test_linear_loss_by_hand():
     # log L0 halfway between 4 and 16 is L0 8; the loss is linear: halfway between 0.3 and −0.1
     plain = curve([4, 16], [0.3, -0.1], [10, 30], is_log=(True, False, False))
-    (place,) = plain.find(LOSS, 0.1)
+    (place,) = plain.positions(LOSS, 0.1)
     assert value(place, L0) == pytest.approx(8, rel=1e-12)
     assert value(place, COUNT) == pytest.approx(20, rel=1e-12)
     assert (place.left, place.right, place.t) == (0, 1, pytest.approx(0.5))
-    (place,) = plain.find(L0, 8)
+    (place,) = plain.positions(L0, 8)
     assert value(place, LOSS) == pytest.approx(0.1, rel=1e-12)
 
 
 def test_l0_of_zero_falls_back_to_plain_l0():
     dead = curve([0, 10], [2.0, 1.0], is_log=(True, False, False))
-    (place,) = dead.find(LOSS, 1.25)
+    (place,) = dead.positions(LOSS, 1.25)
     assert value(place, L0) == pytest.approx(7.5)
 
 
 def test_what_was_asked_for_comes_back_to_the_last_bit():
     law = curve([3, 70], [0.9, 0.07])
-    assert value(law.find(LOSS, 0.2)[0], LOSS) == 0.2
-    assert value(law.find(L0, 13)[0], L0) == 13
+    assert value(law.positions(LOSS, 0.2)[0], LOSS) == 0.2
+    assert value(law.positions(L0, 13)[0], L0) == 13
 
 
 # ---------------------------------------------------------------------------------------------- crossings
@@ -70,7 +70,7 @@ def test_what_was_asked_for_comes_back_to_the_last_bit():
 
 def test_several_crossings_are_all_found_in_the_order_of_l0():
     bumpy = curve([2, 4, 8, 16], [0.8, 0.2, 0.4, 0.1], is_log=(True, False, False))
-    places = bumpy.find(LOSS, 0.3)
+    places = bumpy.positions(LOSS, 0.3)
     assert [round(value(place, L0), 9) for place in places] == [
         round(2 * 2 ** (5 / 6), 9),  # 0.8 → 0.2: five sixths of the way from 2 to 4
         round(4 * 2**0.5, 9),
@@ -81,10 +81,10 @@ def test_several_crossings_are_all_found_in_the_order_of_l0():
 
 def test_a_point_on_the_target_is_one_crossing():
     bumpy = curve([2, 4, 8, 16], [0.8, 0.2, 0.4, 0.1], [1, 5, 5, 9])
-    (first, second) = bumpy.find(COUNT, 5)  # a flat piece: both of its ends
+    (first, second) = bumpy.positions(COUNT, 5)  # a flat piece: both of its ends
     assert (first.left, second.left) == (1, 2)
     assert (value(first, LOSS), value(second, LOSS)) == (0.2, 0.4)
-    (touch, later) = bumpy.find(LOSS, 0.2)
+    (touch, later) = bumpy.positions(LOSS, 0.2)
     assert (touch.left, touch.right, touch.t) == (1, 1, 0.0)
     assert value(later, L0) == pytest.approx(8 * 2 ** (np.log(0.5) / np.log(0.25)))
 
@@ -93,34 +93,34 @@ def test_a_point_on_the_target_is_one_crossing():
 def test_never_beyond_what_was_measured(metric):
     law = curve([2, 4, 8], [0.8, 0.4, 0.2], [3, 5, 9])
     low, high = law.range(metric)
-    assert law.find(metric, low * 0.98) == []
-    assert law.find(metric, high * 1.02) == []
-    assert law.find(metric, -1.0) == []
-    assert value(law.end(metric, low * 0.98), metric) == low
-    assert value(law.end(metric, high * 1.02), metric) == high
+    assert law.positions(metric, low * 0.98) == []
+    assert law.positions(metric, high * 1.02) == []
+    assert law.positions(metric, -1.0) == []
+    assert value(law.nearest_end(metric, low * 0.98), metric) == low
+    assert value(law.nearest_end(metric, high * 1.02), metric) == high
 
 
 def test_within_one_percent_of_an_end_is_that_end_itself():
     law = curve([2, 4, 7.97], [0.8, 0.4, 0.2])
-    (place,) = law.find(L0, 8)
+    (place,) = law.positions(L0, 8)
     assert value(place, L0) == 7.97
     assert (place.left, place.t) == (2, 0.0)
-    assert law.find(L0, 8.1) == []
+    assert law.positions(L0, 8.1) == []
 
 
 def test_one_point_is_a_curve():
     single = curve([5], [0.3], [7])
-    assert value(single.find(L0, 5.02)[0], LOSS) == 0.3
-    assert single.find(L0, 6) == []
-    assert value(single.end(LOSS, 0.9), L0) == 5
+    assert value(single.positions(L0, 5.02)[0], LOSS) == 0.3
+    assert single.positions(L0, 6) == []
+    assert value(single.nearest_end(LOSS, 0.9), L0) == 5
     assert single.range(LOSS) == (0.3, 0.3)
 
 
 def test_two_points_of_equal_l0_make_a_step():
     step = curve([4, 4, 8], [0.5, 0.3, 0.2], is_log=(True, False, False))
-    (place,) = step.find(LOSS, 0.4)
+    (place,) = step.positions(LOSS, 0.4)
     assert value(place, L0) == 4
-    assert [value(place, LOSS) for place in step.find(L0, 4)] == [0.5, 0.3]
+    assert [value(place, LOSS) for place in step.positions(L0, 4)] == [0.5, 0.3]
 
 
 # ---------------------------------------------------------------------------------------------- properties
@@ -142,7 +142,7 @@ def test_every_place_lies_between_its_neighbours(found, is_log, metric, where):
     low, high = some.range(metric)
     target = low + where * (high - low)
     assume(low <= target <= high)
-    places = some.find(metric, target)
+    places = some.positions(metric, target)
     assert places
     previous = -np.inf
     for place in places:
@@ -160,7 +160,7 @@ def test_a_measured_point_returns_itself(found, is_log, metric):
     measured = np.array(found)
     some = curve(*measured.T, is_log=is_log)
     for i, point in enumerate(measured):
-        here = [place for place in some.find(metric, point[metric]) if place.left == place.right == i]
+        here = [place for place in some.positions(metric, point[metric]) if place.left == place.right == i]
         assert len(here) == 1
         np.testing.assert_array_equal(here[0].values[0], point)
 
@@ -173,7 +173,7 @@ def test_the_order_of_the_points_changes_nothing(found, random, where):
     one, other = curve(*np.array(found).T), curve(*np.array(shuffled).T)
     low, high = one.range(LOSS)
     target = low + where * (high - low)
-    a, b = one.find(LOSS, target), other.find(LOSS, target)
+    a, b = one.positions(LOSS, target), other.positions(LOSS, target)
     assert [place.values.tolist() for place in a] == [place.values.tolist() for place in b]
     assert [found[place.left] for place in a] == [shuffled[place.left] for place in b]
 
@@ -195,7 +195,7 @@ def falling(rng: np.random.Generator, n: int, replicates: int) -> tuple[np.ndarr
 def test_every_replicate_is_its_own_curve_interpolated(seed):
     _, values = falling(np.random.default_rng(seed), 7, 40)
     target = float(np.sqrt(values[0, 2, LOSS] * values[0, 4, LOSS]))
-    (place,) = Curve(values, (True, True, False)).find(LOSS, target)
+    (place,) = Curve(values, (True, True, False)).positions(LOSS, target)
     for row, found in zip(values, place.values, strict=True):
         x, y = np.log(row[::-1, L0]), np.log(row[::-1, LOSS])
         at = np.interp(np.log(target), y, x)
@@ -209,7 +209,7 @@ def test_a_replicate_that_does_not_reach_stops_at_its_end_and_is_counted():
     short = base.copy()
     short[2, LOSS] = 0.31  # its smallest loss
     law = Curve(np.stack([base, base, base, base, short]), (True, True, False))
-    (place,) = law.find(LOSS, 0.3)
+    (place,) = law.positions(LOSS, 0.3)
     assert place.beyond == 0.25
     np.testing.assert_array_equal(place.values[4], short[2])
     assert place.values[4, LOSS] == 0.31
@@ -221,7 +221,7 @@ def test_a_replicate_with_several_crossings_takes_the_one_nearest_in_l0():
     bumpy = base.copy()
     bumpy[:, LOSS] = [0.8, 0.35, 0.45, 0.2]  # meets 0.4 three times
     plain = Curve(np.stack([base, bumpy]), (True, False, False))
-    (place,) = plain.find(LOSS, 0.4)
+    (place,) = plain.positions(LOSS, 0.4)
     assert place.values[0, L0] == pytest.approx(4 * 2**0.5)
     assert place.values[1, L0] == pytest.approx(4 * 2**0.5)  # not 2·2^(8/9) nor 8·2^0.2
 
@@ -229,7 +229,7 @@ def test_a_replicate_with_several_crossings_takes_the_one_nearest_in_l0():
 def test_a_replicate_below_zero_leaves_logarithms_to_the_others():
     base = np.array([[2, 0.8, 3], [8, 0.2, 9]], float)
     negative = np.array([[2, 0.8, 3], [8, -0.2, 9]], float)
-    (place,) = Curve(np.stack([base, negative]), (True, True, False)).find(LOSS, 0.4)
+    (place,) = Curve(np.stack([base, negative]), (True, True, False)).positions(LOSS, 0.4)
     assert place.values[0, L0] == pytest.approx(4)  # log: halfway
     assert place.values[1, L0] == pytest.approx(2 * 4**0.4)  # linear: 0.4 of the way
 
@@ -238,7 +238,7 @@ def test_replicates_reorder_by_their_own_l0():
     base = np.array([[4, 0.5, 3], [4.2, 0.4, 5], [8, 0.2, 9]], float)
     swapped = base.copy()
     swapped[:2, L0] = [4.3, 4.1]
-    (place,) = Curve(np.stack([base, swapped]), (True, False, False)).find(L0, 4.2)
+    (place,) = Curve(np.stack([base, swapped]), (True, False, False)).positions(L0, 4.2)
     assert place.values[1, LOSS] == pytest.approx(0.4 + 0.1 * np.log(4.2 / 4.1) / np.log(4.3 / 4.1))
 
 
@@ -275,7 +275,7 @@ def test_intervals_cover_the_true_l0_in_simulation():
         drawn = (weights @ nats) / (weights @ tokens)[:, None]
         replicates = np.stack([centred(loss[i], drawn[:, i], clusters) for i in range(4)], axis=1)
         values = np.stack([np.broadcast_to(l0, (401, 4)), np.concatenate([loss[None], replicates])], axis=-1)
-        found = estimate(Curve(values, (True, True)).find(1, 0.3)[0].values[:, 0])
+        found = estimate(Curve(values, (True, True)).positions(1, 0.3)[0].values[:, 0])
         assert found.low is not None
         assert found.high is not None
         hits += found.low < truth < found.high

@@ -9,11 +9,12 @@ import pytest
 
 from jumpahead.frontier.build import build
 from jumpahead.frontier.frontier import Frontier
-from jumpahead.frontier.series import SeriesCurve, seed_weights
-from jumpahead.metrics import BOOTSTRAPPED, replicate_weights
+from jumpahead.frontier.seeds import seed_weights
+from jumpahead.frontier.series import SeriesCurve
+from jumpahead.metrics import curve_metrics, replicate_weights
 from tests.frontiers import evaluation, keywords
 
-LOSS = BOOTSTRAPPED.index("delta_lm_loss")
+LOSS = curve_metrics().index("delta_lm_loss")
 
 
 def series(*evaluations: dict[str, Any], name: str = "jumprelu") -> SeriesCurve:
@@ -30,7 +31,7 @@ def series(*evaluations: dict[str, Any], name: str = "jumprelu") -> SeriesCurve:
 def test_loss_is_logarithmic_only_where_every_point_is_two_errors_above_zero(errors, is_log):
     found = series(evaluation(l0=4, loss=0.8, error=errors[0]), evaluation(l0=16, loss=0.1, error=errors[1]))
     assert found.curve.is_log[LOSS] is is_log
-    (place,) = found.curve.find(LOSS, 0.2)
+    (place,) = found.curve.positions(LOSS, 0.2)
     half = 4 * 4 ** (np.log(0.8 / 0.2) / np.log(8)) if is_log else 4 * 4 ** (0.6 / 0.7)
     assert place.values[0, 0] == pytest.approx(half)
 
@@ -44,7 +45,7 @@ def test_loss_is_linear_where_a_point_is_not_positive_or_has_no_error():
 
 def test_l0_and_fvu_are_logarithmic_and_counts_are_not():
     found = series(evaluation(l0=4, loss=0.8), evaluation(l0=16, loss=0.1))
-    assert dict(zip(BOOTSTRAPPED, found.curve.is_log, strict=True)) == {
+    assert dict(zip(curve_metrics(), found.curve.is_log, strict=True)) == {
         "l0": True, "delta_lm_loss": True, "fvu": True, "above_10pct": False, "above_1pct": False, "dead": False,
     }  # fmt: skip
 
@@ -70,7 +71,7 @@ def test_the_setting_to_train_with_is_geometric(left, right, expected):
         evaluation(l0=5, loss=0.8, setting=dict(zip(("kind", "value"), left, strict=True))),
         evaluation(l0=20, loss=0.2, setting=dict(zip(("kind", "value"), right, strict=True))),
     )
-    (place,) = found.curve.find(0, 10)
+    (place,) = found.curve.positions(0, 10)
     setting = found.setting_at(place)
     assert setting == {"kind": expected["kind"], "value": pytest.approx(expected["value"])}
     assert isinstance(setting["value"], int) is (left[0] == "k")
@@ -81,7 +82,7 @@ def test_on_a_measured_point_the_setting_is_its_own():
         evaluation(l0=5.3, loss=0.8, setting={"kind": "lambda", "value": 0.00123456}),
         evaluation(l0=20, loss=0.2, setting={"kind": "lambda", "value": 1e-5}),
     )
-    (place,) = found.curve.find(0, 5.3)
+    (place,) = found.curve.positions(0, 5.3)
     assert found.setting_at(place) == {"kind": "lambda", "value": 0.00123456}
 
 
@@ -90,19 +91,19 @@ def test_between_settings_of_two_kinds_the_nearest_sae_decides():
         evaluation(l0=5, loss=0.8, setting={"kind": "lambda", "value": 1e-3}),
         evaluation(l0=20, loss=0.2, setting={"kind": "l0", "value": 19}),
     )
-    (place,) = found.curve.find(0, 11)
+    (place,) = found.curve.positions(0, 11)
     assert found.setting_at(place) == {"kind": "l0", "value": 19}
-    assert found.knob_at(place) == {}
+    assert found.sparsity_coefficient_at(place) == {}
 
 
 def test_the_controllers_lambda_is_interpolated_where_all_saes_tell_it():
     found = series(
-        evaluation(l0=4, loss=0.8, knob={"lambda": 8e-4}),
-        evaluation(l0=16, loss=0.2, knob={"lambda": 2e-4}),
+        evaluation(l0=4, loss=0.8, sparsity_coefficient={"lambda": 8e-4}),
+        evaluation(l0=16, loss=0.2, sparsity_coefficient={"lambda": 2e-4}),
         evaluation(l0=64, loss=0.1),
     )
-    assert found.knob_at(found.curve.find(0, 8)[0]) == {"lambda": pytest.approx(4e-4)}
-    assert found.knob_at(found.curve.find(0, 32)[0]) == {}
+    assert found.sparsity_coefficient_at(found.curve.positions(0, 8)[0]) == {"lambda": pytest.approx(4e-4)}
+    assert found.sparsity_coefficient_at(found.curve.positions(0, 32)[0]) == {}
 
 
 # ---------------------------------------------------------------------------------------------- seeds
@@ -171,10 +172,12 @@ def test_seeds_widen_the_interval():
             for l0, loss in ((4, 0.8), (16, 0.2)):
                 setting, value = {"kind": "k", "value": l0}, loss * (1 + sign * spread)
                 replicates = {"delta_lm_loss": value + 0.01 * np.sin(np.arange(200))}
-                full = {key: replicates.get(key, np.full(200, 5.0)) for key in BOOTSTRAPPED} | {"l0": np.full(200, l0)}
+                full = {key: replicates.get(key, np.full(200, 5.0)) for key in curve_metrics()} | {
+                    "l0": np.full(200, l0)
+                }
                 saes.append(evaluation(l0=l0, loss=value, setting=setting, sae_seed=seed, replicates=full))
         found = series(*saes)
-        l0s = found.metrics(found.curve.find(LOSS, 0.4)[0])["l0"]
+        l0s = found.metrics(found.curve.positions(LOSS, 0.4)[0])["l0"]
         assert l0s.low is not None
         assert l0s.high is not None
         return l0s.high - l0s.low
@@ -188,11 +191,11 @@ def test_seeds_widen_the_interval():
 def test_replicates_stay_possible():
     """Centring and seeds can push a count below 0 or a loss below 0; only the second may be."""
     jumps = {"above_10pct": [0, 0, 0, 8], "dead": [1000, 1000, 1000, 996], "delta_lm_loss": [0.1, 0.1, -0.5, 0.7]}
-    full = {key: jumps.get(key, [5.0] * 4) for key in BOOTSTRAPPED}
+    full = {key: jumps.get(key, [5.0] * 4) for key in curve_metrics()}
     found = series(
         evaluation(l0=5, loss=0.1, above_10=1, dead=999, replicates=full), evaluation(l0=9, loss=0.01, above_10=1)
     )
-    columns = dict(zip(BOOTSTRAPPED, np.moveaxis(found.curve.values[1:, 0], 1, 0), strict=True))
+    columns = dict(zip(curve_metrics(), np.moveaxis(found.curve.values[1:, 0], 1, 0), strict=True))
     assert columns["above_10pct"].min() == 0
     assert columns["dead"].max() == 1000
     assert columns["delta_lm_loss"].min() < 0

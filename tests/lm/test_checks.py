@@ -90,9 +90,7 @@ def test_a_truncated_model_with_other_activations_is_refused(lm_folder, monkeypa
         lm.blocks[0].mlp.down_proj.weight *= 1.01
 
     monkeypatch.setattr(lm, "truncate_after", truncate)
-    with pytest.raises(
-        StudyError, match=r"truncated after its last site it gives other activations at layers\.1\.residual"
-    ):
+    with pytest.raises(StudyError, match=r"truncated after its last site it gives other activations at layers\.1"):
         check_and_truncate(lm, ["layers.1.residual"])
 
 

@@ -15,7 +15,7 @@ from jumpahead.text.sources import source_of
 
 @pytest.fixture
 def tokens(tmp_path, lm_folder):
-    """Return a function from keys of `lm` and `text` to the tokens' digest, and the folders of the model and the text."""
+    """Return a function from keys of `lm` and `text` to the tokens' digest, and both folders."""
     model, text = Path(shutil.copytree(lm_folder("llama"), tmp_path / "model")), tmp_path / "text"
     text.mkdir()
     (text / "a.txt").write_text("alpha")

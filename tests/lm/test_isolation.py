@@ -121,9 +121,7 @@ def loaded(config, **changes):
 
 def test_a_model_that_takes_no_positions_is_refused():
     lm = loaded(transformers.BloomConfig(vocab_size=300, hidden_size=24, n_layer=2, n_head=3))
-    with pytest.raises(
-        StudyError, match=r"'it' cannot isolate .* context \(.*BloomForCausalLM.*use lm\.packing = 'none'"
-    ):
+    with pytest.raises(StudyError, match=r"'it' cannot isolate .* context \(.*BloomForCausalLM.*lm\.packing = 'none'"):
         check_isolation(lm)
 
 

@@ -50,7 +50,7 @@ def test_nonsense_is_refused(name):
 
 def test_no_torch_is_imported():
     code = (
-        "import sys, jumpahead.activations, jumpahead.lm.config, jumpahead.text.contexts, jumpahead.lm.sites, "
+        "import sys, jumpahead.activations.origins, jumpahead.lm.config, jumpahead.text.contexts, jumpahead.lm.sites, "
         "jumpahead.text.documents; jumpahead.activations.origins.ORIGINS.names(); "
         "print([m for m in ('torch', 'transformers', 'safetensors') if m in sys.modules])"
     )

@@ -18,12 +18,12 @@ from jumpahead.text.sources.stdlib import stdlib_documents
 
 CONTEXT = 256
 SCORED = 128
-"""Tokens scored of each window: the last ones, which see the most."""
+"""Tokens scored of each window: the last ones, which have the longest context."""
 
 
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[tuple[Any, Any]]:
-    """Model and tokenizer, loaded where every connection is refused."""
+    """Yield model and tokenizer, loaded while every connection is refused."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("loading the bundled model must not touch the network")
@@ -39,7 +39,7 @@ def card_number(pattern: str) -> float:
     return float(found[1])
 
 
-def test_the_model_has_the_shape_that_a_first_run_needs(loaded: tuple[Any, Any]) -> None:
+def test_the_model_has_the_shape_of_the_card(loaded: tuple[Any, Any]) -> None:
     config = loaded[0].config
     assert config.model_type == "gpt_neox"
     assert (config.num_hidden_layers, config.hidden_size, config.vocab_size) == (4, 256, 4096)
@@ -76,7 +76,7 @@ def test_the_folder_is_at_most_ten_megabytes() -> None:
         "",
     ],
 )
-def test_every_text_comes_back_exactly(loaded: tuple[Any, Any], text: str) -> None:
+def test_tokens_decode_to_the_same_text(loaded: tuple[Any, Any], text: str) -> None:
     tokenizer = loaded[1]
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
@@ -91,7 +91,7 @@ def test_one_special_token_serves_as_bos_eos_and_pad(loaded: tuple[Any, Any]) ->
 
 
 def held_out_windows(tokenizer: Any) -> torch.Tensor:
-    """BOS + 255 tokens, about one in eight of those that tile the held-out documents."""
+    """Return about one in eight of the windows, BOS + 255 tokens, that tile the held-out documents."""
     windows = []
     for document in stdlib_documents():
         if is_held_out(document.identity, 0.10):
@@ -100,7 +100,7 @@ def held_out_windows(tokenizer: Any) -> torch.Tensor:
     return torch.nn.functional.pad(torch.stack(windows), (1, 0), value=0)
 
 
-def test_held_out_text_costs_what_the_card_says_and_beats_xz(loaded: tuple[Any, Any]) -> None:
+def test_the_held_out_loss_is_the_cards_and_better_than_xz(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
     windows = held_out_windows(tokenizer)
     nats = 0.0

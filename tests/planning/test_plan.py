@@ -258,7 +258,7 @@ def test_the_disk_planned_is_the_disk_used(lm_folder, text: Path, tmp_path: Path
     data = 0
     for path in run.activations.rglob("shard-*"):
         with RowFileReader(path) as file:
-            data += sum(rows * file.columns[key].bytes for key, rows in file.rows.items())
+            data += sum(rows * file.columns[key].bytes_per_row for key, rows in file.rows.items())
     assert stored.bytes == data
     assert stored.present == sum(path.stat().st_size for path in run.activations.rglob("shard-*"))
 

@@ -16,25 +16,22 @@ from jumpahead.metrics import METRICS, frequency_histogram
 
 WIDTH, REPLICATES = 4096, 60
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
-# name, title, colour, dash, symbol, kind of setting, delta LM loss at L0 = 4, features above 10 % at L0 = 16
+# name, title, kind of setting, delta LM loss at L0 = 4, features above 10 % at L0 = 16
 SERIES = [
-    ("jumprelu", "JumpReLU", "#0072B2", "solid", "circle", "l0", 0.7, 9),
-    ("gated", "Gated", "#D55E00", "dash", "square", "lambda", 0.9, 2),
-    ("topk", "TopK", "#00503A", "dot", "triangle-up", "k", 0.75, 7),
+    ("jumprelu", "JumpReLU", "l0", 0.7, 9),
+    ("gated", "Gated", "lambda", 0.9, 2),
+    ("topk", "TopK", "k", 0.75, 7),
 ]
 
 
 def declared() -> list[dict[str, Any]]:
     """The series as a study declares them."""
-    return [
-        {"name": n, "title": t, "architecture": n, "order": i, "colour": c, "dash": d, "symbol": s}
-        for i, (n, t, c, d, s, *_) in enumerate(SERIES)
-    ]
+    return [{"name": name, "title": title, "architecture": name} for name, title, *_ in SERIES]
 
 
 def evaluation(series: int, l0: float, seed: int = 0, **changes: Any) -> dict[str, Any]:
     """One SAE's evaluation.json plus its path; `changes` replace metrics, `error` the SE of its delta LM loss."""
-    name, _, _, _, _, kind, scale, frequent = SERIES[series]
+    name, _, kind, scale, frequent = SERIES[series]
     rng = np.random.default_rng([series, int(10 * l0), seed])
     error = changes.pop("error", 0.02)
     delta = scale * (l0 / 4) ** -0.8 * (1 + 0.03 * seed)
@@ -82,7 +79,7 @@ def evaluation(series: int, l0: float, seed: int = 0, **changes: Any) -> dict[st
         "text": {"tokens": 61_000, "documents": 143, "clusters": 143, "digest": "same"},
         "notes": [],
         "training": {"tokens": 1_000_000, "distinct_tokens": 910_000, "epochs": 1.1, "seconds": 44.2, "steps": 488},
-        "knob": {"lambda": 0.003 / l0} if kind != "k" else {"k": value},
+        "sparsity_coefficient": {"lambda": 0.003 / l0} if kind != "k" else {"k": value},
         "health": {},
     }
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
+from jumpahead.formatting import typeset_count, typeset_number, typeset_percent
 from jumpahead.frontier import Frontier
-from jumpahead.report.numbers import count, percent, short
 from tests import efficiency_json
 
 Json = dict[str, Any]
 HOSTILE = (
     "</script><img src=x onerror='window.hacked=1'><b>bold</b><a href='javascript:1'>x</a>&lt;i&gt;<!--\u202e\u2028"
 )
-PLOTS = ("loss", "fvu", "above_10pct", "above_1pct")
+PLOTS = ("delta_lm_loss", "fvu", "above_10pct", "above_1pct")
 ARGUMENTS = {
     "delta_lm_loss": "delta_loss",
     "l0": "l0",
@@ -96,7 +96,7 @@ def test_one_curve_per_series_and_nothing_heard(page: Any) -> None:
         drawn = traces(page, plot)
         assert [one["name"] for one in drawn] == ["JumpReLU", "Gated", "TopK"]
         assert [one["dash"] for one in drawn] == ["solid", "dash", "dot"]
-        assert [one["color"] for one in drawn] == ["#0072b2", "#d55e00", "#00503a"]
+        assert [one["color"] for one in drawn] == ["#0072b2", "#d55e00", "#009e73"]
         assert page.locator(f"[data-plot={plot}] .scatterlayer .trace").count() == 3
         assert page.locator(f"[data-plot={plot}] .scatterlayer .point").count() == 12
         assert page.locator(f"[data-plot={plot}] .scatterlayer .yerror").count() == 12
@@ -111,14 +111,14 @@ def test_one_curve_per_series_and_nothing_heard(page: Any) -> None:
 
 def test_points_are_the_saes(page: Any, invented: Json) -> None:
     points = [p for p in invented["panels"][0]["points"] if p["series"] == "jumprelu"]
-    jumprelu = traces(page, "loss")[0]
+    jumprelu = traces(page, "delta_lm_loss")[0]
     assert jumprelu["x"] == [p["metrics"]["l0"] for p in points]
     assert jumprelu["y"] == [p["metrics"]["delta_lm_loss"] for p in points]
     shares = traces(page, "above_10pct")[0]
     assert shares["x"] == jumprelu["y"]
     assert shares["y"] == pytest.approx([100 * p["metrics"]["above_10pct"] / 4096 for p in points])
     is_pareto = {p["path"]: p["pareto"] for p in invented["panels"][0]["points"]}
-    gated = traces(page, "loss")[1]
+    gated = traces(page, "delta_lm_loss")[1]
     assert sorted(gated["symbol"]) == sorted(
         "square" if is_best else "square-open" for path, is_best in is_pareto.items() if "gated" in path
     )
@@ -126,12 +126,12 @@ def test_points_are_the_saes(page: Any, invented: Json) -> None:
 
 
 def test_hovering_a_point_names_its_setting_seed_and_path(page: Any) -> None:
-    point = page.locator("[data-plot=loss] .scatterlayer .trace").first.locator(".point").nth(2)
+    point = page.locator("[data-plot=delta_lm_loss] .scatterlayer .trace").first.locator(".point").nth(2)
     point.scroll_into_view_if_needed()
     box = point.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.wait_for_selector("[data-plot=loss] .hoverlayer .hovertext")
-    text = page.locator("[data-plot=loss] .hoverlayer").text_content()
+    page.wait_for_selector("[data-plot=delta_lm_loss] .hoverlayer .hovertext")
+    text = page.locator("[data-plot=delta_lm_loss] .hoverlayer").text_content()
     for part in (
         "JumpReLU, l0 = 16", "delta LM loss 0.231 nats per token (", "L0 16.3 features per token",
         "9 of 4,096 features above 10 %, 0.22\u00a0%", "seed 0, stream seed 0; trained with λ = 0.000188",
@@ -173,12 +173,17 @@ def test_the_histogram_shows_what_is_selected(page: Any, invented: Json) -> None
     assert drawn["y"][:-1] == [max(n, 0.5) for n in point["histogram"]["counts"]]
 
 
-def test_dark_screens_get_their_own_colours(page: Any) -> None:
+def test_dark_screens_get_their_own_colours(visit: Any, make: Any) -> None:
+    data = make.build(make.sweep())
+    data["series"][2]["architecture"] = "anthropic"  # black
+    page = visit(data)
+    colour = "document.querySelector('[data-plot=delta_lm_loss]').data[2].line.color"
     page.emulate_media(color_scheme="dark")
-    until(page, "document.querySelector('[data-plot=loss]').data[2].line.color !== '#00503a'")
+    until(page, f"{colour} === '#666666'")
     page.emulate_media(color_scheme="light")
-    until(page, "document.querySelector('[data-plot=loss]').data[2].line.color === '#00503a'")
+    until(page, f"{colour} === '#000000'")
     nothing_heard(page)
+    page.close()
 
 
 # ---------------------------------------------------------------------------------------------- answers
@@ -201,13 +206,13 @@ def assert_agrees(page: Any, data: Json, key: str, value: float) -> int:
         assert len(mine["crossings"]) == len(theirs["crossings"])
         pairs = list(zip(mine["crossings"], theirs["crossings"], strict=True))
         for a, b in [*pairs, *([(mine["end"], theirs["end"])] if theirs["end"] else [])]:
-            assert a["metrics"].keys() == b["metrics"].keys()
+            assert a["metrics"].keys() == b["metrics"].keys() & {one["key"] for one in data["metrics"]}
             for metric in a["metrics"]:
                 same(a["metrics"][metric], b["metrics"][metric])
             assert a["setting"] == b["setting"]
             assert a["nearest"]["path"] == b["nearest"]["path"]
-            assert (a["lambda"] is None) == (not b["knob"])
-            assert a["lambda"] is None or a["lambda"] == pytest.approx(b["knob"]["lambda"])
+            assert (a["lambda"] is None) == (not b["sparsity_coefficient"])
+            assert a["lambda"] is None or a["lambda"] == pytest.approx(b["sparsity_coefficient"]["lambda"])
     return sum(len(one["crossings"]) for one in found)
 
 
@@ -232,9 +237,9 @@ def test_answers_agree_on_linear_scales_without_intervals_and_from_single_saes(v
     page = visit(data)
     for key, value in [("delta_lm_loss", 0.3), ("delta_lm_loss", 0.517), ("l0", 10), ("above_10pct", 4), ("l0", 100)]:
         assert_agrees(page, data, key, value)
-    assert axis_types(page, "loss") == ["log", "linear"]
+    assert axis_types(page, "delta_lm_loss") == ["log", "linear"]
     assert axis_types(page, "above_10pct") == ["linear", "linear"]
-    assert traces(page, "loss")[0]["y"][-1] == -0.01
+    assert traces(page, "delta_lm_loss")[0]["y"][-1] == -0.01
     nothing_heard(page)
     page.close()
 
@@ -244,8 +249,11 @@ def test_answers_agree_where_settings_have_several_seeds(visit: Any, make: Any) 
     page = visit(data)
     for key, value in [("delta_lm_loss", 0.3), ("l0", 10), ("above_1pct", 40)]:
         assert_agrees(page, data, key, value)
-    assert [one["mode"] for one in traces(page, "loss")] == ["lines", "markers"] * 2  # the curve is the mean of seeds
-    assert len(traces(page, "loss")[0]["x"]) == 3
+    assert [one["mode"] for one in traces(page, "delta_lm_loss")] == [
+        "lines",
+        "markers",
+    ] * 2  # the curve is the mean of seeds
+    assert len(traces(page, "delta_lm_loss")[0]["x"]) == 3
     assert "do not cover" not in page.locator(".answer").inner_text()
     nothing_heard(page)
     page.close()
@@ -262,7 +270,7 @@ def test_without_a_language_model_everything_is_by_fvu(visit: Any, make: Any) ->
         one["standard_errors"] = {}
     data = make.build(evaluations, lm={"name": None})
     page = visit(data)
-    assert page.locator("[data-plot=loss]").count() == 0
+    assert page.locator("[data-plot=delta_lm_loss]").count() == 0
     for plot in ("fvu", "above_10pct", "above_1pct"):
         assert [len(one["x"]) for one in traces(page, plot)] == [4, 4, 4]
     points = [p for p in data["panels"][0]["points"] if p["series"] == "jumprelu"]
@@ -297,7 +305,7 @@ def test_the_ask_box_answers_in_words(page: Any) -> None:
     assert "below the measured range" in ask(page, "delta_lm_loss", "0.01")
     assert "Gated is there 2 times" in ask(page, "delta_lm_loss", "0.47")
     assert page.input_value("input[name=value]") == "0.47"
-    shapes = "document.querySelector('[data-plot=loss]').layout.shapes.map(s => [s.y0, s.y1])"
+    shapes = "document.querySelector('[data-plot=delta_lm_loss]').layout.shapes.map(s => [s.y0, s.y1])"
     assert page.evaluate(shapes) == [[0.47, 0.47]]
 
 
@@ -313,7 +321,11 @@ def test_a_number_of_features_may_be_a_share(page: Any) -> None:
 
 def test_numbers_in_the_browser_are_written_as_in_the_tables(page: Any) -> None:
     values = [0, 0.21349, 16.049, 9.996, 999.4, 999.6, 8192, 0.000123, 0.0000421, -0.0105, 0.00061, 0.0996, 5.04, 129.4]
-    for name, function in {"short": short, "percent": percent, "count": count}.items():
+    for name, function in {
+        "typesetNumber": typeset_number,
+        "typesetPercent": typeset_percent,
+        "typesetCount": typeset_count,
+    }.items():
         shown = page.evaluate(f"values => values.map(jumpahead.{name})", values)
         assert shown == [function(value) for value in values]
 
@@ -351,12 +363,12 @@ def test_hostile_text_stays_text_in_the_browser(visit: Callable[..., Any], make:
     assert page.locator("h1").inner_text() == shown
     assert shown in page.locator(".notes").inner_text()
     assert shown in page.locator(".answer").inner_text()
-    point = page.locator("[data-plot=loss] .scatterlayer .point").first
+    point = page.locator("[data-plot=delta_lm_loss] .scatterlayer .point").first
     point.scroll_into_view_if_needed()
     box = point.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.wait_for_selector("[data-plot=loss] .hoverlayer .hovertext")
-    assert shown in page.locator("[data-plot=loss] .hoverlayer").text_content()
+    page.wait_for_selector("[data-plot=delta_lm_loss] .hoverlayer .hovertext")
+    assert shown in page.locator("[data-plot=delta_lm_loss] .hoverlayer").text_content()
     assert page.evaluate("window.hacked") is None
     assert page.locator("main img, .findings b b, .notes b, .hoverlayer a").count() == 0
     nothing_heard(page)

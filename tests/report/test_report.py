@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,11 +14,22 @@ import pytest
 
 from jumpahead import report
 from jumpahead.errors import ArtefactError
+from jumpahead.formatting import (
+    TOKENS,
+    typeset_count,
+    typeset_exact,
+    typeset_interval,
+    typeset_metric,
+    typeset_number,
+    typeset_percent,
+)
 from jumpahead.metrics import METRICS
 from jumpahead.report import assets, page
-from jumpahead.report.findings import findings, typical
-from jumpahead.report.numbers import count, exact, harmless, interval, metric, percent, short
-from jumpahead.report.series_style import PAPER, SCREEN, contrast, looks, visible
+from jumpahead.report.colours import PALETTE, PAPER, SCREEN, contrast, readable
+from jumpahead.report.findings import findings, typical_entry
+from jumpahead.report.panel import PageContext, Panel
+from jumpahead.report.sanitize import sanitize
+from jumpahead.report.series_style import ARCHITECTURE_MARKS, series_styles, sort_series
 from tests import efficiency_json
 
 HOSTILE = (
@@ -68,64 +80,74 @@ def data_of(html: str) -> dict:
         (None, "–"), (float("nan"), "–"), (float("inf"), "–"),
     ],
 )  # fmt: skip
-def test_short(value: float | None, text: str) -> None:
-    assert short(value) == text
+def test_typeset_number(value: float | None, text: str) -> None:
+    assert typeset_number(value) == text
 
 
 def test_formats_of_metrics() -> None:
-    assert metric("share_above_10pct", 0.00061) == percent(0.00061) == "0.061\u00a0%"
-    assert (percent(0.0996), percent(0.1234), percent(0)) == ("10.0\u00a0%", "12.3\u00a0%", "0\u00a0%")
-    assert (count(5.0), count(5.04), count(129.4), count(8192)) == ("5", "5.0", "129", "8,192")
-    assert metric("dead", 12.25) == "12.2"
-    assert (exact(16.0), exact(0.2), exact(0.00035), exact(2e-5), exact(4096)) == (
-        "16",
-        "0.2",
-        "0.00035",
-        "2e-5",
-        "4,096",
-    )
-    assert interval("l0", 4.0, 5.5) == "4.00 to 5.50"
-    assert interval("l0", None, 5.5) == ""
+    assert typeset_metric("share", 0.00061) == typeset_percent(0.00061) == "0.061\u00a0%"
+    assert [typeset_percent(share) for share in (0.0996, 0.1234, 0)] == ["10.0\u00a0%", "12.3\u00a0%", "0\u00a0%"]
+    assert [typeset_count(number) for number in (5.0, 5.04, 129.4, 8192)] == ["5", "5.0", "129", "8,192"]
+    assert typeset_metric("count", 12.25) == "12.2"
+    exact = [typeset_exact(number) for number in (16.0, 0.2, 0.00035, 2e-5, 4096)]
+    assert exact == ["16", "0.2", "0.00035", "2e-5", "4,096"]
+    assert typeset_interval("number", 4.0, 5.5) == "4.00 to 5.50"
+    assert typeset_interval("number", None, 5.5) == ""
 
 
-def test_harmless_makes_misleading_characters_visible() -> None:
-    found = harmless({"a\u202eb": ["x\u2028y", "\ud800", "bell\u0007", "line\r\nnext\ttab", float("nan"), 1.5, True]})
+def test_sanitize_makes_misleading_characters_readable() -> None:
+    found = sanitize({"a\u202eb": ["x\u2028y", "\ud800", "bell\u0007", "line\r\nnext\ttab", float("nan"), 1.5, True]})
     assert found == {"a⟨U+202E⟩b": ["x⟨U+2028⟩y", "⟨U+D800⟩", "bell⟨U+0007⟩", "line\nnext\ttab", None, 1.5, True]}
     json.dumps(found, allow_nan=False).encode()
 
 
-# ---------------------------------------------------------------------------------------------- looks
+# ---------------------------------------------------------------------------------------------- colours and marks
 
 
 def test_every_colour_stands_out_from_both_backgrounds() -> None:
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     for colour in ("#0072b2", "#000000", "#ffffff", "#f0e442", "#d55e00"):
-        assert contrast(visible(colour, PAPER), PAPER) >= 3
-        assert contrast(visible(colour, SCREEN), SCREEN) >= 3
-    assert visible("#0072b2", PAPER) == "#0072b2"  # what already stands out stays
+        assert contrast(readable(colour, PAPER), PAPER) >= 3
+        assert contrast(readable(colour, SCREEN), SCREEN) >= 3
+    assert readable("#0072b2", PAPER) == "#0072b2"  # what already stands out stays
 
 
-def test_looks_keep_the_order_and_take_no_unchecked_word() -> None:
-    series = [
-        {"name": "b", "title": "B", "order": 2, "colour": "#D55E00", "dash": "dot", "symbol": "square"},
-        {"name": "a", "order": 1, "colour": "red;} body{display:none", "dash": '"><b>', "symbol": HOSTILE},
-    ]
-    first, second = looks(series)
-    assert (first.name, first.title, second.name, second.paper, second.dash) == ("a", "a", "b", "#d55e00", "dot")
-    assert (first.paper, first.dash, first.symbol) == ("#0072b2", "solid", "circle")
+def series_of(*architectures: str) -> list[dict[str, str]]:
+    return [{"name": f"{i}", "title": f"Series {i}", "architecture": name} for i, name in enumerate(architectures)]
 
 
-def test_series_of_one_architecture_are_told_apart() -> None:
-    jumprelu = {"colour": "#0072B2", "dash": "solid", "symbol": "circle", "order": 0}
-    gated = {"colour": "#D55E00", "dash": "dash", "symbol": "square", "order": 1}
-    series = [{"name": f"j{i}", **jumprelu} for i in range(9)] + [{"name": "g", **gated}]
-    found = {one.name: one for one in looks(series)}
-    assert (found["j0"].paper, found["j0"].dash, found["j0"].symbol) == ("#0072b2", "solid", "circle")
-    assert (found["g"].paper, found["g"].dash, found["g"].symbol) == ("#d55e00", "dash", "square")
-    few = [found[name] for name in ("j0", "j1", "j2", "j3", "g")]
-    for part in ("paper", "dash", "symbol"):
-        assert len({getattr(one, part) for one in few}) == 5, part
-    assert found["j8"].paper == "#0072b2", "with no colour left, the architecture's own"
+def test_listed_architectures_come_first_and_keep_their_marks() -> None:
+    series = sort_series(series_of("mine", "topk", "jumprelu", "topk"))
+    assert [one["architecture"] for one in series] == ["jumprelu", "topk", "topk", "mine"]
+    assert [one["name"] for one in series] == ["2", "1", "3", "0"]
+    found = series_styles(series_of(*ARCHITECTURE_MARKS))
+    for style, marks in zip(found, ARCHITECTURE_MARKS.values(), strict=True):
+        assert (style.paper, style.dash, style.symbol) == (readable(marks.colour, PAPER), marks.dash, marks.symbol)
+
+
+@pytest.mark.parametrize("others", [["mine"], ["mine", "yours", "jumprelu"], ["jumprelu"] * 4])
+def test_other_series_get_marks_that_no_series_has(others: list[str]) -> None:
+    found = series_styles(series_of("jumprelu", "gated", *others))
+    assert len({one.paper for one in found}) == len(found)
+    assert len({one.dash for one in found}) == len(found)
+    assert len({one.symbol for one in found}) == len(found)
+    assert (found[0].dash, found[1].dash) == ("solid", "dash")
+
+
+def test_more_series_than_colours_have_colours_again() -> None:
+    found = series_styles(series_of("jumprelu", *["mine"] * 20))
+    assert {one.paper for one in found} == {readable(colour, PAPER) for colour in PALETTE}
+    assert series_styles([]) == []
+
+
+def test_a_new_architecture_is_on_the_page_without_a_second_file(make) -> None:
+    evaluations = [make.evaluation(s, l0) for s in (0, 1) for l0 in (4.0, 8.0)]
+    data = make.build(evaluations)
+    data["series"][1] |= {"architecture": "registered-elsewhere"}
+    first, second, _ = data_of(page.html(data))["series"]
+    assert (first["symbol"], first["dash"]) == ("circle", "solid")
+    assert second["symbol"] != "circle"
+    assert second["dash"] != "solid"
 
 
 # ---------------------------------------------------------------------------------------------- findings
@@ -136,59 +158,63 @@ def row(series: str, limit: str | None = None, **metrics: tuple[float, float, fl
     return {"series": series, "limit": limit, "metrics": kept}
 
 
-def panel(matched_l0: list, matched_loss: list) -> dict:
-    points = [
-        {"series": "j", "metrics": {"l0": 4.0, "delta_lm_loss": 0.9}},
-        {"series": "t", "metrics": {"l0": 64.0, "delta_lm_loss": 0.03}},
-    ]
-    return {
-        "width": 8192, "points": points, "ce_clean": 1.84, "ce_zero": 7.1,
-        "matched_l0": matched_l0, "matched_loss": matched_loss,
-    }  # fmt: skip
-
-
 TITLES = {"j": "JumpReLU", "t": "TopK", "g": "Gated"}
 
 
+def panel(matched_l0: list, matched_loss: list) -> Panel:
+    seeds = {"sae_seed": 0, "stream_seed": 0}
+    points = [
+        {"series": "j", "metrics": {"l0": 4.0, "delta_lm_loss": 0.9}, "setting": {"kind": "l0", "value": 4}, **seeds},
+        {"series": "t", "metrics": {"l0": 64.0, "delta_lm_loss": 0.03}, "setting": {"kind": "k", "value": 64}, **seeds},
+    ]
+    declared = {key: metric.declaration(TOKENS) for key, metric in METRICS.items()}
+    context = PageContext({name: i for i, name in enumerate(TITLES)}, TITLES, declared, "95 %", [], TOKENS)
+    matched = {"l0": matched_l0, "delta_lm_loss": matched_loss}
+    data = {"width": 8192, "points": points, "ce_clean": 1.84, "ce_zero": 7.1, "fidelity": "delta_lm_loss"}
+    return Panel({**data, "matched": matched}, 1, context)
+
+
 def test_findings_say_which_series_is_lowest_and_which_intervals_overlap() -> None:
-    l0 = [{"l0": 16.0, "rows": [
+    l0 = [{"value": 16.0, "rows": [
         row("t", delta_lm_loss=(0.23, 0.22, 0.24)),
         row("j", delta_lm_loss=(0.21, 0.2, 0.22)),
         row("g", delta_lm_loss=(0.3, 0.29, 0.31)),
     ]}]  # fmt: skip
-    loss = [{"delta_lm_loss": 0.2, "rows": [
+    loss = [{"value": 0.2, "rows": [
         row("j", l0=(17.0, 16.5, 17.5), above_10pct=(5.2, 3.0, 7.0)),
         row("t", l0=(19.0, 18.5, 19.5), above_10pct=(2.0, 1.0, 2.5)),
         row("g", limit="below"),
     ]}]  # fmt: skip
-    found = [f"{lead} {text}" for lead, text in findings(panel(l0, loss), TITLES)]
+    found = [f"{lead} {text}" for lead, text in findings(panel(l0, loss))]
     assert found == [
         "2 SAEs (JumpReLU and TopK): L0 4.00 to 64.0 features per token, delta LM loss 0.0300 to 0.900 nats per token. "
-        "The LM itself loses 1.84 nats per token on this text, and 7.10 with this site set to zero.",
+        "The loss of the LM on this text is 1.84 nats per token, 7.10 with this site set to zero.",
         "At L0 = 16, delta LM loss is lowest for JumpReLU: 0.210 (0.200 to 0.220) nats per token, then TopK 0.230 "
         "(0.220 to 0.240) and Gated 0.300 (0.290 to 0.310). The interval of JumpReLU overlaps with that of TopK.",
-        "At a delta LM loss of 0.2 nats per token, JumpReLU needs the fewest active features: 17.0 (16.5 to 17.5) per "
+        "At delta LM loss = 0.2 nats per token, JumpReLU needs the fewest active features: 17.0 (16.5 to 17.5) per "
         "token, then TopK 19.0 (18.5 to 19.5). The interval of JumpReLU overlaps with no other. Outside the measured "
         "range of Gated.",
-        "Features that fire on more than 10 % of tokens, at that loss, of 8,192: TopK 2, 0.024\u00a0% (1 to 2.5); "
-        "JumpReLU 5.2, 0.063\u00a0% (3 to 7). The interval of TopK overlaps with no other.",
+        "Features active on more than 10 % of tokens, at that delta LM loss, of 8,192: TopK 2, 0.024\u00a0% (1 to "
+        "2.5); JumpReLU 5.2, 0.063\u00a0% (3 to 7). The interval of TopK overlaps with no other.",
     ]  # fmt: skip
 
 
 def test_findings_of_one_series_claim_nothing_about_others() -> None:
-    found = findings(panel([{"l0": 16.0, "rows": [row("j", delta_lm_loss=(0.21, 0.2, 0.22))]}], []), TITLES)
+    found = findings(panel([{"value": 16.0, "rows": [row("j", delta_lm_loss=(0.21, 0.2, 0.22))]}], []))
     assert len(found) == 1
-    assert findings({"width": 8, "points": []}, TITLES)[0].text == "No SAE of this panel has been measured yet."
+    empty = panel([], [])
+    empty = replace(empty, json={**empty.json, "points": []})
+    assert findings(empty)[0].text == "No SAE of this panel has been measured yet."
 
 
 def test_the_typical_entry_is_the_one_most_series_reach() -> None:
     def entry(l0: float, *limits: str | None) -> dict:
-        return {"l0": l0, "rows": [{"limit": limit} for limit in limits]}
+        return {"value": l0, "rows": [{"limit": limit} for limit in limits]}
 
     entries = [entry(4, None, "above"), entry(8, None, None), entry(16, None, None), entry(32, None, None)]
-    assert typical(entries) == entries[2]
-    assert typical([entry(4, None, "above")]) is None
-    assert typical([]) is None
+    assert typical_entry(entries) == entries[2]
+    assert typical_entry([entry(4, None, "above")]) is None
+    assert typical_entry([]) is None
 
 
 # ---------------------------------------------------------------------------------------------- the page
@@ -214,7 +240,7 @@ def test_the_tables_hold_every_metric_of_every_sae(make) -> None:
     data = make.build(make.sweep())
     text = Text(page.html(data)).text
     for declared in METRICS.values():
-        assert declared.title in text
+        assert declared.declaration(TOKENS)["title"] in text
         assert declared.formula in text
     for point in data["panels"][0]["points"]:
         assert point["path"] in text
@@ -241,33 +267,25 @@ def test_notes_are_gathered_and_name_their_saes(make) -> None:
     assert "L0 missed by 12 %. (JumpReLU, l0 = 4)" in text
 
 
-def test_training_health_is_one_row_per_sae(make) -> None:
+def test_training_diagnostics_are_one_row_per_sae(make) -> None:
     evaluations = make.sweep()
-    where = {"asked": 4.0, "reached": 4.05, "step": 200, "share": 0.41}
-    evaluations[0] |= {"health": {"sparsity_gradient_ratio": 0.93, "window": 0.0125}, "settled": where}
-    evaluations[1]["settled"] = {**where, "asked": 8.0, "step": None, "share": None}
+    where = {"requested": 4.0, "reached": 4.05, "step": 200, "share": 0.41}
+    evaluations[0] |= {"health": {"sparsity_gradient_ratio": 0.93, "window": 0.0125}, "converged_after": where}
+    evaluations[1]["converged_after"] = {**where, "requested": 8.0, "step": None, "share": None}
     html = page.html(make.build(evaluations))
     text = Text(html).text
-    assert "SAE series, setting L0 asked L0 reached, held out settled share of training delta loss" in text
+    assert "SAE series, setting L0 requested L0 reached, held out converged share of training delta loss" in text
     assert re.search(r"JumpReLU, l0 = 4 4 4\.08 41\.0\s% 0\.700", text)
     assert re.search(r"JumpReLU, l0 = 8 8 8\.16 never ", text)
     assert re.search(r"Gated, λ = 0\.001 – 4\.08 – ", text)
-    table = text.split("Training health", 1)[1]
-    assert "SAE L0 asked L0 reached in training settled share of training sparsity × reconstruction in window" in table
+    table = text.split("Training diagnostics", 1)[1]
+    assert (
+        "SAE L0 requested L0 reached in training converged share of training sparsity × reconstruction in window"
+        in table
+    )
     assert re.search(r"JumpReLU, l0 = 4 4 4\.05 41\.0\s% 0\.930 1\.2\s%", table)
     assert re.search(r"TopK, k = 32 32 – – – –", table)
     assert 'title="From step 200 on"' in html
-
-
-def test_a_frontier_from_before_health_has_its_page(make) -> None:
-    data = make.build(make.sweep())
-    del data["health"]
-    for point in data["panels"][0]["points"]:
-        for key in ("asked", "settled", "health", "verdicts"):
-            del point[key]
-    text = Text(page.html(data)).text
-    assert "Training health" not in text
-    assert re.search(r"JumpReLU, l0 = 4 – 4\.08 – 0\.700", text)
 
 
 def test_what_the_intervals_cover_is_said(make) -> None:
@@ -275,7 +293,7 @@ def test_what_the_intervals_cover_is_said(make) -> None:
     assert "They cover the choice of held-out text only: each SAE was trained once" in text
     seeds = [make.evaluation(0, l0, seed) for l0 in (4.0, 8.0) for seed in (0, 1)]
     text = Text(page.html(make.build(seeds))).text
-    assert "and the SAEs’ seeds are drawn again" in text
+    assert "and the SAEs’ seeds are resampled" in text
     assert "JumpReLU, l0 = 4, seed 1 " in text
     for one in seeds:
         one["sae"]["stream_seed"] = 0
@@ -289,7 +307,7 @@ def test_hostile_text_stays_text(make) -> None:
     evaluations[0]["notes"] = [HOSTILE]
     evaluations[0]["path"] = HOSTILE
     data = make.build(evaluations, name=HOSTILE, study_text=HOSTILE, manifest={HOSTILE: HOSTILE}, lm={"name": HOSTILE})
-    data["series"][0] |= {"title": HOSTILE, "colour": HOSTILE, "dash": HOSTILE, "symbol": HOSTILE}
+    data["series"][0] |= {"title": HOSTILE, "architecture": HOSTILE}
     data["panels"][0]["site"] = HOSTILE
     html = page.html(data)
     assert html.count("</script>") == html.count("<script") == 3
@@ -305,7 +323,7 @@ def test_hostile_text_stays_text(make) -> None:
 def test_a_run_with_nothing_or_little_in_it_has_a_page(make) -> None:
     assert "0 sparse autoencoders" in Text(page.html(make.build([]))).text
     lonely = make.evaluation(0, 8.0, delta_lm_loss=None, fvu=None, above_10pct=None)
-    lonely |= {"bootstrap": {}, "standard_errors": {}, "histogram": {}, "training": {}, "knob": {}}
+    lonely |= {"bootstrap": {}, "standard_errors": {}, "histogram": {}, "training": {}, "sparsity_coefficient": {}}
     text = Text(page.html(make.build([lonely]))).text
     assert "No SAE of this panel has been measured yet." in text
     assert "There are no intervals" in text

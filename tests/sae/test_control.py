@@ -64,7 +64,7 @@ def test_errors_of_the_same_size_in_both_directions_cancel():
 @pytest.mark.parametrize("power", [1.5, 3.0])
 def test_in_a_closed_loop_it_converges_to_the_target(start, power):
     """A plant whose L0 falls as a power of a threshold that both actions move."""
-    at, log_theta, log_start = ControllerState(0.001, TARGET), math.log(untrained_state), math.log(0.001)
+    at, log_theta, log_start = ControllerState(0.001, TARGET), math.log(start), math.log(0.001)
     seen = []
     for _ in range(1500):
         l0 = TARGET * math.exp(-power * log_theta)

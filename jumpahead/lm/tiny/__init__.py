@@ -1,4 +1,4 @@
-"""The bundled language model: a folder that `from_pretrained` loads. Its card is README.md beside this file."""
+"""The bundled language model: a folder that `from_pretrained` loads. Its card is README.md in the same folder."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A GPU that is not there: where tensors are is kept account of, and what torch would refuse is refused.
+"""A fake GPU: tracks on which device every tensor is, and refuses what torch would refuse.
 
-Within `card()` torch says that it sees a GPU. A tensor made or moved there lies in the CPU's memory with a mark, so its
-numbers are the CPU's; an operation on tensors of both places, or numpy asked for one that is there, raises. Streams and
-events do nothing. What no test without a card can show, and this does not, is that CUDA's own kernels agree.
+Within `fake_gpu()` torch reports a GPU. A tensor made or moved there lies in CPU memory and is marked, so its numbers
+are those of the CPU; an operation on tensors of both devices, or a conversion of a GPU tensor to numpy, raises. Streams
+and events do nothing. The numerics of CUDA's kernels are not tested.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-HERE, THERE = torch.device("cpu"), torch.device("cuda", 0)
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 INDEXING = {"__getitem__", "__setitem__", "index_put_"}
 COPYING = {"copy_", "__set__", "_has_compatible_shallow_copy_type"}
 
 
-class Refused(RuntimeError):
-    """What a real card would have refused."""
+class DeviceMismatch(RuntimeError):
+    """An operation that a real GPU would refuse."""
 
 
-class Account(TorchFunctionMode):
-    """Which memory is on the card."""
+class DeviceTracker(TorchFunctionMode):
+    """Tracks which memory is on the fake GPU."""
 
     def __init__(self) -> None:
         super().__init__()
         self._marked: dict[int, StorageWeakRef] = {}
-        """By address; a reference, though weak, keeps the address from being given away again."""
-        self.is_off = False
+        """Marked storages by address; the weak reference keeps the address from being reused."""
+        self.is_paused = False
         self.launched = 0
-        """Kernels."""
+        """Number of kernel launches."""
 
-    def place(self, tensor: Tensor) -> torch.device:
-        return THERE if tensor.untyped_storage()._cdata in self._marked else HERE
+    def device_of(self, tensor: Tensor) -> torch.device:
+        return GPU if tensor.untyped_storage()._cdata in self._marked else CPU
 
-    def _mark(self, found: Any, place: torch.device) -> Any:
-        """What lies there once stays there: a copy elsewhere is another memory."""
-        for tensor in tree_leaves(found) if place == THERE else ():
+    def _mark(self, found: Any, device: torch.device) -> Any:
+        """Mark the tensors of a result as on the GPU; a storage stays where it was made."""
+        for tensor in tree_leaves(found) if device == GPU else ():
             if isinstance(tensor, Tensor):
                 reference = StorageWeakRef(tensor.untyped_storage())
                 self._marked[reference.cdata] = reference
@@ -55,17 +55,17 @@ class Account(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if self.is_off:
+        if self.is_paused:
             return func(*args, **kwargs)
         name, owner = getattr(func, "__name__", ""), getattr(func, "__self__", None)
         if owner is Tensor.device:
-            return self.place(args[0]) if self.place(args[0]) == THERE else func(*args)
+            return self.device_of(args[0]) if self.device_of(args[0]) == GPU else func(*args)
         if owner is Tensor.is_cuda:
-            return self.place(args[0]) == THERE
+            return self.device_of(args[0]) == GPU
         if owner is Tensor.grad and name == "__get__":
-            return self._mark(func(*args), self.place(args[0]))
-        if name in ("numpy", "__array__") and self.place(args[0]) == THERE:
-            raise Refused(f"{name} of a tensor on the card")
+            return self._mark(func(*args), self.device_of(args[0]))
+        if name in ("numpy", "__array__") and self.device_of(args[0]) == GPU:
+            raise DeviceMismatch(f"{name} of a tensor on the GPU")
         kwargs.pop("pin_memory", None)
         tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         wanted, args = self._wanted(name, func, args, kwargs)
@@ -75,48 +75,48 @@ class Account(TorchFunctionMode):
         found = func(*args, **kwargs)
         if name in COPYING | {"__setitem__"}:
             return found
-        on = [self.place(one) for one in tensors]
-        return self._mark(found, wanted or (THERE if THERE in on else HERE))
+        on = [self.device_of(one) for one in tensors]
+        return self._mark(found, wanted or (GPU if GPU in on else CPU))
 
     def _wanted(self, name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[torch.device | None, Any]:
-        """Where the result is asked to be, and the arguments without that."""
+        """Return the device requested for the result, if any, and the arguments without it."""
         wanted = None
         if kwargs.get("device") is not None and torch.device(kwargs["device"]).type != "meta":
             wanted, kwargs["device"] = torch.device(kwargs["device"]), "cpu"
         if func in (Tensor.cpu, Tensor.cuda):
-            return THERE if name == "cuda" else HERE, args[:1]
+            return GPU if name == "cuda" else CPU, args[:1]
         if func is Tensor.to:
             args = list(args)
             for i, one in enumerate(args[1:], 1):
                 if isinstance(one, torch.device | str):
                     wanted, args[i] = torch.device(one), "cpu"
                 elif isinstance(one, Tensor):
-                    wanted = self.place(one)
+                    wanted = self.device_of(one)
         assert wanted is None or wanted.type in ("cpu", "cuda"), wanted
-        return wanted and (THERE if wanted.type == "cuda" else HERE), tuple(args)
+        return wanted and (GPU if wanted.type == "cuda" else CPU), tuple(args)
 
     def _moved(self, func: Any, args: Any, kwargs: dict[str, Any], wanted: torch.device) -> Tensor:
-        """A copy where the place is another."""
+        """Return the tensor on the wanted device; a copy if it was on the other."""
         given = args[0] if isinstance(args[0], Tensor) else None
         found = args[0] if func in (Tensor.cpu, Tensor.cuda) else func(*args, **kwargs)
-        if given is not None and self.place(given) == wanted:
+        if given is not None and self.device_of(given) == wanted:
             return self._mark(found, wanted)
         return self._mark(found.clone(), wanted)
 
     def _check(self, name: str, args: Any, tensors: list[Tensor]) -> None:
         if name in COPYING:
             return
-        there = [one for one in tensors if self.place(one) == THERE]
-        here = [one for one in tensors if self.place(one) == HERE and one.ndim > 0]
-        if name in INDEXING and there and args and self.place(args[0]) == THERE:
+        on_gpu = [one for one in tensors if self.device_of(one) == GPU]
+        on_cpu = [one for one in tensors if self.device_of(one) == CPU and one.ndim > 0]
+        if name in INDEXING and on_gpu and args and self.device_of(args[0]) == GPU:
             values = tree_leaves(args[2:]) if name == "__setitem__" else []
-            here = [one for one in values if isinstance(one, Tensor) and self.place(one) == HERE and one.ndim > 0]
-        if there and here:
-            raise Refused(f"{name} of tensors on the card and on the CPU: {[tuple(t.shape) for t in tensors]}")
+            on_cpu = [one for one in values if isinstance(one, Tensor) and self.device_of(one) == CPU and one.ndim > 0]
+        if on_gpu and on_cpu:
+            raise DeviceMismatch(f"{name} of tensors on the GPU and on the CPU: {[tuple(t.shape) for t in tensors]}")
 
 
 class _Event:
-    """Of a stream that is never behind."""
+    """A CUDA event of a stream that has always finished."""
 
     def __init__(self, enable_timing: bool = False):
         self.at = 0.0
@@ -140,7 +140,7 @@ class _Stream:
 
 
 class _Generator:
-    """On any device one of the CPU's."""
+    """A generator of the CPU for any device."""
 
     real = torch.Generator
 
@@ -148,20 +148,18 @@ class _Generator:
         return cls.real("cpu")
 
 
-_PROPERTIES = types.SimpleNamespace(
-    name="a card that is not there", total_memory=10**9, multi_processor_count=7, major=9, minor=0
-)
+_PROPERTIES = types.SimpleNamespace(name="a fake GPU", total_memory=10**9, multi_processor_count=7, major=9, minor=0)
 
 
 @contextlib.contextmanager
-def card(free: int = 10**9) -> Iterator[Account]:
-    """Within this context there is a GPU, with `free` bytes to be had."""
-    account = Account()
+def fake_gpu(free: int = 10**9) -> Iterator[DeviceTracker]:
+    """Provide a fake GPU with `free` bytes of free memory within this context."""
+    tracker = DeviceTracker()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
             "is_available": lambda: True, "Event": _Event, "Stream": _Stream, "synchronize": lambda *_: None,
             "current_stream": lambda *_: _Stream(), "stream": lambda _: contextlib.nullcontext(),
-            "get_device_name": lambda *_: "a card that is not there", "mem_get_info": lambda *_: (free, 10**9),
+            "get_device_name": lambda *_: "a fake GPU", "mem_get_info": lambda *_: (free, 10**9),
             "memory_reserved": lambda *_: 0, "memory_allocated": lambda *_: 0, "is_initialized": lambda: True,
             "max_memory_allocated": lambda *_: 7 * 10**6, "reset_peak_memory_stats": lambda *_: None,
             "empty_cache": lambda: None, "get_device_properties": lambda *_: _PROPERTIES,
@@ -170,13 +168,13 @@ def card(free: int = 10**9) -> Iterator[Account]:
             patch.setattr(torch.cuda, name, value)
         patch.setattr(torch, "Generator", _Generator)
         patch.setattr(Tensor, "record_stream", lambda *_: None)
-        _kernels(account, patch)
-        with account:
-            yield account
+        _check_triton_kernels(tracker, patch)
+        with tracker:
+            yield tracker
 
 
-def _kernels(account: Account, patch: pytest.MonkeyPatch) -> None:
-    """Triton's, in its interpreter: every tensor they are given has to be on the card."""
+def _check_triton_kernels(tracker: DeviceTracker, patch: pytest.MonkeyPatch) -> None:
+    """Make kernels in Triton's interpreter refuse tensors that are not on the GPU, and count launches."""
     try:
         from triton.runtime.interpreter import GridExecutor
     except ImportError:
@@ -185,13 +183,13 @@ def _kernels(account: Account, patch: pytest.MonkeyPatch) -> None:
 
     def launch(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-        if any(account.place(one) == HERE for one in given):
-            raise Refused(f"{self.fn.__name__} was given a tensor of the CPU")
-        account.launched += 1
-        account.is_off = True
+        if any(tracker.device_of(one) == CPU for one in given):
+            raise DeviceMismatch(f"{self.fn.__name__} got a tensor of the CPU")
+        tracker.launched += 1
+        tracker.is_paused = True
         try:
             return whole(self, *args, **kwargs)
         finally:
-            account.is_off = False
+            tracker.is_paused = False
 
     patch.setattr(GridExecutor, "__call__", launch)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 
 import pytest
 from rich.console import Console
 
+from jumpahead.formatting import format_aligned, format_range
 from jumpahead.frontier import Frontier, build
 from jumpahead.report import terminal
 from tests import efficiency_json
@@ -49,7 +49,7 @@ def two() -> Frontier:
 
 
 def test_an_answer_word_for_word(two):
-    text = printed(terminal.answer, two.ask(delta_loss=0.03, limits={"above_10": "3%"}))
+    text = printed(terminal.print_answer, two.ask(delta_loss=0.03, limits={"above_10": "3%"}))
     assert (
         [line.rstrip() for line in text.splitlines()]
         == """\
@@ -61,17 +61,18 @@ only, not seeds: one seed per SAE.
 layers.1.residual, width 1,000
 series           L0          FVU       >10%    >1%  dead  train with
 JumpReLU       53.3        0.100       28.8     50     7  l0 = 53.3
-          53.3-53.3  0.100-0.100      2.88%     5%   7-7
-                                  28.8-28.8  50-50
->10%, >1%: features active on more than that share of tokens
+          53.3-53.3  0.100-0.100      2.88%     5%  0.7%
+                                  28.8-28.8  50-50   7-7
+>10%: features active on more than 10% of tokens; >1%: features active on more
+than 1% of tokens; dead: features that never fire on the held-out text
 
 Nearest trained SAE
   JumpReLU, l0 = 64: L0 64, delta LM loss 0.025
     saes/layers.1.residual/1000/jumprelu/l0-64_seed-0-0
 
 Out of range
-  TopK: delta LM loss 0.03 is below what was measured, 0.0375 to 0.6. Its
-  nearest end, l0 = 64, has delta LM loss 0.0375, L0 64, 32 features above 10%.
+  TopK: delta LM loss 0.03 is below the measured range, 0.0375 to 0.6. Its
+  nearest end, l0 = 64, has delta LM loss 0.0375 and L0 64.
     saes/layers.1.residual/1000/topk/l0-64_seed-0-0
 
 Recommended: jumprelu, l0 = 53.3. At delta LM loss 0.03 and within the limits,
@@ -93,7 +94,7 @@ measured only from 0.0375 to 0.6.""".splitlines()
     ],
 )
 def test_an_answer_fits_into_80_columns_of_ascii(demo, question):
-    text = printed(terminal.answer, demo.ask(**question))
+    text = printed(terminal.print_answer, demo.ask(**question))
     assert text.isascii()
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= 80
@@ -104,20 +105,20 @@ def test_an_answer_fits_into_80_columns_of_ascii(demo, question):
 
 def test_an_answer_shows_every_metric_of_every_series(demo):
     answer = demo.ask(delta_loss=0.2)
-    text = printed(terminal.answer, answer)
+    text = printed(terminal.print_answer, answer)
     for series in answer.panels[0].series:
         (crossing,) = series.crossings
         row = next(line for line in text.splitlines() if line.startswith(f"{series.title} "))
         for key in ("l0", "fvu", "above_10pct", "above_1pct", "dead"):
-            assert terminal.digits(crossing.metrics[key].value) in row.split()
+            assert format_aligned(crossing.metrics[key].value) in row.split()
             low, high = crossing.metrics[key][1:]
-            assert terminal.between(low, high) in text
+            assert format_range(low, high) in text
         assert crossing.nearest["path"] in text.replace("\n", "")
         assert crossing.setting["kind"] in row
 
 
 def test_no_series_qualifies(two):
-    text = words(printed(terminal.answer, two.ask(delta_loss=9)))
+    text = words(printed(terminal.print_answer, two.ask(delta_loss=9)))
     assert "Recommended: none. No series qualifies at delta LM loss 9: JumpReLU was measured only from" in text
     assert "train with" not in text
 
@@ -131,7 +132,7 @@ def test_notes_panels_seeds_and_crossings_are_told():
         for seed in seeds
         for l0, loss in losses.items()
     ]
-    text = printed(terminal.answer, frontier(*saes).ask(delta_loss=0.3))
+    text = printed(terminal.print_answer, frontier(*saes).ask(delta_loss=0.3))
     assert max(map(len, text.splitlines())) <= 80
     assert text.index("layers.1.residual, width 32") < text.index("layers.1.residual, width 64")
     flat = words(text)
@@ -142,20 +143,20 @@ def test_notes_panels_seeds_and_crossings_are_told():
 
 def test_without_intervals_there_are_only_numbers():
     bare = frontier(*(evaluation(l0=l0, loss=1.6 / l0, clusters=1) for l0 in (4.0, 16.0)))
-    text = printed(terminal.answer, bare.ask(l0=8))
+    text = printed(terminal.print_answer, bare.ask(l0=8))
     assert "There are no intervals: the evaluations hold no resamples." in words(text)
     assert not re.search(r"\d-\d.*\d-\d", text.split("Nearest")[0])
 
 
 def test_a_path_is_never_broken(two):
-    text = printed(terminal.answer, two.ask(l0=8), width=40)
+    text = printed(terminal.print_answer, two.ask(l0=8), width=40)
     assert "    saes/layers.1.residual/1000/jumprelu/l0-4_seed-0-0\n" in text
 
 
 def test_colour_only_in_a_terminal(two):
     answer = two.ask(l0=8)
-    plain = printed(terminal.answer, answer)
-    styled = printed(terminal.answer, answer, force_terminal=True)
+    plain = printed(terminal.print_answer, answer)
+    styled = printed(terminal.print_answer, answer, force_terminal=True)
     assert "\x1b[" in styled
     assert re.sub(r"\x1b\[[0-9;]*m", "", styled) == plain
 
@@ -164,17 +165,17 @@ def test_colour_only_in_a_terminal(two):
 
 
 def test_show_lists_every_sae_and_both_tables(demo):
-    text = printed(terminal.show, demo)
+    text = printed(terminal.print_frontier, demo)
     assert text.isascii()
     assert max(map(len, text.splitlines())) <= 80
     rows = [line for line in text.splitlines() if re.match(r"\*?\s+(l0|k|lambda) = ", line)]
     assert len(rows) == 12
     best = [point for point in demo.points() if point["pareto"]]
     assert sum(line.startswith("*") for line in rows) == len(best) > 4
-    for heading in ("Delta LM loss at matched L0", "L0 at matched loss"):
+    for heading in ("Delta LM loss at matched L0", "L0 at matched delta LM loss"):
         assert heading in text
-    found = demo.data["panels"][0]["matched_l0"][0]["rows"][0]["metrics"]["delta_lm_loss"]
-    assert f"{terminal.digits(found['value'])} [{terminal.between(found['low'], found['high'])}]" in text
+    found = demo.data["panels"][0]["matched"]["l0"][0]["rows"][0]["metrics"]["delta_lm_loss"]
+    assert f"{format_aligned(found['value'])} [{format_range(found['low'], found['high'])}]" in text
     assert "below its range" in text or "above its range" in text
 
 
@@ -184,7 +185,7 @@ def test_show_tells_seeds_apart_and_orders_by_l0():
         for l0 in (4.0, 16.0)
         for seed in (3, 5)
     ]
-    text = printed(terminal.show, frontier(*saes))
+    text = printed(terminal.print_frontier, frontier(*saes))
     labels = re.findall(r"lambda = \S+ seed \d", text)
     assert labels == [
         "lambda = 0.25, seed 3", "lambda = 0.25, seed 5", "lambda = 0.0625, seed 3", "lambda = 0.0625, seed 5",
@@ -192,40 +193,31 @@ def test_show_tells_seeds_apart_and_orders_by_l0():
     assert "and seeds: 2 initialisations, one data order." in words(text)
 
 
-def test_show_tells_what_was_asked_and_what_went_wrong():
+def test_show_lists_the_requested_l0_and_training_warnings():
     saes = [evaluation(l0=4.4, loss=0.5, setting={"kind": "l0", "value": 4}), evaluation(l0=16.1, loss=0.2),
             evaluation("topk", l0=8.0, loss=0.3, setting={"kind": "lambda", "value": 0.25})]  # fmt: skip
-    saes[0]["verdicts"] = ["L0 = 4 was asked for and 4.4 reached, 10 % above: raise train.tokens."]
-    saes[2]["verdicts"] = saes[0]["verdicts"]
-    text = printed(terminal.show, frontier(*saes))
+    saes[0]["training_warnings"] = ["L0 = 4 was requested and 4.4 reached, 10 % above: raise train.tokens."]
+    saes[2]["training_warnings"] = saes[0]["training_warnings"]
+    text = printed(terminal.print_frontier, frontier(*saes))
     assert text.isascii()
     assert re.search(r"l0 = 4 +4 +4\.40 +0\.500", text)
     assert re.search(r"lambda = 0\.25 +- +8 +0\.300", text)
-    said = "What went wrong in training JumpReLU, l0 = 4; TopK, lambda = 0.25: L0 = 4 was asked for"
+    said = "Notes JumpReLU, l0 = 4; TopK, lambda = 0.25: L0 = 4 was requested"
     assert said in words(text)
-    assert "What went wrong" not in printed(terminal.show, frontier(saes[1]))
-
-
-def test_show_reads_a_frontier_from_before_health(two):
-    data = json.loads(json.dumps(two.data))
-    del data["health"]
-    for point in data["panels"][0]["points"]:
-        for key in ("asked", "settled", "health", "verdicts"):
-            del point[key]
-    assert "What went wrong" not in printed(terminal.show, Frontier(data))
+    assert "Notes" not in printed(terminal.print_frontier, frontier(saes[1]))
 
 
 def test_show_splits_many_series_and_survives_what_is_missing():
     saes = [evaluation(f"series-{i}", l0=l0, loss=(i + 1) / l0) for i in range(7) for l0 in (4.0, 16.0)]
     saes[0]["metrics"] |= {"delta_lm_loss": None, "fvu": None}
     saes[1]["standard_errors"] = {}
-    text = printed(terminal.show, frontier(*saes))
+    text = printed(terminal.print_frontier, frontier(*saes))
     assert max(map(len, text.splitlines())) <= 80
     assert all(f"series-{i}" in text for i in range(7))
 
 
 def test_an_empty_run_says_so():
-    assert "0 SAEs" in printed(terminal.show, Frontier(build([], **keywords("jumprelu"))))
+    assert "0 SAEs" in printed(terminal.print_frontier, Frontier(build([], **keywords("jumprelu"))))
 
 
 # ---------------------------------------------------------------------------------------------- efficiency
@@ -233,7 +225,7 @@ def test_an_empty_run_says_so():
 
 def test_costs_word_for_word():
     found = efficiency_json.example(notes=["How it was measured."])
-    text = printed(terminal.efficiency, found)
+    text = printed(terminal.print_efficiency, found)
     lines = [line.rstrip() for line in text.splitlines()]
     assert max(map(len, lines)) <= 80
     assert text.isascii()

@@ -1,4 +1,4 @@
-"""A study on a GPU that is not there (pretend.py): everything that meets is in the same place."""
+"""A study on a fake GPU (fake_gpu.py): everything that meets is in the same place."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import torch
 
 import jumpahead
 from benchmarks import gpu
+from benchmarks.gpu import GPUBenchmark, compile_kernels
+from benchmarks.gpu_report import PARTS
+from benchmarks.gpu_setup import TINY
 from jumpahead.engine import decode, encode
-from jumpahead.evaluation import evaluate
+from jumpahead.evaluation import batches, evaluate
 from jumpahead.evaluation.batches import GPU_MEMORY_SHARE, encoder_bytes
 from jumpahead.frontier import Frontier
 from jumpahead.pipeline.run import run_study
@@ -25,13 +28,13 @@ from jumpahead.storage.run_folder import Run
 from jumpahead.study.load import load
 from jumpahead.study.save import to_toml
 from jumpahead.training.job import Job
-from tests.pretend import Refused, card
+from tests.fake_gpu import DeviceMismatch, fake_gpu
 from tests.texts import random_words
 
 
-def test_what_a_card_refuses_is_refused():
+def test_what_a_gpu_refuses_is_refused():
     x = torch.arange(6.0)
-    with card():
+    with fake_gpu():
         there = x.to("cuda")
         assert there.is_cuda
         assert there.device.type == "cuda"
@@ -39,11 +42,11 @@ def test_what_a_card_refuses_is_refused():
         assert (2 * there + 3).mean().is_cuda
         assert there.new_zeros(4).is_cuda
         assert torch.empty_like(there).is_cuda
-        with pytest.raises(Refused):
+        with pytest.raises(DeviceMismatch):
             _ = there + torch.ones(6)
-        with pytest.raises(Refused):
+        with pytest.raises(DeviceMismatch):
             there.numpy()
-        with pytest.raises(Refused):
+        with pytest.raises(DeviceMismatch):
             _ = x[there > 3]
         assert (there * torch.tensor(7.0)).is_cuda
         assert there[torch.tensor([5, 2])].tolist() == [5.0, 2.0]
@@ -51,7 +54,7 @@ def test_what_a_card_refuses_is_refused():
         assert x[5] == 5
         layer = torch.nn.Linear(6, 2).to("cuda")
         assert layer(there).is_cuda
-        with pytest.raises(Refused):
+        with pytest.raises(DeviceMismatch):
             layer(x)
 
 
@@ -116,7 +119,7 @@ LAYERS = [
 
 @pytest.fixture(params=LAYERS)
 def layer(request, monkeypatch):
-    """What a GPU's steps are done with: plain torch where Triton is absent."""
+    """The kernel layer of GPU steps: torch if Triton is not installed."""
     if request.param == "torch":
         found = importlib.util.find_spec
         monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "triton" else found(name, *a))
@@ -124,37 +127,37 @@ def layer(request, monkeypatch):
 
 
 def run(study, folder, there, free=10**9):
-    """The frontier's points, after a run on the card, of which so much is free, or on the CPU."""
+    """The frontier's points, after a run on the GPU, of which so much is free, or on the CPU."""
     target = Run(folder)
     with contextlib.ExitStack() as stack:
-        account = stack.enter_context(card(free)) if there else None
+        tracker = stack.enter_context(fake_gpu(free)) if there else None
         with target.lock():
             target.record_study(to_toml(study))
             run_study(study, target)
-    return Frontier.load(folder).points(), account
+    return Frontier.load(folder).points(), tracker
 
 
-def test_a_study_runs_on_the_card_and_saes_of_the_cpu_are_measured_there(write, layer, tmp_path):
+def test_a_study_runs_on_the_gpu_and_saes_of_the_cpu_are_measured_there(write, layer, tmp_path):
     study = load(write([("jumprelu", "l0", [3, 5]), ("topk", "k", [4]), ("batchtopk", "k", [4])], 32 * 12))
     wanted, _ = run(study, tmp_path / "here", False)
-    found, account = run(study, tmp_path / "there", True)
-    assert (account.launched > 0) == (layer == "triton")
+    found, tracker = run(study, tmp_path / "there", True)
+    assert (tracker.launched > 0) == (layer == "triton")
     for one, other in zip(found, wanted, strict=True):
         assert one["metrics"]["l0"] == pytest.approx(other["metrics"]["l0"], rel=0.5)
     for path in (tmp_path / "here").rglob("evaluation.json"):
         path.unlink()
-    again, account = run(study, tmp_path / "here", True)
-    assert (account.launched > 0) == (layer == "triton")
+    again, tracker = run(study, tmp_path / "here", True)
+    assert (tracker.launched > 0) == (layer == "triton")
     for one, other in zip(again, wanted, strict=True):
         assert one["metrics"] == pytest.approx(other["metrics"], rel=1e-5, abs=1e-6)
 
 
 def test_saes_are_evaluated_in_parts_where_not_all_fit(write, layer, tmp_path, monkeypatch):
-    """Never more on the card at once than its memory was found to hold, and the same numbers."""
+    """Never more on the GPU at once than its memory was found to hold, and the same numbers."""
     study = load(write([("jumprelu", "l0", [3, 5]), ("topk", "k", [4])], 32 * 2))
     wanted, _ = run(study, tmp_path, True)
     size = encoder_bytes(SAE.load(next(tmp_path.rglob("weights.safetensors")).parent))
-    most, alive, real = [0], [0], evaluate.SparseEncoder
+    most, alive, real = [0], [0], batches.SparseEncoder
 
     class Counted(real):
         def __init__(self, *args):
@@ -165,7 +168,7 @@ def test_saes_are_evaluated_in_parts_where_not_all_fit(write, layer, tmp_path, m
         def __del__(self):
             alive[0] -= 1
 
-    monkeypatch.setattr(evaluate, "SparseEncoder", Counted)
+    monkeypatch.setattr(batches, "SparseEncoder", Counted)
     monkeypatch.setattr(evaluate, "LOGIT_BYTES", 0)
     for free, at_once in ((int(2.5 * size / GPU_MEMORY_SHARE), 2), (0, 1)):
         for path in tmp_path.rglob("evaluation.json"):
@@ -177,7 +180,7 @@ def test_saes_are_evaluated_in_parts_where_not_all_fit(write, layer, tmp_path, m
 
 
 @pytest.mark.parametrize("more", ["", 'origin = "shards"'])
-def test_a_run_goes_on_from_a_checkpoint_on_the_card(write, layer, tmp_path, monkeypatch, more):
+def test_a_run_goes_on_from_a_checkpoint_on_the_gpu(write, layer, tmp_path, monkeypatch, more):
     """Stopped in the middle, the SAEs have the bytes they have anyway."""
     series = [("jumprelu", "l0", [3])] if layer == "triton" else [("jumprelu", "l0", [3]), ("gated", "lambda", [0.02])]
     study = load(write(series, 32 * 10, more))
@@ -200,19 +203,19 @@ def test_a_run_goes_on_from_a_checkpoint_on_the_card(write, layer, tmp_path, mon
     assert pairs[0]
 
 
-def test_a_plan_measures_on_the_card(write, layer, tmp_path):
+def test_a_plan_measures_on_the_gpu(write, layer, tmp_path):
     study = load(write([("jumprelu", "l0", [3]), ("topk", "k", [4])], 32 * 10))
-    with card():
+    with fake_gpu():
         made = make_plan(study, tmp_path, measure=True)
     assert made.seconds is not None
     assert made.seconds.total > 0
 
 
-def test_saes_are_trained_on_tensors_of_the_card(layer, tmp_path):
+def test_saes_are_trained_on_tensors_of_the_gpu(layer, tmp_path):
     """`train_on` with batches that are there already; and a saved SAE is taken there."""
     random = torch.Generator().manual_seed(7)
     rows = torch.randn(40, 12, generator=random)[torch.randint(40, (900, 2), generator=random)].sum(1)
-    with card():
+    with fake_gpu():
         jumpahead.train_on(
             iter(rows.to("cuda").split(90)), out=tmp_path / "run", series=[{"architecture": "topk", "k": [2]}],
             width=32, tokens=320, group=50, train={"batch": 32}, evaluate={"replicates": 20}, progress=Silent(),
@@ -227,23 +230,23 @@ def test_saes_are_trained_on_tensors_of_the_card(layer, tmp_path):
         torch.testing.assert_close(decode(there, found).cpu(), dense.cpu(), rtol=1e-5, atol=1e-5)
 
 
-def test_every_part_of_the_benchmark_runs_on_the_card(layer, tmp_path, monkeypatch):
+def test_every_part_of_the_benchmark_runs_on_the_gpu(layer, tmp_path, monkeypatch):
     """Figures mean nothing there; they go to the file that is asked for."""
-    for name, value in {"CHECKED": gpu.TINY, "CEILINGS": (16, 64), "SIZES": [gpu.TINY], "L0S": (4, 8)}.items():
+    for name, value in {"CHECKED_SIZE": TINY, "CEILING_SIZES": (16, 64), "SIZES": [TINY], "L0S": (4, 8)}.items():
         monkeypatch.setattr(gpu, name, value)
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-    parts = [part for part in gpu.PARTS if part != "warm"]  # in processes of its own
+    parts = [part for part in PARTS if part != "warm"]  # in processes of its own
     if layer == "triton":
         parts = ["ceilings", "breakdown", "frontier", "pair"]
-        monkeypatch.setattr(gpu, "FRONTIER", (("topk", 1.0),))
-    with card(free=10**12) as account:
-        assert gpu.compiled("jumprelu", gpu.TINY)
-        monkeypatch.setattr(gpu.Bench, "repeats", property(lambda self: 1, lambda self, value: None), raising=False)
+        monkeypatch.setattr(gpu, "FRONTIER_SAES", (("topk", 1.0),))
+    with fake_gpu(free=10**12) as tracker:
+        assert compile_kernels("jumprelu", TINY)
+        monkeypatch.setattr(GPUBenchmark, "repeats", property(lambda self: 1, lambda self, value: None), raising=False)
         status = gpu.main(["--parts", *parts, "--out", str(tmp_path / "found")])
     found = read_json(tmp_path / "found.json")
     assert [found[part] for part in parts if "unavailable" in found[part]] == []
     assert [row for part in parts for row in found[part].get("rows", ()) if "unavailable" in row] == []
     assert status == 0
-    assert (account.launched > 0) == (layer == "triton")
-    assert (tmp_path / "found.md").read_text().startswith("# Steps on a card that is not there")
+    assert (tracker.launched > 0) == (layer == "triton")
+    assert (tmp_path / "found.md").read_text().startswith("# Steps on a fake GPU")

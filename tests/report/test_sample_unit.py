@@ -1,36 +1,19 @@
-"""What activations are called, with a language model and without."""
+"""A run without a language model is about rows: no sentence mentions tokens, text or documents."""
 
 from __future__ import annotations
 
 import io
 import re
 
-import pytest
 import torch
 from rich.console import Console
 
 from jumpahead.api import train_on
 from jumpahead.frontier import Frontier
-from jumpahead.nouns import Nouns
 from jumpahead.progress import Progress, Silent
 from jumpahead.report import terminal
 
 OF_TEXT = re.compile(r"(?<!\.)\b(tokens?|text|documents?)\b")
-
-
-@pytest.mark.parametrize(
-    ("text", "rows"),
-    [
-        ("active features per token", "active features per row"),
-        ("Held-out documents are drawn again", "Held-out groups of rows are drawn again"),
-        ("the held-out text (7 documents)", "the held-out rows (7 groups of rows)"),
-        ("raise train.tokens or evaluate.tokens", "raise train.tokens or evaluate.tokens"),
-        ("tokenising broken documentation", "tokenising broken documentation"),
-    ],
-)
-def test_the_right_nouns(text, rows):
-    assert Nouns()(text) == Nouns.of({"lm": {"name": "tiny"}})(text) == Nouns.of({})(text) == text
-    assert Nouns.of({"lm": {"name": None}})(text) == rows
 
 
 def test_a_run_without_a_model_speaks_of_rows(tmp_path):
@@ -52,8 +35,8 @@ def test_a_run_without_a_model_speaks_of_rows(tmp_path):
         evaluate={"replicates": 20}, progress=Heard(),
     )  # fmt: skip
     frontier, said = Frontier.load(run), io.StringIO()
-    terminal.show(frontier, Console(file=said, width=80))
-    terminal.answer(frontier.ask(fvu=0.4), Console(file=said, width=80))
+    terminal.print_frontier(frontier, Console(file=said, width=80))
+    terminal.print_answer(frontier.ask(fvu=0.4), Console(file=said, width=80))
     declared = [str(one) for one in frontier.data["metrics"] + frontier.data["health"]]
     for text in [*told, *said.getvalue().splitlines(), *declared]:
         assert not OF_TEXT.search(text), text
