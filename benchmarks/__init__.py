@@ -1,16 +1,21 @@
 """Benchmarks: run from the repository's root, for instance `make bench-peers`.
 
-    peers.py        jumpahead and other SAE libraries at the same work: the program, its tables and results
-    peer_steps.py   one class per library: its own objects, its own training step
-    rounds.py       timing by turns
-    memory.py       peak memory of one library's step, in a process of its own
-    whole_runs.py   from text to nine trained SAEs; peer_runs.py: the other libraries' part of it
-    disk.py         activations on disk against plain copying of the same bytes: the program, its tables and results
-    synthetic.py    activations from a known sparse dictionary
-    machine.py      what the machine is
-    table.py        tables for the terminal and for RESULTS/
+    peers.py                jumpahead and other SAE libraries at the same work: the program, its tables and results
+    library_sae.py          the interface of a library's SAE in training, and the weights that all start from
+    peer_libraries.py       the other libraries' SAEs: their own objects, their own training step
+    jumpahead_sae.py        jumpahead's SAE
+    batch_channel.py        batches for a library's training loop in a thread
+    interleaved_timing.py   timing in interleaved rounds
+    memory.py               peak memory of one library's step, in a subprocess
+    whole_runs.py           from text to nine trained SAEs; peer_runs.py: the other libraries' part
+    gpu.py                  steps on a GPU: gpu_setup.py sizes, gpu_steps.py timers, gpu_report.py tables, gpu_peers.py
+    disk.py                 activations on disk against plain file copies
+    sparsity/               recipe tuning, and the tables of requested L0
+    synthetic.py            activations from a known sparse dictionary
+    machine.py              hardware and versions
+    table.py                tables for the terminal and for RESULTS/
 
-RESULTS/ holds what was measured: one .json and one .md per machine, month and benchmark.
+RESULTS/ holds the results: one .json and one .md per machine, month and benchmark.
 """
 
 import jumpahead  # noqa: F401 — sets the environment that torch reads when it loads; recorded with the results

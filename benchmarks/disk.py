@@ -58,7 +58,7 @@ TARGET_RATIO = 0.7
 
 
 class InMemoryActivations(Live):
-    """Activations that cost nothing: the same rows for every group, in memory."""
+    """An origin of activations that takes no time: the same rows in memory for every group."""
 
     def __init__(self, random_contexts: Contexts, d: int, dtype: str) -> None:
         self.contexts, self.dtype, self.widths = random_contexts, DTYPES[dtype], {SITE: d}
@@ -73,7 +73,7 @@ class InMemoryActivations(Live):
 
 
 def random_contexts(rows: int) -> Contexts:
-    """Whole contexts of one document each with `rows` rows in all, or a few more."""
+    """Return contexts of one random document each, with at least `rows` rows in total."""
     count = -(-rows // (CONTEXT * GROUP)) * GROUP
     random = np.random.default_rng(3)
     return Contexts(
@@ -94,7 +94,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def copy_seconds(source: Path, target: Path) -> float:
-    """Plain copying: every file, each fsynced."""
+    """Return the seconds of copying and fsyncing every file."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
 
@@ -120,7 +120,7 @@ def plain_read_seconds(source: Path) -> float:
 
 
 def epoch_seconds(source: Path) -> tuple[float, float]:
-    """Seconds, and the share of the rows that came in batches (the rest of each block is dropped)."""
+    """Return the seconds of an epoch, and the share of rows in its batches (each block's remainder is dropped)."""
     data = Shards(source)
     stream = Stream(data, BATCH, seed=1)
     count = stream.batches_per_epoch()
@@ -134,7 +134,7 @@ def epoch_seconds(source: Path) -> tuple[float, float]:
 
 
 def drop_page_cache(source: Path) -> None:
-    """Takes the files out of the page cache."""
+    """Remove the files from the page cache."""
     for path in source.glob("shard-*"):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
@@ -142,7 +142,7 @@ def drop_page_cache(source: Path) -> None:
 
 
 def training_step_seconds(d: int) -> float:
-    """Of a training step of one TopK SAE, k = 32, width 16·d."""
+    """Return the seconds of a training step of one TopK SAE with k = 32 and width 16·d."""
     from jumpahead.engine import initial_state, kernel_layer, train_step
     from jumpahead.sae.recipe import Setting, Shape, TrainConfig
 
@@ -159,7 +159,7 @@ def training_step_seconds(d: int) -> float:
 
 
 def measure_case(folder: Path, d: int, dtype: str, mib: float, rounds: int) -> dict[str, Any]:
-    """Every measurement of one width and dtype."""
+    """Measure one width and dtype."""
     ready = InMemoryActivations(random_contexts(int(mib * 2**20 / (d * DTYPES[dtype].itemsize + 12))), d, dtype)
     ours, theirs = folder / "ours", folder / "theirs"
     seconds: dict[str, list[float]] = {}
@@ -193,7 +193,7 @@ def measure_case(folder: Path, d: int, dtype: str, mib: float, rounds: int) -> d
 
 
 def render_results(results: dict[str, Any]) -> str:
-    """The tables."""
+    """Return the results as Markdown."""
     cases = results["cases"]
     names = ("write", "copy", "cold read", "cold copy", "cold plain read", "warm read", "warm copy", "warm plain read")
     speeds = [[case_label(one), *(format_digits(one["mb_per_s"][name]) for name in names)] for one in cases]

@@ -18,12 +18,12 @@ Needs only torch, numpy and triton; part `pair` also needs transformers. Each pa
     l0         JumpReLU from L0 16 to 1024, against the dense step, whose time does not depend on L0
     peers      TopK with the sparse kernels of other libraries, if they are installed (gpu_peers.py)
 
-jumpahead's TopK steps include AuxK with no dead features, which still searches for them. Dense steps and other libraries
-have no AuxK.
+jumpahead's TopK steps include AuxK, which searches for dead features though there are none. Dense steps and other
+libraries have no AuxK.
 
-Activations come from a known dictionary (synthetic.py). SAEs start at it, with thresholds at the requested L0. Times are
-medians of single steps between CUDA events, over different batches, after a warm-up. |S| is the support size per token.
-A part that fails, or for which no time is left, says so; the most important parts come first.
+Activations come from a known dictionary (synthetic.py). SAEs start at it, with thresholds at the requested L0. Times
+are medians of single steps between CUDA events, over different batches, after a warm-up. |S| is the support size per
+token. A part that fails, or for which no time is left, says so; the most important parts come first.
 """
 
 from __future__ import annotations
@@ -312,9 +312,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU; writes nothing")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument(
-        "--minutes", type=float, default=8.5, help="time limit: no row is started after it (default %(default)s)"
-    )
+    parser.add_argument("--minutes", type=float, default=8.5, help="no row is started after it (default %(default)s)")
     parser.add_argument("--out", type=Path, help="results go to PATH.json and PATH.md")
     options = parser.parse_args(arguments)
     if not options.dry_run and not torch.cuda.is_available():

@@ -1,12 +1,12 @@
-"""TopK steps with the sparse kernels of other libraries, on a card, where these libraries are installed.
+"""TopK steps with the sparse kernels of other libraries, on a GPU, if these libraries are installed.
 
     sparsify               SparseCoder of eai-sparsify: its fused encoder, its decoder in Triton, its own autocast
     sparse_autoencoder     the kernels of openai/sparse_autoencoder, put together as its train.py does: a dense encoder,
                            torch.topk, and Triton for decoding and for both gradients
 
-Each makes a whole step: forward, loss, backward, what of W_dec's gradient lies along its rows taken out, fused Adam,
-rows of unit norm. Products are bfloat16. No AuxK. Nothing of theirs is written again here but what their training
-loops leave to the user; both begin at the same dictionary as our SAEs.
+Each is a whole step: forward, loss, backward, removal of the radial component of W_dec's gradient, fused Adam,
+renormalised rows. Products are bfloat16. There is no AuxK. Only the parts that their training loops leave to the user
+are implemented here; both start at the same dictionary as jumpahead's SAEs.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Peer(ABC):
 
     module: ClassVar[str]
     package: ClassVar[str]
-    """Its name in the package index, or where it is to be had."""
+    """Its name in the package index, or its repository."""
     kernels: ClassVar[str]
-    """The part of it that has to be importable."""
+    """The module with its kernels, which must be importable."""
 
     @abstractmethod
     def __init__(self, dictionary: Tensor, k: int, lr: float):
@@ -40,11 +40,11 @@ class Peer(ABC):
 
     @abstractmethod
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices and values [n, k] of x [n, d]."""
+        """Return the indices and values [n, k] of the features of x [n, d]."""
 
 
 def adam(parameters: list[Tensor], lr: float) -> torch.optim.Adam:
-    """As for our dense steps."""
+    """Return the optimizer of the dense steps: fused Adam with β₁ = 0."""
     return torch.optim.Adam(parameters, lr=lr, betas=(0.0, 0.999), fused=parameters[0].is_cuda)
 
 
@@ -83,7 +83,7 @@ class OpenAI(Peer):
     def __init__(self, dictionary: Tensor, k: int, lr: float):
         self.lib, self.k, (width, d) = importlib.import_module(self.kernels), k, dictionary.shape
         self.encoder = dictionary.clone().requires_grad_()
-        self.decoder = dictionary.clone().T.requires_grad_()  # its transpose is contiguous, as their kernels ask
+        self.decoder = dictionary.clone().T.requires_grad_()  # their kernels require a contiguous transpose
         self.bias = torch.zeros(width, device=dictionary.device, requires_grad=True)
         self.pre_bias = torch.zeros(d, device=dictionary.device, requires_grad=True)
         self.adam = adam([self.encoder, self.decoder, self.bias, self.pre_bias], lr)
@@ -109,7 +109,7 @@ class OpenAI(Peer):
 
 
 class _Encoder(torch.autograd.Function):
-    """π of the k largest, dense forward, sparse backward; the gradient of the pre-encoder bias before its product."""
+    """The k largest pre-activations: dense forward pass, sparse backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, pre_bias: Tensor, weight: Tensor, bias: Tensor, k: int, lib: Any) -> Any:

@@ -12,7 +12,7 @@ PARTS = ("warm", "check", "ceilings", "steps", "breakdown", "frontier", "pair", 
 
 
 def render_page(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
+    """Return the results as Markdown."""
     card, parts = results["about"]["card"], []
     memory = f", {card['bytes'] / 2**30:.0f} GiB" if "bytes" in card else ""
     versions = ", ".join(f"{name} {version}" for name, version in results["about"]["versions"].items())
@@ -33,7 +33,8 @@ def render_check(found: dict[str, Any]) -> str:
 
 
 def render_ceilings(found: dict[str, Any]) -> str:
-    return f"bfloat16 product {format_digits(found['product_tflops'])} TFLOP/s, copy {format_digits(found['copy_gb_per_s'])} GB/s."
+    product, copy = format_digits(found["product_tflops"]), format_digits(found["copy_gb_per_s"])
+    return f"bfloat16 product {product} TFLOP/s, copy {copy} GB/s."
 
 
 def render_warm_up(found: dict[str, Any]) -> str:
@@ -99,11 +100,11 @@ def render_pair(found: dict[str, Any]) -> str:
 
 RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "warm": render_warm_up, "check": render_check, "ceilings": render_ceilings, "steps": render_steps,
-    "breakdown": render_breakdown, "frontier": render_frontier, "pair": render_pair, "dense": render_steps, "l0": render_l0,
-    "peers": render_steps,
+    "breakdown": render_breakdown, "frontier": render_frontier, "pair": render_pair, "dense": render_steps,
+    "l0": render_l0, "peers": render_steps,
 }  # fmt: skip
 
 
 def mask_digits(text: str) -> str:
-    """A page of a dry run: its figures mean nothing, so they are not shown."""
+    """Replace all digits of a dry run's page: its times are meaningless."""
     return "".join("·" if c.isdigit() else c for c in text) + "\nA dry run: no figure above was measured on a card."

@@ -31,7 +31,7 @@ FRONTIER_SAES = tuple((name, share) for share in (1.0, 0.5, 2.0, 0.25) for name 
 
 
 class Size(NamedTuple):
-    """What a step is timed at."""
+    """The shape of a timed step: dimension, features, tokens, active features per token."""
 
     d: int
     width: int
@@ -52,14 +52,17 @@ CHECKED_SIZE = Size(768, 4096, 1024, 16)
 
 
 CEILING_SIZES = (8192, 2**28)
-"""Sides of a product, and float32 numbers of a copy."""
+"""Side of the square product, and float32 numbers of the copy."""
 
 
 TINY = Size(24, 96, 32, 4)
 
 
 def params_at_dictionary(arch: Architecture, dictionary: Tensor, sample: Tensor) -> Params:
-    """Of an SAE at the dictionary [M, d]; all else as a narrow one begins. Drawing a wide one takes half a minute."""
+    """Return the parameters of an SAE at the dictionary [M, d]; its vectors are those of a fresh narrow SAE.
+
+    Initialising a wide SAE takes half a minute.
+    """
     width, d = dictionary.shape
     narrow = min(width, NARROW_WIDTH)
     p = arch.initialise(d, narrow, torch.Generator().manual_seed(0), sample.float().cpu())
@@ -71,7 +74,7 @@ def params_at_dictionary(arch: Architecture, dictionary: Tensor, sample: Tensor)
 
 
 def installed_version(package: str) -> str:
-    """A package's version, or that it is not installed."""
+    """Return a package's version, or `not installed`."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

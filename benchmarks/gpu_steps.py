@@ -55,7 +55,7 @@ class GPUSteps:
     def state(
         self, name: str, size: Size, dtype: torch.dtype = torch.float32, l0: int | None = None, **changes: Any
     ) -> tuple[State, list[Tensor]]:
-        """Return an SAE at the true dictionary, with thresholds at the requested L0 (by default the data's), and batches."""
+        """Return an SAE at the true dictionary, thresholds at the requested L0 (default: the data's), and batches."""
         data = self.data(size)
         kind, l0 = ARCHITECTURES.get(name), l0 or size.l0
         setting = Setting("l0", float(l0))
@@ -99,12 +99,13 @@ class GPUSteps:
         measured = last[-1].read()
         return {
             "ms": milliseconds, "product_ms": self.product(size), "tokens_per_s": 1e3 * size.tokens / milliseconds,
-            "entries": measured.support_size, "l0": measured.l0, "through_products": measured.num_dense_features, **self.peak(size),
+            "entries": measured.support_size, "l0": measured.l0, "through_products": measured.num_dense_features,
+            **self.peak(size),
             "hours_to_8e9": PAPER_TOKENS / size.tokens * milliseconds / 3.6e6,
         }  # fmt: skip
 
     def peak(self, size: Size, saes: int = 1) -> dict[str, Any]:
-        """Return the peak bytes on the GPU since `free_memory`, without the data; also per parameter of W_enc and W_dec."""
+        """Return the peak bytes on the GPU since `free_memory`, without the data; also per weight of the matrices."""
         if self.device.type != "cuda":
             return {"peak_bytes": None, "bytes_per_parameter": None}
         data = self.data(size)

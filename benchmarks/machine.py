@@ -1,4 +1,4 @@
-"""What the machine is: nothing that is measured means anything without it."""
+"""The hardware and the versions that benchmark results are recorded with."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from jumpahead import ENVIRONMENT
 from jumpahead.storage.environment import describe_environment
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "amx_fp16", "asimd", "bf16", "i8mm", "sve")
-"""Instruction sets that decide how fast a product is, where the CPU has them."""
+"""Instruction sets that affect the speed of matrix products; those of the CPU are recorded."""
 
 
 def machine_facts(packages: tuple[str, ...] = ()) -> dict[str, Any]:
-    """CPU, cores, instruction sets, memory, load, and versions; not the machine's name, nor a path."""
+    """Return CPU, cores, instruction sets, memory, load and versions; no host name, no path."""
     import torch
 
     found = describe_environment()
@@ -39,7 +39,7 @@ def machine_facts(packages: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """The CPU's name; with family and model where the name says neither."""
+    """Return the CPU's name, with family and model if the name has no number."""
     info = _cpuinfo()
     name = info.get("model name") or platform.processor() or platform.machine()
     if "cpu family" in info and not re.search(r"\d", name):
@@ -48,7 +48,7 @@ def processor_name() -> str:
 
 
 def file_name_of(name: str) -> str:
-    """A CPU's name as part of a file name: `Intel(R) Xeon(R) 8481C CPU @ 2.70GHz` → `intel-xeon-8481c`."""
+    """Return a processor's name as part of a file name: `Intel(R) Xeon(R) 8481C CPU @ 2.7GHz` → `intel-xeon-8481c`."""
     name = re.sub(r"\((R|TM|C)\)", " ", name, flags=re.IGNORECASE).partition("@")[0]
     name = re.sub(r"\b(CPU|Processor|\d+-Core)\b", " ", name)
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "cpu"
@@ -65,14 +65,14 @@ def describe_machine(found: dict[str, Any]) -> str:
 
 
 def command_line() -> str:
-    """How this program was called, as typed."""
+    """Return the command line of this process."""
     module = sys.modules["__main__"].__spec__
     name = module.name if module else Path(sys.argv[0]).name
     return " ".join(["python -m", name.removesuffix(".__main__"), *sys.argv[1:]])
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; empty where there is none."""
+    """Return the first processor of /proc/cpuinfo; {} if there is no such file."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.memory SAELens jumprelu 256 8192 2048 32        prints one line of JSON
 
-Counted is what the SAE adds to a process that has made the data and a step of a small SAE, so that everything is
-imported and compiled: the peak of resident memory during steps, optimizer state and activations included. Linux only:
-elsewhere the peak cannot be reset.
+The process first makes the data and runs a step of a small SAE, so that everything is imported and compiled. The result
+is the rise of its peak resident memory from then on, with optimizer state and activations. Needs Linux, where the peak
+can be reset.
 """
 
 from __future__ import annotations
@@ -29,17 +29,15 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def resident_bytes(field: str) -> int:
-    """Bytes: `VmRSS` now, `VmHWM` the peak since the last reset."""
+    """Return a field of the process status in bytes: `VmRSS` is current, `VmHWM` the peak since the last reset."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
     return 1024 * int(line.split()[1])
 
 
 def measure(title: str, architecture: str, shape: Shape) -> dict[str, Any]:
-    """In this process: bytes that one SAE and its steps add, and bytes per parameter of W_enc and W_dec."""
+    """Measure in this process the bytes that one SAE and its steps add, also per parameter of W_enc and W_dec."""
     kind = next(one for one in (*peer_libraries.PEERS, JumpaheadSAE) if one.title == title)
-    sae_after_one_step(
-        kind, architecture, Shape(64, 1024, 256, 8)
-    ).close()  # imports and compiles whatever a step needs
+    sae_after_one_step(kind, architecture, Shape(64, 1024, 256, 8)).close()  # imports and compiles everything
     gc.collect()
     data = make_data(shape.d, shape.width, shape.tokens, shape.l0, count=1)
     begin = starting_point(data.dictionary, data.batches[0], shape.tokens, shape.l0)
@@ -55,7 +53,7 @@ def measure(title: str, architecture: str, shape: Shape) -> dict[str, Any]:
 
 
 def sae_after_one_step(kind: type[LibrarySAE], architecture: str, shape: Shape) -> LibrarySAE:
-    """A contender that has made a step."""
+    """Return a library's SAE after one step."""
     data = make_data(shape.d, shape.width, shape.tokens, shape.l0, count=1)
     one = kind(architecture, starting_point(data.dictionary, data.batches[0], shape.tokens, shape.l0))
     one.step(data.batches[0])
@@ -63,7 +61,7 @@ def sae_after_one_step(kind: type[LibrarySAE], architecture: str, shape: Shape) 
 
 
 def measure_in_subprocess(title: str, architecture: str, shape: Shape) -> dict[str, Any]:
-    """`measure` in a new process; says why where it cannot be measured."""
+    """Run `measure` in a new process; return the reason instead if it cannot be measured."""
     if not RESET.exists():
         return {"unavailable": "not measured: needs Linux"}
     command = [sys.executable, "-m", "benchmarks.memory", title, architecture, *map(str, shape)]

@@ -1,6 +1,6 @@
-"""A whole run of another library, from text to trained SAEs: a script that whole_runs.py starts in its own process.
+"""A whole run of another library, from text to trained SAEs: a script that whole_runs.py starts in a subprocess.
 
-    python benchmarks/peer_runs.py LIBRARY ASKED.json FOLDER      prints one line of JSON
+    python benchmarks/peer_runs.py LIBRARY SETTINGS FOLDER      SETTINGS is JSON; prints one line of JSON
 
 What each library needs to run without a network, from a local Hugging Face folder:
 
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 PENALTIES = (0.03, 0.1, 0.3)
-"""Gated's L1 coefficients, as far as there are sparsities asked for; its L0 follows from them and is printed."""
+"""Gated's L1 coefficients, one per requested sparsity; the resulting L0 is printed."""
 
 
 def saelens(asked: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -110,13 +110,13 @@ LIBRARIES = {"SAELens": saelens, "dictionary_learning": dictionary_learning}
 
 
 def documents(asked: dict[str, Any]) -> list[str]:
-    """The documents of the text."""
+    """Return the documents of the text."""
     text = Path(asked["text"]).read_text(encoding="utf-8")
     return [part.strip("\n") for part in text.split(asked["separator"]) if part.strip()]
 
 
 def pieces(texts: list[str], size: int) -> itertools.cycle[str]:
-    """The documents in pieces of `size` characters, again and again."""
+    """Yield the documents in pieces of `size` characters, repeated forever."""
     cut = [text[start : start + size] for text in texts for start in range(0, len(text), size)]
     return itertools.cycle(piece for piece in cut if piece.strip())
 

@@ -1,4 +1,4 @@
-"""The same work in jumpahead and in other SAE libraries, on this machine.
+"""The speed and memory of jumpahead and of other SAE libraries at the same work, on this machine.
 
     make bench-peers                                  one training step of every library, by turns; and its memory
     make bench-peers ARGS=--quick                     the same at a tiny shape, once: does everything run?
@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse_shape(text: str) -> Shape:
-    """A shape as it is typed."""
+    """Parse a shape such as `256,8192,2048,32`."""
     try:
         return Shape(*map(int, text.split(",")))
     except (ValueError, TypeError):
@@ -108,7 +108,7 @@ def parse_shape(text: str) -> Shape:
 
 
 def measure_parts(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Part of the results, its section so far, and the text of what is new in it."""
+    """Yield (part, its section so far, the text of what is new in it)."""
     where = provenance()
     if options.whole_runs:
         section = where | whole_runs.measure(run_settings(options))
@@ -129,13 +129,13 @@ def measure_parts(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, 
 
 
 def run_settings(options: argparse.Namespace) -> RunSettings:
-    """What the options ask of whole runs."""
+    """Return the settings of whole runs from the options."""
     asked = RunSettings(options.lm, options.block, options.text, options.width, tuple(options.l0), options.tokens)
     return asked._replace(width=512, tokens=20 * whole_runs.BATCH, l0=(8,), held_out=2_000) if options.quick else asked
 
 
 def measure_memory(shapes: tuple[Shape, ...], cases: list[Case]) -> list[dict[str, Any]]:
-    """A row per shape, architecture and library."""
+    """Measure the memory of every library; return a row per shape, architecture and library."""
     rows = []
     for one in shapes:
         for case in cases:
@@ -156,19 +156,19 @@ def measure_memory(shapes: tuple[Shape, ...], cases: list[Case]) -> list[dict[st
 
 
 def provenance() -> dict[str, Any]:
-    """When, how, where and with which versions a section is measured."""
+    """Return date, command, machine and versions of a measurement."""
     found = machine_facts(PACKAGES)
     return {"date": f"{datetime.date.today():%Y-%m-%d}", "command": command_line(), "machine": found}
 
 
 def load_results(out: Path | None) -> dict[str, Any]:
-    """The results that are there already."""
+    """Return the stored results; an empty file's if there are none."""
     path = None if out is None else out.with_name(out.name + ".json")
     return json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {"schema": "jumpahead.peers/1"}
 
 
 def merge_section(before: dict[str, Any] | None, section: dict[str, Any]) -> dict[str, Any]:
-    """A section with the earlier tables that it does not measure again; each says by which call it was made."""
+    """Merge a section with the earlier cases that it does not measure again; each case keeps its command."""
     if "cases" not in section:
         return section
     made = {"date": section["date"], "command": section["command"]}
@@ -179,14 +179,14 @@ def merge_section(before: dict[str, Any] | None, section: dict[str, Any]) -> dic
 
 
 def write_results(out: Path, results: dict[str, Any]) -> None:
-    """PATH.json and, made from it alone, PATH.md."""
+    """Write PATH.json, and PATH.md made from it."""
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out.with_name(out.name + ".json"), results)
     write_atomic(out.with_name(out.name + ".md"), render_page(results))
 
 
 def render_page(results: dict[str, Any]) -> str:
-    """The whole of the results as Markdown."""
+    """Return all results as Markdown."""
     parts = ["# jumpahead and other SAE libraries", LEGEND]
     for part, title in (("steps", "Steps"), ("memory", "Memory"), ("whole_runs", "Whole runs")):
         if part in results:
@@ -198,14 +198,14 @@ LEGEND = "What the tables say:" + (__doc__ or "").partition("What the tables say
 
 
 def render_section(part: str, section: dict[str, Any]) -> list[str]:
-    """The tables of one part."""
+    """Return the tables of one part."""
     if part == "steps":
         return [render_case(found) for found in section["cases"]]
     return [render_memory(section) if part == "memory" else render_whole_runs(section)]
 
 
 def describe_provenance(section: dict[str, Any]) -> str:
-    """Hardware, versions, command and date."""
+    """Return hardware, versions, command and date as a sentence."""
     versions = ", ".join(f"{name} {version}" for name, version in section["machine"]["versions"].items())
     return f"{describe_machine(section['machine'])}. {versions}. `{section['command']}`, {section['date']}."
 
@@ -250,7 +250,7 @@ def ratio_cells(ratio: dict[str, Any] | None) -> list[str]:
 
 
 def render_memory(section: dict[str, Any]) -> str:
-    """What an SAE in training adds to resident memory, at its peak."""
+    """Return the table of peak memory that an SAE in training adds."""
     rows = []
     for row in section["rows"]:
         if "unavailable" in row:
@@ -262,7 +262,7 @@ def render_memory(section: dict[str, Any]) -> str:
 
 
 def render_whole_runs(section: dict[str, Any]) -> str:
-    """Seconds from text to SAEs."""
+    """Return the table of whole runs."""
     asked = section["asked"]
     rows = []
     for row in section["rows"]:

@@ -1,4 +1,4 @@
-"""Activations from a known sparse dictionary: what every library's step is timed on.
+"""Activations from a known sparse dictionary, on which every library's step is timed.
 
     x = (Σ_j a_j·d_j + noise) / C       d_j unit rows, feature j active with probability p_j, then a_j ~ U(0.5, 1.5)
 
@@ -30,13 +30,13 @@ class SyntheticData(NamedTuple):
     dictionary: Tensor
     """[M, d], unit rows."""
     frequency: Tensor
-    """[M]: how often each feature is active; sums to L0."""
+    """[M] probability that a feature is active; sums to L0."""
     batches: list[Tensor]
     """[B, d] each; mean ‖x‖² over all of them is 1."""
 
 
 def zipf_frequencies(width: int, l0: float) -> Tensor:
-    """Probabilities [M], falling with the rank, at most MOST, with sum `l0`."""
+    """Return probabilities [M] that decrease with the rank, are at most MAX_FREQUENCY, and sum to `l0`."""
     assert 0 < l0 < MAX_FREQUENCY * width, "more active features than the cap on their frequency allows"
     shape = (torch.arange(width, dtype=torch.float64) + RANK_OFFSET) ** -ZIPF_EXPONENT
     low, high = 0.0, MAX_FREQUENCY / shape[-1].item()
@@ -49,7 +49,7 @@ def zipf_frequencies(width: int, l0: float) -> Tensor:
 def make_data(
     d: int, width: int, tokens: int, l0: float, count: int = 4, seed: int = 0, device: torch.device | str = "cpu"
 ) -> SyntheticData:
-    """`count` batches of `tokens` rows; another seed, or kind of device, is another dictionary and other rows."""
+    """Return a dictionary and `count` batches of `tokens` rows. They depend on the seed and on the device type."""
     generator = torch.Generator(device).manual_seed(seed)
     dictionary = torch.randn(width, d, generator=generator, device=device)
     dictionary /= dictionary.norm(dim=1, keepdim=True)
@@ -65,7 +65,7 @@ def make_data(
 
 
 def _rows(dictionary: Tensor, frequency: Tensor, rows: int, generator: torch.Generator) -> Tensor:
-    """[rows, d], not yet scaled."""
+    """Return unscaled activations [rows, d]."""
     width, d = dictionary.shape
     active = torch.rand(rows, width, generator=generator, device=dictionary.device) < frequency
     token, feature = active.nonzero(as_tuple=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def render_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns: the first to the left, the others to the right."""
+    """Return a Markdown table with aligned columns: the first one left, the others right."""
     cells = [[one.replace("|", "\\|") for one in row] for row in (headings, *rows)]
     assert all(len(row) == len(headings) for row in cells), "a row with too few or too many cells"
     widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(headings))]
@@ -24,7 +24,7 @@ def _pad(cell: str, width: int, column: int) -> str:
 
 
 def format_digits(value: float | None) -> str:
-    """Three significant digits, thousands with commas; `–` for what was not measured."""
+    """Format a number with three significant digits and thousands separators; `–` for None."""
     if value is None:
         return "–"
     if abs(value) >= 100:

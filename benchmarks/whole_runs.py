@@ -28,11 +28,11 @@ from jumpahead.text.sources.stdlib import stdlib_documents
 BATCH, CONTEXT = 2048, 128
 SEPARATOR = "<|endoftext|>"
 RUNNERS = (peer_libraries.SAELens, peer_libraries.DictionaryLearning)
-"""The libraries that train many SAEs on one stream."""
+"""The libraries that can train many SAEs on one stream."""
 
 
 class RunSettings(NamedTuple):
-    """What is to be trained."""
+    """Model, text and SAEs of a whole run."""
 
     lm: str
     """A folder in Hugging Face format, or `tiny`."""
@@ -46,11 +46,11 @@ class RunSettings(NamedTuple):
     tokens: int
     """Per SAE."""
     held_out: int = 50_000
-    """Tokens that our evaluation scores with each SAE spliced in."""
+    """Held-out tokens that jumpahead evaluates each SAE on."""
 
 
 def measure(asked: RunSettings) -> dict[str, Any]:
-    """Every library's run: {asked, rows}."""
+    """Run every library; return {asked, rows}."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         text = text_file(asked.text, folder)
@@ -67,7 +67,7 @@ def measure(asked: RunSettings) -> dict[str, Any]:
 
 
 def text_file(text: str, folder: Path) -> Path:
-    """One file that every library reads."""
+    """Return the text file that every library reads."""
     if text != "stdlib":
         return Path(text).resolve()
     path = folder / "stdlib.txt"
@@ -76,7 +76,7 @@ def text_file(text: str, folder: Path) -> Path:
 
 
 def run_jumpahead(asked: RunSettings, text: Path, folder: Path) -> list[dict[str, Any]]:
-    """`jumpahead run`: first until the SAEs are trained, then the rest."""
+    """Time `jumpahead run`: until the SAEs are trained, then the rest; return two rows."""
     show_progress("whole run: jumpahead")
     file, run = folder / "study.toml", folder / "run"
     file.write_text(study_toml(asked, text), encoding="utf-8")
@@ -97,7 +97,7 @@ def run_jumpahead(asked: RunSettings, text: Path, folder: Path) -> list[dict[str
 
 
 def study_toml(asked: RunSettings, text: Path) -> str:
-    """The study file."""
+    """Return the study as TOML."""
     quoted = json.dumps  # a JSON string is a TOML string
     lm = asked.lm if asked.lm == "tiny" else str(Path(asked.lm).resolve())
     series = "\n".join(f'[[series]]\narchitecture = "{name}"\nl0 = {list(asked.l0)}' for name in COMPARED_ARCHITECTURES)
@@ -122,7 +122,7 @@ tokens = {asked.held_out}
 
 
 def run_peer(title: str, asked: RunSettings, text: Path, folder: Path) -> dict[str, Any]:
-    """Another library's run, in a process of its own."""
+    """Time another library's run in a subprocess; return its row."""
     lm = tiny.PATH if asked.lm == "tiny" else Path(asked.lm).resolve()
     module, d = module_of_block(lm, asked.block)
     spec = asked._asdict() | {"lm": str(lm), "module": module, "d": d, "text": str(text)}
@@ -138,7 +138,7 @@ def run_peer(title: str, asked: RunSettings, text: Path, folder: Path) -> dict[s
 
 
 def module_of_block(lm: Path, block: int) -> tuple[str, int]:
-    """The block's name among the modules of the Hugging Face model, and the width of what it passes on."""
+    """Return the block's module name in the Hugging Face model, and the width of its output."""
     import torch
     import transformers
 
@@ -154,7 +154,7 @@ def module_of_block(lm: Path, block: int) -> tuple[str, int]:
 
 
 def time_command(command: list[str], printed: list[str] | None = None) -> tuple[float, str]:
-    """Seconds that a command takes, and why it failed; its lines of output go to `printed`."""
+    """Return the seconds a command takes, and why it failed; its lines of output are appended to `printed`."""
     environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
     begun = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

@@ -192,13 +192,13 @@ class AskCommand(TyperCommand):
         return options
 
     @property
-    def params(self) -> list[Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def params(self) -> list[Any]:
         """Return the declared parameters and the options of metrics: always the same list, which click changes."""
         assert self.metric_options
         return self._params
 
     @params.setter
-    def params(self, declared: list[Any]) -> None:
+    def params(self, declared: list[Any]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Keep the declared parameters."""
         self._params = declared
 

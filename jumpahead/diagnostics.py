@@ -264,7 +264,7 @@ def _dead_features_warning(lines: Sequence[Line], width: int, requested: float |
     said = f"{_percent(now)} of the {width:,} features are dead at the end of training"
     if now < before * (1 - DRIFT_TOLERANCE):
         return f"{said}, {_percent(before)} were a fifth before: raise train.tokens."
-    advice = "lower lambda" if requested is None else "ask for a larger L0"
+    advice = "lower lambda" if requested is None else "request a larger L0"
     return f"{said}, and no fewer than a fifth before: lower sae.width, or {advice}."
 
 

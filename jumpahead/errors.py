@@ -1,14 +1,14 @@
-"""What can go wrong, as one tree. The command line prints the sentence, never the traceback, and exits non-zero.
+"""The exceptions of the package, as one tree. The command line prints the sentence, no traceback, and exits non-zero.
 
     JumpaheadError
-    ├─ StudyError      the study asks for something we cannot do     names file, key, nearest valid name
+    ├─ StudyError      the study asks for something impossible      names file, key, nearest valid name
     ├─ SiteError       the model has no such site                    lists the closest ones
-    ├─ ArtefactError   a file is missing, torn, foreign or stale     names the path and the verb that makes it
+    ├─ ArtefactError   a file is missing, torn, of another kind, stale  names the path and the verb that makes it
     ├─ DataError       text or activations unusable                  names the document, the batch, the value
     └─ DivergedError   loss or gradient not finite                   names SAE, step, last good checkpoint
 
-Foreign exceptions are translated where they arise (`lm/`, `formats/`, `storage/`) with `raise … from exc`.
-`assert` is for our own mistakes.
+Third-party exceptions are translated where they arise (`lm/`, `formats/`, `storage/`) with `raise … from exc`.
+`assert` is for mistakes of the package itself.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from collections.abc import Iterable
 
 
 class JumpaheadError(Exception):
-    """Every error a user can cause; `str(error)` is one sentence that names the culprit and the way out."""
+    """Any error that a user can cause; `str(error)` is a sentence that names the cause and what to do."""
 
 
 class StudyError(JumpaheadError):
-    """The study asks for something we cannot do."""
+    """The study asks for something impossible."""
 
 
 class SiteError(JumpaheadError):
@@ -30,7 +30,7 @@ class SiteError(JumpaheadError):
 
 
 class ArtefactError(JumpaheadError):
-    """A file is missing, torn, foreign or stale."""
+    """A file is missing, torn, of another kind, or stale."""
 
 
 class DataError(JumpaheadError):
@@ -42,7 +42,7 @@ class DivergedError(JumpaheadError):
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
-    """` Did you mean 'x'?`, or ` Valid names: a, b, c.` where nothing is near — to be appended to a sentence."""
+    """Return ` Did you mean 'x'?`, or ` Valid names: a, b, c.` if no name is near, to append to a sentence."""
     names = sorted(names)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else f" Valid names: {', '.join(names)}."

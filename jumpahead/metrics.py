@@ -23,10 +23,10 @@ import numpy as np
 from jumpahead.errors import DataError
 from jumpahead.formatting import SampleUnit, format_number, format_percent
 
-HIGH = 10
-"""A feature is above 10 % if HIGH · (rows it fires on) > rows: whole numbers, so that no rounding decides."""
-MIDDLE = 100
-"""A feature is above 1 % if MIDDLE · (rows it fires on) > rows."""
+ONE_IN_10 = 10
+"""A feature is above 10 % if ONE_IN_10 · (rows it fires on) > rows: whole numbers, so that no rounding decides."""
+ONE_IN_100 = 100
+"""A feature is above 1 % if ONE_IN_100 · (rows it fires on) > rows."""
 ELEMENTS_AT_ONCE = 2**24
 """Largest replicates × features array that `measure` makes (128 MiB in float64)."""
 
@@ -196,12 +196,12 @@ def _count(
 
 def _above_10(s: Sums) -> Any:
     """Return which features fire on more than 10 % of the rows, [..., M] bool."""
-    return HIGH * s.firing > s.rows[..., None]
+    return ONE_IN_10 * s.firing > s.rows[..., None]
 
 
 def _above_1(s: Sums) -> Any:
     """Return which features fire on more than 1 % of the rows, [..., M] bool."""
-    return MIDDLE * s.firing > s.rows[..., None]
+    return ONE_IN_100 * s.firing > s.rows[..., None]
 
 
 def _dead(s: Sums) -> Any:

@@ -1,13 +1,13 @@
-"""Progress: a live table on a terminal, plain lines with a rate limit elsewhere, silence in tests.
+"""Progress of long work: a live table on a terminal, plain lines with a rate limit elsewhere, nothing in tests.
 
     progress = progress_on()
     with progress.phase("training", total=1_000_000, unit="tokens", done=resumed) as phase:
         for …:
             phase.advance(2048)                                                      # cheap: a clock reading
             phase.advance(2048, {"jumprelu l0 = 16": {"L0": 15.8, "FVU": 0.21}})     # when the numbers are at hand
-    progress.say("7 SAEs were done before and are kept.")
+    progress.say("7 of 18 SAEs are trained already.")
 
-Nothing here waits for a device: values are plain numbers that the caller already has; tensors are refused.
+Values are plain numbers, so nothing here waits for a device; tensors are refused.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from typing import IO, Any, final
 from jumpahead.formatting import format_duration, format_number
 
 Rows = Mapping[str, Mapping[str, float]]
-"""SAE label → {"L0": …, "FVU": …}: what the table shows for it."""
+"""SAE label → {"L0": …, "FVU": …}: the values that the table shows."""
 
 
 @final
 class Phase:
-    """One stretch of work."""
+    """One part of the work, such as training: how much of it is done, and how fast."""
 
     def __init__(
         self,
@@ -45,11 +45,11 @@ class Phase:
         self._last: tuple[float, float] | None = None
 
     def advance(self, amount: float, rows: Rows | None = None) -> None:
-        """`amount` more is done; `rows` replace the SAEs' values where given."""
+        """Add `amount` to what is done, and replace the values of the SAEs in `rows`."""
         self.update(self.done + amount, rows)
 
     def update(self, done: float, rows: Rows | None = None) -> None:
-        """`done` of `total` is done."""
+        """Set what is done, and replace the values of the SAEs in `rows`."""
         self.done = done
         if rows:
             for label, values in rows.items():
@@ -62,19 +62,19 @@ class Phase:
 
     @property
     def rate(self) -> float | None:
-        """Units per second since the first report; None before the second."""
+        """Return units per second since the first report; None before the second."""
         if self._began is None or self._last is None or self._last[0] <= self._began[0]:
             return None
         return (self._last[1] - self._began[1]) / (self._last[0] - self._began[0])
 
     @property
     def seconds_left(self) -> float | None:
-        """None while unknown."""
+        """Return the estimated seconds left; None while the rate is unknown."""
         return (self.total - self.done) / self.rate if self.rate else None
 
     @property
     def headline(self) -> str:
-        """`training  12 %  123,000 of 1,000,000 tokens  8,410 tokens/s  1 min 44 s left`."""
+        """Return a line: `training  12 %  123,000 of 1,000,000 tokens  8,410 tokens/s  1 min 44 s left`."""
         parts = [self.title, f"{self.done:,.0f} {self.unit}"]
         if self.total:
             share = f"{100 * self.done / self.total:3.0f} %"
@@ -87,22 +87,22 @@ class Phase:
 
 
 class Progress(ABC):
-    """What train, evaluate and sweep report to."""
+    """What long-running functions report to."""
 
     clock: Callable[[], float] = staticmethod(time.monotonic)
 
     @abstractmethod
     def say(self, sentence: str) -> None:
-        """One line that stays."""
+        """Print a line that stays."""
 
     @abstractmethod
     def phase(self, title: str, total: float, unit: str, done: float = 0) -> contextlib.AbstractContextManager[Phase]:
-        """A stretch of work of `total` units (0: nobody knows), of which an earlier process did `done`."""
+        """Report a phase of `total` units (0: unknown), of which an earlier process did `done`."""
 
 
 @final
 class Silent(Progress):
-    """Shows nothing: what functions use when no progress is passed."""
+    """Prints nothing; the default of functions that take a progress."""
 
     def say(self, sentence: str) -> None:
         pass
@@ -114,7 +114,7 @@ class Silent(Progress):
 
 @final
 class Lines(Progress):
-    """Plain lines: a headline at most every `seconds`, the SAEs' values at each quarter of a phase."""
+    """Prints plain lines: a headline at most every `seconds`, the SAEs' values at each quarter of a phase."""
 
     def __init__(self, stream: IO[str] | None = None, seconds: float = 15.0) -> None:
         self.stream, self.seconds = stream or sys.stderr, seconds
@@ -154,7 +154,7 @@ class Lines(Progress):
 
 @final
 class LiveTable(Progress):
-    """A table that is redrawn twice a second, by rich."""
+    """Draws a table twice a second, with rich."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         from rich.console import Console
@@ -201,6 +201,6 @@ class LiveTable(Progress):
 
 
 def progress_on(stream: IO[str] | None = None) -> Progress:
-    """The live table where `stream` (standard error) is a terminal, plain lines where it is not."""
+    """Return a live table if `stream` (by default standard error) is a terminal, else plain lines."""
     stream = stream or sys.stderr
     return LiveTable(stream) if stream is not None and stream.isatty() else Lines(stream)

@@ -1,4 +1,4 @@
-"""Made-up evaluations with known curves, for the tests of whatever reads a frontier.
+"""Example evaluations with known curves, for the tests of whatever reads a frontier.
 
 `example` simulates documents and firing features and measures them with `jumpahead.metrics`, as an evaluation would;
 `evaluation` states the numbers directly. Nothing here knows `jumpahead.frontier`.

@@ -29,7 +29,7 @@ def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "activations.md", "exec"), {})
     printed = capsys.readouterr()
-    assert printed.out == f"At L0 4, TopK has an FVU of {reached('runs/vision')}.\n"
+    assert printed.out == f"At L0 4, TopK has FVU {reached('runs/vision')}.\n"
     assert "activations  done: " in printed.err
     page = (tmp_path / "runs" / "vision" / "report.html").read_text()
     assert "no LM" in page

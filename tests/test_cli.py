@@ -330,7 +330,7 @@ def test_efficiency_goes_on_the_page_of_a_run(study: Path, run: Path, measured: 
 
 
 def test_efficiency_says_what_is_wrong_before_measuring(study: Path, measured: list[list[StepShape]]):
-    assert "give numbers with commas between them" in sentence(jumpahead("efficiency", "--l0", "8,x"))
+    assert "give comma-separated numbers of at least 1" in sentence(jumpahead("efficiency", "--l0", "8,x"))
     assert "--l0 must be at least 1 and less than --width" in sentence(jumpahead("efficiency", "--l0", 4096))
     assert "runs/none does not exist" in sentence(jumpahead("efficiency", "--run", "runs/none"))
     assert jumpahead("efficiency", "--seconds", 0).exit_code == 2

@@ -174,7 +174,7 @@ def test_a_requested_l0_that_came_late_or_never() -> None:
     )
     assert said(log([48.0] * 100), "k", 64.0) == (
         "L0 = 64 was requested and 48 reached on the training text, 25 % below: too few pre-activations are positive; "
-        "ask for a smaller L0, or raise train.tokens."
+        "request a smaller L0, or raise train.tokens."
     )
 
 

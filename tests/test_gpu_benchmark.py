@@ -14,6 +14,7 @@ from benchmarks import gpu, gpu_peers
 from benchmarks.gpu import GPUBenchmark
 from benchmarks.gpu_report import PARTS, mask_digits
 from benchmarks.gpu_setup import NARROW_WIDTH, TIMING_LR, TINY
+from benchmarks.synthetic import make_data
 from jumpahead.engine import initial_state
 from jumpahead.sae.architectures import ARCHITECTURES
 
@@ -111,7 +112,7 @@ def test_the_step_with_openais_kernels_is_a_topk_step(monkeypatch):
     """From the dictionary, its gradient is dense autograd's, and rows stay of unit norm."""
     lib = kernels_of_openai()
     monkeypatch.setattr(gpu_peers.importlib, "import_module", lambda name: lib)
-    data = gpu.make_data(12, 40, 64, 5.0, count=1)
+    data = make_data(12, 40, 64, 5.0, count=1)
     peer, x, k = gpu_peers.OpenAI(data.dictionary, 5, 1e-3), data.batches[0], 5
     encoder, decoder = (data.dictionary.clone().requires_grad_() for _ in range(2))
     pre = torch.nn.functional.linear(x.bfloat16(), encoder.bfloat16()).float()

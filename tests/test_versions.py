@@ -13,7 +13,7 @@ import ast
 import hashlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def files(name: str) -> Iterator[Path]:
         yield from found
 
 
-def digest_of(sources: list[str]) -> str:
+def digest_of(sources: Sequence[str]) -> str:
     """Return the digest of the normalised top-level statements of source texts, whatever their order: 16 characters."""
     statements = sorted(
         normalised(node) for source in sources for node in ast.parse(source).body if not is_ignored(node)

@@ -16,14 +16,14 @@ from jumpahead import report
 from jumpahead.errors import JumpaheadError
 
 FIGURES = ("figure-2", "fvu", "figure-5", "frequencies")
-OF_THE_RUN = ("efficiency",)
-"""Figures that belong to no panel."""
+RUN_FIGURES = ("efficiency",)
+"""Figures outside the panels."""
 MARGIN = 16  # CSS pixels around a figure
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars")
 
 
 def browser_path() -> str | None:
-    """The first chromium on this machine."""
+    """Return the path of the first chromium on this machine; None if there is none."""
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     return next((path for path in map(shutil.which, names) if path), None)
 
@@ -31,7 +31,7 @@ def browser_path() -> str | None:
 def take(
     page_file: Path, picture: Path, *, figure: str | None, panel: int, width: int, scale: float, dark: bool
 ) -> None:
-    """Writes the PNG: the whole page, or the element (of `panel`, from 1) whose data-figure is `figure`."""
+    """Write the PNG: the whole page, or the element (of `panel`, from 1) whose data-figure is `figure`."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -46,7 +46,7 @@ def take(
         if figure is None:
             page.screenshot(path=picture, full_page=True)
         else:
-            where = "" if figure in OF_THE_RUN else f"#panel-{panel} "
+            where = "" if figure in RUN_FIGURES else f"#panel-{panel} "
             element = page.locator(f"{where}[data-figure='{figure}']")
             if element.count() == 0:
                 sys.exit(f"{page_file} has no {figure}{where and f' in panel {panel}'}: see the page.")
@@ -61,10 +61,11 @@ def take(
 
 
 def main() -> None:
+    """Parse the command line and take the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run's folder; its report.html is written anew")
+    parser.add_argument("run", type=Path, help="a run's folder; its report.html is written again")
     parser.add_argument("picture", type=Path, help="the PNG to write")
-    parser.add_argument("--figure", choices=(*FIGURES, *OF_THE_RUN), help="one figure instead of the whole page")
+    parser.add_argument("--figure", choices=(*FIGURES, *RUN_FIGURES), help="one figure instead of the whole page")
     parser.add_argument("--panel", type=int, default=1, help="which site and width, from 1 (default %(default)s)")
     parser.add_argument("--width", type=int, default=1200, help="of the window, CSS pixels (default %(default)s)")
     parser.add_argument("--scale", type=float, default=2.0, help="PNG pixels per CSS pixel (default %(default)s)")

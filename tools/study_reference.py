@@ -106,7 +106,7 @@ def _walk(node: Any) -> None:
         if name != "default":
             _walk(value)
     if isinstance(node.get("description"), str):
-        node["description"] = " ".join(node["description"].split())
+        node["description"] = " ".join(node["description"].split()).replace("None: ", "if left out: ")
     if node.get("title") != "jumpahead study" and isinstance(node.get("title"), str):
         del node["title"]
     if node.get("default", ...) in (None, [], {}, ""):

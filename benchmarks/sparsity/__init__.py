@@ -1,1 +1,1 @@
-"""The sparsity that was asked for, and every architecture at its best: tuning by a protocol, and tables."""
+"""Recipe tuning by a protocol, and tables of requested against reached L0 for every architecture."""

@@ -1,8 +1,8 @@
-"""Training what has no result yet, and keeping a line per SAE.
+"""Train the SAEs that have no result yet, and store one line per SAE.
 
-A result is one line of a `.jsonl` file, sorted by key, so that files made on several machines merge line by line. The
-key is a digest of all that the SAE depends on, the resolved recipe included; it names no path. The runs themselves
-(weights, activations) stay in an ignored folder and can be thrown away.
+A result is one line of a `.jsonl` file, sorted by key, so that files from several machines merge line by line. The key
+is a digest of everything that the SAE depends on, including the resolved recipe; it contains no path. The runs
+themselves (weights, activations) are in an ignored folder and can be deleted.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.sparsity import places
-from benchmarks.sparsity.places import Part
+from benchmarks.sparsity import setups
+from benchmarks.sparsity.setups import SETUPS, TextPart, study_tables
 from jumpahead import frontier, report, versions
 from jumpahead.pipeline import run as pipeline_run
 from jumpahead.pipeline.frontier import legend
@@ -30,18 +30,18 @@ from jumpahead.study import schema as studies
 from jumpahead.study.load import parse
 from jumpahead.study.save import to_toml
 
-BOOTSTRAPPED = ("l0", "delta_lm_loss", "above_10pct")
+BOOTSTRAPPED_METRICS = ("l0", "delta_lm_loss", "above_10pct")
 
 
-class Wanted(NamedTuple):
-    """One SAE whose measurements are wanted."""
+class RequestedRun(NamedTuple):
+    """One SAE to train and measure."""
 
     place: str
-    part: Part
+    part: TextPart
     tokens: int
-    """It is trained on."""
+    """Training tokens."""
     held_out: int
-    """It is measured on, about."""
+    """Approximate number of tokens to evaluate on."""
     series: str
     """Its name in the tables."""
     architecture: str
@@ -54,10 +54,13 @@ class Wanted(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Digest of the recipe and all else given. Defaults do not count: a new option leaves old results valid;
-        nor does `Architecture.revision`: results that a recipe was decided on stay, as protocol.toml says."""
-        kind, place = ARCHITECTURES.get(self.architecture), places.PLACES[self.place]
-        config = TrainConfig(tokens=self.tokens, batch=places.BATCH)
+        """Return the digest of the recipe and all other fields.
+
+        Defaults do not count, so that a new option leaves old results valid. `Architecture.revision` does not count, so
+        that the results that a recipe was chosen by stay valid.
+        """
+        kind, place = ARCHITECTURES.get(self.architecture), SETUPS[self.place]
+        config = TrainConfig(tokens=self.tokens, batch=setups.BATCH)
         shape = Shape(place.d, place.width, Setting(*self.setting))
         recipe = kind.recipe_for(config, shape, json.loads(self.recipe))._asdict()
         plain = {name: value for name, value in recipe.items() if value != Recipe._field_defaults.get(name, ...)}
@@ -68,45 +71,45 @@ class Wanted(NamedTuple):
         return digest_json(known)[:16]
 
 
-def load(path: Path) -> dict[str, dict[str, Any]]:
-    """The results in a file, by key."""
+def load_results(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the results in a file, by key."""
     if not path.exists():
         return {}
     return {line["key"]: line for line in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
 
 
-def save(path: Path, results: dict[str, dict[str, Any]]) -> None:
-    """Write them, sorted; what another process has added meanwhile is kept."""
-    merged = load(path) | results
+def save_results(path: Path, results: dict[str, dict[str, Any]]) -> None:
+    """Write the results, sorted by key; lines added by other processes in the meantime are kept."""
+    merged = load_results(path) | results
     text = "".join(json.dumps(merged[key], ensure_ascii=False) + "\n" for key in sorted(merged))
     write_atomic(path, text)
 
 
-def make(wanted: Iterable[Wanted], path: Path, folder: Path, threads: int | None = None) -> None:
-    """Train and measure what `path` does not hold, a study per place, part and number of tokens."""
-    done = load(path)
-    groups: dict[tuple[str, Part, int, int], list[Wanted]] = {}
+def train_missing(wanted: Iterable[RequestedRun], path: Path, folder: Path, threads: int | None = None) -> None:
+    """Train and measure the SAEs missing in `path`, with one study per setup, text and number of tokens."""
+    done = load_results(path)
+    groups: dict[tuple[str, TextPart, int, int], list[RequestedRun]] = {}
     for one in wanted:
         if one.key not in done:
             groups.setdefault((one.place, one.part, one.tokens, one.held_out), []).append(one)
     for (name, part, tokens, held_out), members in groups.items():
-        place = places.PLACES[name]
+        place = SETUPS[name]
         if missing := place.missing():
             print(f"{name}: {missing} is not here; {len(members)} SAEs are left out.", flush=True)
             continue
         run = Run(folder / f"{name}-{part}-{tokens}")
         run.folder.mkdir(parents=True, exist_ok=True)
-        tables = places.study(place, part, tokens, series(members), folder, held_out, seeds(members))
+        tables = study_tables(place, part, tokens, series_tables(members), folder, held_out, distinct_seeds(members))
         if threads is not None:
             tables["train"]["threads"] = threads
         study = parse(tables)
         print(f"{name}, {part} text, {tokens:,} tokens: {len(members)} SAEs", flush=True)
         pipeline_run.run_study(study, run, until="evaluate", progress=progress_on())
-        save(path, {one.key: result(one, run) for one in members})
+        save_results(path, {one.key: result_line(one, run) for one in members})
 
 
-def series(members: list[Wanted]) -> list[dict[str, Any]]:
-    """The tables of the series of a study: one per name, options and recipe."""
+def series_tables(members: list[RequestedRun]) -> list[dict[str, Any]]:
+    """Return the series tables of a study: one per name, options and recipe."""
     found: dict[str, dict[str, Any]] = {}
     for one in members:
         table = {"architecture": one.architecture, "name": folder_name(one), "options": json.loads(one.options),
@@ -117,51 +120,53 @@ def series(members: list[Wanted]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def seeds(members: list[Wanted]) -> tuple[int, ...]:
+def distinct_seeds(members: list[RequestedRun]) -> tuple[int, ...]:
     return tuple(sorted({one.seed for one in members}))
 
 
-def folder_name(one: Wanted) -> str:
-    """The series' name within a study: one that says what it was trained with."""
+def folder_name(one: RequestedRun) -> str:
+    """Return the series' name within a study, with a digest of its options and recipe."""
     digest = digest_json([one.options, one.recipe])[:6]
     return one.architecture if one.options == one.recipe == "{}" else f"{one.architecture}-{digest}"
 
 
-def result(one: Wanted, run: Run) -> dict[str, Any]:
-    """What is kept of an SAE."""
-    place = places.PLACES[one.place]
+def result_line(one: RequestedRun, run: Run) -> dict[str, Any]:
+    """Return the line of an SAE's results."""
+    place = SETUPS[one.place]
     key = sae_key(place.site, place.width, folder_name(one), studies.Setting(*one.setting), one.seed, 0)
     evaluation = read_json(run.sae_folder(key).evaluation)
     metrics, errors = evaluation["metrics"], evaluation.get("standard_errors") or {}
     kept = ("l0", "delta_lm_loss", "fvu", "above_10pct", "above_1pct", "dead", "kl", "loss_recovered_zero")
-    found = {name: number(metrics[name]) for name in kept}
+    found = {name: round_to_five_digits(metrics[name]) for name in kept}
     return {
         "key": one.key, "series": one.series, "place": one.place, "part": one.part, "tokens": one.tokens,
         "architecture": one.architecture, "options": json.loads(one.options), "recipe": json.loads(one.recipe),
-        "setting": list(one.setting), "seed": one.seed, **found, "se": number(errors["delta_lm_loss"]),
+        "setting": list(one.setting), "seed": one.seed, **found, "se": round_to_five_digits(errors["delta_lm_loss"]),
         "measured_on": evaluation["text"]["tokens"], "sparsity_coefficient": evaluation["sparsity_coefficient"],
         **{name: evaluation[name] for name in ("converged_after", "health") if name in evaluation},
-        "seconds": round(evaluation["training"]["seconds"], 1), **replicates(one, evaluation),
+        "seconds": round(evaluation["training"]["seconds"], 1), **bootstrap_replicates(one, evaluation),
     }  # fmt: skip
 
 
-def replicates(one: Wanted, evaluation: dict[str, Any]) -> dict[str, Any]:
-    """What intervals are made of: the bootstrap over documents, the same for all SAEs of a place. Final text only."""
+def bootstrap_replicates(one: RequestedRun, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Return the bootstrap replicates over documents, shared by all SAEs of a setup; {} for the development text."""
     if one.part != "final":
         return {}
-    kept = {name: [number(value) for value in evaluation["bootstrap"][name]] for name in BOOTSTRAPPED}
+    kept = {
+        name: [round_to_five_digits(value) for value in evaluation["bootstrap"][name]] for name in BOOTSTRAPPED_METRICS
+    }
     return {"clusters": evaluation["text"]["clusters"], "bootstrap": kept}
 
 
-def number(value: float) -> float:
-    """Five significant digits."""
+def round_to_five_digits(value: float) -> float:
+    """Round to five significant digits."""
     return float(f"{value:.5g}")
 
 
-def page(wanted: list[Wanted], folder: Path) -> Path:
-    """The frontier and the page of SAEs of one place, part and budget that were made here, by their series' names."""
+def write_report(wanted: list[RequestedRun], folder: Path) -> Path:
+    """Write the frontier and the page of SAEs of one setup, text and budget that were trained on this machine."""
     one = wanted[0]
-    place, run = places.PLACES[one.place], Run(folder / f"{one.place}-{one.part}-{one.tokens}")
+    place, run = SETUPS[one.place], Run(folder / f"{one.place}-{one.part}-{one.tokens}")
     evaluations, legends = [], {}
     for each in wanted:
         key = sae_key(place.site, place.width, folder_name(each), Setting(*each.setting), each.seed, 0)
@@ -169,7 +174,7 @@ def page(wanted: list[Wanted], folder: Path) -> Path:
         evaluation["sae"]["series"] = each.series
         evaluations.append({**evaluation, "path": key})
         legends[each.series] = legend(each.series, each.architecture)
-    study = to_toml(parse(places.study(place, one.part, one.tokens, series(wanted), folder, one.held_out)))
+    study = to_toml(parse(study_tables(place, one.part, one.tokens, series_tables(wanted), folder, one.held_out)))
     target = Run.create(folder / f"{one.place}-{one.part}-{one.tokens}-page", study)
     text = {"source": place.texts[one.part], "train_tokens": one.tokens, "held_out_tokens": one.held_out}
     built = frontier.build(

@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
-
-from jumpahead.errors import StudyError
 
 if TYPE_CHECKING:
     from jumpahead.activations.config import ActivationsConfig
@@ -77,7 +75,7 @@ class Activations(ABC):
     ) -> Activations:
         """Return the activations that a study asks for; `folder` is where an origin stores them, if it does.
 
-        `lm` and `contexts` are given if the origin `needs_lm`. Raises StudyError for an unknown option.
+        `lm` and `contexts` are given if the origin `needs_lm`.
         """
 
     @abstractmethod
@@ -129,14 +127,8 @@ def concatenate_groups(parts: Iterable[Mapping[str, Tensor]], total: int) -> dic
 
 
 def parse_options(origin: type[Activations], config: ActivationsConfig) -> OriginOptions:
-    """Return the validated options of an origin. Raises StudyError, naming the key, if one is unknown or invalid."""
-    try:
-        return origin.Options.model_validate(config.options)
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(origin.Options.model_fields) or "none"
-        raise StudyError(f"activations.options.{key}: {first['msg']}; '{config.origin}' knows {known}.") from exc
+    """Return the options of an origin. Those of a study are validated when it is loaded (study/resolve.py)."""
+    return origin.Options.model_validate(config.options)
 
 
 def find_non_finite(rows: Mapping[str, Tensor]) -> tuple[str, int] | None:

@@ -1,4 +1,4 @@
-"""Scale and mean of activations, which define the unit that SAEs are trained in: x ← (x − μ)/C."""
+"""Scale and mean of activations. The scale defines the unit that SAEs are trained in: x ← x/C, so that E‖x‖² = 1."""
 
 from __future__ import annotations
 

@@ -137,7 +137,8 @@ class EfficiencyBenchmark:
         step_seconds = self.measured_over_estimated[method] * case.estimated_seconds(method)
         expected = (WARM_UP_STEPS + 2 * rounds) * step_seconds
         if expected > max(self.seconds_left(), 0.0):
-            return f"would take about {format_duration(max(expected, 1.0))}, --seconds leaves {format_duration(self.seconds_left())}"
+            left = format_duration(self.seconds_left())
+            return f"would take about {format_duration(max(expected, 1.0))}, --seconds leaves {left}"
         return None
 
     def _skip(self, case: BenchmarkCase, method: str, reason: str) -> None:

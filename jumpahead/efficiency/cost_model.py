@@ -101,7 +101,7 @@ def rows_bytes(s: StepSize) -> float:
     return BYTES_PER_NUMBER * 8.0 * s.touched * s.d
 
 
-def state_bytes(s: Step, moments: int) -> float:
+def state_bytes(s: StepSize, moments: int) -> float:
     """Return 4·2Md·(1 + moments): the bytes of both matrices and of their Adam moments (1 or 2)."""
     return BYTES_PER_NUMBER * 2.0 * s.width * s.d * (1 + moments)
 

@@ -6,6 +6,7 @@ intervals overlap. The page's question form takes differences replicate by repli
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jumpahead.formatting import format_list, typeset_exact, typeset_number, typeset_percent
@@ -55,7 +56,7 @@ def findings(panel: Panel) -> list[Finding]:
     return found
 
 
-def typical_entry(entries: list[Json]) -> Json | None:
+def typical_entry(entries: Sequence[Json]) -> Json | None:
     """Return the entry of a matched table that most series reach, of several the middle one; None below two series."""
     reached = [sum(row["limit"] is None for row in entry["rows"]) for entry in entries]
     if not reached or max(reached) < 2:

@@ -21,7 +21,7 @@ class PageContext(NamedTuple):
     """Name of a series → its index in legends and tables."""
     titles: dict[str, str]
     """Name of a series → its title. Untrusted text."""
-    metrics: dict[str, Json]
+    metrics: Mapping[str, Json]
     """Key of a metric → its declaration in frontier.json, in the order of tables."""
     level: str
     """Of intervals: `95 %`."""

@@ -21,11 +21,7 @@ def panel_view(panel: Panel) -> dict[str, Any]:
         "fidelity": panel.fidelity_name,
         "has_loss": panel.fidelity == "delta_lm_loss",
         "marks": _marks(panel),
-        "targets": [
-            {"key": key, "name": one["name"]}
-            for key, one in context.metrics.items()
-            if one["is_target"] and _is_measured(panel, key)
-        ],
+        "targets": _targets(panel),
         "id": f"panel-{panel.number}",
         "title": f"{panel.json['site']}, {width:,} features",
         "subtitle": f"{typeset_exact(round(width / d, 2))} × the activation’s width of {d:,}",
@@ -45,6 +41,14 @@ def panel_view(panel: Panel) -> dict[str, Any]:
         "histograms": _histograms(panel),
         "notes": _notes(panel),
     }
+
+
+def _targets(panel: Panel) -> list[dict[str, str]]:
+    """Return the metrics that one can ask by, the panel's fidelity first."""
+    declared = panel.context.metrics
+    keys = [key for key, one in declared.items() if one["is_target"] and _is_measured(panel, key)]
+    keys.sort(key=lambda key: key != panel.fidelity)
+    return [{"key": key, "name": declared[key]["name"]} for key in keys]
 
 
 def _is_measured(panel: Panel, key: str) -> bool:

@@ -61,11 +61,10 @@ def field_docstrings(kind: type[Any]) -> dict[str, str]:
             continue
         body = ast.parse(textwrap.dedent(source)).body
         statements = body[0].body if body and isinstance(body[0], ast.ClassDef) else []
-        for field, text in pairwise(statements):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-                if is_text and isinstance(text.value.value, str):
-                    found[field.target.id] = inspect.cleandoc(text.value.value)
+        for pair in pairwise(statements):
+            match pair:
+                case ast.AnnAssign(target=ast.Name(id=field)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[field] = inspect.cleandoc(text)
     return found
 
 

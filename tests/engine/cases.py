@@ -130,6 +130,14 @@ def one_per_architecture(kind: str | None = None) -> list[Case]:
     return list(found.values())
 
 
+def one_per_options() -> list[Case]:
+    """Return the first case of each architecture with each of its options, whatever the recipe and the setting."""
+    found: dict[str, Case] = {}
+    for case in CASES:
+        found.setdefault(f"{case.architecture} {case.options}", case)
+    return list(found.values())
+
+
 def layer(name: str) -> Kernels:
     """Return a new kernel layer, with initial buffer sizes."""
     return kernel_layer(name)

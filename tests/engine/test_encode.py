@@ -8,9 +8,9 @@ import torch
 from jumpahead import engine
 from jumpahead.engine import SparseFeatures
 from jumpahead.sae.saved import SAE
-from tests.engine.cases import CASES, LAYERS, activations, layer, random_state
+from tests.engine.cases import CASES, LAYERS, activations, layer, one_per_options, random_state
 
-cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
+cases = pytest.mark.parametrize("case", one_per_options(), ids=lambda case: case.label)
 layers = pytest.mark.parametrize("name", LAYERS)
 C, D, WIDTH = 17.3, 18, 90
 

@@ -36,6 +36,7 @@ from tests.engine.cases import (
     in_dtype,
     layer,
     one_per_architecture,
+    one_per_options,
     random_state,
     standard_normal,
     untrained_state,
@@ -61,6 +62,7 @@ def path(request, monkeypatch):
 
 
 architectures = pytest.mark.parametrize("case", one_per_architecture(), ids=lambda case: case.architecture)
+option_sets = pytest.mark.parametrize("case", one_per_options(), ids=lambda case: case.label)
 
 
 # ---------------------------------------------------------------------------------------------- float64, many steps
@@ -147,7 +149,7 @@ def test_one_step_from_a_random_state_equals_autograd(name, case, shape, seed, b
 
 
 @layers
-@cases
+@option_sets
 def test_an_empty_support_touches_no_row(case, name):
     """No feature fires: only b_dec moves, θ if ε > 2θ, and what revives dead features."""
     state = random_state(case, 5, 21, seed=4, bias=-100.0, adam_epsilon=1.0)
@@ -207,7 +209,7 @@ def test_auxk_with_fewer_dead_features_than_k_aux(name):
 
 
 @layers
-@cases
+@option_sets
 def test_every_rule_call_gets_the_counts_of_the_whole_batch(case, name, path, monkeypatch):
     """The support and every dense block get the same counts, complete before the first call."""
     state = random_state(case, 7, 60, seed=5)
@@ -233,7 +235,7 @@ def test_every_rule_call_gets_the_counts_of_the_whole_batch(case, name, path, mo
 
 
 @layers
-@cases
+@option_sets
 def test_dense_products_select_the_same_entries_as_the_support(case, name, monkeypatch):
     """In float32, with bounds equal to values of entries: the same entries, and the same step up to rounding."""
     d, width, tokens = 32, 256, 96

@@ -11,7 +11,17 @@ from jumpahead.engine import StepDiagnostics, dense_features, initial_state, tra
 from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.gradients import StepInputs
 from jumpahead.sae.recipe import Setting
-from tests.engine.cases import CASES, LAYERS, activations, assert_same_bytes, clone, layer, quick_recipe, random_state
+from tests.engine.cases import (
+    CASES,
+    LAYERS,
+    activations,
+    assert_same_bytes,
+    clone,
+    layer,
+    one_per_options,
+    quick_recipe,
+    random_state,
+)
 
 B, D, M = 60, 8, 40
 PATHS = {
@@ -124,7 +134,7 @@ def test_sparsity_gradient_ratio_equals_dense_autograd(case, name, path):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
+@pytest.mark.parametrize("case", one_per_options(), ids=lambda case: case.label)
 def test_observing_a_step_changes_no_byte(case, name, path):
     observed = random_state(case, D, M, 6, torch.float32)
     unobserved = clone(observed)

@@ -9,11 +9,11 @@ from jumpahead.engine.state import make_step_inputs
 from jumpahead.engine.supports import PADDING, Support, trim_support
 from jumpahead.sae.gradients import Counts
 from jumpahead.sae.support import DEAD, MAIN, Above, Entries
-from tests.engine.cases import CASES, random_state, standard_normal
+from tests.engine.cases import one_per_options, random_state, standard_normal
 
 
 @pytest.mark.parametrize("part", [None, 0, MAIN, MAIN | DEAD])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
+@pytest.mark.parametrize("case", one_per_options(), ids=lambda case: case.label)
 def test_padding_has_no_value_no_penalty_and_no_gradient(case, part):
     state = random_state(case, 6, 30, seed=3, dtype=torch.float32)
     state.params |= {name: 3 * tensor for name, tensor in state.params.items() if name == "r_mag"}  # a scale far from 1

@@ -104,7 +104,7 @@ def test_evaluation_time_is_split_into_a_shared_part_and_one_per_sae(monkeypatch
 
 
 def test_whole_blocks_are_read():
-    """45 steps of 64 are 2,880 rows: two blocks of 1,500 per stream, after 200 and 2,880 for scale and initialisation."""
+    """45 steps of 64 are 2,880 rows: two blocks of 1,500 per stream, and 200 + 2,880 for scale and start."""
     study = parse({
         "name": "x", "sae": {"width": 9}, "train": {"tokens": 2_900, "batch": 64}, "stream": {"seed": [1, 2]},
         "activations": {"scale_rows": 200}, "series": [{"architecture": "topk", "k": 3}],

@@ -20,6 +20,7 @@ from jumpahead.engine.kernels.torch.layer import TorchKernels
 from jumpahead.errors import DataError, SiteError
 from jumpahead.formatting import format_bytes
 from jumpahead.lm.fingerprint import dtype_choice_digest
+from jumpahead.lm.model_shape import read_model_shape
 from jumpahead.pipeline.run import harvest_activations
 from jumpahead.planning import plan
 from jumpahead.planning import tokens as token_counting

@@ -278,7 +278,7 @@ def test_without_a_language_model_everything_is_by_fvu(visit: Any, make: Any) ->
     for key, value in [("fvu", 0.25), ("fvu", 0.45), ("l0", 10), ("above_10pct", 4), ("l0", 100)]:
         assert_agrees(page, data, key, value)
     targets = page.locator("select[name=target] option").evaluate_all("all => all.map((one) => one.value)")
-    assert targets == ["l0", "fvu", "above_10pct", "above_1pct"]
+    assert targets == ["fvu", "l0", "above_10pct", "above_1pct"]
     text = ask(page, "l0", "10")
     assert "JumpReLU has the lowest FVU: 0.279. Gated has 0.0699" in text
     assert "JumpReLU needs the fewest active features" in ask(page, "fvu", "0.3")
@@ -287,7 +287,7 @@ def test_without_a_language_model_everything_is_by_fvu(visit: Any, make: Any) ->
     assert "FVU is lowest for JumpReLU" in shown
     assert "delta" not in shown.lower()
     assert of_text(page) == []
-    assert "Share of features firing on more than 10 % of rows, against FVU" in page.content()
+    assert "Share of features active on more than 10 % of rows, against FVU" in page.content()
     hover = page.evaluate("[...document.querySelector('[data-plot=fvu]').data[0].hovertext][0]")
     assert "FVU 0.4" in hover
     assert "delta" not in hover

@@ -264,3 +264,16 @@ def test_every_key_has_a_description():
                 pending.append(table)
             else:
                 assert field.description, f"{model.__name__}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("origin", "options", "message"),
+    [
+        ("shards", "shard_mb = 3", "there is no key 'activations.options.shard_mb'. Did you mean 'shard_mib'?"),
+        ("live", "x = 3", "there is no key 'activations.options.x'. There are no options."),
+        ("synthetic", "l0 = -2", "'activations.options.l0' must be greater than 0, not -2."),
+    ],
+)
+def test_wrong_options_of_an_origin_are_named(tmp_path: Path, origin: str, options: str, message: str):
+    text = f"{SMALL}\n[activations]\norigin = '{origin}'\noptions = {{ {options} }}\n"
+    assert error(tmp_path, text) == f"small.toml: {message}"

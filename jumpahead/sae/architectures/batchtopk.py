@@ -71,9 +71,9 @@ class BatchTopK(WithAuxK):
     def reinitialise_features(self, params: Params, features: Tensor, thresholds: Tensor) -> None:
         params["b_enc"][features] = params["threshold"][features] - thresholds
 
-    def update_inference_threshold(self, params: Params, least: Number, lr: float) -> None:
+    def update_inference_threshold(self, params: Params, smallest: Number, lr: float) -> None:
         rate = RATE * min(1.0, lr / self.recipe.lr)
-        params["threshold"] += rate * (least - params["threshold"])
+        params["threshold"] += rate * (smallest - params["threshold"])
 
     def fold_vectors(self, params: Params, scale: float, norms: Tensor) -> Params:
         return super().fold_vectors(params, scale, norms) | {"threshold": scale * params["threshold"].double()}

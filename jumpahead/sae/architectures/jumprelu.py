@@ -141,7 +141,7 @@ class JumpReLU(WithThreshold):
             return coefficient
         return coefficient * (1 + counts.fired * (2 / (counts.tokens * self.options.frequency_scale)))
 
-    def penalty(self, charge: Number, counts: Counts, step_inputs: StepInputs) -> Number:
+    def penalty(self, sparsity_sum: Number, counts: Counts, step_inputs: StepInputs) -> Number:
         l0 = self.requested_l0(step_inputs)
         if self.options.target == "token":
             assert counts.active is not None

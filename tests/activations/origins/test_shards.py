@@ -13,7 +13,7 @@ from jumpahead.activations.origins.live import Live
 from jumpahead.activations.origins.shards import Shards
 from jumpahead.activations.shard_writer import write_shards
 from jumpahead.activations.stream import Stream
-from jumpahead.errors import ArtefactError, StudyError
+from jumpahead.errors import ArtefactError
 from jumpahead.text.documents import is_held_out
 from jumpahead.text.source import Document
 from jumpahead.text.tokenize import tokenize
@@ -123,17 +123,3 @@ def test_written_activations_can_be_opened_without_a_model(lm_of, contexts, tmp_
     assert all(torch.equal(x, opened.rows(1)[site]) for site, x in again.rows(1).items())
     with pytest.raises(ArtefactError, match="does not exist"):
         ORIGINS.get("shards").open(config, folder=tmp_path / "empty")
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "says"),
-    [
-        ("shards", {"shard_mb": 3}, r"activations\.options\.shard_mb: .*'shards' knows shard_mib"),
-        ("live", {"x": 3}, r"activations\.options\.x: .*'live' knows none"),
-        ("synthetic", {"l0": -2}, r"activations\.options\.l0: .*greater than 0"),
-    ],
-)
-def test_the_error_for_an_unknown_option_names_it(name, options, says, lm_of, contexts, tmp_path):
-    config = ActivationsConfig(origin=name, options=options)
-    with pytest.raises(StudyError, match=says):
-        ORIGINS.get(name).open(config, lm=lm_of("neox"), contexts=contexts, folder=tmp_path)

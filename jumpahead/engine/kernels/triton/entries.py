@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import triton  # pyright: ignore[reportMissingImports] — not installed with jumpahead
 from torch import Tensor
 
 from jumpahead.engine.kernels.triton import screen
+from jumpahead.engine.kernels.triton.launch import ceil_div
 from jumpahead.engine.supports import PADDING, Support
 
 
@@ -25,13 +25,13 @@ class BufferedEntries(NamedTuple):
     """[capacity] π."""
 
     @property
-    def count(self) -> Tensor:
+    def num_entries(self) -> Tensor:
         """Return the number of entries, [1] int64."""
         return self.colptr[-1:]
 
     def is_used(self) -> Tensor:
         """Return which slots hold an entry, bool [capacity]."""
-        return torch.arange(len(self.token), device=self.token.device) < self.count
+        return torch.arange(len(self.token), device=self.token.device) < self.num_entries
 
 
 def keep_entries(
@@ -43,8 +43,8 @@ def keep_entries(
     token, feature = torch.zeros_like(entries.token), torch.zeros_like(entries.feature)
     pre, out_part = torch.full_like(entries.pre, PADDING), None if part is None else torch.zeros_like(part)
     if len(keep):
-        screen.compact[(triton.cdiv(len(keep), 1024),)](
-            keep.view(torch.uint8), positions, entries.count, entries.token, entries.feature, entries.pre,
+        screen.compact[(ceil_div(len(keep), 1024),)](
+            keep.view(torch.uint8), positions, entries.num_entries, entries.token, entries.feature, entries.pre,
             entries.token if part is None else part, token, feature, pre, token if out_part is None else out_part,
             PART=part is not None, TILE=1024,
         )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import triton  # pyright: ignore[reportMissingImports] — not installed with jumpahead
 from torch import Tensor, bfloat16, int16
 
 
@@ -17,13 +16,18 @@ def optional_int16(tensor: Tensor | None) -> Tensor | None:
 
 
 def bf16_store_bytes(bf16: Tensor | None) -> int:
-    """Return the bytes that a thread stores at once of a bfloat16 row: 8 if rows are 8-byte aligned, else 2; 0 for None."""
+    """Return the bytes of a bfloat16 row that a thread stores at once: 8 if rows are aligned to it, else 2; 0 for None."""
     return 0 if bf16 is None else 8 if bf16.shape[1] % 4 == 0 else 2
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Return a / b, rounded up."""
+    return -(-a // b)
 
 
 def next_power_of_two(n: int) -> int:
     """Return the smallest power of two that is at least n, and at least 1."""
-    return triton.next_power_of_2(max(1, n))
+    return 1 << (max(1, n) - 1).bit_length()
 
 
 def warps_for(elements: int) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any, final
 
 import torch
-import triton  # pyright: ignore[reportMissingImports] — not installed with jumpahead
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -27,7 +26,13 @@ from jumpahead.engine.interface import (
 from jumpahead.engine.kernels.base import MAX_RELATIVE_ROUNDING, DefaultKernels
 from jumpahead.engine.kernels.triton import screen, sparse_ops
 from jumpahead.engine.kernels.triton.entries import to_support
-from jumpahead.engine.kernels.triton.launch import bf16_store_bytes, next_power_of_two, optional_int16, warps_for
+from jumpahead.engine.kernels.triton.launch import (
+    bf16_store_bytes,
+    ceil_div,
+    next_power_of_two,
+    optional_int16,
+    warps_for,
+)
 from jumpahead.engine.kernels.triton.selection import (
     full_precision,
     raise_to_kth_largest,
@@ -166,7 +171,7 @@ class TritonKernels(DefaultKernels):
 
     def write_exact(self, pre: Tensor, unsure: Tensor, group: Tensor, x: Tensor, w_enc: Tensor, b_enc: Tensor) -> None:
         tile = 32
-        screen.write_exact[(len(pre), triton.cdiv(pre.shape[1], tile))](
+        screen.write_exact[(len(pre), ceil_div(pre.shape[1], tile))](
             pre, unsure.view(torch.uint8), group, x, w_enc, b_enc, pre.shape[1], x.shape[1],
             TILE=tile, BLOCK=min(128, next_power_of_two(x.shape[1])),
         )  # fmt: skip
@@ -188,11 +193,11 @@ class TritonKernels(DefaultKernels):
     ) -> Residual:
         out, d = torch.empty_like(target, memory_format=torch.contiguous_format), target.shape[1]
         block = min(1024, next_power_of_two(d))
-        squares = torch.zeros(len(out), triton.cdiv(d, block), dtype=torch.float64, device=self.device)
+        squares = torch.zeros(len(out), ceil_div(d, block), dtype=torch.float64, device=self.device)
         if len(out):
             entries = max(1, 4096 // block) if block < 1024 else 4
             entries = min(16, entries)
-            sparse_ops.decode[(len(out), triton.cdiv(d, block))](
+            sparse_ops.decode[(len(out), ceil_div(d, block))](
                 support.indptr, support.order, support.feature, values, w_dec, bias, target.contiguous(), out, squares,
                 d, SIGN=sign, ENTRIES=entries, BLOCK=block, num_warps=warps_for(block * entries),
             )  # fmt: skip
@@ -207,7 +212,7 @@ class TritonKernels(DefaultKernels):
     def _sum_segments(self, starts: Tensor, vector: Tensor) -> Tensor:
         """Return the sums of vector[starts[j] : starts[j + 1]], [len(starts) − 1]."""
         out = torch.empty(len(starts) - 1, dtype=vector.dtype, device=self.device)
-        sparse_ops.sum_segments[(triton.cdiv(len(out), 8),)](
+        sparse_ops.sum_segments[(ceil_div(len(out), 8),)](
             starts, vector.contiguous(), out, len(out), SEGMENTS=8, TILE=32, num_warps=2
         )
         return out
@@ -232,7 +237,7 @@ class TritonKernels(DefaultKernels):
         }  # fmt: skip
         row_state, row_options = self._row_state(update, state, adam)
         is_valid = self._always_valid if update.is_valid is None else update.is_valid
-        programs = triton.cdiv(width, FEATURES_PER_PROGRAM)
+        programs = ceil_div(width, FEATURES_PER_PROGRAM)
         features, numbers = self._pieces(support.colptr, len(support.pre))
         pieces = len(features)
         input_gradient = torch.empty(programs + pieces, d, dtype=dtype, device=self.device)

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-import triton  # pyright: ignore[reportMissingImports] — not installed with jumpahead
 from torch import Tensor
 
 from jumpahead.engine.canonical import topk_per_token
@@ -22,7 +21,7 @@ from jumpahead.engine.interface import CentredInput, EncoderWeights
 from jumpahead.engine.kernels.base import cutoffs_above, encoder_error_slope
 from jumpahead.engine.kernels.triton import screen
 from jumpahead.engine.kernels.triton.entries import BufferedEntries, keep_entries
-from jumpahead.engine.kernels.triton.launch import as_int16, next_power_of_two
+from jumpahead.engine.kernels.triton.launch import as_int16, ceil_div, next_power_of_two
 from jumpahead.engine.supports import PADDING
 from jumpahead.sae.support import DEAD, MAIN, Largest, LargestOfBatch
 
@@ -59,7 +58,7 @@ def select_above(
     tokens = len(x.x)
     bitmap, tile = _new_bitmap(len(lower), tokens, lower.device)
     for start, block in product_blocks(x, encoder):
-        screen.mark_above[(triton.cdiv(len(block), MARKED_FEATURES),)](
+        screen.mark_above[(ceil_div(len(block), MARKED_FEATURES),)](
             block, cutoff[start:], error_slope[start:], x.norms, bitmap[start:], len(block), tokens, bitmap.shape[1],
             FEATURES=MARKED_FEATURES, TILE=tile,
         )  # fmt: skip
@@ -131,7 +130,7 @@ def _mark_topk(
                 for k, of_dead in searches
             ]  # fmt: skip
         for start, block in blocks:
-            screen.mark_topk[(triton.cdiv(len(block), MARKED_FEATURES),)](
+            screen.mark_topk[(ceil_div(len(block), MARKED_FEATURES),)](
                 block, dead[start:], output_rounding, *[bound[start:] for bound in bounds], part.norms, minimums[0],
                 minimums[-1], bitmap[start:, first // 32 :], len(block), n, bitmap.shape[1],
                 DEAD=has_dead, FEATURES=MARKED_FEATURES, TILE=tile,
@@ -156,7 +155,7 @@ def product_blocks(x: CentredInput, encoder: EncoderWeights, out: Tensor | None 
 def _new_bitmap(width: int, tokens: int, device: torch.device) -> tuple[Tensor, int]:
     """Return an uninitialised bitmap, [M, at least B / 32] int32, and the tokens per tile of the screening kernels."""
     tile = max(32, min(MAX_TILE, next_power_of_two(tokens)))
-    return torch.empty(width, triton.cdiv(tokens, tile) * tile // 32, dtype=torch.int32, device=device), tile
+    return torch.empty(width, ceil_div(tokens, tile) * tile // 32, dtype=torch.int32, device=device), tile
 
 
 def _marked_entries(
@@ -166,13 +165,13 @@ def _marked_entries(
     (width, stride), device = bitmap.shape, bitmap.device
     counts = torch.zeros(width + 1, dtype=torch.int64, device=device)
     options = {"FEATURES": 8, "TILE": min(128, next_power_of_two(stride))}
-    screen.count_marks[(triton.cdiv(width, 8),)](bitmap, counts[1:], width, stride, **options)
+    screen.count_marks[(ceil_div(width, 8),)](bitmap, counts[1:], width, stride, **options)
     colptr = counts.cumsum(0)
     token, feature = (torch.zeros(capacity, dtype=torch.int32, device=device) for _ in range(2))
-    screen.write_marks[(triton.cdiv(width, 8),)](bitmap, colptr, token, feature, width, stride, capacity, **options)
+    screen.write_marks[(ceil_div(width, 8),)](bitmap, colptr, token, feature, width, stride, capacity, **options)
     pre = torch.full((capacity,), PADDING, dtype=x.x.dtype, device=device)
     entries = BufferedEntries(colptr.clamp_max(capacity), token, feature, pre)
-    write_canonical(x.x, encoder.w_enc, b_enc, token, feature, entries.count, pre)
+    write_canonical(x.x, encoder.w_enc, b_enc, token, feature, entries.num_entries, pre)
     return entries, colptr[-1:].clone()
 
 
@@ -181,7 +180,7 @@ def write_canonical(
 ) -> None:
     """Write the canonical π of the first `count` ([1] int64) entries to `pre`."""
     if len(pre):
-        screen.canonical_preactivations[(triton.cdiv(len(pre), 16),)](
+        screen.canonical_preactivations[(ceil_div(len(pre), 16),)](
             x, w_enc, b_enc, token, feature, count, pre, x.shape[1],
             ENTRIES=16, BLOCK=min(128, next_power_of_two(x.shape[1])),
         )  # fmt: skip
@@ -204,7 +203,7 @@ def kth_largest_minimums(
     while groups < MIN_GROUPS_PER_K * k:
         groups *= 2
     maxima = torch.empty(groups, tokens, dtype=x_norms.dtype, device=x_norms.device)
-    screen.group_maxima[(groups // 16, triton.cdiv(tokens, 128))](
+    screen.group_maxima[(groups // 16, ceil_div(tokens, 128))](
         product, members, *bounds, x_norms, maxima, width, tokens, groups,
         MEMBERS=members is not None, GROUPS=16, TILE=128,
     )  # fmt: skip
@@ -216,7 +215,7 @@ def raise_to_kth_largest(values: Tensor, k: int, low: Tensor) -> Tensor:
     """Raise low [B] to a lower bound of the k-th largest of each column of values [rows, B]; return an upper bound."""
     high, (rows, tokens) = torch.empty_like(low), values.shape
     if tokens:
-        screen.kth_largest_bounds[(triton.cdiv(tokens, 32),)](
+        screen.kth_largest_bounds[(ceil_div(tokens, 32),)](
             values.contiguous(), low, high, k, rows, tokens,
             STEPS=BISECTIONS, ROWS=min(128, next_power_of_two(rows)), TILE=32,
         )  # fmt: skip

@@ -17,7 +17,7 @@ from typing import Any, cast
 import triton  # pyright: ignore[reportMissingImports] — not installed with jumpahead: it comes with torch on a GPU
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
-jit = cast("Callable[..., Any]", triton.jit)
+jit = cast("Callable[..., Any]", triton.jit)  # pyright: ignore[reportAttributeAccessIssue]
 """Type checkers do not know the launch syntax of jitted functions."""
 
 
