@@ -182,7 +182,7 @@ def test_many_dead_features() -> None:
     lines = log([6.0] * 100, 0.5, measured=GOOD)
     before = "50 % of the 200 features are dead at the end of training, and no fewer than a fifth before: "
     assert said(lines) == f"{before}lower sae.width, or lower lambda."
-    assert said(lines, "l0", 6.0) == f"{before}lower sae.width, or ask for a larger L0."
+    assert said(lines, "l0", 6.0) == f"{before}lower sae.width, or request a larger L0."
     for line in lines[:80]:
         line["dead"] = 120
     assert said(lines) == (

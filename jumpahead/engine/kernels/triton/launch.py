@@ -16,7 +16,7 @@ def optional_int16(tensor: Tensor | None) -> Tensor | None:
 
 
 def bf16_store_bytes(bf16: Tensor | None) -> int:
-    """Return the bytes of a bfloat16 row that a thread stores at once: 8 if rows are aligned to it, else 2; 0 for None."""
+    """Return the bytes of a row that a thread stores at once: 8 if rows are 8-byte aligned, else 2; 0 for None."""
     return 0 if bf16 is None else 8 if bf16.shape[1] % 4 == 0 else 2
 
 
