@@ -1,4 +1,4 @@
-.PHONY: help setup demo test lint types unit test-readme test-triton test-wheel test-gpu bench-gpu bench-peers bench-disk bench-sparsity clean
+.PHONY: help setup demo test lint types unit test-readme test-triton test-wheel test-gpu bench-gpu bench-peers bench-disk bench-sparsity reference clean
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
@@ -82,6 +82,9 @@ bench-sparsity: setup  ## tuning runs, and the table of requested L0; ARGS=tune,
 	$(call install,.venv-peers,-r benchmarks/peers-requirements.txt -e .)
 	$(PEERS)/python -c 'import torchvision' 2>/dev/null || $(PEERS)/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
+
+reference: setup  ## docs/study-reference.md and its JSON Schema anew, from the field docstrings
+	$(BIN)/python -m tools.study_reference
 
 clean:  ## remove what the commands above made
 	rm -rf .venv .venv-* build runs .pytest_cache .ruff_cache .hypothesis

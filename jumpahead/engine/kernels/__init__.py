@@ -29,6 +29,7 @@ def kernel_layer(name: str | None = None, device: Device | str = "cpu", *, is_as
         from jumpahead.engine.kernels.triton import TritonKernels
 
         return TritonKernels(device, is_async=is_async)
+    assert name == "numba", f"there is no kernel layer '{name}'"
     from jumpahead.engine.kernels.numba import NumbaKernels
 
     return NumbaKernels()

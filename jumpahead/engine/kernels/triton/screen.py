@@ -54,7 +54,7 @@ def mark_above(product, cutoffs, error_slopes, x_norms, bitmap, features, tokens
         i, word_index = _token_grid(first, TILE), first // 32 + tl.arange(0, TILE // 32)
         inside = i < tokens
         norm = tl.load(x_norms + i, mask=inside, other=0.0)
-        for f in tl.static_range(FEATURES):
+        for f in tl.static_range(FEATURES):  # pyright: ignore[reportGeneralTypeIssues]
             c = start + f
             is_feature = c < features
             valid = i < tokens * is_feature.to(tl.int32)
@@ -145,7 +145,7 @@ def mark_topk(product, members, output_rounding, bias, bias_error, error_slopes,
         dead_minimum = minimum
         if DEAD:
             dead_minimum = tl.load(dead_minimums + i, mask=inside, other=float("inf"))
-        for f in tl.static_range(FEATURES):
+        for f in tl.static_range(FEATURES):  # pyright: ignore[reportGeneralTypeIssues]
             c = start + f
             is_feature = c < features
             valid = i < tokens * is_feature.to(tl.int32)

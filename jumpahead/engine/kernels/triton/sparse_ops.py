@@ -153,12 +153,12 @@ def _gradient_rows(start, n, row, c, token, x, constant, slopes, values, residua
         if CONSTANT:
             d_pre = tl.load(constant + position)
         has_gradient = d_pre != 0
-        for r in tl.static_range(PARTS):
+        for r in tl.static_range(PARTS):  # pyright: ignore[reportGeneralTypeIssues]
             has_gradient = has_gradient | (tl.load(slopes[r] + position) != 0)
         length = d * has_gradient.to(tl.int32)
         x_row = tl.load(x + offset, mask=c < length, other=0.0)  # loaded together with the residuals
         touched = n < 0
-        for r in tl.static_range(PARTS):
+        for r in tl.static_range(PARTS):  # pyright: ignore[reportGeneralTypeIssues]
             d_pre, g_dec, touched = _add_reconstruction(
                 position, offset, c, row, slopes[r], values[r], residuals[r], tl.load(scales + r), projections[r],
                 d_pre, g_dec, touched, d, r < LIVE, (MAY_SKIP >> r) % 2 == 1,
