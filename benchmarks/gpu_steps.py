@@ -23,7 +23,7 @@ from jumpahead.engine import Kernels, State, kernel_layer, state_from_params, sy
 from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.architectures.batchtopk import BatchTopK
 from jumpahead.sae.gradients import StepInputs
-from jumpahead.sae.parameters import quantile_for_l0
+from jumpahead.sae.parameters import threshold_for_l0
 from jumpahead.sae.recipe import Setting, Shape, TrainConfig
 
 
@@ -66,7 +66,7 @@ class GPUSteps:
         sample = data.batches[0][:256].to(dtype)
         state = state_from_params(arch, params_at_dictionary(arch, data.dictionary, sample), sample)
         pre = sample @ state.params["W_enc"].T
-        bound = 0.9999 * quantile_for_l0(pre, l0)  # no entry equals it
+        bound = 0.9999 * threshold_for_l0(pre, l0)  # no entry equals it
         everyone = torch.arange(size.width, device=self.device)
         if isinstance(arch, BatchTopK):
             state.params["threshold"].fill_(bound)

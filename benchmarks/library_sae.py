@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from jumpahead.sae.parameters import quantile_for_l0
+from jumpahead.sae.parameters import threshold_for_l0
 
 COMPARED_ARCHITECTURES = ("jumprelu", "topk", "gated")
 
@@ -59,7 +59,7 @@ def starting_point(dictionary: Tensor, sample: Tensor, tokens: int, l0: int, dea
         mask = torch.zeros(width, dtype=torch.bool)
         mask[torch.randperm(width, generator=torch.Generator().manual_seed(1))[: round(dead * width)]] = True
         w_enc[mask] *= 0.05
-    threshold = quantile_for_l0((sample - b_dec) @ w_enc.T, l0)
+    threshold = threshold_for_l0((sample - b_dec) @ w_enc.T, l0)
     return StartingPoint(w_enc, dictionary.clone(), b_dec, threshold, l0, tokens, sample, mask)
 
 

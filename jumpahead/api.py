@@ -175,7 +175,7 @@ def train_on(
     from jumpahead.activations.held_out_groups import rows_for_tokens
     from jumpahead.activations.tensor_writer import write_iterator
     from jumpahead.pipeline.run import run_study
-    from jumpahead.progress import progress_on
+    from jumpahead.progress import make_progress
     from jumpahead.storage.run_folder import Run
     from jumpahead.study.load import parse
     from jumpahead.study.save import to_toml
@@ -190,14 +190,20 @@ def train_on(
     study = parse({"name": name, **raw, "series": [dict(one) for one in series]}, "train_on")
     if rows is not None and rows < 1:
         raise StudyError(f"train_on: rows must be at least 1, not {rows}.")
-    target, progress = Run(out), progress or progress_on()
+    target, progress = Run(out), progress or make_progress()
     with target.session(to_toml(study)):
         if not path:
             batches: Any = tensors() if callable(tensors) else tensors
             num_rows = rows or rows_for_tokens(study.train.tokens, held_out, group)
             dtype = DTYPES[study.activations.dtype]
             write_iterator(
-                batches, target.activations, site=site, rows=num_rows, dtype=dtype, group=group, progress=progress
+                batches,
+                target.activations,
+                site=site,
+                rows=num_rows,
+                dtype=dtype,
+                rows_per_group=group,
+                progress=progress,
             )
         run_study(study, target, progress=progress)
     return target.folder
@@ -242,9 +248,9 @@ def show(run: PathLike) -> None:
 
 def report(run: PathLike) -> Path:
     """Write the page of a run again; return its path."""
-    from jumpahead.report import write
+    from jumpahead.report import write_report
 
-    return write(Path(run))
+    return write_report(Path(run))
 
 
 # ---------------------------------------------------------------------------------------------- this machine
@@ -271,7 +277,7 @@ def efficiency(
     `run`, into the run and onto its page.
     """
     from jumpahead.efficiency import ShapeDefaults, defaults_from_study, shape_grid
-    from jumpahead.progress import progress_on
+    from jumpahead.progress import make_progress
     from jumpahead.storage.json_files import write_json
     from jumpahead.storage.run_folder import Run
 
@@ -283,7 +289,7 @@ def efficiency(
     from jumpahead.training.devices import set_threads
 
     set_threads(threads or defaults.threads)
-    measured = measure(shapes, seconds=seconds, dead=dead, progress=progress or progress_on())
+    measured = measure(shapes, seconds=seconds, dead=dead, progress=progress or make_progress())
     if measured["is_interrupted"]:
         return EfficiencyResult(measured, [])
     saved = [write_json(Path(path), measured) for path in (out, target and target.efficiency) if path]

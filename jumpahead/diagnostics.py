@@ -1,10 +1,10 @@
 """Diagnostics of a finished training, from its log: convergence of L0, and warnings that say what to change.
 
-    lines    those of train.jsonl: `step`, `l0`, `dead` in each; `lambda` if a controller moves it; `health` in some
-             (`engine/step_diagnostics.py` measures them)
+    lines    the lines of train.jsonl: each has `step`, `l0` and `dead`; `lambda` if a controller sets λ; some have
+             `health`, the diagnostics that `engine/step_diagnostics.py` measures
 
-Pure functions of these lines. A warning is one sentence with the numbers it rests on and the setting to change; a
-healthy training has none. No torch, no numpy.
+All functions are pure functions of these lines. A warning is one sentence with the measured numbers and the option to
+change; a healthy training has no warnings. Imports neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -16,49 +16,57 @@ from typing import Any, NamedTuple
 from jumpahead.formatting import TOKENS, SampleUnit, format_number
 
 Line = Mapping[str, Any]
+"""A line of train.jsonl."""
 
 L0_TOLERANCE = 0.03
-"""Accepted relative distance from the requested L0. A mean over 5 % of the lines has a standard error of 1 %."""
+"""Accepted relative deviation from the requested L0. Averages over 5 % of the lines have a standard error of 1 %."""
 SMOOTHING_FRACTION = 20
-"""L0 is averaged over 1/20 of the lines, 5 %."""
+"""L0 is averaged over windows of 1/20 (5 %) of the lines."""
 SMOOTHING_MIN_LINES = 5
-"""Lines to average over at least: the L0 of one batch is off by 2 % and more."""
+"""Minimum number of lines in an averaging window: the L0 of one batch deviates by 2 % or more from the mean."""
 LATE_SHARE = 0.8
-"""Share of training after which convergence of L0 leaves features no time to adapt to it."""
+"""Share of training by which L0 should have converged, so that features have time to adapt."""
 DRIFT_TOLERANCE = 0.05
-"""Relative change of L0 in the last fifth that is accepted if none was requested. Healthy short runs stay below."""
+"""Accepted relative change of L0 in the last fifth of training with a fixed λ. Healthy short runs change less."""
 MAX_PRESSURE = 10.0
-"""Pressure above which L0 no longer follows λ. At convergence it is about 1. From 1.5 to 107, a hundred times the λ
-lowered L0 by a quarter only (JumpReLU, 146 steps, width 1,024)."""
+"""Upper limit of the pressure: the norm of the sparsity term's gradient divided by that of the reconstruction's. Above
+it, L0 no longer follows λ; at convergence it is about 1. When a 100 times larger λ raised the pressure from 1.5 to 107,
+L0 fell by only a quarter (JumpReLU, 146 steps, width 1,024)."""
 MIN_PRESSURE = 0.02
-"""Pressure below which λ has no effect: at 0.009 and 1e-5 the same runs had the same L0 to 0.5 %, at 0.24 not."""
+"""Lower limit of the pressure, below which λ has no effect: runs with pressures 0.009 and 1e-5 had L0 equal to 0.5 %, a
+run with pressure 0.24 had a different L0."""
 MIN_THRESHOLD_TRAVEL = 0.5
-"""Nats of log θ that a run must allow: L0 falls about with the third power of θ, so this is a factor of 4 in L0."""
+"""Minimum distance, in nats, that log θ must be able to move in a run: L0 falls about as θ⁻³, so 0.5 nats change L0 by
+a factor of 4."""
 MAX_DEAD_SHARE = 0.3
-"""Share of dead features above which a warning is due."""
+"""Share of dead features above which a warning is given."""
 
 
 class Diagnostic(NamedTuple):
-    """The declaration of one diagnostic."""
+    """The metadata of one diagnostic: its key, unit and description."""
 
     key: str
-    """Its name in the log."""
+    """Key of the diagnostic in `health` of the log."""
     short: str
-    """Heading of its column."""
+    """Column heading in tables."""
     unit: str
-    """`share` for shares of 1, shown as percentages."""
+    """Unit of the value; `share` for fractions, which tables show as percentages."""
     meaning: str
-    """A sentence; `{unit.plural}` is replaced by tokens or rows."""
+    """Description in one sentence; `{unit.plural}` in it is replaced by `tokens` or `rows`."""
 
     def declaration(self, unit: SampleUnit) -> dict[str, str]:
-        """Return the fields for JSON, with the name of the unit filled in."""
+        """Return the metadata as a dict for JSON.
+
+        unit: names the samples (tokens or rows) in the description.
+        """
         return self._asdict() | {"meaning": self.meaning.format(unit=unit)}
 
 
 DIAGNOSTICS = (
     Diagnostic("lambda", "λ", "", "The weight of the sparsity term in force at the end"),
-    Diagnostic("sparsity_gradient_ratio", "sparsity", "× reconstruction", "Norm of the sparsity term’s gradient over that "
-            "of the reconstruction’s, where sparsity is set; about 1 at convergence, far above 1 L0 no longer follows λ"),
+    Diagnostic("sparsity_gradient_ratio", "sparsity", "× reconstruction", "Norm of the sparsity term’s gradient over "
+            "that of the reconstruction’s, where sparsity is set; about 1 at convergence, far above 1 L0 no longer "
+            "follows λ"),
     Diagnostic("theta_in_sqrt_lambda", "median θ", "√λ", "The median threshold in units of √λ; 1 to 1.5 at "
             "convergence. Where an L0 was requested λ follows the thresholds, and this is what the controller moved"),
     Diagnostic("theta_05", "θ, 5 %", "‖x‖", "5 % quantile of the thresholds, activations scaled to E‖x‖² = 1"),
@@ -74,32 +82,32 @@ DIAGNOSTICS = (
     Diagnostic("above_1pct", "above 1 %", "share", "Features that fired on more than 1 % of the last batch"),
     Diagnostic("above_10pct", "above 10 %", "share", "Features that fired on more than 10 % of the last batch"),
 )  # fmt: skip
-"""Those that pages show, in this order. The files also have the quantiles of θ at 25 and 75 %."""
+"""The diagnostics that pages show, in this order. The log also has the 25 % and 75 % quantiles of θ."""
 
 
 class Convergence(NamedTuple):
-    """Convergence of L0 in one training."""
+    """When and where L0 converged in the training of one SAE."""
 
     requested: float | None
-    """The requested L0; None if λ was given."""
+    """The requested L0; None if a fixed λ was given instead."""
     reached: float
-    """Mean over the last 5 % of the lines."""
+    """Mean L0 over the last 5 % of the lines."""
     step: int | None
     """The step after which the smoothed L0 stayed within `L0_TOLERANCE` of the requested one; None if it never did."""
     share: float | None
-    """The same as a share of training."""
+    """`step` as a share of all training steps; None if `step` is None."""
 
 
 def requested_l0(setting: Mapping[str, Any]) -> float | None:
-    """Return the L0 that a setting {kind, value} requests; None for λ."""
+    """Return the L0 (or k) that a sparsity setting {kind, value} requests; None for a fixed λ."""
     return float(setting["value"]) if setting["kind"] in ("l0", "k") else None
 
 
 def l0_convergence(lines: Sequence[Line], requested: float | None) -> Convergence | None:
-    """Return when L0 came to stay at the requested one; None without lines.
+    """Return when L0 converged to the requested L0; None if there are no lines.
 
-    Window k is the mean of lines k … k + w − 1, w = 5 % of the lines. `reached` is the last window; converged is the
-    first from which on all windows are within the tolerance, and `step` is that of the last line before it.
+    L0 is averaged over a moving window of 5 % of the lines. `reached` is the last average. L0 has converged from the
+    first window after which all averages are within `L0_TOLERANCE`; `step` is the step of the line before that window.
     """
     if not lines:
         return None
@@ -116,21 +124,25 @@ def l0_convergence(lines: Sequence[Line], requested: float | None) -> Convergenc
 
 
 def _smoothed_l0(lines: Sequence[Line]) -> list[float]:
-    """Return the moving averages of L0."""
+    """Return the moving averages of L0 over windows of 5 % of the lines, from first to last."""
     size = min(len(lines), max(SMOOTHING_MIN_LINES, len(lines) // SMOOTHING_FRACTION))
     return [math.fsum(line["l0"] for line in lines[k : k + size]) / size for k in range(len(lines) - size + 1)]
 
 
-def last_diagnostics(lines: Sequence[Line]) -> dict[str, float]:
-    """Return the last diagnostics, with the threshold travel of the whole run instead of the remaining one, 0."""
-    found = _diagnostics_of(lines)
-    if not found:
+def final_diagnostics(lines: Sequence[Line]) -> dict[str, float]:
+    """Return the diagnostics in the last line that has them, by key; empty if no line has diagnostics.
+
+    The threshold travel is taken from the first diagnostics, where it covers the whole run; at the end it is 0.
+    """
+    diagnostics = _diagnostics_of(lines)
+    if not diagnostics:
         return {}
-    return {**found[-1], **({"threshold_travel": found[0]["threshold_travel"]} if "threshold_travel" in found[0] else {})}
+    first, last = diagnostics[0], diagnostics[-1]
+    return {**last, **({"threshold_travel": first["threshold_travel"]} if "threshold_travel" in first else {})}
 
 
 def _diagnostics_of(lines: Sequence[Line]) -> list[Mapping[str, float]]:
-    """Return the diagnostics of the lines that have some."""
+    """Return the diagnostics of all lines that have diagnostics, in order."""
     return [line["health"] for line in lines if line.get("health")]
 
 
@@ -140,34 +152,39 @@ def _diagnostics_of(lines: Sequence[Line]) -> list[Mapping[str, float]]:
 def training_warnings(
     lines: Sequence[Line], setting: Mapping[str, Any], width: int, unit: SampleUnit = TOKENS
 ) -> list[str]:
-    """Return at most one sentence on sparsity and one on dead features; none for a healthy training.
+    """Return warnings about a finished training: at most one on sparsity and one on dead features.
 
-    setting: {kind, value}. width: number of features. unit: what activations are called.
+    setting: the sparsity setting {kind, value}.
+    width: number of features.
+    unit: names the samples (tokens or rows) in sentences.
     """
     if not lines:
         return []
-    found = (_sparsity_warning(lines, setting, unit), _dead_features_warning(lines, width, requested_l0(setting)))
-    return [sentence for sentence in found if sentence]
+    warnings = (_sparsity_warning(lines, setting, unit), _dead_features_warning(lines, width, requested_l0(setting)))
+    return [warning for warning in warnings if warning]
 
 
 def _sparsity_warning(lines: Sequence[Line], setting: Mapping[str, Any], unit: SampleUnit) -> str | None:
-    """Return the first warning that applies: later ones are often its consequences."""
-    requested, last = requested_l0(setting), last_diagnostics(lines)
-    found = l0_convergence(lines, requested)
-    assert found is not None
+    """Return the first sparsity warning that applies, else None; warnings that follow are often consequences of it."""
+    requested, last = requested_l0(setting), final_diagnostics(lines)
+    convergence = l0_convergence(lines, requested)
+    assert convergence is not None
     if requested is None:
-        fixed = _fixed_lambda_warning(last, float(setting["value"]), found.reached)
+        fixed = _fixed_lambda_warning(last, float(setting["value"]), convergence.reached)
         return _threshold_warning(last) or fixed or _drift_warning(lines)
-    is_in_time = found.share is not None and found.share <= LATE_SHARE
+    is_in_time = convergence.share is not None and convergence.share <= LATE_SHARE
     if not is_in_time and (warning := _threshold_warning(last)):
         return warning
-    if "lambda" in lines[-1] and (warning := _controller_warning(last, found)):
+    if "lambda" in lines[-1] and (warning := _controller_warning(last, convergence)):
         return warning
-    return None if is_in_time else _request_warning(lines, found, unit)
+    return None if is_in_time else _request_warning(lines, convergence, unit)
 
 
 def _threshold_warning(last: Mapping[str, float]) -> str | None:
-    """Return a warning if thresholds cannot be trained in this run."""
+    """Return a warning if thresholds cannot be trained in this run, else None.
+
+    last: the diagnostics at the end of training, by key.
+    """
     if "threshold_travel" not in last:
         return None
     travel, in_window = last["threshold_travel"], last["window_features"]
@@ -187,7 +204,12 @@ def _threshold_warning(last: Mapping[str, float]) -> str | None:
 
 
 def _fixed_lambda_warning(last: Mapping[str, float], value: float, reached: float) -> str | None:
-    """Return a warning if L0 does not follow a fixed λ."""
+    """Return a warning if L0 does not follow a fixed λ, else None.
+
+    last: the diagnostics at the end of training, by key.
+    value: λ of the sparsity setting.
+    reached: mean L0 at the end.
+    """
     pressure, now, l0 = last.get("sparsity_gradient_ratio"), last.get("lambda", value), format_number(reached)
     if now < value * (1 - L0_TOLERANCE):
         return (
@@ -209,7 +231,7 @@ def _fixed_lambda_warning(last: Mapping[str, float], value: float, reached: floa
 
 
 def _drift_warning(lines: Sequence[Line]) -> str | None:
-    """Return a warning if an L0 that was not requested still changes at the end."""
+    """Return a warning if L0 under a fixed λ still changes at the end of training, else None."""
     means = _smoothed_l0(lines)
     before, after = means[int(LATE_SHARE * (len(means) - 1))], means[-1]
     if abs(after - before) <= DRIFT_TOLERANCE * before:
@@ -220,22 +242,25 @@ def _drift_warning(lines: Sequence[Line]) -> str | None:
     )
 
 
-def _controller_warning(last: Mapping[str, float], found: Convergence) -> str | None:
-    """Return a warning if only the controller's common shift of all thresholds holds L0."""
+def _controller_warning(last: Mapping[str, float], convergence: Convergence) -> str | None:
+    """Return a warning if L0 is kept only by the controller's shift of all thresholds, and not by λ; else None.
+
+    last: the diagnostics at the end of training, by key.
+    """
     pressure = last.get("sparsity_gradient_ratio", 0.0)
     if pressure <= MAX_PRESSURE:
         return None
     return (
         f"The controller's lambda, {format_number(last['lambda'])}, outweighs the reconstruction "
-        f"{format_number(pressure)} times in the gradient that sets sparsity: L0 ({format_number(found.reached)} "
+        f"{format_number(pressure)} times in the gradient that sets sparsity: L0 ({format_number(convergence.reached)} "
         "reached) no longer follows lambda, and training does not choose which features fire: raise train.tokens, or "
         "train.lr."
     )
 
 
-def _request_warning(lines: Sequence[Line], found: Convergence, unit: SampleUnit) -> str:
-    """Return a warning that the requested L0 was missed, or reached late."""
-    requested, reached, step, share = found
+def _request_warning(lines: Sequence[Line], convergence: Convergence, unit: SampleUnit) -> str:
+    """Return a warning that the requested L0 was missed, or reached too late in training."""
+    requested, reached, step, share = convergence
     assert requested is not None
     if step is not None and share is not None:
         return (
@@ -248,7 +273,7 @@ def _request_warning(lines: Sequence[Line], found: Convergence, unit: SampleUnit
         f"{unit.text}, {off}"
     )
     if "lambda" not in lines[-1]:
-        if weight := last_diagnostics(lines).get("lambda"):
+        if weight := final_diagnostics(lines).get("lambda"):
             held = f"a fixed weight of {format_number(weight)} moves it there"
             return f"{said}; {held}: raise train.tokens, or that weight."
         return f"{said}: too few pre-activations are positive; request a smaller L0, or raise train.tokens."
@@ -257,7 +282,7 @@ def _request_warning(lines: Sequence[Line], found: Convergence, unit: SampleUnit
 
 
 def _dead_features_warning(lines: Sequence[Line], width: int, requested: float | None) -> str | None:
-    """Return a warning if too many features are dead, saying whether more tokens would help."""
+    """Return a warning if too many features are dead at the end of training, else None."""
     now, before = (lines[i]["dead"] / width for i in (-1, int(LATE_SHARE * (len(lines) - 1))))
     if now <= MAX_DEAD_SHARE:
         return None
@@ -269,5 +294,5 @@ def _dead_features_warning(lines: Sequence[Line], width: int, requested: float |
 
 
 def _percent(share: float) -> str:
-    """Return a share of 1 as a percentage."""
+    """Return a fraction formatted as a percentage, such as `12 %`."""
     return f"{format_number(100 * share)} %"

@@ -1,14 +1,14 @@
-"""The exceptions of the package, as one tree. The command line prints the sentence, no traceback, and exits non-zero.
+"""The exception hierarchy of the package. The command line prints the message without traceback and exits non-zero.
 
     JumpaheadError
-    ├─ StudyError      the study asks for something impossible      names file, key, nearest valid name
-    ├─ SiteError       the model has no such site                    lists the closest ones
-    ├─ ArtefactError   a file is missing, torn, of another kind, stale  names the path and the verb that makes it
-    ├─ DataError       text or activations unusable                  names the document, the batch, the value
-    └─ DivergedError   loss or gradient not finite                   names SAE, step, last good checkpoint
+    ├─ StudyError      the study is invalid or impossible           message: file, key, nearest valid name
+    ├─ SiteError       the model has no such site                   message: the closest sites
+    ├─ ArtefactError   a file is missing, torn, stale or unknown    message: path, command that writes the file
+    ├─ DataError       text or activations cannot be used           message: document, batch, value
+    └─ DivergedError   the loss or a gradient is not finite         message: SAE, step, last valid checkpoint
 
-Third-party exceptions are translated where they arise (`lm/`, `formats/`, `storage/`) with `raise … from exc`.
-`assert` is for mistakes of the package itself.
+`lm/`, `text/` and `storage/` convert exceptions of other libraries to these classes with `raise … from exc`.
+`assert` statements check for programming errors in the package.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from collections.abc import Iterable
 
 
 class JumpaheadError(Exception):
-    """Any error that a user can cause; `str(error)` is a sentence that names the cause and what to do."""
+    """Base class of errors that users can cause and fix; `str(error)` states the cause and what to do."""
 
 
 class StudyError(JumpaheadError):
-    """The study asks for something impossible."""
+    """The study file or a command-line option is invalid, or cannot be carried out."""
 
 
 class SiteError(JumpaheadError):
-    """The model has no such site."""
+    """The language model has no activation site of this name."""
 
 
 class ArtefactError(JumpaheadError):
-    """A file is missing, torn, of another kind, or stale."""
+    """A file is missing, incomplete, out of date, or of the wrong type or version."""
 
 
 class DataError(JumpaheadError):
@@ -41,8 +41,11 @@ class DivergedError(JumpaheadError):
     """The loss or a gradient is not finite."""
 
 
-def nearest(word: str, names: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'?`, or ` Valid names: a, b, c.` if no name is near, to append to a sentence."""
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """Return a suggestion to append to an error message about the unknown name `word`, with a leading space.
+
+    ` Did you mean 'x'?` if one of `names` is similar to `word`, else ` Valid names: a, b, c.`
+    """
     names = sorted(names)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else f" Valid names: {', '.join(names)}."

@@ -1,16 +1,16 @@
-"""Every metric of an evaluation, declared once: names, unit, formula, direction, role on curves and in questions.
+"""Declarations of all evaluation metrics: name, unit, formula, direction, role on curves and in queries.
 
-    G  clusters of held-out text: a document each, or a bundle of documents     R  bootstrap replicates
-    d  width of the activation                                                 M  width of the SAE
+    G  clusters of held-out text: one document each, or several documents     R  bootstrap replicates
+    d  dimension of the activations                                          M  number of features of the SAE
 
-An evaluation accumulates `Sums` per cluster. A metric is a function of their totals, so a bootstrap replicate is the
-same function of differently weighted totals:
+An evaluation accumulates `Sums` per cluster. A metric is a function of the totals over clusters. A bootstrap replicate
+of the metric is the same function of totals with random weights per cluster:
 
     total_r = Σ_g w_rg · sum_g        w_r ~ Multinomial(G; 1/G, …, 1/G), the same w for every SAE of a study
 
-Sums and counts in float64, divided last. A mean over tokens is a ratio of two sums over clusters, ρ = Σ y_g / Σ n_g;
-its standard error is the ratio estimator's, SE = √(G/(G−1) · Σ_g (y_g − ρ·n_g)²) / Σ_g n_g.
-No torch here: numpy only.
+Sums and counts are float64 and are divided last. A mean over tokens is a ratio of two sums over clusters,
+ρ = Σ y_g / Σ n_g. The ratio estimator gives the standard error SE = √(G/(G−1) · Σ_g (y_g − ρ·n_g)²) / Σ_g n_g.
+This module uses numpy only, not torch.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from jumpahead.errors import DataError
 from jumpahead.formatting import SampleUnit, format_number, format_percent
 
 ONE_IN_10 = 10
-"""A feature is above 10 % if ONE_IN_10 · (rows it fires on) > rows: whole numbers, so that no rounding decides."""
+"""A feature fires on more than 10 % of the rows if ONE_IN_10 · (firing count) > rows. Integers avoid rounding."""
 ONE_IN_100 = 100
-"""A feature is above 1 % if ONE_IN_100 · (rows it fires on) > rows."""
-ELEMENTS_AT_ONCE = 2**24
-"""Largest replicates × features array that `measure` makes (128 MiB in float64)."""
+"""A feature fires on more than 1 % of the rows if ONE_IN_100 · (firing count) > rows."""
+MAX_REPLICATE_ELEMENTS = 2**24
+"""Maximum elements of the [replicates, features] arrays that `measure` allocates (128 MiB in float64)."""
 
 
 class Sums(NamedTuple):
-    """Sums over held-out text, one entry per cluster. Totals have the same fields without G, or with R for G."""
+    """Sums over held-out text per cluster. In totals over clusters, the dimension G is absent or replaced by R."""
 
     tokens: np.ndarray
-    """[G] scored tokens."""
+    """[G] number of scored tokens."""
     clean: np.ndarray
-    """[G] nats of the untouched LM, summed over scored tokens, like the next four."""
+    """[G] next-token loss of the unmodified LM in nats, summed over scored tokens."""
     spliced: np.ndarray
-    """[G] nats with the SAE's reconstruction spliced in."""
+    """[G] loss with activations replaced by the SAE's reconstructions, nats, summed over scored tokens."""
     zero: np.ndarray
-    """[G] nats with the site set to zero."""
+    """[G] loss with activations set to zero, nats, summed over scored tokens."""
     mean: np.ndarray
-    """[G] nats with the site set to its mean."""
+    """[G] loss with activations set to the mean activation, nats, summed over scored tokens."""
     kl: np.ndarray
-    """[G] KL(clean ‖ spliced) between next-token distributions, nats."""
+    """[G] KL(clean ‖ spliced) between next-token distributions, nats, summed over scored tokens."""
     rows: np.ndarray
-    """[G] spliced positions, which everything below is summed over."""
+    """[G] number of spliced positions. All fields below are sums over spliced positions."""
     l0: np.ndarray
-    """[G] Σ |{i : f_i > 0}|."""
+    """[G] Σ |{i : f_i > 0}|, the number of active features."""
     error: np.ndarray
     """[G] Σ ‖x − x̂‖²."""
     x_sq: np.ndarray
@@ -63,11 +63,11 @@ class Sums(NamedTuple):
     cosine: np.ndarray
     """[G] Σ x·x̂ / (‖x‖‖x̂‖)."""
     firing: np.ndarray
-    """[G, M] rows on which each feature is active, whole numbers."""
+    """[G, M] int64, number of rows on which each feature is active."""
 
     @classmethod
     def zeros(cls, clusters: int, d: int, width: int) -> Sums:
-        """Return empty accumulators: int64 for counts, float64 for the rest."""
+        """Return sums initialised to zero, with G = `clusters` and M = `width`: int64 for counts, float64 otherwise."""
         counts = {"tokens", "rows", "l0", "firing"}
         trailing = {"x_sum": (d,), "firing": (width,)}
         return cls(
@@ -79,75 +79,79 @@ class Sums(NamedTuple):
 
 
 Terms = Callable[[Sums], tuple[Any, Any]]
-"""Numerator and denominator of a ratio, linear in the sums: the same expression serves clusters and totals."""
+"""A function from sums to numerator and denominator of a ratio; both are linear, so it applies to totals too."""
 Format = Literal["number", "count", "share"]
 Scale = Literal["log", "log_if_significant", "linear"]
 Domain = Literal["real", "non-negative", "features"]
 
 
 class QueryOption(NamedTuple):
-    """How the frontier is asked by a metric: `jumpahead ask RUN --delta-loss 0.2 --max-dead 3%`."""
+    """How a query of the frontier names a metric: `jumpahead ask RUN --delta-loss 0.2 --max-dead 3%`."""
 
     option: str
-    """On the command line, without dashes: `above-10%`; the limit is `--max-above-10%`."""
+    """Name of the command-line option without leading dashes: `above-10%`; the limit is `--max-above-10%`."""
     help: str
-    """For `jumpahead ask --help`."""
+    """Help text of the option in `jumpahead ask --help`."""
     is_target: bool = True
-    """Curves can be asked where they have a value of the metric."""
+    """True if a query can have a target value of this metric."""
     is_limit: bool = False
-    """The largest accepted value of the metric can be given."""
+    """True if a query can limit this metric to a largest accepted value."""
 
     @property
     def argument(self) -> str:
-        """The name in `Frontier.ask`: `above_10`."""
+        """Return the keyword of the option in `Frontier.ask`: `above_10`."""
         return self.option.removesuffix("%").replace("-", "_")
 
 
 class CurveRole(NamedTuple):
-    """How a metric is interpolated on the measured curve of a series. Its bootstrap replicates are saved."""
+    """How a metric is interpolated on the measured curve of a series.
+
+    A series is an architecture with its options. Evaluations save bootstrap replicates of metrics with this role.
+    """
 
     scale: Scale
-    """`log_if_significant`: in the logarithm if every SAE is at least two standard errors above zero."""
+    """Scale of interpolation. `log_if_significant`: logarithmic if all SAEs are ≥ 2 standard errors above zero."""
     domain: Domain
-    """What resampled values are clipped to: nothing, ≥ 0, or from 0 to the width."""
+    """Range that bootstrap replicates are clipped to: `real` (−∞, ∞), `non-negative` [0, ∞), `features` [0, M]."""
     is_fidelity: bool = False
-    """SAEs can be compared by it; the first fidelity that was measured is used."""
+    """True if SAEs can be compared by the metric. Comparisons use the first fidelity metric that was measured."""
 
 
 class Metric(NamedTuple):
-    """One number of an evaluation, with everything that tables, figures, sentences and options need to know of it.
+    """An evaluation metric, with the metadata used by tables, figures, text and command-line options.
 
-    `{unit.singular}` and the like in `title` and `unit` stand for the name of an activation (`formatting.SampleUnit`).
+    `{unit.singular}` and `{unit.plural}` in `title` and `unit` are placeholders for fields of `formatting.SampleUnit`.
     """
 
     key: str
-    """Its name in JSON."""
+    """Key of the metric in JSON."""
     name: str
-    """In sentences: `delta LM loss`, `features above 10 %`."""
+    """Name within sentences: `delta LM loss`, `features above 10 %`."""
     title: str
-    """For headings and explanations."""
+    """Title for headings and explanations."""
     short: str
-    """For the heading of a narrow column."""
+    """Short title for the heading of a narrow column."""
     unit: str
-    """Empty for pure numbers."""
+    """Unit of the value; empty for dimensionless metrics."""
     better: str
-    """`lower`, `higher`, `one` (the nearer to 1 the better) or `none` (describes the LM or the text)."""
+    """Direction of improvement: `lower`, `higher`, `one` (nearer to 1) or `none` (does not depend on the SAE)."""
     formula: str
-    of: Callable[[Sums], Any]
-    """From totals, [...] for totals of shape [...]."""
+    """Formula as text, for explanations."""
+    compute: Callable[[Sums], Any]
+    """Return the metric from totals over clusters; totals of shape [R] give values of shape [R]."""
     terms: Terms | None
-    """For ratios of two sums over clusters, which have a standard error."""
+    """Numerator and denominator if the metric is a ratio of two sums over clusters; used for the standard error."""
     format: Format = "number"
-    """How values are written: a number, a count of features, or a share of all features."""
+    """How values are formatted: as a number, a count of features, or a share of all features."""
     share_of: str = ""
-    """For shares: the key of the count that is divided by the width."""
+    """If the metric is a share of all features: the key of the metric that counts these features; else empty."""
     curve: CurveRole | None = None
-    """None: the metric is not on curves."""
+    """Role on curves; None if the metric is not interpolated on curves."""
     query: QueryOption | None = None
-    """None: the frontier cannot be asked by the metric."""
+    """How queries name the metric; None if queries cannot use it."""
 
     def declaration(self, unit: SampleUnit) -> dict[str, Any]:
-        """Return everything but the functions, for JSON, with the name of the unit filled in."""
+        """Return the metadata of the metric as a JSON-compatible dict, with the placeholders of `unit` filled in."""
         words = {field: getattr(self, field) for field in ("key", "name", "short", "better", "formula", "format")}
         return {
             **words,
@@ -159,8 +163,8 @@ class Metric(NamedTuple):
         }
 
 
-def _divide(numerator: Any, denominator: Any) -> Any:
-    """Return numerator / denominator in float64, nan where the denominator is 0."""
+def _divide_or_nan(numerator: Any, denominator: Any) -> Any:
+    """Return numerator / denominator as float64, elementwise; nan if the denominator is 0."""
     numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(denominator == 0, np.nan, numerator / denominator)
@@ -169,19 +173,24 @@ def _divide(numerator: Any, denominator: Any) -> Any:
 def _ratio(
     key: str, name: str, title: str, short: str, unit: str, better: str, formula: str, terms: Terms, **roles: Any
 ) -> Metric:
-    """Declare a ratio of two sums over clusters."""
-    return Metric(key, name, title, short, unit, better, formula, lambda s: _divide(*terms(s)), terms, **roles)
+    """Return a metric that is a ratio of two sums over clusters, given by `terms`."""
+    return Metric(key, name, title, short, unit, better, formula, lambda s: _divide_or_nan(*terms(s)), terms, **roles)
 
 
-def _count(
+def _count_and_share(
     key: str, name: str, title: str, short: str, formula: str, which: Callable[[Sums], Any], option: QueryOption
 ) -> list[Metric]:
-    """Declare a number of features (`which`: [..., M] booleans) and their share of all M features."""
+    """Return two metrics: the number of features selected by `which`, and their share of all M features.
+
+    which: a function from totals to a mask of features, [..., M] bool.
+    """
 
     def count(s: Sums) -> Any:
+        """Return the number of selected features, [...] float64."""
         return which(s).sum(-1).astype(np.float64)
 
     def share(s: Sums) -> Any:
+        """Return the number of selected features divided by M, [...] float64."""
         return count(s) / s.firing.shape[-1]
 
     curve = CurveRole("linear", "features")
@@ -194,24 +203,24 @@ def _count(
     ]  # fmt: skip
 
 
-def _above_10(s: Sums) -> Any:
-    """Return which features fire on more than 10 % of the rows, [..., M] bool."""
+def _is_above_10_percent(s: Sums) -> Any:
+    """Return a mask of the features that fire on more than 10 % of the rows, [..., M] bool."""
     return ONE_IN_10 * s.firing > s.rows[..., None]
 
 
-def _above_1(s: Sums) -> Any:
-    """Return which features fire on more than 1 % of the rows, [..., M] bool."""
+def _is_above_1_percent(s: Sums) -> Any:
+    """Return a mask of the features that fire on more than 1 % of the rows, [..., M] bool."""
     return ONE_IN_100 * s.firing > s.rows[..., None]
 
 
-def _dead(s: Sums) -> Any:
-    """Return which features never fire, [..., M] bool."""
+def _is_dead(s: Sums) -> Any:
+    """Return a mask of the features that never fire, [..., M] bool."""
     return s.firing == 0
 
 
 def _fvu(s: Sums) -> Any:
-    """Return Σ‖x−x̂‖² / Σ‖x−x̄‖², with Σ‖x−x̄‖² = Σ‖x‖² − ‖Σx‖² / rows (x̄: the mean over the same rows)."""
-    return _divide(s.error, s.x_sq - (s.x_sum**2).sum(-1) / s.rows)
+    """Return the fraction of variance unexplained, Σ‖x−x̂‖² / (Σ‖x‖² − ‖Σx‖² / rows)."""
+    return _divide_or_nan(s.error, s.x_sq - (s.x_sum**2).sum(-1) / s.rows)
 
 
 _NATS = "nats per {unit.singular}"
@@ -226,14 +235,14 @@ _DECLARED = [
     Metric("fvu", "FVU", "Fraction of variance unexplained", "FVU", "", "lower", "Σ‖x − x̂‖² / Σ‖x − x̄‖²", _fvu, None,
            curve=CurveRole("log", "non-negative", is_fidelity=True),
            query=QueryOption("fvu", "Fraction of variance unexplained.")),
-    *_count("above_10pct", "features above 10 %", "Features active on more than 10 % of {unit.plural}", ">10 %",
-            "i : frequency_i > 10 %", _above_10,
+    *_count_and_share("above_10pct", "features above 10 %", "Features active on more than 10 % of {unit.plural}",
+            ">10 %", "i : frequency_i > 10 %", _is_above_10_percent,
             QueryOption("above-10%", "Features active on more than 10 % of tokens: 12, or 0.06%.", is_limit=True)),
-    *_count("above_1pct", "features above 1 %", "Features active on more than 1 % of {unit.plural}", ">1 %",
-            "i : frequency_i > 1 %", _above_1,
+    *_count_and_share("above_1pct", "features above 1 %", "Features active on more than 1 % of {unit.plural}",
+            ">1 %", "i : frequency_i > 1 %", _is_above_1_percent,
             QueryOption("above-1%", "Features active on more than 1 % of tokens: 12, or 0.06%.", is_limit=True)),
-    *_count("dead", "features dead", "Features that never fire on the held-out {unit.text}", "dead",
-            "i : frequency_i = 0", _dead,
+    *_count_and_share("dead", "features dead", "Features that never fire on the held-out {unit.text}", "dead",
+            "i : frequency_i = 0", _is_dead,
             QueryOption("dead", "Features that never fire on held-out text: 12, or 3%.", False, is_limit=True)),
     _ratio("ce_spliced", "loss with the SAE", "Loss with the SAE spliced in", "spliced", _NATS, "lower",
            "Σ nats spliced / scored positions", lambda s: (s.spliced, s.tokens)),
@@ -256,36 +265,36 @@ _DECLARED = [
 ]  # fmt: skip
 
 METRICS: dict[str, Metric] = {metric.key: metric for metric in _DECLARED}
-"""By key, in the order in which tables show them; curves run in the order of the first, L0."""
+"""All metrics by key, in the order of tables. The first is L0, which orders the points of curves."""
 
 
 def curve_metrics() -> tuple[str, ...]:
-    """Return the keys of the metrics that are interpolated on curves: L0, the fidelities, counts."""
+    """Return the keys of the metrics that are interpolated on curves: L0, fidelity metrics and counts of features."""
     return tuple(key for key, metric in METRICS.items() if metric.curve)
 
 
 def fidelity_metrics() -> tuple[str, ...]:
-    """Return the keys of the metrics that SAEs can be compared by, the preferred one first."""
+    """Return the keys of the metrics that SAEs can be compared by, in order of preference."""
     return tuple(key for key, metric in METRICS.items() if metric.curve and metric.curve.is_fidelity)
 
 
-def shares() -> dict[str, str]:
-    """Return the keys of metrics that are a count divided by the width, and the keys of those counts."""
+def count_key_by_share() -> dict[str, str]:
+    """Return a dict from the key of each metric that is a share of all features to the key of the matching count."""
     return {key: metric.share_of for key, metric in METRICS.items() if metric.share_of}
 
 
 def query_options() -> dict[str, QueryOption]:
-    """Return how the frontier is asked, by the key of the metric."""
+    """Return the query options by key of the metric."""
     return {key: metric.query for key, metric in METRICS.items() if metric.query}
 
 
 def format_value(key: str, value: float | None) -> str:
-    """Return a value of a metric as text: `12`, or `0.06 %` for a share."""
+    """Return a value of the metric `key` as plain text: `12`, or `0.06 %` for a share of all features."""
     return format_percent(value) if METRICS[key].format == "share" else format_number(value)
 
 
 def format_with_name(key: str, value: float | None) -> str:
-    """Return a value of a metric for a sentence: `delta LM loss 0.2`, `12 features dead`, `3 % of features dead`."""
+    """Return a value with the name of the metric `key`: `delta LM loss 0.2`, `12 features dead`."""
     metric, text = METRICS[key], format_value(key, value)
     if metric.format == "number":
         return f"{metric.name} {text}"
@@ -293,9 +302,10 @@ def format_with_name(key: str, value: float | None) -> str:
 
 
 def totals(sums: Sums, weights: np.ndarray | None = None) -> Sums:
-    """Return the fields summed over clusters, [] each, or [R] each with `weights` [R, G].
+    """Return every field summed over clusters in float64, which is exact for counts below 2⁵³.
 
-    In float64, exact for counts below 2⁵³.
+    If `weights` [R, G] is given, return R weighted sums over clusters; each field has a leading dimension R.
+    Raises ValueError if shapes do not match.
     """
     clusters = len(sums.tokens)
     fields = [np.asarray(field, np.float64) for field in sums]
@@ -310,8 +320,9 @@ def totals(sums: Sums, weights: np.ndarray | None = None) -> Sums:
 
 
 def measure(sums: Sums, weights: np.ndarray | None = None, keys: Iterable[str] | None = None) -> dict[str, Any]:
-    """Return metrics (all, or `keys`) as floats, or with `weights` [R, G] as float64 arrays [R]; nan for 0 / 0.
+    """Return the metrics `keys` (by default all) as floats by key; nan for 0 / 0.
 
+    weights [R, G]: weights of the clusters per bootstrap replicate. If given, values are float64 arrays [R].
     Raises DataError if no token was scored.
     """
     if not np.sum(sums.tokens) or not np.sum(sums.rows):
@@ -321,20 +332,20 @@ def measure(sums: Sums, weights: np.ndarray | None = None, keys: Iterable[str] |
     chosen = [METRICS[key] for key in (METRICS if keys is None else keys)]
     if weights is None:
         total = totals(sums)
-        return {metric.key: float(metric.of(total)) for metric in chosen}
-    at_once = max(1, ELEMENTS_AT_ONCE // sums.firing.shape[1])
+        return {metric.key: float(metric.compute(total)) for metric in chosen}
+    at_once = max(1, MAX_REPLICATE_ELEMENTS // sums.firing.shape[1])
     parts = []
     for start in range(0, len(weights), at_once):
         total = totals(sums, weights[start : start + at_once])
-        parts.append({metric.key: metric.of(total) for metric in chosen})
+        parts.append({metric.key: metric.compute(total) for metric in chosen})
     return {metric.key: np.concatenate([part[metric.key] for part in parts]) for metric in chosen}
 
 
 def standard_error(numerator: np.ndarray, denominator: np.ndarray) -> float:
-    """Return the standard error of Σ numerator / Σ denominator over G clusters, [G] each; inf for one cluster.
+    """Return the standard error of Σ numerator / Σ denominator over G clusters; inf for one cluster or Σ = 0.
 
-    By the ratio estimator of the module docstring. For delta LM loss, `standard_error(spliced - clean, tokens)` over
-    documents.
+    numerator, denominator: [G]. Uses the ratio estimator of the module docstring. For delta LM loss, call
+    `standard_error(spliced - clean, tokens)`.
     """
     y, n = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
     clusters, total = len(y), n.sum()
@@ -344,39 +355,39 @@ def standard_error(numerator: np.ndarray, denominator: np.ndarray) -> float:
 
 
 def standard_errors(sums: Sums) -> dict[str, float]:
-    """Return the standard error of every metric that is a ratio of sums, except those that have none.
-
-    A single cluster and 0 / 0 have none.
-    """
+    """Return the finite standard errors, by key, of all metrics that are ratios of sums."""
     errors = {m.key: standard_error(*m.terms(sums)) for m in METRICS.values() if m.terms is not None}
     return {key: error for key, error in errors.items() if np.isfinite(error)}
 
 
 def replicate_weights(clusters: int, replicates: int, seed: int = 0) -> np.ndarray:
-    """Return how often each replicate draws each cluster, [R, G] int64; each row sums to G.
+    """Return how often each bootstrap replicate draws each cluster, [R, G] int64; each row sums to G.
 
-    A function of its arguments alone: all SAEs measured on the same clusters share their resampled texts, so the
-    difference of two SAEs can be taken replicate by replicate.
+    The result depends only on the arguments. All SAEs evaluated on the same clusters therefore share the resampled
+    texts, and differences of two SAEs can be taken per replicate.
     """
     draws = np.random.default_rng([clusters, seed]).integers(0, clusters, (replicates, clusters))
     rows = np.arange(replicates)[:, None] * clusters
     return np.bincount((draws + rows).ravel(), minlength=replicates * clusters).reshape(replicates, clusters)
 
 
-def bootstrap(sums: Sums, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the replicates of every metric on curves, [R] each. weights [R, G]: see `replicate_weights`."""
+def bootstrap_replicates(sums: Sums, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the bootstrap replicates of all metrics that are interpolated on curves, [R] float64 by key.
+
+    weights [R, G]: see `replicate_weights`.
+    """
     return measure(sums, weights, curve_metrics())
 
 
 BINS_PER_DECADE = 4
-"""Bins of the frequency histogram."""
+"""Bins per factor of 10 of the firing-frequency histogram."""
 
 
 def frequency_histogram(counts: np.ndarray, rows: int) -> dict[str, list]:
-    """Return the histogram of log10 firing frequencies: `log10_edges` (quarter decades up to 0) and `counts`.
+    """Return a histogram of log10 firing frequencies as {"log10_edges", "counts"}, lists of numbers.
 
-    counts [M]: the rows on which each feature fires. Features that never fire are in no bin. The edges follow from
-    `rows` alone, so all SAEs measured on the same text share them.
+    counts [M]: number of rows on which each feature fires, of `rows` rows. Features that never fire are left out.
+    Bin edges depend only on `rows`, so all SAEs evaluated on the same text have the same edges.
     """
     decades = max(1, int(np.ceil(np.log10(rows))))
     edges = np.arange(-decades * BINS_PER_DECADE, 1) / BINS_PER_DECADE

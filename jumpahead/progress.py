@@ -1,13 +1,13 @@
-"""Progress of long work: a live table on a terminal, plain lines with a rate limit elsewhere, nothing in tests.
+"""Progress reports of long operations: a live table on a terminal, rate-limited lines elsewhere, or nothing.
 
-    progress = progress_on()
+    progress = make_progress()
     with progress.phase("training", total=1_000_000, unit="tokens", done=resumed) as phase:
         for …:
-            phase.advance(2048)                                                      # cheap: a clock reading
-            phase.advance(2048, {"jumprelu l0 = 16": {"L0": 15.8, "FVU": 0.21}})     # when the numbers are at hand
+            phase.advance(2048)                                                      # cheap: reads the clock
+            phase.advance(2048, {"jumprelu l0 = 16": {"L0": 15.8, "FVU": 0.21}})     # with metrics of SAEs
     progress.say("7 of 18 SAEs are trained already.")
 
-Values are plain numbers, so nothing here waits for a device; tensors are refused.
+Values must be Python numbers: tensors raise AssertionError, because formatting them could wait for a GPU.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from typing import IO, Any, final
 
 from jumpahead.formatting import format_duration, format_number
 
-Rows = Mapping[str, Mapping[str, float]]
-"""SAE label → {"L0": …, "FVU": …}: the values that the table shows."""
+SAEValues = Mapping[str, Mapping[str, float]]
+"""SAE label → metric name → value, such as {"jumprelu l0 = 16": {"L0": 15.8, "FVU": 0.21}}; shown as a table."""
 
 
 @final
 class Phase:
-    """One part of the work, such as training: how much of it is done, and how fast."""
+    """One phase of an operation, such as training: the completed amount, the rate, and metrics of SAEs.
+
+    on_change: called with the phase after every update. clock: returns the time in seconds.
+    """
 
     def __init__(
         self,
@@ -35,41 +38,42 @@ class Phase:
         total: float,
         unit: str,
         done: float,
-        changed: Callable[[Phase], None],
+        on_change: Callable[[Phase], None],
         clock: Callable[[], float],
     ) -> None:
         self.title, self.total, self.unit, self.done = title, total, unit, done
-        self.rows: dict[str, dict[str, float]] = {}
-        self._changed, self._clock = changed, clock
-        self._began: tuple[float, float] | None = None  # time and `done` at the first report: compiling is not counted
-        self._last: tuple[float, float] | None = None
+        self.sae_values: dict[str, dict[str, float]] = {}
+        self._on_change, self._clock = on_change, clock
+        # (time, done) of the first and the last report; the rate counts from the first, so it excludes compilation
+        self._first_report: tuple[float, float] | None = None
+        self._last_report: tuple[float, float] | None = None
 
-    def advance(self, amount: float, rows: Rows | None = None) -> None:
-        """Add `amount` to what is done, and replace the values of the SAEs in `rows`."""
-        self.update(self.done + amount, rows)
+    def advance(self, amount: float, sae_values: SAEValues | None = None) -> None:
+        """Add `amount` units to the completed amount, and replace the shown metrics of the SAEs in `sae_values`."""
+        self.update(self.done + amount, sae_values)
 
-    def update(self, done: float, rows: Rows | None = None) -> None:
-        """Set what is done, and replace the values of the SAEs in `rows`."""
+    def update(self, done: float, sae_values: SAEValues | None = None) -> None:
+        """Set the completed amount to `done` units, and replace the shown metrics of the SAEs in `sae_values`."""
         self.done = done
-        if rows:
-            for label, values in rows.items():
+        if sae_values:
+            for label, values in sae_values.items():
                 for key, value in values.items():
                     assert isinstance(value, int | float), f"{label} {key}: a {type(value).__name__} may need a device"
-                self.rows[label] = dict(values)
-        self._last = (self._clock(), done)
-        self._began = self._began or self._last
-        self._changed(self)
+                self.sae_values[label] = dict(values)
+        self._last_report = (self._clock(), done)
+        self._first_report = self._first_report or self._last_report
+        self._on_change(self)
 
     @property
     def rate(self) -> float | None:
-        """Return units per second since the first report; None before the second."""
-        if self._began is None or self._last is None or self._last[0] <= self._began[0]:
+        """Return the rate since the first report in units per second; None before the second report."""
+        if self._first_report is None or self._last_report is None or self._last_report[0] <= self._first_report[0]:
             return None
-        return (self._last[1] - self._began[1]) / (self._last[0] - self._began[0])
+        return (self._last_report[1] - self._first_report[1]) / (self._last_report[0] - self._first_report[0])
 
     @property
     def seconds_left(self) -> float | None:
-        """Return the estimated seconds left; None while the rate is unknown."""
+        """Return the estimated remaining time of the phase in seconds; None while the rate is unknown."""
         return (self.total - self.done) / self.rate if self.rate else None
 
     @property
@@ -87,74 +91,82 @@ class Phase:
 
 
 class Progress(ABC):
-    """What long-running functions report to."""
+    """Interface through which long-running functions report progress."""
 
     clock: Callable[[], float] = staticmethod(time.monotonic)
 
     @abstractmethod
     def say(self, sentence: str) -> None:
-        """Print a line that stays."""
+        """Print a line that remains visible when the live table changes."""
 
     @abstractmethod
     def phase(self, title: str, total: float, unit: str, done: float = 0) -> contextlib.AbstractContextManager[Phase]:
-        """Report a phase of `total` units (0: unknown), of which an earlier process did `done`."""
+        """Return a context manager for a phase of `total` units (0: unknown); yields the `Phase` to update.
+
+        done: units that an earlier process completed.
+        """
 
 
 @final
-class Silent(Progress):
-    """Prints nothing; the default of functions that take a progress."""
+class SilentProgress(Progress):
+    """Progress that prints nothing; the default of functions with a `progress` parameter."""
 
     def say(self, sentence: str) -> None:
-        pass
+        """Print nothing."""
 
     @contextlib.contextmanager
     def phase(self, title: str, total: float, unit: str, done: float = 0) -> Iterator[Phase]:
+        """Yield a phase whose updates print nothing."""
         yield Phase(title, total, unit, done, lambda phase: None, self.clock)
 
 
 @final
-class Lines(Progress):
-    """Prints plain lines: a headline at most every `seconds`, the SAEs' values at each quarter of a phase."""
+class LineProgress(Progress):
+    """Progress as plain lines: a headline at most every `seconds`, metrics of SAEs at each quarter of a phase."""
 
     def __init__(self, stream: IO[str] | None = None, seconds: float = 15.0) -> None:
         self.stream, self.seconds = stream or sys.stderr, seconds
 
     def say(self, sentence: str) -> None:
+        """Print a line."""
         print(sentence, file=self.stream, flush=True)
 
     @contextlib.contextmanager
     def phase(self, title: str, total: float, unit: str, done: float = 0) -> Iterator[Phase]:
+        """Yield a phase whose updates print rate-limited lines."""
         shown = self.clock()
         quarter = int(4 * done / total) if total else 4
 
-        def changed(phase: Phase) -> None:
+        def report(phase: Phase) -> None:
+            """Print the headline if `seconds` have passed or a quarter is complete."""
             nonlocal shown, quarter
             now = self.clock()
             reached = int(4 * phase.done / phase.total) if phase.total else 4
             if reached > quarter or now - shown >= self.seconds:
                 shown = now
                 self.say(phase.headline)
-                if reached > quarter and phase.rows:
-                    self.say("\n".join(self._rows(phase)))
+                if reached > quarter and phase.sae_values:
+                    self.say("\n".join(self._value_lines(phase)))
                 quarter = max(quarter, reached)
 
         began = self.clock()
-        phase = Phase(title, total, unit, done, changed, self.clock)
+        phase = Phase(title, total, unit, done, report, self.clock)
         yield phase
         self.say(f"{title}  done: {phase.done - done:,.0f} {unit} in {format_duration(self.clock() - began)}")
 
     @staticmethod
-    def _rows(phase: Phase) -> list[str]:
-        width = max(len(label) for label in phase.rows)
+    def _value_lines(phase: Phase) -> list[str]:
+        """Return one line per SAE: its label and its metrics."""
+        width = max(len(label) for label in phase.sae_values)
         return [
             f"  {label:<{width}}  " + "  ".join(f"{key} {format_number(value)}" for key, value in values.items())
-            for label, values in phase.rows.items()
+            for label, values in phase.sae_values.items()
         ]
 
 
 @final
-class LiveTable(Progress):
-    """Draws a table twice a second, with rich."""
+class LiveTableProgress(Progress):
+    """Progress as a live table on a terminal, redrawn twice a second by rich."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         from rich.console import Console
@@ -162,10 +174,12 @@ class LiveTable(Progress):
         self.console = Console(file=stream or sys.stderr, highlight=False)
 
     def say(self, sentence: str) -> None:
+        """Print a line above the live table."""
         self.console.print(sentence, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def phase(self, title: str, total: float, unit: str, done: float = 0) -> Iterator[Phase]:
+        """Yield a phase whose state is drawn until the context ends; then print the final table."""
         from rich.live import Live as RichLive
 
         phase = Phase(title, total, unit, done, lambda phase: None, self.clock)
@@ -174,25 +188,27 @@ class LiveTable(Progress):
             get_renderable=lambda: self._render(phase), console=self.console, refresh_per_second=2, transient=True
         ):
             yield phase
-        if phase.rows:
+        if phase.sae_values:
             self.console.print(self._table(phase))
         self.say(f"{title}  done: {phase.done - done:,.0f} {unit} in {format_duration(self.clock() - began)}")
 
     @classmethod
     def _render(cls, phase: Phase) -> Any:
+        """Return the headline, a progress bar and the table of SAEs as one rich renderable."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.text import Text
 
         bar = ProgressBar(total=phase.total or None, completed=phase.done)
-        return Group(Text(phase.headline), bar, *([cls._table(phase)] if phase.rows else []))
+        return Group(Text(phase.headline), bar, *([cls._table(phase)] if phase.sae_values else []))
 
     @staticmethod
     def _table(phase: Phase) -> Any:
+        """Return the table of the metrics of SAEs, one row per SAE."""
         from rich.table import Table
         from rich.text import Text
 
-        rows = dict(phase.rows)  # the drawing thread must not see it grow
+        rows = dict(phase.sae_values)  # a copy: the main thread may add SAEs while the drawing thread iterates
         keys = list(dict.fromkeys(key for values in rows.values() for key in values))
         table = Table("SAE", *keys, box=None, pad_edge=False)
         for label, values in rows.items():
@@ -200,7 +216,7 @@ class LiveTable(Progress):
         return table
 
 
-def progress_on(stream: IO[str] | None = None) -> Progress:
-    """Return a live table if `stream` (by default standard error) is a terminal, else plain lines."""
+def make_progress(stream: IO[str] | None = None) -> Progress:
+    """Return a `LiveTableProgress` if `stream` (by default standard error) is a terminal, else a `LineProgress`."""
     stream = stream or sys.stderr
-    return LiveTable(stream) if stream is not None and stream.isatty() else Lines(stream)
+    return LiveTableProgress(stream) if stream is not None and stream.isatty() else LineProgress(stream)

@@ -1,8 +1,8 @@
-"""Open folders: one file per architecture, text source, activation origin; listed by name without importing them.
+"""Registries of plug-ins (architectures, text sources, activation origins), listed by name without importing them.
 
-A registry lists the files of its folder, what other packages declare as entry points, and what `register` was given in
-this process. Nothing else in the package repeats such a list: the command line, the sweep, the conformance tests and
-the legends iterate a registry. No torch here.
+The members of a registry are the files of its folder, the entry points that other packages declare, and classes passed
+to `register` in this process. The command line, the pipeline, tests and legends iterate over registries, so that
+adding a member needs no other change. Imports no torch.
 
     [project.entry-points."jumpahead.architectures"]        # in the pyproject.toml of another package
     mine = "my_package.mine:Mine"
@@ -16,15 +16,17 @@ from collections.abc import Iterable
 from importlib import metadata
 from typing import Any, final
 
-from jumpahead.errors import StudyError, nearest
+from jumpahead.errors import StudyError, did_you_mean
 
 
 @final
 class Registry:
-    """The members of one open folder, by name.
+    """Classes by name: one per file of a package, plus entry points of other packages and classes added at run time.
 
-    kind: what one is called in sentences, such as `architecture`. package: the folder, whose files are the names.
-    attribute: the class that each file defines. group: the entry-point group of other packages.
+    kind: what a member is called in error messages, such as `architecture`.
+    package: the package to list; the name of a file is the name of its member.
+    attribute: the variable that each file assigns its class to.
+    group: the entry-point group in which other packages declare members.
     """
 
     def __init__(self, kind: str, package: str, attribute: str, group: str) -> None:
@@ -32,35 +34,36 @@ class Registry:
         self._registered: dict[str, type[Any]] = {}
 
     def names(self) -> list[str]:
-        """Return all names in alphabetical order, without importing what they name."""
+        """Return the names of all members in alphabetical order, without importing the members."""
         return sorted({*self._files(), *self._entry_points(), *self._registered})
 
     def get(self, name: str) -> type[Any]:
-        """Return the class called `name`. Raises StudyError with the nearest name if there is none."""
+        """Return the class called `name`. Raises StudyError, suggesting a similar name, if no member has this name."""
         if name in self._registered:
             return self._registered[name]
         if name in self._files():
             return getattr(importlib.import_module(f"{self.package}.{name}"), self.attribute)
-        found = self._entry_points().get(name)
-        if found is None:
-            raise StudyError(f"There is no {self.kind} '{name}'.{nearest(name, self.names())}")
+        entry_point = self._entry_points().get(name)
+        if entry_point is None:
+            raise StudyError(f"There is no {self.kind} '{name}'.{did_you_mean(name, self.names())}")
         try:
-            return found.load()
+            return entry_point.load()
         except (ImportError, AttributeError) as exc:
             raise StudyError(
-                f"{self.kind} '{name}' is declared by {found.value}, which cannot be loaded: {exc}"
+                f"{self.kind} '{name}' is declared by {entry_point.value}, which cannot be loaded: {exc}"
             ) from exc
 
     def register(self, member: type[Any], name: str) -> None:
-        """Add a class under a name in this process. Raises StudyError if another one has that name."""
+        """Add a class under a name, in this process. Raises StudyError if another member has that name."""
         if self._registered.get(name, member) is not member or name in self._files():
             raise StudyError(f"The name '{name}' is taken by another {self.kind}: choose a different one.")
         self._registered[name] = member
 
     def _files(self) -> Iterable[str]:
+        """Return the names of the package's files, without suffix."""
         package = importlib.import_module(self.package)
         return [module.name for module in pkgutil.iter_modules(package.__path__)]
 
     def _entry_points(self) -> dict[str, metadata.EntryPoint]:
-        """Return the entry points of other packages; a file of the folder takes precedence over one of its name."""
-        return {found.name: found for found in metadata.entry_points(group=self.group)}
+        """Return the entry points of other packages, by name; `get` prefers a file of the folder with the same name."""
+        return {entry_point.name: entry_point for entry_point in metadata.entry_points(group=self.group)}

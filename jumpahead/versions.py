@@ -1,20 +1,20 @@
-"""Versions of what a run computes: finished work is keyed by them, so that a changed formula is computed again.
+"""Version numbers of the computations of a run. Results are recomputed if the version in their digest has changed.
 
-Raise a version when the same study would give other numbers: in SAEs (training), evaluation.json (evaluation) or
-frontier.json (frontier). Each has the digest of the source code that it stands for; tests/test_versions.py fails when
-the code has changed since, and says how to record the new digest.
+Raise a version if the same study would give different numbers: in SAEs (training), evaluation.json (evaluation) or
+frontier.json (frontier). Next to each version is the digest of the source code that it covers. tests/test_versions.py
+fails if that code has changed, and says how to record the new digest.
 """
 
 from __future__ import annotations
 
 TRAINING_VERSION = 4
-"""Part of the digest of a trained SAE's inputs."""
+"""Version of training; part of the input digest of every trained SAE."""
 TRAINING_DIGEST = "0000000000000000"
 
 EVALUATION_VERSION = 4
-"""Part of the digest of an evaluation's inputs, beside those of its SAE."""
+"""Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
 EVALUATION_DIGEST = "0000000000000000"
 
 FRONTIER_VERSION = 4
-"""Part of the digest of the inputs of frontier.json, beside those of its evaluations."""
+"""Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""
 FRONTIER_DIGEST = "0000000000000000"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jumpahead import metrics
+from jumpahead.metrics import bootstrap_replicates
 
 SERIES: list[dict[str, Any]] = [
     {"name": "jumprelu", "title": "JumpReLU", "architecture": "jumprelu"},
@@ -30,7 +31,7 @@ SPREAD = {"jumprelu": 1.5, "gated": 1.2, "topk": 1.35}
 class Example(NamedTuple):
     evaluations: list[dict[str, Any]]
     keywords: dict[str, Any]
-    """For `frontier.build(evaluations, **keywords)`."""
+    """For `build_frontier(evaluations, **keywords)`."""
 
 
 class Documents(NamedTuple):
@@ -127,7 +128,7 @@ def _measured(
                 "setting": setting, "sae_seed": seed, "stream_seed": 0},
         "metrics": metrics.measure(measured),
         "standard_errors": metrics.standard_errors(measured),
-        "bootstrap": {key: values.tolist() for key, values in metrics.bootstrap(measured, weights).items()},
+        "bootstrap": {key: values.tolist() for key, values in bootstrap_replicates(measured, weights).items()},
         "documents": {"identity": [f"package/module_{g}.py" for g in range(clusters)],
                       "tokens": texts.tokens.tolist(), "clean": measured.clean.tolist(),
                       "spliced": measured.spliced.tolist()},
@@ -183,7 +184,7 @@ def evaluation(
 
 
 def keywords(*series: str) -> dict[str, Any]:
-    """The rest of what `frontier.build` takes, for these series."""
+    """Return the keyword arguments of `build_frontier` for these series."""
     listed = [each for each in SERIES if each["name"] in series]
     listed += [
         {"name": name, "title": name, "architecture": "jumprelu"}

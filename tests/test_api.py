@@ -13,7 +13,7 @@ import jumpahead
 from jumpahead import api
 from jumpahead.activations.origins import ORIGINS
 from jumpahead.errors import ArtefactError, DataError, StudyError
-from jumpahead.progress import Silent
+from jumpahead.progress import SilentProgress
 from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.architectures.topk import TopK
 from jumpahead.storage.tensors import read_tensors
@@ -53,7 +53,7 @@ def low_rank(n, d=12, seed=1):
 
 def trained(folder, tensors=None, **other):
     given = {"series": [{"architecture": "topk", "k": [1, 2]}], "width": 64, "tokens": 6_000, "group": 100}
-    given |= {"train": {"batch": 200}, "evaluate": {"replicates": 20}, "progress": Silent(), **other}
+    given |= {"train": {"batch": 200}, "evaluate": {"replicates": 20}, "progress": SilentProgress(), **other}
     return jumpahead.train_on(
         tensors if tensors is not None else iter(low_rank(20_000).split(777)), out=folder, **given
     )

@@ -60,7 +60,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def built() -> dict:
     """A frontier of three series."""
     made = example(width=512, d=16, clusters=8, replicates=40)
-    return frontier.build(made.evaluations, **made.keywords)
+    return frontier.build_frontier(made.evaluations, **made.keywords)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from jumpahead.lm.model import LM
 from jumpahead.pipeline.resources import Resources
 from jumpahead.pipeline.training import TrainingStage
 from jumpahead.planning.plan import make_plan
-from jumpahead.progress import Silent
+from jumpahead.progress import SilentProgress
 from jumpahead.storage.json_files import read_json
 from jumpahead.storage.run_folder import Run
 from jumpahead.study.load import load
@@ -155,7 +155,7 @@ def test_tokens_of_the_same_text_are_reused(study_file, finished, tmp_path):
         run(study_file, runs / "third", *moved, "train.tokens=320", until="train")
     shutil.move(home / "away.jsonl", home / "x.jsonl")
     loaded = load(study_file, [*moved, "train.tokens=320"])
-    assert len(TrainingStage(Resources(loaded, Run(runs / "third"), Silent())).pending()) == 1
+    assert len(TrainingStage(Resources(loaded, Run(runs / "third"), SilentProgress())).pending()) == 1
     template.unlink()
     with pytest.raises(StudyError, match=r"^text\.chat needs a chat template, and the tokenizer of .* has none"):
         run(study_file, runs / "fifth", *moved)

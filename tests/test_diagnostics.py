@@ -11,8 +11,8 @@ from jumpahead.diagnostics import (
     MAX_PRESSURE,
     MIN_PRESSURE,
     Convergence,
+    final_diagnostics,
     l0_convergence,
-    last_diagnostics,
     requested_l0,
     training_warnings,
 )
@@ -70,7 +70,7 @@ def test_few_lines_and_none() -> None:
     assert l0_convergence(log([6.0, 2.0]), 4.0) == Convergence(4.0, 4.0, 0, 0.0)
     assert l0_convergence(log([7.0] * 9), None) == Convergence(None, 7.0, None, None)
     assert training_warnings([], {"kind": "l0", "value": 4}, WIDTH) == []
-    assert last_diagnostics([]) == last_diagnostics(log([7.0])) == {}
+    assert final_diagnostics([]) == final_diagnostics(log([7.0])) == {}
 
 
 def test_what_asks_for_an_l0() -> None:
@@ -81,8 +81,8 @@ def test_last_values_with_the_travel_of_the_whole_run() -> None:
     lines = log([7.0] * 14)
     lines[3]["health"] = {"dead": 0.5, "threshold_travel": 6.25}
     lines[13]["health"] = {"dead": 0.25, "threshold_travel": 0.0}
-    assert last_diagnostics(lines) == {"dead": 0.25, "threshold_travel": 6.25}
-    assert last_diagnostics([{**lines[3], "health": {"dead": 0.5}}]) == {"dead": 0.5}
+    assert final_diagnostics(lines) == {"dead": 0.25, "threshold_travel": 6.25}
+    assert final_diagnostics([{**lines[3], "health": {"dead": 0.5}}]) == {"dead": 0.5}
 
 
 # ---------------------------------------------------------------------------------------------- verdicts

@@ -115,7 +115,7 @@ def test_one_dense_step_in_closed_form(name: str):
     if is_unit:
         g["W_dec"] = g["W_dec"] - (g["W_dec"] * w).sum(1, keepdim=True) * w
     epsilon = state.arch.recipe.adam_epsilon
-    rates = {key: 0.002 * state.arch.trained.get(key, 1.0) for key in g}
+    rates = {key: 0.002 * state.arch.trained_vectors.get(key, 1.0) for key in g}
     expected = {key: state.params[key] - rates[key] * g[key] / (g[key].abs() + epsilon) for key in g}
     if is_unit:
         expected["W_dec"] = expected["W_dec"] / expected["W_dec"].norm(dim=1, keepdim=True)

@@ -9,7 +9,7 @@ import pytest
 
 from jumpahead.frontier import Frontier
 from jumpahead.pipeline.run import run_study
-from jumpahead.progress import Silent
+from jumpahead.progress import SilentProgress
 from jumpahead.storage.json_files import read_json
 from jumpahead.storage.run_folder import Run
 from jumpahead.study.load import parse
@@ -47,7 +47,7 @@ def test_a_study_of_every_family_runs(family: str, lm_folder, tmp_path: Path):
         "series": [{"architecture": "topk", "k": [6]}],
     })  # fmt: skip
     run = Run.create(tmp_path / "run", to_toml(one))
-    run_study(one, run, progress=Silent())
+    run_study(one, run, progress=SilentProgress())
     assert len(read_json(run.checks)["checked"]) == 4 + 1 + 2  # identity; hidden state; causal, truncated
     assert {panel.rpartition("/")[0] for panel in Frontier.load(run.folder).panels} == set(sites)
     for unit in sae_specs(one):

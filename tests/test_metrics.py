@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jumpahead import metrics
 from jumpahead.errors import DataError
-from jumpahead.metrics import METRICS, Sums, measure
+from jumpahead.metrics import METRICS, Sums, bootstrap_replicates, count_key_by_share, measure
 
 CONTRACT = {
     "delta_lm_loss", "ce_clean", "ce_spliced", "loss_recovered_zero", "loss_recovered_mean", "kl", "l0", "fvu",
@@ -92,8 +92,8 @@ def test_declared_names_are_the_contract():
     assert all(metric.key == key and metric.title and metric.formula for key, metric in METRICS.items())
     assert {metric.better for metric in METRICS.values()} == {"lower", "higher", "one", "none"}
     assert set(metrics.curve_metrics()) < set(METRICS)
-    assert set(metrics.shares()) <= set(METRICS)
-    assert set(metrics.shares().values()) <= set(metrics.curve_metrics())
+    assert set(count_key_by_share()) <= set(METRICS)
+    assert set(count_key_by_share().values()) <= set(metrics.curve_metrics())
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -118,9 +118,9 @@ def test_a_replicate_is_the_same_metric_of_documents_drawn_that_often(weights):
 def test_replicates_do_not_depend_on_how_many_are_computed_at_once(monkeypatch):
     sums = sums_of(raw(np.random.default_rng(2)))
     weights = metrics.replicate_weights(3, 17)
-    whole = metrics.bootstrap(sums, weights)
-    monkeypatch.setattr(metrics, "ELEMENTS_AT_ONCE", 2 * 30)  # two replicates of 30 features
-    for key, values in metrics.bootstrap(sums, weights).items():
+    whole = bootstrap_replicates(sums, weights)
+    monkeypatch.setattr(metrics, "MAX_REPLICATE_ELEMENTS", 2 * 30)  # two replicates of 30 features
+    for key, values in bootstrap_replicates(sums, weights).items():
         np.testing.assert_allclose(values, whole[key], rtol=1e-14)
         assert values.shape == (17,)
 

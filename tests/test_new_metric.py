@@ -13,9 +13,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from jumpahead import cli
-from jumpahead.frontier import Frontier, build
-from jumpahead.metrics import METRICS, CurveRole, Metric, QueryOption, bootstrap, replicate_weights
-from jumpahead.report import page, terminal
+from jumpahead.frontier import Frontier, build_frontier
+from jumpahead.metrics import METRICS, CurveRole, Metric, QueryOption, bootstrap_replicates, replicate_weights
+from jumpahead.report import terminal
+from jumpahead.report.page import render_html
 from tests.frontiers import documents, example, sums
 
 KEY = "mean_square"
@@ -42,13 +43,13 @@ def run(metric: Metric, tmp_path: Path) -> Path:
         one["metrics"][KEY] = 1 + 0.1 * (i % 3)
         one["bootstrap"][KEY] = [one["metrics"][KEY] + 0.001 * (r % 5) for r in range(40)]
     (tmp_path / "manifest.json").write_text(json.dumps({"schema": "jumpahead.run/1"}))
-    (tmp_path / "frontier.json").write_text(json.dumps(build(made.evaluations, **made.keywords)))
+    (tmp_path / "frontier.json").write_text(json.dumps(build_frontier(made.evaluations, **made.keywords)))
     return tmp_path
 
 
 def test_it_is_evaluated_with_replicates(metric: Metric):
     rng = np.random.default_rng(0)
-    found = bootstrap(sums(documents(6, rng), 8.0, 0.2, 1.0, 32, 4, rng), replicate_weights(6, 10))
+    found = bootstrap_replicates(sums(documents(6, rng), 8.0, 0.2, 1.0, 32, 4, rng), replicate_weights(6, 10))
     assert found[KEY].shape == (10,)
 
 
@@ -79,7 +80,7 @@ def test_it_is_in_the_terminal(run: Path):
 
 
 def test_it_is_on_the_page_and_in_its_script(run: Path):
-    html = page.html(json.loads((run / "frontier.json").read_text()))
+    html = render_html(json.loads((run / "frontier.json").read_text()))
     assert "Mean square of x, per token [squares per token] = Σ‖x‖² / positions; lower is better" in html
     assert re.search(rf'<option value="{KEY}">mean square</option>', html)
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)

@@ -21,7 +21,7 @@ from jumpahead.evaluation.batches import GPU_MEMORY_SHARE, encoder_bytes
 from jumpahead.frontier import Frontier
 from jumpahead.pipeline.run import run_study
 from jumpahead.planning.plan import make_plan
-from jumpahead.progress import Silent
+from jumpahead.progress import SilentProgress
 from jumpahead.sae.saved import SAE
 from jumpahead.storage.json_files import read_json
 from jumpahead.storage.run_folder import Run
@@ -218,7 +218,7 @@ def test_saes_are_trained_on_tensors_of_the_gpu(layer, tmp_path):
     with fake_gpu():
         jumpahead.train_on(
             iter(rows.to("cuda").split(90)), out=tmp_path / "run", series=[{"architecture": "topk", "k": [2]}],
-            width=32, tokens=320, group=50, train={"batch": 32}, evaluate={"replicates": 20}, progress=Silent(),
+            width=32, tokens=320, group=50, train={"batch": 32}, evaluate={"replicates": 20}, progress=SilentProgress(),
         )  # fmt: skip
         (sae,) = [SAE.load(path.parent) for path in (tmp_path / "run").rglob("weights.safetensors")]
         there, x = sae.to("cuda"), rows[:17].to("cuda")

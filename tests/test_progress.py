@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jumpahead.formatting import format_bytes, format_duration
-from jumpahead.progress import Lines, LiveTable, Silent, progress_on
+from jumpahead.progress import LineProgress, LiveTableProgress, SilentProgress, make_progress
 
 
 class Clock:
@@ -41,9 +41,9 @@ def test_size(count: float, text: str):
     assert format_bytes(count) == text
 
 
-def lines() -> tuple[Lines, Clock, io.StringIO]:
+def lines() -> tuple[LineProgress, Clock, io.StringIO]:
     stream, clock = io.StringIO(), Clock()
-    progress = Lines(stream, seconds=15)
+    progress = LineProgress(stream, seconds=15)
     progress.clock = clock
     return progress, clock, stream
 
@@ -86,7 +86,7 @@ def test_time_left_counts_only_what_this_process_did():
 
 def test_work_of_unknown_length_shows_what_is_done():
     clock, said = Clock(), io.StringIO()
-    progress = Lines(said, seconds=2.0)
+    progress = LineProgress(said, seconds=2.0)
     progress.clock = clock
     with progress.phase("tokenising", 0, "tokens") as phase:
         for _ in range(3):
@@ -102,7 +102,7 @@ def test_work_of_unknown_length_shows_what_is_done():
 
 def test_tensors_are_refused():
     with (
-        Silent().phase("training", 10, "tokens") as phase,
+        SilentProgress().phase("training", 10, "tokens") as phase,
         pytest.raises(AssertionError, match="may need a device"),
     ):
         phase.advance(3, {"a": {"L0": torch.tensor(3.0)}})  # type: ignore[dict-item]
@@ -114,8 +114,8 @@ def test_the_live_table_shows_every_sae_and_hostile_labels_stay_text():
             return True
 
     stream = Terminal()
-    progress = progress_on(stream)
-    assert isinstance(progress, LiveTable)
+    progress = make_progress(stream)
+    assert isinstance(progress, LiveTableProgress)
     with progress.phase("training", total=10, unit="tokens") as phase:
         phase.update(3, {"[red]x[/red]": {"L0": 15.8, "FVU": 0.2134}})
         progress.console.print(progress._render(phase))
@@ -127,4 +127,4 @@ def test_the_live_table_shows_every_sae_and_hostile_labels_stay_text():
 
 
 def test_a_pipe_gets_lines():
-    assert isinstance(progress_on(io.StringIO()), Lines)
+    assert isinstance(make_progress(io.StringIO()), LineProgress)

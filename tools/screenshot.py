@@ -12,8 +12,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from jumpahead import report
 from jumpahead.errors import JumpaheadError
+from jumpahead.report import write_report
 
 FIGURES = ("figure-2", "fvu", "figure-5", "frequencies")
 RUN_FIGURES = ("efficiency",)
@@ -74,7 +74,7 @@ def main() -> None:
     if browser_path() is None:
         sys.exit("No chromium was found: install one (Debian: apt-get install chromium).")
     try:
-        page_file = report.write(given.run)
+        page_file = write_report(given.run)
     except JumpaheadError as error:
         sys.exit(str(error))
     given.picture.parent.mkdir(parents=True, exist_ok=True)

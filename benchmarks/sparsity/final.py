@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.sparsity.runs import BOOTSTRAPPED_METRICS, RequestedRun
 from benchmarks.sparsity.setups import SETUPS
 from benchmarks.table import render_table
-from jumpahead.frontier.curve import Curve, Estimate, centred, estimate
+from jumpahead.frontier.curve import Curve, Estimate, centre_replicates, estimate_with_interval
 from jumpahead.sae.architectures import ARCHITECTURES
 
 HELD_OUT_TOKENS = 220_000
@@ -143,7 +143,9 @@ def curve_through(lines: Lines, place: str, tokens: int, series: str) -> Curve |
 
 def metric_with_replicates(line: dict[str, Any], name: str) -> np.ndarray:
     """Return a metric and its replicates, [1 + R]."""
-    return np.concatenate([[line[name]], centred(line[name], np.array(line["bootstrap"][name]), line["clusters"])])
+    return np.concatenate(
+        [[line[name]], centre_replicates(line[name], np.array(line["bootstrap"][name]), line["clusters"])]
+    )
 
 
 def value_at(found: Curve | None, metric: int, target: float, wanted: int) -> np.ndarray | None:
@@ -162,7 +164,7 @@ def render_matched(lines: Lines, place: str, tokens: int) -> str:
         other, cells = curve_through(lines, place, tokens, series), []
         for l0 in SETUPS[place].l0:
             ours, theirs = value_at(reference, 0, l0, 1), value_at(other, 0, l0, 1)
-            cells.append("–" if ours is None or theirs is None else format_ratio(estimate(theirs / ours)))
+            cells.append("–" if ours is None or theirs is None else format_ratio(estimate_with_interval(theirs / ours)))
         rows.append([series, *cells])
     frequent = []
     for series in series_names(lines, place, tokens):
@@ -171,7 +173,7 @@ def render_matched(lines: Lines, place: str, tokens: int) -> str:
         for l0 in SETUPS[place].l0:
             loss = value_at(reference, 0, l0, 1)
             counts = None if loss is None else value_at(found, 1, float(loss[0]), 2)
-            cells.append("–" if counts is None else format_count(estimate(counts)))
+            cells.append("–" if counts is None else format_count(estimate_with_interval(counts)))
         frequent.append([series, *cells])
     first = render_table(["delta LM loss / JumpReLU's at L0", *(f"{l0:g}" for l0 in SETUPS[place].l0)], rows)
     second = render_table(

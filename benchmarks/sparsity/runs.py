@@ -17,8 +17,8 @@ from benchmarks.sparsity import setups
 from benchmarks.sparsity.setups import SETUPS, TextPart, study_tables
 from jumpahead import frontier, report, versions
 from jumpahead.pipeline import run as pipeline_run
-from jumpahead.pipeline.frontier import legend
-from jumpahead.progress import progress_on
+from jumpahead.pipeline.frontier import series_legend
+from jumpahead.progress import make_progress
 from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.recipe import Recipe, Setting, Shape, TrainConfig
 from jumpahead.storage.atomic import write_atomic
@@ -104,7 +104,7 @@ def train_missing(wanted: Iterable[RequestedRun], path: Path, folder: Path, thre
             tables["train"]["threads"] = threads
         study = parse(tables)
         print(f"{name}, {part} text, {tokens:,} tokens: {len(members)} SAEs", flush=True)
-        pipeline_run.run_study(study, run, until="evaluate", progress=progress_on())
+        pipeline_run.run_study(study, run, until="evaluate", progress=make_progress())
         save_results(path, {one.key: result_line(one, run) for one in members})
 
 
@@ -173,15 +173,15 @@ def write_report(wanted: list[RequestedRun], folder: Path) -> Path:
         evaluation = read_json(run.sae_folder(key).evaluation)
         evaluation["sae"]["series"] = each.series
         evaluations.append({**evaluation, "path": key})
-        legends[each.series] = legend(each.series, each.architecture)
+        legends[each.series] = series_legend(each.series, each.architecture)
     study = to_toml(parse(study_tables(place, one.part, one.tokens, series_tables(wanted), folder, one.held_out)))
     target = Run.create(folder / f"{one.place}-{one.part}-{one.tokens}-page", study)
     text = {"source": place.texts[one.part], "train_tokens": one.tokens, "held_out_tokens": one.held_out}
-    built = frontier.build(
+    built = frontier.build_frontier(
         evaluations, name=f"{one.place}, {one.tokens / 1e6:g}e6 tokens", study_text=study,
         manifest=target.read_manifest(), series=list(legends.values()), text=text,
         lm={"name": one.place, "dtype": "float32"},
     )  # fmt: skip
     write_json(target.frontier, built, indent=None)
-    report.write(target.folder)
+    report.write_report(target.folder)
     return target.report

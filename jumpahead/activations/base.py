@@ -2,8 +2,8 @@
 
     n, d      rows (activations) of a group, width of a site
 
-A group is what is computed or read at once, for instance the contexts of one LM batch. Rows are in the language model's
-own unit; dividing by `Scale.C` makes E‖x‖² = 1.
+A group is a set of rows that are computed or read together, for instance the contexts of one LM batch. Rows are in the
+language model's own unit; dividing by `Scale.C` makes E‖x‖² = 1.
 """
 
 from __future__ import annotations
@@ -25,42 +25,43 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""Dtypes of activations that were computed elsewhere."""
+"""Accepted dtypes of activations that the user provides."""
 
 
 class OriginOptions(BaseModel):
-    """The options of an origin, `activations.options` in the study; none by default."""
+    """Base class of an origin's options (`activations.options` in the study), without any option."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Activations(ABC):
-    """The activations of every group at every site. The rows of group g are a function of g alone."""
+    """Base class of origins: the activations of every group of rows at every site. Group g's rows depend on g alone."""
 
     Options: ClassVar[type[OriginOptions]] = OriginOptions
+    """The class of this origin's options."""
     needs_lm: ClassVar[bool] = True
-    """False for an origin without a language model: sites may have any name, SAEs are evaluated by FVU alone."""
+    """False if the origin uses no language model. Sites may then have any name, and LM loss is not evaluated."""
     on_disk: ClassVar[bool] = False
-    """True if a stage of the run writes the language model's activations to disk before training."""
+    """True if the run writes the language model's activations to disk before training."""
 
     dtype: torch.dtype
     """The dtype that rows are rounded to."""
     widths: dict[str, int]
-    """d of every site, by its key, in the study's order."""
+    """d of every site, by canonical site name, in the study's order."""
     rows_per_group: np.ndarray
-    """int64 [groups]; known without running the language model."""
+    """int64 [groups]: number of rows of each group, known without running the language model."""
     groups_per_block: int
-    """Groups whose rows are shuffled together."""
+    """Number of groups in a block; the rows of a block are shuffled together."""
     prefetches_in_thread: bool = False
-    """True if a stream reads the next block in another thread while SAEs train on the current one."""
+    """True if a stream reads the next block in another thread while SAEs train on the current block."""
     device: torch.device = torch.device("cpu")
-    """The device of the rows. On a GPU, a stream launches the next block's groups concurrently with the training."""
+    """The device of the rows. On a GPU, the next block's groups are computed on a second GPU stream during training."""
     digest: str
-    """SHA-256 of everything that determines the rows; origins that give the same bytes have the same digest."""
+    """SHA-256 of all inputs that determine the rows. `live` and `shards` have equal digests for equal rows."""
 
     @property
     def overlaps_training(self) -> bool:
-        """Return whether rows are computed concurrently with the training, so that their time is not added to it."""
+        """Return True if rows are read or computed concurrently with training, in a thread or on a GPU stream."""
         return self.prefetches_in_thread or self.device.type == "cuda"
 
     @classmethod
@@ -73,66 +74,66 @@ class Activations(ABC):
         contexts: Contexts | None = None,
         folder: Path | None = None,
     ) -> Activations:
-        """Return the activations that a study asks for; `folder` is where an origin stores them, if it does.
+        """Return the activations for a study's `[activations]` table.
 
-        `lm` and `contexts` are given if the origin `needs_lm`.
+        lm, contexts: given if the origin has `needs_lm`. folder: the folder in which the origin may store activations.
         """
 
     @abstractmethod
     def rows(self, group: int) -> dict[str, Tensor]:
-        """Return the activations [n, d] of a group at every site, in the study's dtype.
+        """Return the activations [n, d] of a group at every site, by site, in `dtype`.
 
-        Raises DataError, naming group and document, if a value is not finite.
+        Raises DataError, naming the position of the row, if a value is not finite.
         """
 
     def gather(self, groups: Sequence[int]) -> dict[str, Tensor]:
-        """Return the activations [rows, d] of several groups, concatenated, at every site."""
+        """Return the activations [total rows, d] of several groups, concatenated, by site."""
         return concatenate_groups((self.rows(group) for group in groups), int(self.rows_per_group[groups].sum()))
 
     @classmethod
     def source_digest(cls, config: ActivationsConfig, folder: Path | None = None) -> str:
-        """Return the digest of the data that an origin without LM reads; empty if its options determine them."""
+        """Return the digest of the files that the origin reads; "" if the study determines the activations."""
         return ""
 
     @property
     def held_out(self) -> Activations | None:
-        """Return the activations that no SAE is trained on; None unless SAEs can be evaluated on them without a LM."""
+        """Return the held-out activations for evaluation without a language model; None if the origin has none."""
         return None
 
     def document_ids(self, group: int) -> np.ndarray:
-        """Return the document number of every row of a group, [n] int64; the bootstrap resamples documents."""
+        """Return the document index of every row of a group, [n] int64. By default each group is one document."""
         return np.full(int(self.rows_per_group[group]), group)
 
     def launch_rows(self, group: int) -> Callable[[], dict[str, Tensor]]:
-        """Start computing a group's rows without waiting for the GPU; return a function that waits for them."""
+        """Start computing a group's rows on the GPU; return a function that waits for the rows and returns them."""
         return lambda: self.rows(group)
 
     @property
     def total_rows(self) -> int:
-        """Return the number of rows in all groups, which is that of distinct training tokens."""
+        """Return the number of rows in all groups, which equals the number of distinct training tokens."""
         return int(self.rows_per_group.sum())
 
 
-def concatenate_groups(parts: Iterable[Mapping[str, Tensor]], total: int) -> dict[str, Tensor]:
-    """Return the rows of several groups, concatenated: [total, d] at every site."""
+def concatenate_groups(groups: Iterable[Mapping[str, Tensor]], total: int) -> dict[str, Tensor]:
+    """Return the rows of several groups, concatenated: [total, d] by site. total: the number of rows of all groups."""
     block: dict[str, Tensor] = {}
     done = 0
-    for part in parts:
-        for site, x in part.items():
+    for rows_at in groups:
+        for site, x in rows_at.items():
             if site not in block:
                 block[site] = x.new_empty(total, x.shape[1])
             block[site][done : done + len(x)] = x
-        done += len(next(iter(part.values())))
+        done += len(next(iter(rows_at.values())))
     return block
 
 
 def parse_options(origin: type[Activations], config: ActivationsConfig) -> OriginOptions:
-    """Return the options of an origin. Those of a study are validated when it is loaded (study/resolve.py)."""
+    """Return `config.options` as the origin's options. Raises pydantic.ValidationError if they are not valid."""
     return origin.Options.model_validate(config.options)
 
 
 def find_non_finite(rows: Mapping[str, Tensor]) -> tuple[str, int] | None:
-    """Return the site and the row of the first value that is not finite, or None."""
+    """Return (site, row index) of the first value that is NaN or infinite; None if all values are finite."""
     for site, value in rows.items():
         finite = torch.isfinite(value)
         if not bool(finite.all()):

@@ -1,4 +1,4 @@
-"""The study's `[activations]` table: which activations SAEs are trained on. No torch at import."""
+"""The study's `[activations]` table: sites, origin and shuffling of activations. No torch at import."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jumpahead.storage.layout import require_safe_name
 
 
 class ActivationsConfig(BaseModel):
-    """Which activations SAEs are trained on, and how they are shuffled."""
+    """The sites, the origin and the shuffling of the activations that SAEs are trained on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -34,7 +34,7 @@ class ActivationsConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _canonicalize_sites(cls, raw: Any) -> Any:
-        """Return the raw table with every site in its canonical form, and none twice."""
+        """Return the raw table with canonical site names (see `canonical_site`), without duplicates."""
         sites = raw.get("sites") if isinstance(raw, dict) else None
         if not isinstance(sites, list | tuple) or not all(isinstance(site, str) for site in sites):
             return raw
@@ -43,10 +43,10 @@ class ActivationsConfig(BaseModel):
 
 
 def canonical_site(name: str, origin: str) -> str:
-    """Return the canonical name of a site, such as `layers.1.residual`; any name if the origin needs no LM.
+    """Return the canonical name of a site, such as `layers.1.residual`, for any accepted spelling.
 
-    Raises SiteError if the LM cannot have such a site, ArtefactError if the name cannot be a folder's, StudyError if
-    there is no such origin.
+    If the origin needs no LM, other names are returned unchanged. Raises SiteError if the name is not a site of a LM,
+    ArtefactError if the name is not a safe folder name, StudyError if the origin does not exist.
     """
     try:
         return parse_site(name).key

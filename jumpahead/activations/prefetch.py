@@ -1,4 +1,4 @@
-"""Prefetching: compute the next values while the current one is used, in a thread or on a second stream of a GPU."""
+"""Prefetching: compute the next values while the current value is used, in a thread or on a second GPU stream."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ THREAD_NAME = "prefetch"
 
 
 def prefetch_in_thread(compute: Callable[[K], V], keys: Iterable[K], depth: int) -> Generator[V]:
-    """Yield compute(key) of every key, in order; up to `depth` values are computed in one other thread in advance.
+    """Yield compute(key) for every key, in order. One thread computes up to `depth` values in advance.
 
-    `keys` is advanced by the consumer; `compute` never runs twice at the same time. An exception of `compute` is
-    raised at its key's turn. Closing the generator, or leaving it by an exception, waits for the one value that is
-    being computed and drops the others.
+    The consumer's thread advances `keys`; calls of `compute` do not overlap. An exception in compute(key) is raised
+    when the value for that key would be yielded. Closing the generator waits for the running call and cancels pending
+    calls.
     """
-    threads = torch.get_num_threads()  # the setting is per thread, and a training loop may have changed it
+    threads = torch.get_num_threads()  # torch's thread count is per thread, and a training loop may have changed it
     pool = ThreadPoolExecutor(1, THREAD_NAME, torch.set_num_threads, (threads,))
     pending: deque[Future[V]] = deque()
     try:
@@ -44,16 +44,17 @@ def prefetch_on_gpu_stream(
     device: torch.device,
     on_gpu_seconds: Callable[[float], None] = lambda seconds: None,
 ) -> Generator[dict[str, Tensor]]:
-    """Yield launch(key)() of every key, in order; up to `depth` keys are launched in advance on a second GPU stream.
+    """Yield launch(key)() for every key, in order. Up to `depth` keys are launched in advance on a second GPU stream.
 
-    They run concurrently with what the caller launches in the meantime. There is no second thread, so torch's settings
-    are the caller's. An exception of launch(key)() is raised at its key's turn. `on_gpu_seconds` is called with the
-    GPU time of each key, in seconds.
+    Launched work runs concurrently with work that the caller launches. No second thread is used. An exception in
+    launch(key)() is raised when the tensors for that key would be yielded. on_gpu_seconds: called with the GPU time of
+    each key, in seconds.
     """
     stream = torch.cuda.Stream(device)
     pending: deque[tuple[Callable[[], dict[str, Tensor]], torch.cuda.Event, torch.cuda.Event]] = deque()
 
     def wait_for_next() -> dict[str, Tensor]:
+        """Return the tensors of the oldest pending key, after its GPU work has ended."""
         finish, started, done = pending.popleft()
         tensors, consumer = finish(), torch.cuda.current_stream(device)
         done.synchronize()

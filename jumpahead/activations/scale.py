@@ -12,16 +12,19 @@ from jumpahead.errors import DataError
 
 
 class Scale(NamedTuple):
-    """The unit of a site."""
+    """Scale and mean of the activations at one site."""
 
     C: float
-    """√(mean ‖x‖²): activations divided by it have mean square norm 1."""
+    """√(mean ‖x‖²): activations divided by C have mean squared norm 1."""
     mean: Tensor
     """float32 [d]: the mean activation, in the language model's unit."""
 
 
 def measure_scale(activations: Activations, n_rows: int) -> dict[str, Scale]:
-    """Return scale and mean of every site, over groups 0, 1, … until they have `n_rows` rows; sums in float64."""
+    """Return the scale and mean of every site, measured on groups 0, 1, … with at least `n_rows` rows in total.
+
+    Sums are accumulated in float64. Raises DataError if all activations of a site are zero.
+    """
     square = dict.fromkeys(activations.widths, 0.0)
     total = {site: torch.zeros(width, dtype=torch.float64) for site, width in activations.widths.items()}
     count = 0

@@ -1,9 +1,10 @@
-"""Writing activations to disk, in any number of processes; `shard_folder.py` says what the files are.
+"""Write a language model's activations to disk, in any number of processes. `shard_folder.py` describes the files.
 
-The groups of a file follow from rows per group and `shard_mib` alone, and every file names its own content. So each
-process finds out what is missing by itself: process i of n writes the files i − 1, i − 1 + n, …, and the one that finds
-all files complete marks the index as complete. A killed process continues with its first missing file. A torn file is
-written again; a file whose bytes changed is refused, by name, when the affected group is first read.
+The groups of each file are a function of rows per group and `shard_mib` alone, and the header of a file identifies the
+file's content. So every process computes the missing files without communication: process i of n writes the files
+i − 1, i − 1 + n, …, and a process that finds all files complete marks the index as complete. A restarted process
+continues with its first missing file. An incomplete file is written again. A file whose bytes changed raises an error
+when the affected group of rows is first read.
 
     bytes = rows · (Σ_sites d · itemsize + 12)
 """
@@ -26,7 +27,7 @@ from jumpahead.activations.shard_folder import (
     INDEX,
     LABELS,
     SCHEMA,
-    InputsOf,
+    InputsDigestFunction,
     ShardFolder,
     shard_folders,
     shard_name,
@@ -34,8 +35,8 @@ from jumpahead.activations.shard_folder import (
 from jumpahead.activations.writer_rank import WriterRank, lock_shards
 from jumpahead.errors import ArtefactError, StudyError
 from jumpahead.formatting import format_bytes
-from jumpahead.progress import Phase, Progress, Silent
-from jumpahead.storage.atomic import remove_temporaries_of
+from jumpahead.progress import Phase, Progress, SilentProgress
+from jumpahead.storage.atomic import remove_temporary_files_of
 from jumpahead.storage.digests import digest_json
 from jumpahead.storage.folders import free_disk_bytes
 from jumpahead.storage.json_files import read_json, write_json
@@ -45,13 +46,14 @@ SHARD_MIB = 256.0
 
 
 class _ShardPlan(NamedTuple):
-    """The content of all files of a folder; every process computes the same."""
+    """The content of all files of a folder. All writing processes compute the same plan."""
 
     live: Live
+    """The language model's activations, computed on request."""
     groups: list[tuple[int, int]]
     """The groups [first, last) of every file."""
     columns: dict[str, ColumnSpec]
-    """The tensors of every file: activations by site, and the labels."""
+    """Dtype and row shape of the tensors in every file: activations by site, and labels."""
 
     def rows(self, shard: int) -> list[int]:
         """Return the number of rows of every group of a file."""
@@ -59,15 +61,15 @@ class _ShardPlan(NamedTuple):
         return self.live.rows_per_group[first:last].tolist()
 
     def bytes(self, shard: int) -> int:
-        """Return the bytes of a file without its header."""
+        """Return the size of a file in bytes, without the header."""
         return sum(self.rows(shard)) * sum(column.bytes_per_row for column in self.columns.values())
 
     def info(self, shard: int) -> dict[str, Any]:
-        """Return what identifies a file's content, which is stored in its header."""
+        """Return the header entry that identifies a file's content: the activations' digest and the groups."""
         return {"digest": self.live.digest, "groups": list(self.groups[shard])}
 
     def index_json(self, inputs: str, *, complete: bool) -> dict[str, Any]:
-        """Return the content of activations.json."""
+        """Return the content of activations.json. inputs: the digest that identifies the activations without the LM."""
         return {
             "schema": SCHEMA, "digest": self.live.digest, "inputs": inputs,
             "contexts_digest": self.live.contexts.digest, "sites": self.live.widths,
@@ -80,48 +82,59 @@ def write_missing_sites(
     live_at: Callable[[Sequence[str]], Live],
     folder: str | Path,
     sites: Sequence[str],
-    inputs_of: InputsOf = lambda _: "",
+    inputs_digest_of: InputsDigestFunction = lambda _: "",
     *,
     shard_mib: float = SHARD_MIB,
     rank: WriterRank = WriterRank(),
     progress: Progress | None = None,
 ) -> bool:
-    """Write this process's part of the missing activations at these sites; return whether all are complete then.
+    """Write this process's files of the missing activations at `sites`; return True if all sites are complete.
 
-    Existing files are not touched. A folder that was begun is completed with the sites it has; sites that are in no
-    folder are written to the folder itself or, if that has an index, below `added_sites`. live_at: returns the
-    activations at some sites. Raises the errors of `write_shards`.
+    Complete files are kept. An incomplete folder is completed with the sites in its index. Sites that are in no folder
+    are written to `folder` or, if `folder` has an index, below `added_sites`.
+
+    live_at: function from sites to their activations, computed by the LM.
+    inputs_digest_of: function from sites to the digest that identifies their activations without the LM.
+    shard_mib: approximate size of a file in MiB.
+    rank: this process's number among the writing processes.
+
+    Raises the errors of `write_shards`.
     """
     folder, is_complete, wanted = Path(folder), True, list(sites)
     todo: list[tuple[Path, Sequence[str]]] = []
     for path in shard_folders(folder):
-        one = ShardFolder(path)
-        is_done = one.is_complete and one.index["inputs"] == inputs_of(list(one.sites))
-        if not one.sites.keys() & set(wanted) or not (is_done or one.sites.keys() <= set(sites)):
-            _require_same_inputs(one, live_at(sites), inputs_of(list(one.sites)))
+        shards = ShardFolder(path)
+        is_done = shards.is_complete and shards.index["inputs"] == inputs_digest_of(list(shards.sites))
+        if not shards.sites.keys() & set(wanted) or not (is_done or shards.sites.keys() <= set(sites)):
+            _require_same_inputs(shards, live_at(sites), inputs_digest_of(list(shards.sites)))
         else:
-            wanted = [site for site in wanted if site not in one.sites]
-            if not is_done or one.sites.keys() <= set(sites):  # `write_shards` compares these with the LM
-                todo.append((path, list(one.sites)))
+            wanted = [site for site in wanted if site not in shards.sites]
+            if not is_done or shards.sites.keys() <= set(sites):  # `write_shards` compares these with the LM
+                todo.append((path, list(shards.sites)))
     if wanted:
         is_begun = (folder / INDEX).exists()
         todo.append((folder / ADDED_SITES_FOLDER / digest_json(sorted(wanted))[:12] if is_begun else folder, wanted))
-    for path, some in todo:
+    for path, folder_sites in todo:
         is_complete &= write_shards(
-            live_at(some), path, shard_mib=shard_mib, rank=rank, inputs=inputs_of(some), progress=progress
+            live_at(folder_sites),
+            path,
+            shard_mib=shard_mib,
+            rank=rank,
+            inputs=inputs_digest_of(folder_sites),
+            progress=progress,
         )
     return is_complete
 
 
-def _require_same_inputs(one: ShardFolder, live: Live, inputs: str) -> None:
-    """Raise ArtefactError if a folder of other sites has another text, dtype or, as `inputs` tells, language model."""
+def _require_same_inputs(shards: ShardFolder, live: Live, inputs: str) -> None:
+    """Raise ArtefactError if a folder has another text, dtype or digest of inputs than `live` and `inputs`."""
     expected = (live.contexts.digest, str(live.dtype).removeprefix("torch."), inputs)
-    if (one.index["contexts_digest"], one.index["dtype"], one.index["inputs"]) != expected:
-        raise _other_activations_error(one.folder)
+    if (shards.index["contexts_digest"], shards.index["dtype"], shards.index["inputs"]) != expected:
+        raise _other_activations_error(shards.folder)
 
 
 def _other_activations_error(folder: Path) -> ArtefactError:
-    """Return the error for a folder of activations that are not those to be written."""
+    """Return the error for a folder that holds activations of other inputs."""
     return ArtefactError(
         f"{folder} holds activations of another model, text, site or dtype: remove the folder, and `{HARVEST_COMMAND}` "
         "writes them again."
@@ -137,10 +150,14 @@ def write_shards(
     inputs: str = "",
     progress: Progress | None = None,
 ) -> bool:
-    """Write this process's part of the activations of every group; return whether the folder is complete then.
+    """Write this process's files of a folder of activations; return True if all files of the folder are complete.
 
-    inputs: the digest that identifies the activations without a language model. Raises StudyError if the disk is too
-    small; ArtefactError if the folder holds other activations, or another process writes the same files.
+    shard_mib: approximate size of a file in MiB.
+    rank: this process's number among the writing processes.
+    inputs: the digest that identifies the activations without the LM.
+
+    Raises StudyError if the disk is too small, and ArtefactError if the folder holds other activations or another
+    process writes the same files.
     """
     folder, columns = Path(folder), {site: ColumnSpec(live.dtype, (width,)) for site, width in live.widths.items()}
     columns |= dict.fromkeys(LABELS, ColumnSpec(torch.int32))
@@ -154,7 +171,7 @@ def write_shards(
         if own:
             title = "activations" if rank.processes == 1 else f"activations, part {rank}"
             total, left = sum(rows.values()), sum(rows[shard] for shard in own)
-            with (progress or Silent()).phase(title, total, "tokens", total - left) as phase:
+            with (progress or SilentProgress()).phase(title, total, "tokens", total - left) as phase:
                 for shard in own:
                     _write_shard(plan, folder, shard, phase)
         is_complete = all(_is_complete_shard(plan, folder, shard) for shard in range(len(plan.groups)))
@@ -164,7 +181,7 @@ def write_shards(
 
 
 def _assign_groups(live: Live, shard_mib: float) -> list[tuple[int, int]]:
-    """Return the groups [first, last) of every file: as many as fit, at least one."""
+    """Return the groups [first, last) of every file: at least one, and otherwise at most `shard_mib` MiB."""
     row_bytes = bytes_per_row(live.widths.values(), live.dtype.itemsize)
     limit = shard_mib * 2**20
     assigned: list[tuple[int, int]] = []
@@ -178,7 +195,10 @@ def _assign_groups(live: Live, shard_mib: float) -> list[tuple[int, int]]:
 
 
 def _write_initial_index(plan: _ShardPlan, folder: Path, inputs: str) -> None:
-    """Write an index that is marked as incomplete, unless it exists. Raises ArtefactError for other activations."""
+    """Write an index marked as incomplete, unless an equal index exists.
+
+    Raises ArtefactError if the folder's index has another digest of activations.
+    """
     initial = plan.index_json(inputs, complete=False)
     if (folder / INDEX).exists():
         index = read_json(folder / INDEX, SCHEMA, made_by=HARVEST_COMMAND)
@@ -190,7 +210,7 @@ def _write_initial_index(plan: _ShardPlan, folder: Path, inputs: str) -> None:
 
 
 def _is_complete_shard(plan: _ShardPlan, folder: Path, shard: int) -> bool:
-    """Return whether a file exists, holds its groups of these activations, and is not torn."""
+    """Return True if a file exists, is not truncated, and its header identifies the planned content."""
     try:
         with RowFileReader(folder / shard_name(shard)) as file:
             return file.info == plan.info(shard)
@@ -199,7 +219,7 @@ def _is_complete_shard(plan: _ShardPlan, folder: Path, shard: int) -> bool:
 
 
 def _require_free_disk(folder: Path, needed: int, live: Live) -> None:
-    """Raise StudyError if the disk has less than `needed` bytes free."""
+    """Raise StudyError if the disk of `folder` has less than `needed` free bytes."""
     free = free_disk_bytes(folder)
     if needed > free:
         dtype = str(live.dtype).removeprefix("torch.")
@@ -211,8 +231,8 @@ def _require_free_disk(folder: Path, needed: int, live: Live) -> None:
 
 
 def _write_shard(plan: _ShardPlan, folder: Path, shard: int, phase: Phase) -> None:
-    """Write one file, and advance `phase` by its rows."""
-    remove_temporaries_of(folder / shard_name(shard))  # left by a killed process; no other process writes this file
+    """Write one file, and advance the progress bar `phase` by the number of rows written."""
+    remove_temporary_files_of(folder / shard_name(shard))  # left by a killed process; no other process writes this file
 
     def groups() -> Iterator[Mapping[str, Tensor]]:
         for group in range(*plan.groups[shard]):

@@ -1,13 +1,13 @@
 """The stream of shuffled training batches: batch i is a function of (study, seed, i) alone.
 
     epoch e     permutes the groups by (seed, e)
-    block w     the next K groups of that order, their rows permuted by (seed, e, w)
-    batch j     the next `batch` rows of that permutation; the rest of a block, less than one batch, is dropped
+    block w     the next K groups of the permutation of epoch e; a block's rows are permuted by (seed, e, w)
+    batch j     the next `batch` rows of the block's permutation; a remainder of less than one batch is dropped
 
-Rows per group are known without the language model, so the location of batch i is computed from them: no state is
-carried from batch to batch, and a stream that starts at batch i gives the same bytes as one that reaches it. If
-`Activations.prefetches_in_thread`, the next block is read in another thread while batches of this one are used; on a
-GPU its groups are launched on a second stream of the GPU, and activations never leave the GPU.
+The location of batch i is computed from the rows per group, which are known without the language model. No state is
+carried between batches: a stream that starts at batch i yields the same bytes as a stream that starts at batch 0. If
+`Activations.prefetches_in_thread`, the next block is read in another thread while batches of the current block are
+used; on a GPU, the next block's groups are launched on a second stream of the GPU, and activations never leave the GPU.
 """
 
 from __future__ import annotations
@@ -29,44 +29,44 @@ from jumpahead.text.permutation import fixed_permutation
 
 
 class BatchLocation(NamedTuple):
-    """The location of a batch in the stream."""
+    """The location of a batch in the stream: epoch, block within the epoch, batch within the block."""
 
     epoch: int
     block: int
     batch: int
-    """Number within the block."""
+    """Number of the batch within the block, from 0."""
 
 
 class _EpochOrder(NamedTuple):
-    """The order of one epoch."""
+    """The permutation of the groups in one epoch, and the batches of each block."""
 
     order: np.ndarray
     """int64 [groups]: the permutation of the groups."""
     ends: np.ndarray
-    """int64 [blocks]: cumulative number of batches, including each block's own."""
+    """int64 [blocks]: number of batches in the epoch up to and including each block."""
 
 
 class _BlockVisit(NamedTuple):
-    """A block to read, and the batches of it to yield."""
+    """A block to read, and the batches of the block to yield."""
 
     epoch: int
     block: int
     groups: list[int]
     batches: range
-    """Their numbers within the block."""
+    """Numbers of the batches to yield, within the block."""
 
 
 class _Block(NamedTuple):
-    """The rows of one block in memory."""
+    """The rows of one block in memory, and their permutation."""
 
     rows: dict[str, Tensor]
-    """[rows, d] at every site."""
+    """[rows, d] by site, in the order of the groups."""
     order: Tensor
-    """int64 [rows]: the permutation of the rows."""
+    """int64 [rows]: the permutation in which the rows are divided into batches."""
 
 
 class Stream:
-    """Batches of activations in the order of one seed."""
+    """Training batches of activations, shuffled with one seed."""
 
     def __init__(self, activations: Activations, batch: int, groups_per_block: int | None = None, seed: int = 0):
         self.activations = activations
@@ -75,7 +75,7 @@ class Stream:
         self.groups_per_block = groups_per_block or activations.groups_per_block
         self.seed = seed
         self.read_seconds = 0.0
-        """Time spent so far on reading or computing blocks, possibly concurrently with the training."""
+        """Seconds spent so far on reading or computing blocks, possibly concurrently with training."""
         self._epochs: dict[int, _EpochOrder] = {}
         rows = activations.rows_per_group
         # The smallest possible full block. The last block of an epoch may be smaller and yield no batch.
@@ -87,11 +87,11 @@ class Stream:
             )
 
     def batches_per_epoch(self, epoch: int = 0) -> int:
-        """Return the number of batches of an epoch; it varies a little, because blocks drop different remainders."""
+        """Return the number of batches of an epoch. Epochs differ because the remainders that blocks drop differ."""
         return int(self._epoch(epoch).ends[-1])
 
     def location(self, i: int) -> BatchLocation:
-        """Return the epoch, block and number within the block of batch i."""
+        """Return the location of batch i, counted from the start of the stream."""
         epoch = 0
         while i >= (count := self.batches_per_epoch(epoch)):
             i, epoch = i - count, epoch + 1
@@ -100,9 +100,9 @@ class Stream:
         return BatchLocation(epoch, block, i - (int(ends[block - 1]) if block else 0))
 
     def batches(self, start: int = 0) -> Generator[dict[str, Tensor]]:
-        """Yield batches start, start + 1, … without end: float32 [batch, d] at every site, in the LM's own unit.
+        """Yield batches start, start + 1, … without end: float32 [batch, d] by site, in the LM's unit.
 
-        Close the generator when done, because another thread may be reading the next block.
+        The caller must close the generator, because a prefetching thread may be reading the next block.
         """
         with contextlib.closing(self._blocks(start)) as blocks:
             for visit in self._visits(start):
@@ -113,7 +113,7 @@ class Stream:
         return min(batches * self.batch, self.activations.total_rows)
 
     def _epoch(self, epoch: int) -> _EpochOrder:
-        """Return the order of an epoch, computed once."""
+        """Return the permutation of groups and the batch counts of an epoch, cached."""
         if epoch not in self._epochs:
             rows = self.activations.rows_per_group
             order = fixed_permutation(len(rows), self.seed, epoch)
@@ -122,7 +122,7 @@ class Stream:
         return self._epochs[epoch]
 
     def _visits(self, start: int) -> Iterator[_BlockVisit]:
-        """Yield the blocks that hold batches start, start + 1, …, without end."""
+        """Yield the blocks to read for batches start, start + 1, …, without end."""
         epoch, block, batch = self.location(start)
         while True:
             order, ends = self._epoch(epoch)
@@ -135,7 +135,7 @@ class Stream:
             epoch, block = epoch + 1, 0
 
     def _blocks(self, start: int) -> Generator[_Block]:
-        """Return a generator of the blocks of `_visits`, read or computed in advance if the origin allows it."""
+        """Return a generator of the blocks in `_visits(start)`, prefetched if the origin allows prefetching."""
         if self.activations.prefetches_in_thread:
             return prefetch_in_thread(self._read_block, self._visits(start), 1)
         if self.activations.device.type == "cuda":
@@ -143,18 +143,18 @@ class Stream:
         return (self._read_block(visit) for visit in self._visits(start))
 
     def _read_block(self, visit: _BlockVisit) -> _Block:
-        """Return a block's rows and their permutation."""
+        """Read a block and return its rows with their permutation; add the time to `read_seconds`."""
         began = time.perf_counter()
         block = self._with_order(visit, self.activations.gather(visit.groups))
         self._add_read_seconds(time.perf_counter() - began)
         return block
 
     def _add_read_seconds(self, seconds: float) -> None:
-        """Add to `read_seconds`."""
+        """Add a duration in seconds to `read_seconds`."""
         self.read_seconds += seconds
 
     def _prefetched_on_gpu(self, start: int) -> Generator[_Block]:
-        """Yield blocks whose groups are launched in advance on a second GPU stream, group by group."""
+        """Yield the blocks in `_visits(start)`; their groups are computed in advance on a second GPU stream."""
         groups = (group for visit in self._visits(start) for group in visit.groups)
         launch, device = self.activations.launch_rows, self.activations.device
         launched = prefetch_on_gpu_stream(launch, groups, self.groups_per_block, device, self._add_read_seconds)
@@ -164,13 +164,13 @@ class Stream:
                 yield self._with_order(visit, concatenate_groups(itertools.islice(rows, len(visit.groups)), total))
 
     def _with_order(self, visit: _BlockVisit, rows: dict[str, Tensor]) -> _Block:
-        """Return a block's rows with their permutation, on the device of the rows."""
+        """Return a block: the rows, with their permutation on the same device."""
         total = int(self.activations.rows_per_group[visit.groups].sum())
         order = torch.from_numpy(fixed_permutation(total, self.seed, visit.epoch, visit.block))
         return _Block(rows, order.to(self.activations.device))
 
     def _split(self, visit: _BlockVisit, block: _Block) -> Iterator[dict[str, Tensor]]:
-        """Yield the batches of a block; its rows stay in memory until the last one."""
+        """Yield the batches of a block, float32 [batch, d] by site. The block stays in memory until the last batch."""
         for j in visit.batches:
             index = block.order[j * self.batch : (j + 1) * self.batch]
             yield {site: x.index_select(0, index).float() for site, x in block.rows.items()}

@@ -1,4 +1,4 @@
-"""Files of activations that were computed elsewhere: .npy and .safetensors, read in place. Nothing is unpickled."""
+"""Read user files of activations (.npy, .safetensors) without loading them whole. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from jumpahead.errors import DataError, StudyError
 
 
 class TensorFile(Protocol):
-    """An open file of rows."""
+    """Interface of an open file of activations."""
 
     path: Path
     columns: dict[str, ColumnSpec]
-    """Dtype and row shape of every tensor, by name."""
+    """Dtype and row shape of every tensor [rows, …], by name."""
     rows: dict[str, int]
-    """Number of rows of every tensor."""
+    """Number of rows of every tensor, by name."""
 
-    def read_rows(self, start: int, stop: int, key: str, out: Tensor | None = None) -> Tensor:
-        """Return rows start … stop − 1 of a tensor."""
+    def read_rows(self, start: int, stop: int, column: str, out: Tensor | None = None) -> Tensor:
+        """Return rows start … stop − 1 of the tensor named `column`. out: a tensor that may be written into."""
         ...
 
 
@@ -42,7 +42,8 @@ class _NpyFile:
         self.columns = {"array": ColumnSpec(dtype, self._array.shape[1:])}
         self.rows = {"array": self._array.shape[0] if self._array.ndim else 0}
 
-    def read_rows(self, start: int, stop: int, key: str, out: Tensor | None = None) -> Tensor:
+    def read_rows(self, start: int, stop: int, column: str, out: Tensor | None = None) -> Tensor:
+        """Return rows start … stop − 1 of the array; `column` and `out` are ignored."""
         return torch.from_numpy(np.array(self._array[start:stop]))
 
 
@@ -50,9 +51,9 @@ _FILE_TYPES: dict[str, Any] = {".npy": _NpyFile, ".safetensors": RowFileReader}
 
 
 def tensor_paths(source: str) -> list[Path]:
-    """Return the files of a source, which is a file or a folder, sorted by name.
+    """Return the paths of the activation files in `source` (a file or a folder), sorted by name.
 
-    Raises StudyError if it does not exist, or is not files of one supported type.
+    Raises StudyError if the source does not exist, or does not consist of files of one supported type.
     """
     path = Path(source).expanduser()
     if not path.exists():
@@ -60,23 +61,23 @@ def tensor_paths(source: str) -> list[Path]:
             f"activations.options.source = '{source}' does not exist: give an .npy or .safetensors file, or a folder "
             "of them."
         )
-    found = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in _FILE_TYPES)
-    types = {file.suffix for file in found}
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in _FILE_TYPES)
+    types = {file.suffix for file in files}
     if len(types) != 1 or not types <= set(_FILE_TYPES):
         what = f"both {' and '.join(sorted(types))} files" if len(types) > 1 else "no .npy or .safetensors file"
         raise StudyError(f"activations.options.source = '{source}' is or holds {what}: give files of one kind.")
-    return found
+    return files
 
 
 def open_tensor_file(path: Path) -> TensorFile:
-    """Return the open file. Raises DataError or ArtefactError if it cannot be read."""
+    """Open an activation file. Raises DataError or ArtefactError if the file cannot be read."""
     return _FILE_TYPES[path.suffix](path)
 
 
 def tensor_key(file: TensorFile, site: str, sites: int) -> str:
-    """Return the name of the tensor for a site: the site's, or the only tensor's if there is only one site.
+    """Return the name of a site's tensor: the site's name or, if there is one site and one tensor, the tensor's name.
 
-    Raises StudyError if there is no such tensor. sites: their number.
+    sites: the number of sites. Raises StudyError if there is no such tensor.
     """
     if site in file.columns:
         return site
@@ -87,7 +88,7 @@ def tensor_key(file: TensorFile, site: str, sites: int) -> str:
 
 
 def tensor_width(files: Sequence[TensorFile], key: str) -> int:
-    """Return d of a tensor. Raises DataError if it is not [rows, d] floating-point, with one d, in all files."""
+    """Return d of the tensor named `key`. Raises DataError unless it is [rows, d] floating-point in all files."""
     widths = set()
     for file in files:
         if key not in file.columns:
@@ -108,7 +109,7 @@ def tensor_width(files: Sequence[TensorFile], key: str) -> int:
 
 
 def row_count(file: TensorFile, keys: Iterable[str]) -> int:
-    """Return the number of rows of a file. Raises DataError if it differs between the tensors `keys`."""
+    """Return the number of rows of a file. Raises DataError if the tensors named `keys` differ in length."""
     counts = {file.rows[key] for key in keys}
     if len(counts) > 1:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Writing activations that an iterator of tensors gives (`jumpahead.train_on`) to files that `tensors` reads."""
+"""Write the tensors of an iterator (`jumpahead.train_on`) to files that the origin `tensors` reads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jumpahead.activations.base import FLOAT_DTYPES, find_non_finite
 from jumpahead.activations.row_files import ColumnSpec, RowFileReader, write_row_file
 from jumpahead.errors import ArtefactError, DataError, StudyError
 from jumpahead.formatting import format_bytes
-from jumpahead.progress import Phase, Progress, Silent
+from jumpahead.progress import Phase, Progress, SilentProgress
 from jumpahead.storage.folders import free_disk_bytes, remove_path
 from jumpahead.storage.json_files import read_json, write_json
 
@@ -33,16 +33,16 @@ def write_iterator(
     site: str,
     rows: int,
     dtype: torch.dtype = torch.float32,
-    group: int = 256,
+    rows_per_group: int = 256,
     progress: Progress | None = None,
 ) -> None:
-    """Write the first `rows` rows of an iterator of tensors or arrays [n, d] to files in `folder`: all, or none.
+    """Write the first `rows` rows of an iterator of tensors or arrays [n, d] to files in `folder`.
 
-    Existing files are used again if they begin with the same rows; raises ArtefactError if they do not. Raises
-    DataError if the iterator ends early or gives something else than activations, StudyError if the disk is too small.
-    group: rows per group.
+    If writing fails, the written files are removed. Existing files are used again if their first rows are the same;
+    otherwise ArtefactError is raised. Raises DataError if the iterator ends early or yields values that are not finite
+    floating-point tensors [n, d], and StudyError if the disk is too small.
     """
-    progress, validated = progress or Silent(), _validated_tensors(tensors, dtype)
+    progress, validated = progress or SilentProgress(), _validated_tensors(tensors, dtype)
     first = next(validated, None)
     if first is None:
         raise DataError(f"the iterator gave nothing, 0 of {rows:,} rows: an iterator can be used only once.")
@@ -56,13 +56,14 @@ def write_iterator(
             f"{folder} has {format_bytes(free)} of free disk, and {rows:,} rows of width {d:,} need "
             f"{format_bytes(needed)}: give fewer rows, activations={{'dtype': 'bfloat16'}}, or another `out`."
         )
-    rows_per_file = max(1, int(FILE_MIB * 2**20 / (row_bytes * group))) * group
+    rows_per_file = max(1, int(FILE_MIB * 2**20 / (row_bytes * rows_per_group))) * rows_per_group
     names = [f"tensors-{number:05d}.safetensors" for number in range(-(-rows // rows_per_file))]
     try:
         with progress.phase("activations", rows, "rows") as phase:
-            groups = _regroup(itertools.chain([first], validated), rows, group)
+            groups = _regroup(itertools.chain([first], validated), rows, rows_per_group)
             for name, start in zip(names, range(0, rows, rows_per_file), strict=True):
-                sizes = [min(group, rows - at) for at in range(start, min(start + rows_per_file, rows), group)]
+                end = min(start + rows_per_file, rows)
+                sizes = [min(rows_per_group, rows - at) for at in range(start, end, rows_per_group)]
                 counted = ({site: _advance(phase, x)} for x in itertools.islice(groups, len(sizes)))
                 write_row_file(folder / name, {site: ColumnSpec(dtype, (d,))}, sizes, counted, {})
     except BaseException:  # an iterator cannot be continued later
@@ -72,17 +73,23 @@ def write_iterator(
             folder.rmdir()
         raise
     checksums = [RowFileReader(folder / name).checksums for name in names]
-    about = {"site": site, "rows": rows, "d": d, "dtype": str(dtype).removeprefix("torch."), "rows_per_group": group}
+    about = {
+        "site": site,
+        "rows": rows,
+        "d": d,
+        "dtype": str(dtype).removeprefix("torch."),
+        "rows_per_group": rows_per_group,
+    }
     write_json(folder / INDEX, {"schema": SCHEMA, "files": names, **about, "crc32": checksums}, indent=None)
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """Return the index of the files that `write_iterator` wrote: their names, sizes and checksums."""
+    """Return the index of the files that `write_iterator` wrote: file names, site, sizes, dtype and checksums."""
     return read_json(folder / INDEX, SCHEMA, made_by="jumpahead.train_on(…)")
 
 
 def _require_same_rows(first: Tensor, folder: Path, site: str, rows: int, dtype: torch.dtype) -> None:
-    """Raise ArtefactError unless `folder` holds so many rows, and begins with `first`."""
+    """Raise ArtefactError unless `folder` holds `rows` rows of this site and dtype whose first rows equal `first`."""
     index = read_index(folder)
     expected = {"site": site, "rows": rows, "d": first.shape[1], "dtype": str(dtype).removeprefix("torch.")}
     is_same = all(index[key] == value for key, value in expected.items())
@@ -97,7 +104,8 @@ def _require_same_rows(first: Tensor, folder: Path, site: str, rows: int, dtype:
 def _validated_tensors(tensors: Iterable[Any], dtype: torch.dtype) -> Iterator[Tensor]:
     """Yield copies of the tensors [n, d] of an iterator, on the CPU in `dtype`.
 
-    Raises DataError, with the number of the tensor from 1, if one is not finite floating-point of the same width.
+    Raises DataError, with the tensor's number from 1, if a tensor is not [n, d], not finite floating-point, or differs
+    in d.
     """
     d = None
     for number, given in enumerate(tensors, start=1):
@@ -120,10 +128,10 @@ def _validated_tensors(tensors: Iterable[Any], dtype: torch.dtype) -> Iterator[T
         yield copied
 
 
-def _regroup(tensors: Iterable[Tensor], rows: int, group: int) -> Iterator[Tensor]:
-    """Yield the first `rows` rows as tensors of `group` rows, the last one shorter.
+def _regroup(tensors: Iterable[Tensor], rows: int, rows_per_group: int) -> Iterator[Tensor]:
+    """Yield the first `rows` rows as tensors of `rows_per_group` rows; the last tensor may have fewer.
 
-    Raises DataError if there are fewer rows.
+    Raises DataError if the iterator has fewer than `rows` rows.
     """
     pending: list[Tensor] = []
     pending_rows = taken = 0
@@ -131,11 +139,11 @@ def _regroup(tensors: Iterable[Tensor], rows: int, group: int) -> Iterator[Tenso
         value = value[: rows - taken]
         pending.append(value)
         pending_rows, taken = pending_rows + len(value), taken + len(value)
-        if pending_rows >= group:
-            *whole, rest = torch.cat(pending).split(group)
+        if pending_rows >= rows_per_group:
+            *whole, rest = torch.cat(pending).split(rows_per_group)
             yield from whole
             pending, pending_rows = [rest], len(rest)
-            if pending_rows == group:
+            if pending_rows == rows_per_group:
                 yield rest
                 pending, pending_rows = [], 0
         if taken == rows:
@@ -147,6 +155,6 @@ def _regroup(tensors: Iterable[Tensor], rows: int, group: int) -> Iterator[Tenso
 
 
 def _advance(phase: Phase, x: Tensor) -> Tensor:
-    """Return `x`, after advancing a progress bar by its rows."""
+    """Advance a progress bar by the rows of x [n, d]; return `x`."""
     phase.advance(len(x))
     return x

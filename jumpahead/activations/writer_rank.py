@@ -1,4 +1,4 @@
-"""Dividing the writing of activations among processes: which files a process writes, and the lock on them."""
+"""Divide the files of activations among writing processes, and lock each process's files."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from jumpahead.storage.locks import hold_lock, is_locked
 
 
 class WriterRank(NamedTuple):
-    """One of several processes that write the same folder: number i of n, counted from 1, as in `--shard I/N`."""
+    """The number of a process among the processes that write the same folder (`--shard I/N`)."""
 
     number: int = 1
-    """From 1."""
+    """Number of this process, from 1."""
     processes: int = 1
-    """Number of processes."""
+    """Total number of processes."""
 
     @classmethod
     def parse(cls, text: str) -> WriterRank:
-        """Return the rank for a text such as `2/4`. Raises StudyError if it is none."""
-        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
-        rank = cls(int(found[1]), int(found[2])) if found else cls(0, 0)
+        """Parse a rank such as `2/4`. Raises StudyError if the text is not I/N with 1 ≤ I ≤ N."""
+        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
+        rank = cls(int(match[1]), int(match[2])) if match else cls(0, 0)
         if not 1 <= rank.number <= rank.processes:
             raise StudyError(f"--shard {text}: write it as I/N with I from 1 to N, for instance --shard 2/4.")
         return rank
@@ -33,7 +33,7 @@ class WriterRank(NamedTuple):
         return f"{self.number}/{self.processes}"
 
     def writes(self, shard: int) -> bool:
-        """Return whether this process writes the file with this number, counted from 0."""
+        """Return True if this process writes the file with number `shard`, counted from 0."""
         return shard % self.processes == self.number - 1
 
 
@@ -41,7 +41,7 @@ class WriterRank(NamedTuple):
 def lock_shards(folder: Path, rank: WriterRank) -> Iterator[None]:
     """Hold the lock on the files that a process writes until the `with` block ends.
 
-    Raises ArtefactError if another process has the same rank, or divides the files among another number of processes.
+    Raises ArtefactError if another process with the same rank, or with another number of processes, holds a lock.
     """
     name = "part-{}-of-{}.lock"
     with hold_lock(folder / name.format(*rank), folder):

@@ -37,7 +37,7 @@ from jumpahead.efficiency.memory import available_bytes
 from jumpahead.efficiency.step_shapes import StepShape
 from jumpahead.engine import Kernels, kernel_layer
 from jumpahead.formatting import format_bytes, format_duration
-from jumpahead.progress import Progress, Silent
+from jumpahead.progress import Progress, SilentProgress
 from jumpahead.report import EFFICIENCY_SCHEMA
 from jumpahead.report.series_style import architecture_rank
 from jumpahead.sae.architectures import ARCHITECTURES
@@ -177,7 +177,7 @@ def measure(
     loss for dead features.
     """
     used_layer = layer()
-    benchmark = EfficiencyBenchmark(shapes, seconds, dead, layer, progress or Silent())
+    benchmark = EfficiencyBenchmark(shapes, seconds, dead, layer, progress or SilentProgress())
     is_interrupted = False
     try:
         benchmark.run()

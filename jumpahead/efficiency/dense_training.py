@@ -23,7 +23,7 @@ from jumpahead.sae.architecture import Architecture
 from jumpahead.sae.auxk import WithAuxK
 from jumpahead.sae.gradients import StepInputs
 from jumpahead.sae.parameters import Params
-from jumpahead.sae.support import Largest, LargestOfBatch
+from jumpahead.sae.support import TopKOfBatch, TopKPerToken
 
 DenseLoss = Callable[[Params, Tensor, StepInputs], Tensor]
 TopKFunction = Callable[[Tensor, int], Tensor]
@@ -42,7 +42,7 @@ class DenseTrainer:
         self.p = {name: tensor.detach().clone() for name, tensor in p.items()}
         for name in trained:
             self.p[name].requires_grad_()
-        groups = [{"params": [self.p[name]], "lr": lr * arch.trained.get(name, 1.0)} for name in trained]
+        groups = [{"params": [self.p[name]], "lr": lr * arch.trained_vectors.get(name, 1.0)} for name in trained]
         recipe = arch.recipe
         self.optimizer = torch.optim.Adam(groups, betas=(0.0, recipe.beta2), eps=recipe.adam_epsilon, fused=True)
 
@@ -85,7 +85,7 @@ def dense_losses(arch: Architecture, p: Params, x: Tensor, inputs: StepInputs) -
     by_topk = topk_loss(arch, top_k)
     if not torch.allclose(by_topk(p, x, inputs), arch.loss(p, x, inputs), rtol=1e-4):
         return {"dense": arch.loss}
-    if isinstance(selection, LargestOfBatch):
+    if isinstance(selection, TopKOfBatch):
         return {"dense": by_topk}
     return {"dense": by_topk, "approximate": topk_loss(arch, approximate_top_k)}
 
@@ -99,10 +99,10 @@ def topk_loss(arch: WithAuxK, topk: TopKFunction) -> DenseLoss:
     def loss(p: Params, x: Tensor, inputs: StepInputs) -> Tensor:
         pre = (x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]
         selection = arch.selection(p, {}, inputs, training=True)
-        if isinstance(selection, LargestOfBatch):
+        if isinstance(selection, TopKOfBatch):
             f = top_of_batch(pre, selection.count(len(pre)))
         else:
-            assert isinstance(selection, Largest)
+            assert isinstance(selection, TopKPerToken)
             f = relu_at(pre, topk(pre, selection.k))
         total, error = arch.errors(p, x, f)
         if selection.dead is None:

@@ -18,7 +18,7 @@ from jumpahead.efficiency.memory import PeakMemory
 from jumpahead.efficiency.profiling import OperationTimer, TimedKernels, dense_forward_stages, sparse_step_stages
 from jumpahead.engine import Kernels, State, StepResult, train_step
 from jumpahead.sae.gradients import StepInputs
-from jumpahead.sae.support import Largest
+from jumpahead.sae.support import TopKPerToken
 
 
 class StepImplementation(ABC):
@@ -141,7 +141,7 @@ class ApproximateTopK(DenseRecipe):
     def costs(self, size: StepSize) -> dict[str, Any]:
         p, arch = self.trainer.p, self.trainer.arch
         selection = arch.selection(p, arch.derive(p), self.inputs, training=True)
-        assert isinstance(selection, Largest)
+        assert isinstance(selection, TopKPerToken)
         pre = (self.x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]
         return super().costs(size) | {"recall": recall(pre, selection.k)}
 

@@ -2,7 +2,7 @@
 
 A step is launched without waiting for the device, and its report is read when the next step has been launched. A step
 that was not valid changed nothing on the device (`rollback.py`), and neither did the one launched after it. The host
-grows the buffers, or lowers the guess of `LargestOfBatch`, and runs both again on the same batches: the state gets the
+grows the buffers, or lowers the guess of `TopKOfBatch`, and runs both again on the same batches: the state gets the
 bytes that large enough buffers would have given it. If the loss is not finite, DivergedError is raised and the state is
 that before the step.
 """

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from jumpahead.engine.interface import AsyncKernels, CentredInput, EncoderWeights, Kernels, SelectedSupport
 from jumpahead.engine.supports import Support, drop_entries, merge_supports
-from jumpahead.sae.support import Above, Largest, LargestOfBatch, Selection
+from jumpahead.sae.support import AboveThreshold, Selection, TopKOfBatch, TopKPerToken
 
 FIRST_GUESS_RATIO = 0.85
 """The first guess, in multiples of the expected bound: about 1.5 times the requested entries exceed it."""
@@ -35,7 +35,7 @@ def select_support(
     x: CentredInput, encoder: EncoderWeights, b_enc: Tensor, selection: Selection, kernels: Kernels
 ) -> SelectedSupport:
     """Step 1 for any selection: return the support and the smallest selected π. b_enc [M]."""
-    if not isinstance(selection, LargestOfBatch):
+    if not isinstance(selection, TopKOfBatch):
         return SelectedSupport(kernels.find_support(x, encoder, b_enc, selection), None)
     if kernels.is_async:
         return cast(AsyncKernels, kernels).find_batch_topk(x, encoder, b_enc, selection)
@@ -47,12 +47,12 @@ def select_support(
 
 
 def batch_topk(
-    x: CentredInput, encoder: EncoderWeights, b_enc: Tensor, selection: LargestOfBatch, kernels: Kernels
+    x: CentredInput, encoder: EncoderWeights, b_enc: Tensor, selection: TopKOfBatch, kernels: Kernels
 ) -> Support:
     """Return the support of the n largest positive π of the batch. b_enc [M]."""
 
     def above(guess: float) -> Support:
-        return kernels.find_support(x, encoder, b_enc, Above(torch.full_like(b_enc, guess)))
+        return kernels.find_support(x, encoder, b_enc, AboveThreshold(torch.full_like(b_enc, guess)))
 
     n, (first, *others) = selection.count(len(x.x)), decreasing_guesses(float(selection.guess))
     support = above(first)
@@ -90,7 +90,7 @@ def add_dead_topk(
     b_enc [M]; dead [M] bool.
     """
     members = dead.nonzero()[:, 0]
-    among = kernels.find_support(x, kernels.prepare_encoder(encoder.w_enc[members]), b_enc[members], Largest(k))
+    among = kernels.find_support(x, kernels.prepare_encoder(encoder.w_enc[members]), b_enc[members], TopKPerToken(k))
     return merge_supports(
         main.feature.long(), main.token.long(), main.pre,
         members[among.feature.long()], among.token.long(), among.pre, len(x.x), len(b_enc),

@@ -36,7 +36,7 @@ from jumpahead.engine.supports import Support, drop_entries
 from jumpahead.sae.architecture import Architecture
 from jumpahead.sae.gradients import Counts, StepInputs
 from jumpahead.sae.parameters import Params
-from jumpahead.sae.support import DEAD, MAIN, Above, Entries, Number, Selection
+from jumpahead.sae.support import DEAD, MAIN, AboveThreshold, Entries, Number, Selection
 
 DENSE_SHARE = 0.2
 """Share of tokens above which a feature goes through dense products (docs/LOG.md, 2026-11-24)."""
@@ -98,7 +98,7 @@ class DenseFeatures:
 
     def take_entries(self, support: Support) -> Support:
         """Move the entries of the blocks' features from the support to their block, as MAIN; return the rest."""
-        if isinstance(self.selection, Above) or not self.groups:
+        if isinstance(self.selection, AboveThreshold) or not self.groups:
             return support  # `split_dense_sparse` has excluded them from the selection
         if support.part is None:
             support = support._replace(part=torch.full(support.pre.shape, MAIN, dtype=torch.uint8))
@@ -147,7 +147,9 @@ class DenseFeatures:
         input_gradient_sum = update.x.new_zeros(update.x.shape[1])
         for number, group in enumerate(self.groups):
             block = self._block(number)
-            rule = state.arch.rule(block.entries, block.values, state.params, self.derived, self.step_inputs, counts)
+            rule = state.arch.entry_gradients(
+                block.entries, block.values, state.params, self.derived, self.step_inputs, counts
+            )
             directions = state.params["W_dec"][group]
             is_skipped = [
                 may_skip and not self.kernels.is_async and not bool((value != 0).any())
@@ -199,7 +201,7 @@ class DenseFeatures:
         """Return which entries of a block belong to the support, [m, B] bool."""
         if entries.part is not None:
             return entries.part != 0
-        assert isinstance(self.selection, Above)
+        assert isinstance(self.selection, AboveThreshold)
         return entries.pre > self.selection.lower[group][:, None]
 
     def _make_entries(self, number: int) -> Entries:
@@ -209,7 +211,7 @@ class DenseFeatures:
         pre = self.kernels.matmul(w, x.T).add_(b[:, None])
         norms = self.state.encoder_for(self.kernels).norms[group]
         margin = torch.outer(product_error_bound(x, norms), self.centred.norms).add_(2 * bias_error_bound(b)[:, None])
-        if not isinstance(self.selection, Above):
+        if not isinstance(self.selection, AboveThreshold):
             return self._make_dead_topk_entries(number, pre, margin)
         near = torch.zeros_like(pre, dtype=torch.bool)
         for edge in (self.selection.lower, *self.selection.edges):
@@ -220,7 +222,7 @@ class DenseFeatures:
     def _make_dead_topk_entries(self, number: int, pre: Tensor, margin: Tensor) -> Entries:
         """Return the entries of the block of dead features: as part DEAD the k_dead largest positive π of each token
         (ties go to the lower feature), as part MAIN those that `take_entries` moved here. pre, margin [m, B]."""
-        assert not isinstance(self.selection, Above)
+        assert not isinstance(self.selection, AboveThreshold)
         group, k = self.groups[number], self.selection.k_dead
         lows, highs = pre - margin, pre + margin
         low = high = pre.new_zeros(pre.shape[1])
@@ -250,11 +252,11 @@ def split_dense_sparse(
 ) -> tuple[Selection, DenseFeatures]:  # fmt: skip
     """Return the selection for the sparse support, and the dense features that it no longer covers."""
     tokens, groups = len(centred.x), []
-    if isinstance(selection, Above):
+    if isinstance(selection, AboveThreshold):
         features = frequent_features(state, selection, kernels)
         if len(features) >= MIN_DENSE_FEATURES:
             groups = list(features.split(max(1, BLOCK_ENTRIES // tokens)))
-            sparse: Selection = Above(selection.lower.index_fill(0, features, torch.inf))
+            sparse: Selection = AboveThreshold(selection.lower.index_fill(0, features, torch.inf))
         else:
             sparse = selection
         return sparse, DenseFeatures(groups, selection, state, centred, derived, step_inputs, kernels)
@@ -266,7 +268,7 @@ def split_dense_sparse(
     return selection, DenseFeatures([], selection, state, centred, derived, step_inputs, kernels)
 
 
-def frequent_features(state: State, selection: Above, kernels: Kernels) -> Tensor:
+def frequent_features(state: State, selection: AboveThreshold, kernels: Kernels) -> Tensor:
     """Return the features that go through dense products, ascending, int64, by the current support share."""
     if not kernels.is_async:
         return ((state.support_share > DENSE_SHARE) | (selection.lower == -torch.inf)).nonzero()[:, 0]
@@ -285,7 +287,7 @@ def force_dense_if_unbounded(share: Tensor, selection: Selection, kernels: Kerne
 
     share [M] → [M]. Only needed by asynchronous layers; `frequent_features` checks the bound itself for others.
     """
-    if kernels.is_async and isinstance(selection, Above):
+    if kernels.is_async and isinstance(selection, AboveThreshold):
         return share.masked_fill(selection.lower == -torch.inf, 1.0)
     return share
 
@@ -294,7 +296,7 @@ def estimate_support_share(arch: Architecture, p: Params, sample: Tensor) -> Ten
     """Return the support share of each feature of a new SAE, [M], estimated from the first rows of sample [n, d]."""
     derived, width = arch.derive(p), len(p["W_enc"])
     selection = arch.selection(p, derived, StepInputs(), training=True)
-    if not isinstance(selection, Above):
+    if not isinstance(selection, AboveThreshold):
         return torch.zeros(width, device=sample.device)
     x = sample[:SAMPLE_TOKENS] - p["b_dec"]
     share = torch.empty(width, device=sample.device)

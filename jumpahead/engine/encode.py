@@ -11,7 +11,7 @@ from jumpahead.engine.interface import Kernels
 from jumpahead.engine.kernels import kernel_layer
 from jumpahead.sae.gradients import StepInputs
 from jumpahead.sae.saved import SAE
-from jumpahead.sae.support import LargestOfBatch
+from jumpahead.sae.support import TopKOfBatch
 
 
 class SparseFeatures(NamedTuple):
@@ -43,7 +43,7 @@ class SparseEncoder:
         p, arch = self.sae.params, self.sae.arch
         derived = arch.derive(p)
         selection = arch.selection(p, derived, StepInputs(), training=False)
-        assert not isinstance(selection, LargestOfBatch), "features of a saved SAE depend on their token alone"
+        assert not isinstance(selection, TopKOfBatch), "features of a saved SAE depend on their token alone"
         centred = self._layer.centre_input(x, x.new_zeros(self.sae.d))
         support = self._layer.find_support(centred, self._encoder, p["b_enc"], selection)
         f = arch.features(arch.values(self._layer.support_entries(support), p, derived))

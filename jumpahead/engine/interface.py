@@ -19,7 +19,7 @@ from jumpahead.sae.architecture import Architecture
 from jumpahead.sae.controller import ControllerState
 from jumpahead.sae.gradients import Affine, Gradients
 from jumpahead.sae.parameters import Params
-from jumpahead.sae.support import Entries, LargestOfBatch, Number, PerTokenSelection
+from jumpahead.sae.support import Entries, Number, PerTokenSelection, TopKOfBatch
 
 Item = TypeVar("Item")
 
@@ -63,7 +63,7 @@ class SelectedSupport(NamedTuple):
 
     support: Support
     smallest: Number | None
-    """The smallest π that `LargestOfBatch` selected; None if it selected nothing, and for other selections. An
+    """The smallest π that `TopKOfBatch` selected; None if it selected nothing, and for other selections. An
     asynchronous layer returns the guess instead of None if nothing was selected."""
 
 
@@ -212,7 +212,7 @@ class AsyncKernels(Kernels, Protocol):
     """The demands of every support since the list was cleared."""
 
     def find_batch_topk(
-        self, x: CentredInput, encoder: EncoderWeights, b_enc: Tensor, selection: LargestOfBatch
+        self, x: CentredInput, encoder: EncoderWeights, b_enc: Tensor, selection: TopKOfBatch
     ) -> SelectedSupport:
         """Step 1 for selections over the whole batch, without waiting (`batch_topk.py` waits for its counts)."""
         ...
@@ -266,7 +266,7 @@ class State:
     def sparsity_coefficient(self) -> Number:
         """Return the controlled λ."""
         assert self.controller is not None
-        return self.controller.penalty_scale * self.arch.sparsity_unit(self.params)
+        return self.controller.penalty_scale * self.arch.sparsity_coefficient_scale(self.params)
 
     def encoder_for(self, kernels: Kernels) -> EncoderWeights:
         """Return the encoder weights in the form of this kernel layer; made anew if W_enc was replaced."""
@@ -321,7 +321,7 @@ class BufferDemand(NamedTuple):
     needed: Tensor
     """[1] int64: entries that were found."""
     guess_too_high: Tensor
-    """[1] bool: fewer entries than requested were above the guess of `LargestOfBatch`."""
+    """[1] bool: fewer entries than requested were above the guess of `TopKOfBatch`."""
 
 
 @dataclass

@@ -42,7 +42,9 @@ def reference_step(state: State, x: Tensor, lr: float, warmup: float) -> float:
     state.steps_done += 1
     adam = AdamStep(lr, state.arch.recipe.beta2, state.arch.recipe.adam_epsilon, state.steps_done)
     for name in state.second_moments:
-        adam_update_(state.params[name], state.second_moments[name], g[name], adam, state.arch.trained.get(name, 1.0))
+        adam_update_(
+            state.params[name], state.second_moments[name], g[name], adam, state.arch.trained_vectors.get(name, 1.0)
+        )
     if state.arch.decoder_norm == "unit":
         state.params["W_dec"] /= state.params["W_dec"].norm(dim=1, keepdim=True)
     if bool((f > 0).any()):

@@ -2,7 +2,7 @@
 
 The flag of a step is 0, and the step changes nothing, if
 
-    a support needed more entries than its buffers hold, or a guess of `LargestOfBatch` was too high, or
+    a support needed more entries than its buffers hold, or a guess of `TopKOfBatch` was too high, or
     the loss is not finite or huge, or
     the step before was not valid and has not been replayed yet.
 

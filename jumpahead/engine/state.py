@@ -30,7 +30,7 @@ def state_from_params(arch: Architecture, p: Params, sample: Tensor) -> State:
     width = len(p["W_dec"])
     p = {name: tensor.to(sample.device, sample.dtype).contiguous() for name, tensor in p.items()}
     p["W_dec"] /= p["W_dec"].norm(dim=1, keepdim=True)
-    trained = ("W_enc", "W_dec", "b_dec", *arch.trained)
+    trained = ("W_enc", "W_dec", "b_dec", *arch.trained_vectors)
     state = State(
         arch=arch,
         params=p,
@@ -72,5 +72,5 @@ def update_counters_and_controller(state: State, fired: Tensor, tokens: int, l0:
     if state.controller is not None:
         recipe = state.arch.recipe
         target = requested_l0_at(recipe, state.arch.setting, state.steps_done)
-        state.controller = state.controller.after(l0, target, recipe.integral_gain)
+        state.controller = state.controller.updated(l0, target, recipe.integral_gain)
         state.arch.shift_thresholds(state.params, state.controller.threshold_shift(target, recipe.proportional_gain))

@@ -100,8 +100,8 @@ def run_step(
     full = residuals[full_reconstruction_index(parts)]
 
     # 4. Rule: every gradient at each entry, θ's too, as a function of the projections r·d_j. It stands beside the
-    #    architecture's equation: `rule` in sae/architectures/jumprelu.py and its siblings.
-    rule = arch.rule(entries, values, p, derived, step_inputs, counts)
+    #    architecture's equation: `entry_gradients` in sae/architectures/jumprelu.py and its siblings.
+    rule = arch.entry_gradients(entries, values, p, derived, step_inputs, counts)
 
     # The loss is checked before anything changes.
     weights = arch.error_weights(x, full.error) if len(parts) > 1 else (1.0,)
@@ -131,7 +131,7 @@ def run_step(
         input_gradient = input_gradient + dense_gradient
     bias_gradient = decoder_bias_gradient(parts, errors, scales, input_gradient)
     adam_update_(p["b_dec"], state.second_moments["b_dec"], bias_gradient, adam)
-    for name, rate in arch.trained.items():
+    for name, rate in arch.trained_vectors.items():
         adam_update_(p[name], state.second_moments[name], vector_gradients[name], adam, rate)
 
     if selected.smallest is not None:
@@ -212,18 +212,18 @@ def decode_reconstructions(
     residuals: list[Residual] = []
     for i, (part, value) in enumerate(zip(parts, values, strict=True)):
         target, sign = x, 1.0
-        if part.continues or part.target == "residual":
-            target, sign = residuals[i - 1 if part.continues else full_reconstruction_index(parts)].error, -1.0
+        if part.extends_previous or part.target == "residual":
+            target, sign = residuals[i - 1 if part.extends_previous else full_reconstruction_index(parts)].error, -1.0
         if decoded:
             target = target - sign * decoded[i]
-        bias = p["b_dec"] if part.bias else torch.zeros_like(p["b_dec"])
+        bias = p["b_dec"] if part.adds_bias else torch.zeros_like(p["b_dec"])
         residuals.append(kernels.decode(support, value, p["W_dec"], bias, target, sign))
     return residuals
 
 
 def full_reconstruction_index(parts: tuple[Reconstruction, ...]) -> int:
     """Return the index of the reconstruction with all features: the last of those that continue the first."""
-    return next((i for i, part in enumerate(parts[1:]) if not part.continues), len(parts) - 1)
+    return next((i for i, part in enumerate(parts[1:]) if not part.extends_previous), len(parts) - 1)
 
 
 def accumulate_residual_gradients(
@@ -235,7 +235,7 @@ def accumulate_residual_gradients(
     """
     found = [(residual.error, scale) for residual, scale in zip(residuals, scales, strict=True)]
     for i in reversed(range(len(parts) - 1)):
-        if parts[i + 1].continues:
+        if parts[i + 1].extends_previous:
             (error, scale), (next_error, next_scale) = found[i], found[i + 1]
             found[i] = scale * error + next_scale * next_error, 1.0
     errors, scales = zip(*found, strict=True)
@@ -248,7 +248,7 @@ def decoder_bias_gradient(
     """Return ∂L/∂b_dec, [d]: from the reconstructions that add b_dec, minus ∂L/∂(x − b_dec) through the encoder."""
     gradient = -input_gradient
     for i, part in enumerate(parts):
-        if part.live and part.bias:
+        if part.trains_decoder and part.adds_bias:
             gradient += scales[i] * errors[i].sum(0)
     return gradient
 
@@ -259,8 +259,8 @@ def make_row_update(
     is_valid: Tensor | None, kernels: Kernels,
 ) -> RowUpdate:  # fmt: skip
     """Return the gradients of the rule in the form that `Kernels.update_rows` takes."""
-    live = sum(part.live for part in parts)
-    assert all(part.live for part in parts[:live]), "live reconstructions come first"
+    live = sum(part.trains_decoder for part in parts)
+    assert all(part.trains_decoder for part in parts[:live]), "live reconstructions come first"
     empty = values[0].new_zeros(0)
     zero = torch.zeros_like(values[0]) if any(slope is None for slope in rule.pre.slopes) else empty
     others = [gradient for gradient in rule.vectors.values() if gradient is not rule.pre]

@@ -100,7 +100,7 @@ class StepDiagnostics:
         theta = thresholds.theta.double()
         quantiles = torch.quantile(theta, theta.new_tensor(QUANTILES)).tolist()
         found = {f"theta_{100 * q:02.0f}": value for q, value in zip(QUANTILES, quantiles, strict=True)}
-        median, travel = found["theta_50"], arch.trained[thresholds.trained] * remaining_learning_rate
+        median, travel = found["theta_50"], arch.trained_vectors[thresholds.parameter] * remaining_learning_rate
         if self._sparsity_coefficient > 0 and thresholds.in_sqrt_lambda:
             found["theta_in_sqrt_lambda"] = median / math.sqrt(self._sparsity_coefficient)
         return found | {

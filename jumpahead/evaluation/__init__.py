@@ -1,1 +1,1 @@
-"""Evaluating SAEs on held-out text or activations: sums per document, from which `metrics.py` derives numbers."""
+"""Evaluate SAEs on held-out text or activations: sums per document, from which `metrics.py` computes metrics."""

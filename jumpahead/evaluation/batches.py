@@ -1,4 +1,4 @@
-"""SAEs ready to encode on a device, as many at once as its memory holds."""
+"""Load SAEs as encoders on a device, in batches that fit in the device's memory."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from jumpahead.engine import Kernels, SparseEncoder, kernel_layer
 from jumpahead.sae.saved import SAE
 
 GPU_MEMORY_SHARE = 0.7
-"""Share of a GPU's free memory, less the logits, that SAEs may take; encoding needs the rest."""
+"""Fraction of (free GPU memory − memory for logits) that SAE weights may take; encoding needs the remainder."""
 
 
 def encoder_batches(
     saes: Mapping[str, SAE], device: torch.device | str, layer: Kernels | None, reserved: int
 ) -> Iterator[dict[str, SparseEncoder]]:
-    """Yield the SAEs as encoders on the device, by name: on a GPU in batches that fit in its memory.
+    """Yield dicts of encoders on the device by SAE name; on a GPU, each dict fits in the GPU's memory.
 
-    The previous batch is freed before the next is built. reserved: bytes that are needed for other things.
+    On a CPU all SAEs form one batch. The previous batch is freed before the next is built.
+
+    layer: the kernel layer, by default the device's. reserved: bytes of GPU memory to leave free for logits.
     """
     device, names = torch.device(device), list(saes)
     layer = layer or kernel_layer(device=device, is_async=False)
@@ -37,5 +39,5 @@ def encoder_batches(
 
 
 def encoder_bytes(sae: SAE) -> int:
-    """Return the bytes of an SAE that encodes and decodes: float32 matrices, and W_enc in bfloat16 too."""
+    """Return the memory of an SAE's encoder in bytes: W_enc and W_dec in float32, and W_enc in bfloat16."""
     return 10 * sae.width * sae.d

@@ -1,4 +1,4 @@
-"""What SAEs are evaluated on: held-out text, or held-out activations if there is no language model."""
+"""The data that SAEs are evaluated on: held-out text, or held-out activations if there is no language model."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from jumpahead.activations.base import Activations
 from jumpahead.text.contexts import Contexts
 
 MOST_CLUSTERS = 256
-"""Documents are bundled into so many clusters at most, which only makes intervals wider."""
+"""Maximum number of clusters of documents for the bootstrap. Fewer clusters widen the confidence intervals."""
 
 
 class HeldOut(NamedTuple):
-    """Held-out text: whole groups of contexts."""
+    """Held-out text: the first `groups` groups of contexts."""
 
     contexts: Contexts
     groups: int
-    """How many groups, from the first, are scored."""
+    """Number of scored groups of contexts, from the first."""
     cluster: np.ndarray
-    """int64 [documents]: the cluster of each document that occurs in these groups, −1 for the others."""
+    """int64 [documents]: the cluster of each document in the scored groups; −1 for documents not in them."""
 
     @classmethod
-    def of(cls, contexts: Contexts, tokens: int) -> HeldOut:
-        """Take whole groups until `tokens` tokens are scored, or all groups."""
+    def first_groups(cls, contexts: Contexts, tokens: int) -> HeldOut:
+        """Return the first groups of contexts with at least `tokens` scored tokens; all groups if there are fewer."""
         scored = np.cumsum(contexts.scored_per_group)
         groups = min(int(np.searchsorted(scored, tokens)) + 1, contexts.num_groups)
         seen = np.unique(np.concatenate([contexts.chunk_documents(group) for group in range(groups)]))
@@ -34,53 +34,60 @@ class HeldOut(NamedTuple):
 
     @property
     def clusters(self) -> int:
-        """Number of clusters."""
+        """Return the number of clusters."""
         return int(self.cluster.max()) + 1
 
     @property
     def tokens(self) -> int:
-        """Number of scored tokens."""
+        """Return the number of scored tokens."""
         return int(self.contexts.scored_per_group[: self.groups].sum())
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the documents."""
+        """Return the names of the documents."""
         return self.contexts.document_names
 
     @property
     def digest(self) -> str:
-        """Digest of the text."""
+        """Return the digest of the text."""
         return self.contexts.digest
 
 
 class HeldOutRows(NamedTuple):
-    """Held-out activations, to be measured without a language model."""
+    """Held-out activations, on which SAEs are evaluated without a language model."""
 
     activations: Activations
     groups: int
-    """How many groups, from the first, are used."""
+    """Number of groups of rows, from the first, that are used."""
     cluster: np.ndarray
     """int64 [documents]: the cluster of each document."""
     names: tuple[str, ...]
     """Names of the documents."""
     digest: str
+    """Digest of the activations, or of the text that the activations belong to."""
     tokens: int
-    """Number of tokens, or rows, that results say they were measured on."""
+    """Number of tokens (rows, if there is no text), as reported in evaluation.json."""
 
     @classmethod
-    def of(cls, activations: Activations, tokens: int) -> HeldOutRows:
-        """Take whole groups until there are `tokens` rows, or all groups; each group counts as a document."""
+    def first_groups(cls, activations: Activations, tokens: int) -> HeldOutRows:
+        """Return the first groups with at least `tokens` rows; all groups if there are fewer.
+
+        Each group of rows counts as one document.
+        """
         rows = np.cumsum(activations.rows_per_group)
         groups = min(int(np.searchsorted(rows, tokens)) + 1, len(rows))
         names, cluster = tuple(f"group {group}" for group in range(groups)), np.arange(groups) % MOST_CLUSTERS
         return cls(activations, groups, cluster, names, activations.digest, int(rows[groups - 1]))
 
     @classmethod
-    def of_text(cls, activations: Activations, text: HeldOut) -> HeldOutRows:
-        """Take the activations of a text, so that results are comparable with those measured with the LM."""
+    def with_documents_of(cls, activations: Activations, text: HeldOut) -> HeldOutRows:
+        """Return activations of a held-out text, with documents, clusters and token count taken from the text.
+
+        Results are then comparable with `evaluate` on the same text.
+        """
         return cls(activations, text.groups, text.cluster, text.names, text.digest, text.tokens)
 
     @property
     def clusters(self) -> int:
-        """Number of clusters."""
+        """Return the number of clusters."""
         return int(self.cluster.max()) + 1

@@ -8,14 +8,17 @@ from torch import Tensor
 from jumpahead.lm.model import LM, ResumePoint
 
 LOGITS_AT_ONCE = 2**19
-"""Logits whose softmax is computed together: 2 MiB in float32."""
+"""Number of logits whose softmax is computed together: 2 MiB in float32."""
 
 LOGIT_BYTES = 16
-"""Bytes per scored token and vocabulary entry: clean and spliced logits, and temporaries."""
+"""Bytes of GPU memory per scored token and vocabulary entry: clean and spliced logits, and temporaries."""
 
 
-def spliced_logits(lm: LM, resume: ResumePoint, spliced: Tensor, scored: Tensor, x_hat: Tensor | None) -> Tensor:
-    """Return the logits [scored, V] with x_hat [rows, d] at the spliced positions; of the clean LM if it is None."""
+def logits_with_splice(lm: LM, resume: ResumePoint, spliced: Tensor, scored: Tensor, x_hat: Tensor | None) -> Tensor:
+    """Return the logits [scored, V] of the LM with x_hat [rows, d] as its activations at the spliced positions.
+
+    If x_hat is None, return the logits of the unmodified LM. spliced, scored: bool [b, t].
+    """
     activation = None
     if x_hat is not None:
         activation = resume.activation.clone()
@@ -23,20 +26,20 @@ def spliced_logits(lm: LM, resume: ResumePoint, spliced: Tensor, scored: Tensor,
     return lm.run_from_site(resume, activation, scored)
 
 
-def scores(logits: Tensor, target: Tensor, p: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return per row, float32 [n] each, the cross-entropy of target [n] in nats, and Σ p·log q (empty without p).
+def cross_entropies(logits: Tensor, target: Tensor, p: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return per row the cross-entropy of target [n] in nats, and Σ p·log q (empty if p is None): float32 [n] each.
 
-    logits [n, V], of which q is the softmax; p [n, V]: probabilities. A few rows at a time stay in the cache, which
-    takes a quarter of the time of all at once.
+    q is the softmax of logits [n, V]; p [n, V]: probabilities. Rows are processed in slices that fit in the CPU cache,
+    which takes a quarter of the time.
     """
-    found = torch.empty(2, len(logits), device=logits.device)
+    sums = torch.empty(2, len(logits), device=logits.device)
     target = target.to(logits.device)
     size = max(1, LOGITS_AT_ONCE // logits.shape[1])
     for start in range(0, len(logits), size):
-        some = slice(start, start + size)
-        log_q = torch.log_softmax(logits[some].float(), dim=-1)
-        found[0, some] = -log_q.gather(1, target[some, None])[:, 0]
+        rows = slice(start, start + size)
+        log_q = torch.log_softmax(logits[rows].float(), dim=-1)
+        sums[0, rows] = -log_q.gather(1, target[rows, None])[:, 0]
         if p is not None:
-            found[1, some] = log_q.mul_(p[some]).sum(1)
-    nats, cross = found.cpu()
-    return nats, cross if p is not None else torch.empty(0)
+            sums[1, rows] = log_q.mul_(p[rows]).sum(1)
+    nats, expected_log_q = sums.cpu()
+    return nats, expected_log_q if p is not None else torch.empty(0)

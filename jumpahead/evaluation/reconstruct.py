@@ -1,4 +1,4 @@
-"""Evaluating SAEs on activations alone, without a language model."""
+"""Evaluate SAEs on activations alone, without a language model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jumpahead.errors import DataError
 from jumpahead.evaluation.batches import encoder_batches
 from jumpahead.evaluation.held_out import HeldOutRows
 from jumpahead.evaluation.sums import EvaluationSums, firing_counts, reconstruction_sums
-from jumpahead.progress import Progress, Silent
+from jumpahead.progress import Progress, SilentProgress
 from jumpahead.sae.saved import SAE
 
 
@@ -26,54 +26,67 @@ def reconstruct(
     unit: str = "tokens",
     device: torch.device | str = "cpu",
 ) -> dict[str, EvaluationSums]:
-    """Return the sums of every SAE at `site` without a language model; values in nats are NaN, a row counts as a token.
+    """Return the evaluation sums of every SAE, by name, computed without a language model.
 
-    unit: what progress calls the rows. device, layer: as in `evaluate`. Raises DataError if an SAE's d is not that of
-    the activations.
+    Sums in nats are NaN; each row counts as a token. unit: the name of rows in progress messages. layer: the kernel
+    layer, by default the device's. device: the device on which SAEs encode and decode. Raises DataError if an SAE's d
+    differs from the activations' d.
     """
     width = text.activations.widths[site]
     for name, sae in saes.items():
         if sae.d != width:
             raise DataError(f"{name} takes activations of width {sae.d}; {site} has {width}.")
-    found = {name: EvaluationSums.zeros(sae, text) for name, sae in saes.items()}
-    rows, progress = int(text.activations.rows_per_group[: text.groups].sum()), progress or Silent()
-    coders = encoder_batches(saes, device, layer, 0)
-    part = next(coders, {})
+    totals = {name: EvaluationSums.zeros(sae, text) for name, sae in saes.items()}
+    rows, progress = int(text.activations.rows_per_group[: text.groups].sum()), progress or SilentProgress()
+    batches = encoder_batches(saes, device, layer, 0)
+    encoders = next(batches, {})
     with progress.phase("evaluating", rows * max(1, len(saes)), unit) as phase:
-        while part:
+        while encoders:
             for group in range(text.groups):
                 x = text.activations.rows(group)[site].float().to(device)
-                document, place = np.unique(text.activations.document_ids(group), return_inverse=True)
-                for name in part:
-                    _add_rows(found[name], part[name], x, document, torch.from_numpy(place), text.cluster[document])
+                document, row_document = np.unique(text.activations.document_ids(group), return_inverse=True)
+                for name in encoders:
+                    _add_rows(
+                        totals[name],
+                        encoders[name],
+                        x,
+                        document,
+                        torch.from_numpy(row_document),
+                        text.cluster[document],
+                    )
                     phase.advance(len(x))
-            part = next(coders, {})
-    for measured in found.values():
+            encoders = next(batches, {})
+    for measured in totals.values():
         for key in ("clean", "spliced", "zero", "mean", "kl"):
             getattr(measured.sums, key).fill(np.nan)
         for key in ("clean", "spliced"):
             measured.documents[key].fill(np.nan)
-    return found
+    return totals
 
 
 def _add_rows(
-    found: EvaluationSums, coder: SparseEncoder, x: Tensor, document: np.ndarray, place: Tensor, cluster: np.ndarray
+    totals: EvaluationSums,
+    encoder: SparseEncoder,
+    x: Tensor,
+    document: np.ndarray,
+    row_document: Tensor,
+    cluster: np.ndarray,
 ) -> None:
     """Add the rows x [n, d] to the sums of one SAE.
 
-    document [documents]: indices of the documents at hand; place [n]: which of them each row belongs to;
-    cluster [documents].
+    document [documents]: indices of the documents that occur in x. row_document [n]: the position in `document` of each
+    row's document. cluster [documents]: the bootstrap cluster of each of these documents.
     """
-    features = coder.encode(x)
-    exact, count = x.double(), len(document)
-    of_row = reconstruction_sums(exact, coder.decode(features), features)
-    of_row |= {"x_sq": exact.square().sum(1), "x_sum": exact, "rows": torch.ones(len(x), dtype=torch.int64)}
+    features = encoder.encode(x)
+    x_float64, count = x.double(), len(document)
+    row_terms = reconstruction_sums(x_float64, encoder.decode(features), features)
+    row_terms |= {"x_sq": x_float64.square().sum(1), "x_sum": x_float64, "rows": torch.ones(len(x), dtype=torch.int64)}
     sums = {
-        name: torch.zeros(count, *value.shape[1:], dtype=value.dtype).index_add_(0, place, value.cpu()).numpy()
-        for name, value in of_row.items()
+        name: torch.zeros(count, *value.shape[1:], dtype=value.dtype).index_add_(0, row_document, value.cpu()).numpy()
+        for name, value in row_terms.items()
     }
-    sums["firing"] = firing_counts(features, place, count, coder.sae.width)
+    sums["firing"] = firing_counts(features, row_document, count, encoder.sae.width)
     sums["tokens"] = sums["rows"]
     for name, value in sums.items():
-        np.add.at(getattr(found.sums, name), cluster, value)
-    np.add.at(found.documents["tokens"], document, sums["tokens"])
+        np.add.at(getattr(totals.sums, name), cluster, value)
+    np.add.at(totals.documents["tokens"], document, sums["tokens"])

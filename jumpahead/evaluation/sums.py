@@ -1,4 +1,4 @@
-"""Sums over held-out text: what is added per row, per chunk of a document and per cluster; and evaluation.json."""
+"""Sums over held-out data, per row, per chunk of a document and per cluster, and the content of evaluation.json."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from jumpahead import metrics
 from jumpahead.engine import SparseFeatures
 from jumpahead.evaluation.held_out import HeldOut, HeldOutRows
+from jumpahead.metrics import bootstrap_replicates
 from jumpahead.sae.saved import SAE
 
 
@@ -20,73 +21,84 @@ class EvaluationSums(NamedTuple):
 
     sums: metrics.Sums
     documents: dict[str, np.ndarray]
-    """[documents] each: `tokens`, `clean`, `spliced` (nats)."""
+    """float64 [documents] each: number of `tokens`, and LM loss `clean` and `spliced`, summed in nats."""
 
     @classmethod
     def zeros(cls, sae: SAE, text: HeldOut | HeldOutRows) -> EvaluationSums:
-        """Return sums to which nothing was added yet."""
+        """Return sums of zeros with the shapes for an SAE and its held-out data."""
         documents = {key: np.zeros(len(text.cluster)) for key in ("tokens", "clean", "spliced")}
         return cls(metrics.Sums.zeros(text.clusters, sae.d, sae.width), documents)
 
 
-def reconstruction_sums(exact: Tensor, x_hat: Tensor, features: SparseFeatures) -> dict[str, Tensor]:
-    """Return the per-row terms, [n] each, that follow from x [n, d] (float64), its reconstruction and its features."""
-    guess = x_hat.double()
-    dot, square = (exact * guess).sum(1), guess.square().sum(1)
+def reconstruction_sums(x_float64: Tensor, x_hat: Tensor, features: SparseFeatures) -> dict[str, Tensor]:
+    """Return per-row reconstruction terms, [n] each: L0, squared error, squared norm of x̂, ⟨x, x̂⟩ and cosine.
+
+    x_float64, x_hat: [n, d]; features: the sparse features of the n rows.
+    """
+    x_hat = x_hat.double()
+    dot, square = (x_float64 * x_hat).sum(1), x_hat.square().sum(1)
     return {
-        "l0": features.indptr.diff(), "error": (exact - guess).square().sum(1), "xhat_sq": square, "x_dot_xhat": dot,
-        "cosine": dot / (exact.square().sum(1) * square).sqrt().clamp_min(1e-30),
+        "l0": features.indptr.diff(), "error": (x_float64 - x_hat).square().sum(1), "xhat_sq": square,
+        "x_dot_xhat": dot, "cosine": dot / (x_float64.square().sum(1) * square).sqrt().clamp_min(1e-30),
     }  # fmt: skip
 
 
-def firing_counts(features: SparseFeatures, place: Tensor, count: int, width: int) -> np.ndarray:
-    """Return on how many rows each feature fires, per chunk: int64 [count, M]. place [n]: the chunk of each row."""
-    place = place.to(features.indptr.device).repeat_interleave(features.indptr.diff())
-    return torch.bincount(place * width + features.feature, minlength=count * width).view(count, -1).cpu().numpy()
+def firing_counts(features: SparseFeatures, row_chunk: Tensor, chunks: int, width: int) -> np.ndarray:
+    """Return per chunk the number of rows on which each feature fires: int64 [chunks, M].
+
+    row_chunk int64 [n]: the chunk of each row. width: M.
+    """
+    entry_chunk = row_chunk.to(features.indptr.device).repeat_interleave(features.indptr.diff())
+    return (
+        torch.bincount(entry_chunk * width + features.feature, minlength=chunks * width).view(chunks, -1).cpu().numpy()
+    )
 
 
-def count_per_chunk(chunk: Tensor, where: Tensor, chunks: int) -> np.ndarray:
-    """Return, int64 [chunks], the positions of each chunk at which `where` (bool [b, t]) holds. chunk [b, t]."""
-    return torch.bincount(chunk[where], minlength=chunks).numpy()
+def count_per_chunk(chunk: Tensor, mask: Tensor, chunks: int) -> np.ndarray:
+    """Return the number of positions per chunk at which `mask` is True, int64 [chunks].
+
+    chunk int64 [b, t]: the chunk of each position. mask: bool [b, t].
+    """
+    return torch.bincount(chunk[mask], minlength=chunks).numpy()
 
 
 def sum_per_chunk(values: Tensor, counts: np.ndarray) -> np.ndarray:
-    """Return the sums of each chunk's values, of which there are `counts` (int64 [chunks]): [n, …] → [chunks, …].
+    """Return the sum of the values of each chunk: [n, …] → [chunks, …], float64, or int64 for integer values.
 
-    Chunks are contiguous, context by context. Sums are in float64, those of whole numbers in int64.
+    counts int64 [chunks]: the number of values per chunk. The values of a chunk are contiguous, in the order of chunks.
     """
     values = (values.double() if values.is_floating_point() else values.long()).cpu()
-    found = np.zeros((len(counts), *values.shape[1:]), values.numpy().dtype)
-    some = counts > 0
-    if some.any():
-        found[some] = np.add.reduceat(values.numpy(), (np.cumsum(counts) - counts)[some], axis=0)
-    return found
+    sums = np.zeros((len(counts), *values.shape[1:]), values.numpy().dtype)
+    is_nonempty = counts > 0
+    if is_nonempty.any():
+        sums[is_nonempty] = np.add.reduceat(values.numpy(), (np.cumsum(counts) - counts)[is_nonempty], axis=0)
+    return sums
 
 
 def evaluation_json(
     measured: EvaluationSums, text: HeldOut | HeldOutRows, weights: np.ndarray, notes: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return the measured part of evaluation.json.
+    """Return the content of evaluation.json that the held-out data determines.
 
-    weights [R, clusters]: bootstrap replicates, shared by a study's SAEs.
+    weights [R, clusters]: bootstrap weights of R replicates, shared by all SAEs of a study. notes: sentences to add.
     """
     sums, documents = measured.sums, measured.documents
     seen = np.flatnonzero(text.cluster >= 0)
-    found = metrics.measure(sums)
+    values = metrics.measure(sums)
     error = metrics.standard_error((documents["spliced"] - documents["clean"])[seen], documents["tokens"][seen])
     errors = metrics.standard_errors(sums) | {"delta_lm_loss": error}
-    delta = found["delta_lm_loss"]
-    said = list(notes)
+    delta = values["delta_lm_loss"]
+    all_notes = list(notes)
     if not np.isnan(delta) and not error <= 0.05 * abs(delta):
-        said.append(
+        all_notes.append(
             f"The standard error of delta LM loss is {error:.2g} nats, more than 5 % of it: "
             "raise evaluate.tokens, or hold out more text, for a sharper number."
         )
     return {
         "schema": "jumpahead.evaluation/1",
-        "metrics": found,
+        "metrics": values,
         "standard_errors": errors,
-        "bootstrap": {key: values.tolist() for key, values in metrics.bootstrap(sums, weights).items()},
+        "bootstrap": {key: replicates.tolist() for key, replicates in bootstrap_replicates(sums, weights).items()},
         "documents": {
             "identity": [text.names[i] for i in seen],
             **{key: documents[key][seen].tolist() for key in ("tokens", "clean", "spliced")},
@@ -98,5 +110,5 @@ def evaluation_json(
             "clusters": text.clusters,
             "digest": text.digest,
         },
-        "notes": said,
+        "notes": all_notes,
     }

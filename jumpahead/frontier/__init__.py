@@ -1,26 +1,29 @@
-"""The frontier of many SAEs: evaluations as curves, and what a loss, an L0 or a number of features costs on each.
+"""The sparsity–fidelity frontier of many SAEs: measured curves per series, and answers to queries about them.
+
+A series is an architecture with its options; its SAEs differ in their sparsity setting and seeds. A panel contains the
+SAEs of one site and width.
 
     build.py         evaluations → frontier.json (intervals, Pareto set, matched tables)
-    frontier.py      `Frontier`: reads frontier.json, answers questions
-    query.py         a question: target and limits
-    panel_answer.py  crossings of every series with the target, recommendation
-    answer.py        what `ask` returns
-    matched.py       what every series has at the same L0 and the same loss
-    series.py        the SAEs of one series → its curve
-    seeds.py         how seeds of a setting count in each bootstrap replicate
+    frontier.py      `Frontier`: reads frontier.json and answers queries
+    query.py         a query: target value and limits
+    panel_answer.py  the answer for one panel: crossings of every series with the target, recommendation
+    answer.py        `Answer`, the result of `Frontier.ask`
+    matched.py       tables of metrics at equal L0 and at equal loss
+    series.py        `SeriesCurve`: the curve through the SAEs of one series
+    seeds.py         bootstrap weights of the seeds of a sparsity setting
     curve.py         interpolation, replicates and intervals of one curve
 
-numpy only.
+The package uses numpy only, not torch.
 """
 
 from jumpahead.frontier.answer import Answer, Crossing, PanelAnswer, Recommendation, SeriesAnswer
-from jumpahead.frontier.build import build
-from jumpahead.frontier.curve import LEVEL, Estimate
+from jumpahead.frontier.build import build_frontier
+from jumpahead.frontier.curve import CONFIDENCE_LEVEL, Estimate
 from jumpahead.frontier.frontier import SCHEMA, Frontier
 from jumpahead.frontier.query import parse_value
 
 __all__ = [
-    "LEVEL",
+    "CONFIDENCE_LEVEL",
     "SCHEMA",
     "Answer",
     "Crossing",
@@ -29,6 +32,6 @@ __all__ = [
     "PanelAnswer",
     "Recommendation",
     "SeriesAnswer",
-    "build",
+    "build_frontier",
     "parse_value",
 ]

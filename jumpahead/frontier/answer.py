@@ -1,4 +1,8 @@
-"""What `Frontier.ask` returns: per panel and series the crossings with the target, and a recommendation."""
+"""Result of `Frontier.ask`: per panel, the crossings of every series with the target, and a recommendation.
+
+A panel contains the SAEs of one site and width; a series is an architecture with its options. Names of fields
+are the JSON keys of `jumpahead ask --json`.
+"""
 
 from __future__ import annotations
 
@@ -12,103 +16,111 @@ from jumpahead.metrics import format_with_name
 
 @dataclass(frozen=True)
 class Crossing:
-    """The position where a curve meets the target, or the end of the curve nearest to it."""
+    """A position on the curve of a series: an intersection with the target, or the end nearest to the target."""
 
     metrics: dict[str, Estimate]
-    """Every metric on curves, counts also as shares of the width, interpolated, with intervals."""
+    """Interpolated metrics with intervals, by key; counts of features also as shares of all features."""
     setting: dict[str, Any]
-    """{"kind", "value"}: what to train with; three digits between trained settings."""
+    """Sparsity setting to train with, {"kind", "value"}; rounded to 3 digits if interpolated."""
     sparsity_coefficient: dict[str, float]
-    """For a requested L0, {"lambda": the λ that the controller is expected to end with}; else empty."""
+    """Expected final sparsity coefficient, {"lambda": …}, for settings of kind `l0`; else empty."""
     nearest: dict[str, Any]
-    """The trained SAE nearest in L0: path, label, l0, and the metric that series are compared by."""
+    """The trained SAE nearest in L0: `path`, `label`, `l0`, and the fidelity metric of the panel."""
     notes: list[str]
+    """Caveats for the user."""
 
     @property
     def label(self) -> str:
-        """Return the setting as it can stand in a study: `l0 = 21.3`."""
+        """Return the sparsity setting in the syntax of study files: `l0 = 21.3`."""
         return format_setting(self.setting)
 
 
 @dataclass(frozen=True)
 class SeriesAnswer:
-    """The answer for one series."""
+    """The answer for one series: crossings with the target, or the measured range if there are none."""
 
     series: str
+    """Name of the series in the study."""
     title: str
+    """Name of the series for readers."""
     reach: str
-    """`inside` the measured range, or the target lies `below` or `above` it."""
+    """Position of the target relative to the measured range: `inside`, `below` or `above`."""
     measured: tuple[float, float]
-    """The measured range of the target metric, in its unit."""
+    """Smallest and largest measured value of the target metric."""
     crossings: list[Crossing]
-    """By increasing L0; empty if the target lies outside the range."""
+    """Crossings by increasing L0; empty if the target lies outside the measured range."""
     end: Crossing | None
-    """The nearest end of the curve if the target lies outside the range."""
+    """The end of the curve nearest to the target if the target lies outside the measured range; else None."""
     exceeds: list[str]
-    """The limits that its best crossing exceeds, in words; empty if one crossing keeps all limits."""
+    """Text of each limit that the best crossing exceeds; empty if any crossing satisfies all limits."""
     covers: str
-    """What its intervals cover: `text` or `text and seeds`."""
+    """Sources of variation covered by the intervals: `text` or `text and seeds`."""
     notes: list[str]
+    """Caveats for the user."""
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Which series to train, and why."""
+    """The recommended series and sparsity setting, with the reason."""
 
     series: str | None
-    """None: no series reaches the target within the limits."""
+    """Name of the recommended series; None if no series reaches the target within the limits."""
     setting: dict[str, Any] | None
+    """Sparsity setting to train with, {"kind", "value"}; None if `series` is None."""
     reason: str
-    """Sentences for the user."""
+    """Explanation for the user, one or more sentences."""
     tied: list[str] = field(default_factory=list)
-    """Series whose difference to the recommended one may be zero."""
+    """Names of series whose difference to the recommended series has an interval that contains zero."""
 
 
 @dataclass(frozen=True)
 class PanelAnswer:
-    """The answer at one site and width."""
+    """The answer for one panel: one site and width."""
 
     site: str
     width: int
     series: list[SeriesAnswer]
     recommendation: Recommendation
     fidelity: str
-    """The metric that its series are compared by."""
+    """Key of the metric that compares the series of this panel."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a target (a delta LM loss, an L0, a number of features) costs, per panel and series."""
+    """The answer to a query: per panel, the metrics that each series reaches at a target value of one metric."""
 
     run: str
+    """Name of the study."""
     lm: str
-    """Its name; empty without a language model."""
+    """Name of the language model; empty if the run has none."""
     target: str
-    """The metric that was asked by."""
+    """Key of the target metric."""
     value: float
+    """Target value."""
     limits: dict[str, float]
-    """Largest values accepted, by metric."""
+    """Largest accepted values by key of metric."""
     level: float
+    """Confidence level of the intervals, such as 0.95."""
     covers: str
-    """What the intervals cover, as a sentence."""
+    """A sentence on the sources of variation covered by the intervals."""
     panels: list[PanelAnswer]
     unit: SampleUnit = TOKENS
-    """What an activation is called."""
+    """Nouns for activations in sentences."""
 
     @property
     def question(self) -> str:
-        """Return the question as a sentence: `What does each series cost at delta LM loss 0.2?`"""
+        """Return the query as a question: `What does each series cost at delta LM loss 0.2?`"""
         limits = " and ".join(f"at most {format_with_name(metric, most)}" for metric, most in self.limits.items())
         target = f"{format_with_name(self.target, self.value)}{', with ' if limits else ''}{limits}"
         return f"What does each series cost at {target}?"
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain dicts and lists; an estimate as {"value", "low", "high"}."""
+        """Return the answer as JSON-compatible dicts and lists; estimates as {"value", "low", "high"}."""
         return {key: value for key, value in to_plain(asdict(self)).items() if key != "unit"}
 
 
 def to_plain(value: Any) -> Any:
-    """Return dicts and lists with the estimates inside as dicts."""
+    """Return `value` with nested `Estimate` objects replaced by dicts and tuples by lists."""
     if isinstance(value, Estimate):
         return value._asdict()
     if isinstance(value, dict):

@@ -1,4 +1,7 @@
-"""frontier.json from the evaluations of a run: curves' points, intervals, Pareto set, tables at matched values."""
+"""Build frontier.json from the evaluations of a run: points of curves, intervals, Pareto set and matched tables.
+
+A panel contains the SAEs of one site and width; a point is one SAE.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,18 @@ import numpy as np
 from jumpahead.diagnostics import DIAGNOSTICS, requested_l0
 from jumpahead.errors import ArtefactError
 from jumpahead.formatting import format_setting, sample_unit
-from jumpahead.frontier.curve import LEVEL, centred, estimate
+from jumpahead.frontier.curve import CONFIDENCE_LEVEL, centre_replicates, estimate_with_interval
 from jumpahead.frontier.frontier import SCHEMA, Frontier
 from jumpahead.frontier.matched import matched_tables
 from jumpahead.frontier.seeds import seed_weights, seeds_of
-from jumpahead.frontier.series import fidelity_of, is_number, point_order, replicates_of
-from jumpahead.metrics import METRICS, curve_metrics, shares
+from jumpahead.frontier.series import choose_fidelity, count_replicates, is_finite_number, point_sort_key
+from jumpahead.metrics import METRICS, count_key_by_share, curve_metrics
 
 Evaluation = Mapping[str, Any]
-"""The content of an evaluation.json, plus "path": the SAE's folder relative to the run."""
+"""The content of an evaluation.json, plus "path": the folder of the SAE relative to the run."""
 
 
-def build(
+def build_frontier(
     evaluations: Sequence[Evaluation],
     *,
     name: str,
@@ -34,23 +37,32 @@ def build(
     lm: Mapping[str, Any],
     text: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the content of frontier.json. The run need not be finished.
+    """Return the content of frontier.json. The run may be unfinished.
 
-    series: {name, title, architecture} each, in the order of legends; lm: {name}, null without a language model;
-    text: {source, train_tokens, held_out_tokens}. Raises ArtefactError if evaluations do not belong together.
+    name: name of the study.
+    study_text: the study with all defaults, as TOML.
+    manifest: versions, hardware, seeds and digests of the run.
+    series: list of {name, title, architecture}, in the order of legends.
+    lm: {name}; the name is null if the run has no language model.
+    text: {source, train_tokens, held_out_tokens}.
+    Raises ArtefactError if the evaluations are of different text, series or duplicate SAEs.
     """
-    panels = _panels(evaluations, [each["name"] for each in series])
+    panels = _panels_json(evaluations, [each["name"] for each in series])
     points = [point for panel in panels for point in panel["points"]]
     unit = sample_unit({"lm": lm})
-    interval = {"level": LEVEL, "covers": "text", "replicates": min(map(replicates_of, points), default=0)}
+    interval = {
+        "level": CONFIDENCE_LEVEL,
+        "covers": "text",
+        "replicates": min(map(count_replicates, points), default=0),
+    }
     data = {
         "schema": SCHEMA,
         "name": name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "lm": dict(lm),
         "text": dict(text),
-        "metrics": [one.declaration(unit) for one in METRICS.values() if _is_measured(one.key, points)],
-        "health": [one.declaration(unit) for one in DIAGNOSTICS if any(one.key in p["health"] for p in points)],
+        "metrics": [metric.declaration(unit) for metric in METRICS.values() if _is_defined(metric.key, points)],
+        "health": [item.declaration(unit) for item in DIAGNOSTICS if any(item.key in p["health"] for p in points)],
         "series": [dict(each) for each in series],
         "interval": interval,
         "panels": panels,
@@ -70,28 +82,33 @@ def build(
 # ---------------------------------------------------------------------------------------------- panels and points
 
 
-def _is_measured(key: str, points: Sequence[Mapping[str, Any]]) -> bool:
-    """Return False for a metric that is undefined in every evaluation."""
-    return not points or not all(key in one["metrics"] and not is_number(one["metrics"][key]) for one in points)
+def _is_defined(key: str, points: Sequence[Mapping[str, Any]]) -> bool:
+    """Return False if every SAE records the metric `key` but none has a finite value; else True."""
+    return not points or not all(
+        key in point["metrics"] and not is_finite_number(point["metrics"][key]) for point in points
+    )
 
 
-def _panels(evaluations: Sequence[Evaluation], names: list[str]) -> list[dict[str, Any]]:
-    """Return a panel per site and width. Raises ArtefactError for a series that is not in `names`."""
+def _panels_json(evaluations: Sequence[Evaluation], names: list[str]) -> list[dict[str, Any]]:
+    """Return the JSON of all panels, one per site and width.
+
+    names: names of the series. Raises ArtefactError if an evaluation belongs to a series that is not in `names`.
+    """
     grouped: dict[tuple[str, int], list[Evaluation]] = defaultdict(list)
     for evaluation in evaluations:
         sae = evaluation["sae"]
         if sae["series"] not in names:
             raise ArtefactError(f"{evaluation['path']} belongs to series '{sae['series']}', which the study lacks.")
         grouped[sae["site"], sae["width"]].append(evaluation)
-    return [_panel(group, names) for _, group in sorted(grouped.items())]
+    return [_panel_json(group, names) for _, group in sorted(grouped.items())]
 
 
-def _panel(evaluations: list[Evaluation], names: list[str]) -> dict[str, Any]:
-    """Return the panel of one site and width, its points in the order of series, setting and seeds."""
+def _panel_json(evaluations: list[Evaluation], names: list[str]) -> dict[str, Any]:
+    """Return the JSON of one panel; its points are sorted by series, sparsity setting and seeds."""
     _check_comparable(evaluations)
-    points = [_point(evaluation) for evaluation in evaluations]
-    points.sort(key=lambda point: (names.index(point["series"]), *point_order(point)))
-    for point, is_best in zip(points, pareto(points, fidelity_of(points)), strict=True):
+    points = [_point_json(evaluation) for evaluation in evaluations]
+    points.sort(key=lambda point: (names.index(point["series"]), *point_sort_key(point)))
+    for point, is_best in zip(points, pareto_flags(points, choose_fidelity(points)), strict=True):
         point["pareto"] = is_best
     _add_seed_weights(points)
     sae, metrics, text = (evaluations[0][key] for key in ("sae", "metrics", "text"))
@@ -99,7 +116,7 @@ def _panel(evaluations: list[Evaluation], names: list[str]) -> dict[str, Any]:
         "site": sae["site"],
         "width": sae["width"],
         "d": sae["d"],
-        "fidelity": fidelity_of(points),
+        "fidelity": choose_fidelity(points),
         **{key: metrics.get(key) for key in ("ce_clean", "ce_zero", "ce_mean")},
         "tokens": text["tokens"],
         "documents": text["documents"],
@@ -108,20 +125,26 @@ def _panel(evaluations: list[Evaluation], names: list[str]) -> dict[str, Any]:
 
 
 def _add_seed_weights(points: list[dict[str, Any]]) -> None:
-    """Add `seed_weights` to settings with several SAEs: how much each counts in each replicate, for the page."""
+    """Add `seed_weights`, the weight of the SAE in each bootstrap replicate, to SAEs of settings with several seeds.
+
+    The report page uses these weights.
+    """
     panel_seeds = sorted({seeds_of(point) for point in points})
     settings: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
     for point in points:
         settings[point["series"], point["setting"]["kind"], point["setting"]["value"]].append(point)
     for group in settings.values():
         if len(group) > 1:
-            weights = seed_weights([seeds_of(point) for point in group], panel_seeds, min(map(replicates_of, group)))
+            weights = seed_weights([seeds_of(point) for point in group], panel_seeds, min(map(count_replicates, group)))
             for point, column in zip(group, weights[1:].T, strict=True):
                 point["seed_weights"] = column.tolist()
 
 
 def _check_comparable(evaluations: list[Evaluation]) -> None:
-    """Raise ArtefactError unless all are on the same text, so that replicates are paired, and no SAE is there twice."""
+    """Raise ArtefactError if evaluations used different text or if an SAE occurs twice.
+
+    Differences per replicate require the same text for all SAEs.
+    """
     first, seen = evaluations[0], {}
     for evaluation in evaluations:
         if any(evaluation["text"].get(key) != first["text"].get(key) for key in ("digest", "tokens", "clusters")):
@@ -129,28 +152,28 @@ def _check_comparable(evaluations: list[Evaluation]) -> None:
                 f"{evaluation['path']} was evaluated on other text than {first['path']}: remove its evaluation.json, "
                 "and `jumpahead run` makes it again."
             )
-        key = (evaluation["sae"]["series"], *point_order(evaluation["sae"]))
+        key = (evaluation["sae"]["series"], *point_sort_key(evaluation["sae"]))
         if key in seen:
             raise ArtefactError(f"{evaluation['path']} and {seen[key]} are the same SAE: remove one of them.")
         seen[key] = evaluation["path"]
 
 
-def _point(evaluation: Evaluation) -> dict[str, Any]:
-    """Return one SAE with its replicates centred (`curve.centred`) and the intervals that follow from them."""
+def _point_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the JSON of one SAE: metrics, centred bootstrap replicates (`curve.centre_replicates`) and intervals."""
     sae, metrics, clusters = evaluation["sae"], evaluation["metrics"], evaluation["text"].get("clusters") or 0
     replicates: dict[str, list[float]] = {}
     intervals: dict[str, list[float]] = {}
     for key in curve_metrics():
         raw = (evaluation.get("bootstrap") or {}).get(key) or []
-        if not is_number(metrics.get(key)):
+        if not is_finite_number(metrics.get(key)):
             continue
-        shifted = centred(metrics[key], np.asarray(raw, np.float64), clusters)
+        shifted = centre_replicates(metrics[key], np.asarray(raw, np.float64), clusters)
         replicates[key] = shifted.tolist()
-        found, role = estimate(np.concatenate([[metrics[key]], shifted])), METRICS[key].curve
-        if found.low is not None and found.high is not None:
-            low = found.low if role and role.domain == "real" else max(found.low, 0.0)
-            intervals[key] = [low, max(found.high, low)]
-    for share, count in shares().items():
+        interval, role = estimate_with_interval(np.concatenate([[metrics[key]], shifted])), METRICS[key].curve
+        if interval.low is not None and interval.high is not None:
+            low = interval.low if role and role.domain == "real" else max(interval.low, 0.0)
+            intervals[key] = [low, max(interval.high, low)]
+    for share, count in count_key_by_share().items():
         if count in intervals:
             intervals[share] = [bound / sae["width"] for bound in intervals[count]]
     return {
@@ -176,14 +199,16 @@ def _point(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def pareto(points: Sequence[Mapping[str, Any]], fidelity: str) -> list[bool]:
-    """Return True for SAEs for which no other has L0 and `fidelity` at most as large and one of them smaller."""
+def pareto_flags(points: Sequence[Mapping[str, Any]], fidelity: str) -> list[bool]:
+    """Return, per SAE, True if it is Pareto-optimal in L0 and the metric `fidelity`; smaller is better."""
     keys = ("l0", fidelity)
     values = [[point["metrics"].get(key) for key in keys] for point in points]
-    pairs = np.asarray([[v if is_number(v) else math.inf for v in row] for row in values], np.float64).reshape(-1, 2)
+    pairs = np.asarray([[v if is_finite_number(v) else math.inf for v in row] for row in values], np.float64).reshape(
+        -1, 2
+    )
 
     def is_best(pair: np.ndarray) -> bool:
-        """Return True if no pair dominates this one, [2]."""
+        """Return True if the pair (L0, fidelity) is finite and no other pair dominates it."""
         dominates = (pairs <= pair).all(axis=1) & (pairs < pair).any(axis=1)
         return bool(np.isfinite(pair).all() and not dominates.any())
 

@@ -1,4 +1,4 @@
-"""`Frontier`: frontier.json read from a run, and the questions it answers."""
+"""`Frontier`: the content of frontier.json, and answers to queries about it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jumpahead.errors import StudyError, nearest
+from jumpahead.errors import StudyError, did_you_mean
 from jumpahead.formatting import SampleUnit, format_percent, sample_unit
 from jumpahead.frontier.answer import Answer
 from jumpahead.frontier.panel_answer import answer_panel
-from jumpahead.frontier.query import Query, parse_value, target_names
+from jumpahead.frontier.query import Query, metric_by_target, parse_value
 from jumpahead.frontier.seeds import seeds_of
-from jumpahead.frontier.series import SeriesCurve, is_number
+from jumpahead.frontier.series import SeriesCurve, is_finite_number
 from jumpahead.metrics import METRICS, fidelity_metrics
 from jumpahead.storage.json_files import read_json
 from jumpahead.storage.run_folder import Run
@@ -23,7 +23,9 @@ SCHEMA = "jumpahead.frontier/1"
 
 
 class Frontier:
-    """The measured frontier of a run: many SAEs of several series, at several sparsities, on the same activations.
+    """The measured sparsity–fidelity frontier of a run: SAEs of several series, trained on the same activations.
+
+    A series is an architecture with its options; a panel contains the SAEs of one site and width.
 
     frontier = Frontier.load("runs/demo")
     answer = frontier.ask(delta_loss=0.2, limits={"above_10": "0.06%"})
@@ -33,19 +35,22 @@ class Frontier:
 
     def __init__(self, data: Mapping[str, Any], folder: Path | None = None) -> None:
         self.data = data
-        """frontier.json as it is."""
+        """Content of frontier.json."""
         self.folder = folder
-        """The folder it was loaded from; the points' paths are relative to it."""
+        """Folder of the loaded frontier.json, to which paths of SAEs are relative; None if not loaded from a file."""
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Frontier:
-        """Load a run's folder or a frontier.json. Raises ArtefactError if it is missing, torn or of another kind."""
+        """Return the frontier of a run folder or of a frontier.json file.
+
+        Raises ArtefactError if the file is missing, incomplete, or of another type or version.
+        """
         path = Path(path)
         file = Run.open(path).frontier if path.is_dir() else path
         return cls(read_json(file, SCHEMA), file.parent)
 
     def __repr__(self) -> str:
-        """Return the name, the series and the panels."""
+        """Return the name of the study, the series, and the numbers of SAEs and panels, as text."""
         saes, panels = len(self.points()), self.panels
         where = panels[0] if len(panels) == 1 else f"{len(panels)} panels"
         return f"Frontier({self.name!r}: {', '.join(self.series)}; {saes} SAEs at {where})"
@@ -57,7 +62,7 @@ class Frontier:
 
     @property
     def unit(self) -> SampleUnit:
-        """Return what an activation is called: a token, or a row."""
+        """Return the nouns for activations: token, or row if the run has no language model."""
         return sample_unit(self.data)
 
     @property
@@ -67,23 +72,29 @@ class Frontier:
 
     @property
     def panels(self) -> list[str]:
-        """Return `layers.1.residual/8192` for every site and width."""
+        """Return the names of the panels, `site/width`, such as `layers.1.residual/8192`."""
         return [f"{panel['site']}/{panel['width']}" for panel in self.data["panels"]]
 
     def points(self, series: str | None = None, panel: str | int | None = None) -> list[dict[str, Any]]:
-        """Return the measured SAEs (of one series, of one panel) as they stand in frontier.json."""
-        names = self._series(series)
-        return [point for each in self._panels(panel) for point in each["points"] if point["series"] in names]
+        """Return the JSON of all measured SAEs, optionally only of one series or of matching panels.
+
+        panel: a site, a width, or `site/width`. Raises StudyError for names that the run does not have.
+        """
+        names = self._select_series(series)
+        return [point for each in self._select_panels(panel) for point in each["points"] if point["series"] in names]
 
     def curves(self, panel: Mapping[str, Any], names: Iterable[str] | None = None) -> list[SeriesCurve]:
-        """Return the curves of an element of `data["panels"]`; series without a measured SAE have none."""
+        """Return the curves of the series `names` (default: all) in a panel; omit series without a measured SAE.
+
+        panel: an element of `data["panels"]`.
+        """
         names = self.series if names is None else list(names)
         panel_seeds = sorted({seeds_of(point) for point in panel["points"]})
         curves = []
         for series in self.data["series"]:
             if series["name"] in names:
                 points = [point for point in panel["points"] if point["series"] == series["name"]]
-                curves.append(SeriesCurve.of(series, panel["width"], points, panel_seeds, panel["fidelity"]))
+                curves.append(SeriesCurve.from_points(series, panel["width"], points, panel_seeds, panel["fidelity"]))
         return [curve for curve in curves if curve.settings]
 
     def ask(
@@ -94,17 +105,19 @@ class Frontier:
         panel: str | int | None = None,
         **target: float | str | None,
     ) -> Answer:
-        """Return what each series costs at one target, and which series to train.
+        """Return the metrics that each series reaches at a target value, and the recommended series.
 
-        target: exactly one of `delta_loss` in nats per token, `l0` in features per token, `fvu`, `above_10` and
-        `above_1` as a count (12) or as a share of the width ("0.06%"). limits: largest values accepted, such as
-        {"above_10": "0.06%", "dead": 100}. series and panel (a site, a width, or `site/width`) narrow the answer.
-        Raises StudyError for names that the run does not have.
+        target: exactly one keyword: `delta_loss` in nats per token, `l0` in features per token, `fvu`, or `above_10`
+        or `above_1` as a count (12) or as a share of all features ("0.06%").
+        limits: largest accepted values, such as {"above_10": "0.06%", "dead": 100}.
+        series: restrict the answer to these series.
+        panel: restrict the answer to a site, a width, or `site/width`.
+        Raises StudyError for unknown names, or if the target metric was not measured.
         """
-        query = self._query(target, limits or {})
-        names, panels = self._series(series), self._panels(panel)
-        if query.metric in fidelity_metrics() and panels and not any(_has(each, query.metric) for each in panels):
-            others = [METRICS[key].name for key in target_names().values() if key != query.metric]
+        query = self._parse_query(target, limits or {})
+        names, panels = self._select_series(series), self._select_panels(panel)
+        if query.metric in fidelity_metrics() and panels and not any(_has_value(each, query.metric) for each in panels):
+            others = [METRICS[key].name for key in metric_by_target().values() if key != query.metric]
             raise StudyError(
                 f"No {METRICS[query.metric].name} was measured in the run {self.name}, which has no language model. "
                 f"Ask by {', '.join(others[:-1])} or {others[-1]}."
@@ -128,7 +141,7 @@ class Frontier:
 
     @cached_property
     def covers(self) -> str:
-        """Return a sentence on what the intervals cover."""
+        """Return a sentence on the variation that intervals cover: of held-out text, and of seeds if varied."""
         interval, panels = self.data["interval"], self.data["panels"]
         if not interval["replicates"]:
             return "There are no intervals: the evaluations hold no resamples."
@@ -146,37 +159,37 @@ class Frontier:
             seeds_text = f"and seeds: {', '.join(kinds)}"
         return f"The {format_percent(interval['level'])} intervals cover {text} {seeds_text}."
 
-    def _query(self, target: Mapping[str, float | str | None], limits: Mapping[str, float | str]) -> Query:
-        """Return the parsed target and limits. Raises StudyError unless exactly one target is given."""
-        names = target_names()
+    def _parse_query(self, target: Mapping[str, float | str | None], limits: Mapping[str, float | str]) -> Query:
+        """Return the query with parsed target and limits. Raises StudyError unless exactly one target is given."""
+        names = metric_by_target()
         unknown = [name for name in target if name not in names]
         if unknown:
-            raise StudyError(f"The frontier cannot be asked about '{unknown[0]}'.{nearest(unknown[0], names)}")
+            raise StudyError(f"The frontier cannot be asked about '{unknown[0]}'.{did_you_mean(unknown[0], names)}")
         given = [(name, value) for name, value in target.items() if value is not None]
         if len(given) != 1:
             ways = ", ".join(METRICS[key].name for key in names.values())
             raise StudyError(f"Ask by exactly one of: {ways}{f'; you gave {len(given)}' if given else ''}.")
         return Query(*parse_value(*given[0]), dict(parse_value(*limit) for limit in limits.items()))
 
-    def _series(self, names: str | Sequence[str] | None) -> list[str]:
-        """Return the chosen series in the order of legends. Raises StudyError for an unknown name."""
-        wanted = [names] if isinstance(names, str) else list(names or self.series)
-        for name in wanted:
+    def _select_series(self, names: str | Sequence[str] | None) -> list[str]:
+        """Return the selected names of series (None: all) in the order of legends. Raises StudyError if unknown."""
+        selected = [names] if isinstance(names, str) else list(names or self.series)
+        for name in selected:
             if name not in self.series:
-                raise StudyError(f"The run {self.name} has no series '{name}'.{nearest(name, self.series)}")
-        return [name for name in self.series if name in wanted]
+                raise StudyError(f"The run {self.name} has no series '{name}'.{did_you_mean(name, self.series)}")
+        return [name for name in self.series if name in selected]
 
-    def _panels(self, panel: str | int | None) -> list[dict[str, Any]]:
-        """Return the chosen panels. Raises StudyError if there is none."""
+    def _select_panels(self, panel: str | int | None) -> list[dict[str, Any]]:
+        """Return the panels matching a site, a width or `site/width` (None: all). Raises StudyError if none matches."""
         pairs = zip(self.data["panels"], self.panels, strict=True)
-        found = [
+        selected = [
             each for each, name in pairs if panel is None or str(panel) in (name, each["site"], str(each["width"]))
         ]
-        if panel is not None and not found:
-            raise StudyError(f"The run {self.name} has no panel '{panel}'.{nearest(str(panel), self.panels)}")
-        return found
+        if panel is not None and not selected:
+            raise StudyError(f"The run {self.name} has no panel '{panel}'.{did_you_mean(str(panel), self.panels)}")
+        return selected
 
 
-def _has(panel: Mapping[str, Any], metric: str) -> bool:
-    """Return True if any SAE of a panel has a value of a metric."""
-    return any(is_number(point["metrics"].get(metric)) for point in panel["points"])
+def _has_value(panel: Mapping[str, Any], metric: str) -> bool:
+    """Return True if any SAE of a panel has a finite value of the metric `metric`."""
+    return any(is_finite_number(point["metrics"].get(metric)) for point in panel["points"])

@@ -1,7 +1,8 @@
-"""How a query is answered in one panel: the crossings of every series, and the recommended series.
+"""Answer a query in one panel (one site and width): crossings of every series with the target, recommended series.
 
-The recommended series has the smallest objective (L0, or asked by L0 or by counts, the fidelity) among the crossings
-within the limits. Series whose difference to it, taken replicate by replicate, may be zero are named as tied.
+The objective is L0 if the target is a fidelity metric, else the fidelity metric of the panel. The recommended series
+has the smallest objective among all crossings that satisfy the limits. A series is tied with the recommended series if
+the interval of the difference of their objectives, taken per bootstrap replicate, contains zero.
 """
 
 from __future__ import annotations
@@ -13,22 +14,22 @@ import numpy as np
 
 from jumpahead.formatting import TOKENS, SampleUnit, format_number, format_percent
 from jumpahead.frontier.answer import Crossing, PanelAnswer, Recommendation, SeriesAnswer
-from jumpahead.frontier.curve import LEVEL, CurvePosition, Estimate, estimate
+from jumpahead.frontier.curve import CONFIDENCE_LEVEL, CurvePosition, Estimate, estimate_with_interval
 from jumpahead.frontier.query import Query
-from jumpahead.frontier.series import SeriesCurve, is_number
-from jumpahead.metrics import METRICS, curve_metrics, format_value, format_with_name, shares
+from jumpahead.frontier.series import SeriesCurve, is_finite_number
+from jumpahead.metrics import METRICS, count_key_by_share, curve_metrics, format_value, format_with_name
 
-LARGE_ERROR = 0.05
-"""A standard error above this share of the delta LM loss gets a note."""
+LARGE_RELATIVE_ERROR = 0.05
+"""Relative standard error of the delta LM loss above which an answer has a warning."""
 
 
-class Candidate(NamedTuple):
-    """The best crossing of a series that keeps the limits."""
+class BestCrossing(NamedTuple):
+    """The crossing of a series that satisfies all limits and has the smallest objective."""
 
     curve: SeriesCurve
     crossing: Crossing
     objective: np.ndarray
-    """[1 + R] the metric to minimise."""
+    """[1 + R] objective at the crossing; element 0 is the estimate, the others are bootstrap replicates."""
 
 
 def answer_panel(
@@ -40,7 +41,13 @@ def answer_panel(
     fidelity: str,
     unit: SampleUnit = TOKENS,
 ) -> PanelAnswer:
-    """Return the answer at one site and width. names: the series that were asked for."""
+    """Return the answer to `query` at one site and width.
+
+    curves: the curves of the series that have measured SAEs.
+    names: the names of all series in the query.
+    fidelity: key of the metric that compares the series of the panel.
+    unit: nouns for activations in sentences.
+    """
     answers, candidates, left_out = [], [], []
     for curve in curves:
         answer, candidate = _answer_series(curve, query)
@@ -57,21 +64,21 @@ def answer_panel(
 # ---------------------------------------------------------------------------------------------- one series
 
 
-def _answer_series(curve: SeriesCurve, query: Query) -> tuple[SeriesAnswer, Candidate | None]:
-    """Return a series' answer, and its best crossing within the limits."""
-    column, target = query.column(), query.target(curve.width)
-    low, high = curve.curve.range(column)
+def _answer_series(curve: SeriesCurve, query: Query) -> tuple[SeriesAnswer, BestCrossing | None]:
+    """Return the answer for one series, and the best crossing that satisfies the limits (None if there is none)."""
+    column, target = query.metric_index(), query.curve_target(curve.width)
+    low, high = curve.curve.measured_range(column)
     positions = curve.curve.positions(column, target)
     crossings = [_crossing(curve, position, query) for position in positions]
-    objective = curve_metrics().index(query.objective(curve.fidelity))
+    objective = curve_metrics().index(query.objective_metric(curve.fidelity))
     by_objective = sorted(
         (
-            Candidate(curve, crossing, position.values[:, objective])
+            BestCrossing(curve, crossing, position.values[:, objective])
             for crossing, position in zip(crossings, positions, strict=True)
         ),
         key=lambda each: each.objective[0],
     )
-    best = next((each for each in by_objective if not _exceeded(each.crossing, query.limits)), None)
+    best = next((each for each in by_objective if not _exceeded_limits(each.crossing, query.limits)), None)
     notes = []
     if len(crossings) > 1:
         notes.append(f"its curve is there {len(crossings)} times; the smallest L0 comes first")
@@ -80,7 +87,7 @@ def _answer_series(curve: SeriesCurve, query: Query) -> tuple[SeriesAnswer, Cand
         notes.append(f"its settings have between {counts[0]} and {counts[-1]} seeds")
     if best:
         notes += _limit_notes(best.crossing, query.limits)
-    scale = curve.width if query.metric in shares() else 1
+    scale = curve.width if query.metric in count_key_by_share() else 1
     answer = SeriesAnswer(
         series=curve.name,
         title=curve.title,
@@ -88,7 +95,7 @@ def _answer_series(curve: SeriesCurve, query: Query) -> tuple[SeriesAnswer, Cand
         measured=(low / scale, high / scale),
         crossings=crossings,
         end=None if crossings else _crossing(curve, curve.curve.nearest_end(column, target), query),
-        exceeds=_exceeded(by_objective[0].crossing, query.limits) if by_objective and not best else [],
+        exceeds=_exceeded_limits(by_objective[0].crossing, query.limits) if by_objective and not best else [],
         covers=curve.covers,
         notes=notes,
     )
@@ -96,20 +103,20 @@ def _answer_series(curve: SeriesCurve, query: Query) -> tuple[SeriesAnswer, Cand
 
 
 def _crossing(curve: SeriesCurve, position: CurvePosition, query: Query) -> Crossing:
-    """Return what a series has at a position of its curve."""
-    near = curve.nearest(position)
+    """Return the crossing at a position of a curve: metrics, sparsity setting, nearest SAE and caveats."""
+    near = curve.nearest_sae(position)
     summary = {key: near["metrics"][key] for key in ("l0", curve.fidelity)}
-    found, target = position.values[0, query.column()], query.target(curve.width)
-    low, high = curve.curve.range(query.column())
+    value, target = position.values[0, query.metric_index()], query.curve_target(curve.width)
+    low, high = curve.curve.measured_range(query.metric_index())
     notes = []
-    if not low <= target <= high and curve.curve.positions(query.column(), target):
-        end = format_number(found)
+    if not low <= target <= high and curve.curve.positions(query.metric_index(), target):
+        end = format_number(value)
         notes.append(f"the curve ends at {end}, within 1 % of the target: these are the values of its end")
-    if position.beyond > (1 - LEVEL) / 2:
-        beyond = format_percent(position.beyond)
-        notes.append(f"{beyond} of the resamples do not reach the target: intervals stop at the measured range")
-    worst = _relative_error([*curve.settings[position.left], *curve.settings[position.right]])
-    if worst > LARGE_ERROR:
+    if position.unreached_share > (1 - CONFIDENCE_LEVEL) / 2:
+        unreached = format_percent(position.unreached_share)
+        notes.append(f"{unreached} of the resamples do not reach the target: intervals stop at the measured range")
+    worst = _max_relative_standard_error([*curve.settings[position.left], *curve.settings[position.right]])
+    if worst > LARGE_RELATIVE_ERROR:
         notes.append(f"the standard error of the loss is {format_percent(worst)} of it here: evaluate on more text")
     return Crossing(
         metrics=curve.metrics(position),
@@ -120,18 +127,19 @@ def _crossing(curve: SeriesCurve, position: CurvePosition, query: Query) -> Cros
     )
 
 
-def _relative_error(points: Sequence[Mapping[str, Any]]) -> float:
-    """Return the largest standard error / |delta LM loss| of these SAEs; 0 if none has both."""
+def _max_relative_standard_error(points: Sequence[Mapping[str, Any]]) -> float:
+    """Return the maximum of standard error / |delta LM loss| over SAEs; 0 if no SAE has both values."""
     errors = [
         (point["standard_errors"].get("delta_lm_loss"), point["metrics"].get("delta_lm_loss")) for point in points
     ]
     return max(
-        (error / abs(loss) for error, loss in errors if is_number(error) and is_number(loss) and loss), default=0.0
+        (error / abs(loss) for error, loss in errors if is_finite_number(error) and is_finite_number(loss) and loss),
+        default=0.0,
     )
 
 
-def _exceeded(crossing: Crossing, limits: Mapping[str, float]) -> list[str]:
-    """Return the limits that a crossing exceeds, in words."""
+def _exceeded_limits(crossing: Crossing, limits: Mapping[str, float]) -> list[str]:
+    """Return one text per limit that a crossing exceeds: `12 features dead (at most 10)`."""
     values = {metric: crossing.metrics[metric].value for metric in limits}
     return [
         f"{format_with_name(metric, value)} (at most {format_value(metric, limits[metric])})"
@@ -141,7 +149,7 @@ def _exceeded(crossing: Crossing, limits: Mapping[str, float]) -> list[str]:
 
 
 def _limit_notes(crossing: Crossing, limits: Mapping[str, float]) -> list[str]:
-    """Return notes on the limits that lie inside the interval of a crossing."""
+    """Return one note per limit that is smaller than the upper bound of the metric at a crossing."""
     highs = {metric: crossing.metrics[metric].high for metric in limits}
     return [
         f"its interval extends beyond the limit, up to {format_with_name(metric, high)}"
@@ -151,7 +159,7 @@ def _limit_notes(crossing: Crossing, limits: Mapping[str, float]) -> list[str]:
 
 
 def _exclusion_reason(answer: SeriesAnswer, query: Query) -> str:
-    """Return why a series has no candidate, in words."""
+    """Return a clause on why a series has no crossing that satisfies the limits."""
     if answer.crossings:
         return f"{answer.title} has {' and '.join(answer.exceeds)}"
     low, high = (format_value(query.metric, bound) for bound in answer.measured)
@@ -162,19 +170,23 @@ def _exclusion_reason(answer: SeriesAnswer, query: Query) -> str:
 
 
 def _recommend(
-    candidates: list[Candidate], left_out: list[str], query: Query, fidelity: str, unit: SampleUnit
+    candidates: list[BestCrossing], left_out: list[str], query: Query, fidelity: str, unit: SampleUnit
 ) -> Recommendation:
-    """Return the candidate with the smallest objective; tied are those whose paired difference to it may be zero."""
+    """Return the recommendation: the candidate with the smallest objective, tied series, and an explanation.
+
+    candidates: the best crossing of each series that has one. left_out: clauses on why other series have none.
+    fidelity: key of the metric that compares the series. unit: nouns for activations.
+    """
     if not candidates:
         why = "; ".join(left_out) or "nothing was measured"
         return Recommendation(None, None, f"No series qualifies at {query}: {why}.")
     best, *others = sorted(candidates, key=lambda each: each.objective[0])
-    differences = [(other, estimate(other.objective - best.objective)) for other in others]
+    differences = [(other, estimate_with_interval(other.objective - best.objective)) for other in others]
     clear = [pair for pair in differences if pair[1].low is not None and pair[1].low > 0]
     tied = [pair for pair in differences if pair not in clear]
     value = float(best.objective[0])
     active = f"active features per {unit.singular}"
-    if query.objective(fidelity) == "l0":
+    if query.objective_metric(fidelity) == "l0":
         has, has_least = f"{format_number(value)} {active}", f"the fewest {active}, {format_number(value)}"
     else:
         has = format_with_name(fidelity, value)
@@ -185,10 +197,12 @@ def _recommend(
     elif not clear:
         sentences = [f"{condition}, {best.curve.title} has {has}."]
     else:
-        more = ", ".join(f"{other.curve.title} has {_difference(found, ' more')}" for other, found in clear)
+        more = ", ".join(
+            f"{other.curve.title} has {_format_difference(difference, ' more')}" for other, difference in clear
+        )
         sentences = [f"{condition}, {best.curve.title} has {has_least}; {more}."]
     if tied:
-        names = ", ".join(f"{other.curve.title} ({_difference(found)})" for other, found in tied)
+        names = ", ".join(f"{other.curve.title} ({_format_difference(difference)})" for other, difference in tied)
         sentences.append(f"Difference to it may be zero: {names}.")
     if left_out:
         sentences.append(f"Left out: {'; '.join(left_out)}.")
@@ -197,8 +211,10 @@ def _recommend(
     )
 
 
-def _difference(found: Estimate, more: str = "") -> str:
-    """Return a difference with its interval: `1.06 more [0.48, 1.57]`."""
-    if found.low is None:
-        return f"{format_number(found.value)}{more}, no interval"
-    return f"{format_number(found.value)}{more} [{format_number(found.low)}, {format_number(found.high)}]"
+def _format_difference(difference: Estimate, more: str = "") -> str:
+    """Return a difference and its interval: `1.06 more [0.48, 1.57]`. more: text after the value."""
+    if difference.low is None:
+        return f"{format_number(difference.value)}{more}, no interval"
+    return (
+        f"{format_number(difference.value)}{more} [{format_number(difference.low)}, {format_number(difference.high)}]"
+    )

@@ -1,56 +1,70 @@
-"""A question to the frontier: a target and limits, parsed from numbers or text such as `0.06%`."""
+"""Queries of the frontier: a target value of one metric and limits on others, parsed from numbers or `0.06%`."""
 
 from __future__ import annotations
 
 import math
 from typing import NamedTuple
 
-from jumpahead.errors import StudyError, nearest
-from jumpahead.metrics import METRICS, curve_metrics, fidelity_metrics, format_with_name, query_options, shares
+from jumpahead.errors import StudyError, did_you_mean
+from jumpahead.metrics import (
+    METRICS,
+    count_key_by_share,
+    curve_metrics,
+    fidelity_metrics,
+    format_with_name,
+    query_options,
+)
 
 
 class Query(NamedTuple):
-    """A target and limits; shares become counts in a panel."""
+    """A target value of a metric, and limits on metrics."""
 
     metric: str
+    """Key of the target metric; may be a share of all features, which `curve_target` converts to a count."""
     value: float
+    """Target value."""
     limits: dict[str, float]
-    """Largest values accepted, by metric."""
+    """Largest accepted values by key of metric."""
 
-    def column(self) -> int:
-        """Return the index of the target metric on a curve."""
-        return curve_metrics().index(shares().get(self.metric, self.metric))
+    def metric_index(self) -> int:
+        """Return the index of the target metric in `curve_metrics()`; for a share, the index of the matching count."""
+        return curve_metrics().index(count_key_by_share().get(self.metric, self.metric))
 
-    def target(self, width: int) -> float:
-        """Return the value in the unit of the curve."""
-        return self.value * width if self.metric in shares() else self.value
+    def curve_target(self, width: int) -> float:
+        """Return the target value on curves of SAEs with `width` features; shares are converted to counts."""
+        return self.value * width if self.metric in count_key_by_share() else self.value
 
-    def objective(self, fidelity: str) -> str:
-        """Return the metric to minimise at the target: L0, or asked by another metric than a fidelity, the fidelity."""
+    def objective_metric(self, fidelity: str) -> str:
+        """Return the key of the metric to minimise at the target.
+
+        L0 if the target metric is a fidelity metric, else `fidelity`, the fidelity metric of the panel.
+        """
         return "l0" if self.metric in fidelity_metrics() else fidelity
 
     def __str__(self) -> str:
-        """Return the target for a sentence: `delta LM loss 0.2`."""
+        """Return the target as text: `delta LM loss 0.2`."""
         return format_with_name(self.metric, self.value)
 
 
-def target_names() -> dict[str, str]:
-    """Return what `Frontier.ask` takes as targets: argument → metric."""
+def metric_by_target() -> dict[str, str]:
+    """Return a dict from each target keyword of `Frontier.ask` to the key of the metric."""
     return {option.argument: key for key, option in query_options().items() if option.is_target}
 
 
 def parse_value(metric: str, given: float | str) -> tuple[str, float]:
-    """Return the metric and value that are meant by a number, or for counts of features by a share such as `0.06%`.
+    """Parse a value of a metric; return the key of the metric and the value as float.
 
-    `parse_value("above_10", "0.06%")` → `("share_above_10pct", 0.0006)`. metric: an argument of `Frontier.ask` or the
-    key of a metric. Raises StudyError for metrics that are not on curves and for text that is not a number.
+    metric: a keyword of `Frontier.ask` or the key of a metric. given: a number; for counts of features also a share
+    such as `0.06%`, which selects the share metric: `parse_value("above_10", "0.06%")` returns
+    `("share_above_10pct", 0.0006)`.
+    Raises StudyError if the metric is not interpolated on curves, or if `given` is not a valid value.
     """
     arguments = {option.argument: key for key, option in query_options().items()}
     key = arguments.get(metric, metric)
-    if key not in curve_metrics() and key not in shares():
-        names = [*arguments, *curve_metrics(), *shares()]
-        raise StudyError(f"The frontier cannot be asked about '{metric}'.{nearest(metric, names)}")
-    share = {count: share for share, count in shares().items()}.get(key)
+    if key not in curve_metrics() and key not in count_key_by_share():
+        names = [*arguments, *curve_metrics(), *count_key_by_share()]
+        raise StudyError(f"The frontier cannot be asked about '{metric}'.{did_you_mean(metric, names)}")
+    share = {count: share for share, count in count_key_by_share().items()}.get(key)
     text = str(given).strip()
     is_share = text.endswith("%")
     try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-from jumpahead.errors import SiteError, nearest
+from jumpahead.errors import SiteError, did_you_mean
 
 Kind = Literal["residual", "mlp", "attention"]
 KINDS: tuple[Kind, ...] = ("residual", "mlp", "attention")
@@ -91,4 +91,4 @@ def parse_site(name: str | Site) -> Site:
     number = re.search(r"\d+", text)
     layer = int(number[0]) if number else 0
     valid = [*(Site(layer, kind).key for kind in KINDS), "PATH.input", "PATH.output"]
-    raise SiteError(f"there is no site {name!r}.{nearest(text, valid)}")
+    raise SiteError(f"there is no site {name!r}.{did_you_mean(text, valid)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from jumpahead.activations.origins import ORIGINS
 from jumpahead.activations.origins.live import Live
 from jumpahead.activations.origins.shards import Shards
-from jumpahead.activations.shard_folder import HELD_OUT_FOLDER, InputsOf, missing_sites
+from jumpahead.activations.shard_folder import HELD_OUT_FOLDER, InputsDigestFunction, missing_sites
 from jumpahead.activations.shard_writer import write_missing_sites
 from jumpahead.activations.writer_rank import WriterRank
 from jumpahead.pipeline.stage import Stage
@@ -16,9 +16,9 @@ from jumpahead.text.contexts import Contexts, Split
 
 
 class ActivationsStage(Stage):
-    """Writes activations/: the training text's, and of the held-out text's as many as are evaluated on.
+    """Writes activations/: those of all training text, and those of the held-out text used for evaluation.
 
-    Sites that are complete are not written again, and nothing is loaded if nothing is missing.
+    Complete sites are not written again, and the LM is loaded only if a site is missing.
     """
 
     name = "activations"
@@ -34,35 +34,40 @@ class ActivationsStage(Stage):
     def run(self) -> None:
         self.write()
 
-    def write(self, part: WriterRank | None = None) -> bool:
-        """Write this process's part of what is missing, by default all of it; return whether all is complete."""
+    def write(self, rank: WriterRank | None = None) -> bool:
+        """Write the missing activations assigned to this process; return True if the activations are now complete.
+
+        rank: this process among the processes that write; None if this process writes all activations.
+        """
         config, is_complete = self.study.activations, True
-        for split, folder, inputs_of in self._missing():
+        for split, folder, inputs_digest_of in self._missing():
             contexts = self.resources.load_contexts(split)
 
             def live(sites: Sequence[str], contexts: Contexts = contexts, split: Split = split) -> Live:
-                made = Live.at_sites(config, self.resources.load_lm(), contexts, sites)
+                activations = Live.at_sites(config, self.resources.load_lm(), contexts, sites)
                 if split == "held_out":
-                    made.rows_per_group = made.rows_per_group[: self.resources.load_held_out_text().groups]
-                return made
+                    groups = self.resources.load_held_out_text().groups
+                    activations.rows_per_group = activations.rows_per_group[:groups]
+                return activations
 
             is_complete &= write_missing_sites(
-                live, folder, config.sites, inputs_of, shard_mib=Shards.shard_mib(config), rank=part or WriterRank(),
-                progress=self.progress,
+                live, folder, config.sites, inputs_digest_of, shard_mib=Shards.shard_mib(config),
+                rank=rank or WriterRank(), progress=self.progress,
             )  # fmt: skip
         return is_complete
 
-    def _missing(self) -> list[tuple[Split, Path, InputsOf]]:
-        """Return the splits of which activations are missing, with their folder and the digest of their inputs."""
+    def _missing(self) -> list[tuple[Split, Path, InputsDigestFunction]]:
+        """Return each split with missing activations, its folder and the function that returns its input digest."""
         folder, provenance = self.folder.activations, self.provenance
-        splits: list[tuple[Split, Path, InputsOf]] = [
+        splits: list[tuple[Split, Path, InputsDigestFunction]] = [
             ("held_out", folder / HELD_OUT_FOLDER, provenance.held_out_activations_digest),
             ("train", folder, provenance.activations_digest),
         ]
-        return [one for one in splits if missing_sites(one[1], self.study.activations.sites, one[2])]
+        sites = self.study.activations.sites
+        return [(split, path, inputs) for split, path, inputs in splits if missing_sites(path, sites, inputs)]
 
     def _is_everything_trained(self) -> bool:
-        """Return whether no SAE is left to train: activations that were deleted since are then not made again."""
+        """Return True if all SAEs are trained; deleted activations are then not written again."""
         return all(
             self.folder.sae_folder(spec.key).is_done(self.provenance.sae_digest(spec)) for spec in self.resources.specs
         )

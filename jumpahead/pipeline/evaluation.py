@@ -1,4 +1,4 @@
-"""The stage that evaluates SAEs on held-out text, site by site, all SAEs of a site together."""
+"""The stage that evaluates SAEs on held-out data; the SAEs of a site are evaluated together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from jumpahead import diagnostics, metrics
-from jumpahead.diagnostics import last_diagnostics
+from jumpahead.diagnostics import final_diagnostics
 from jumpahead.evaluation.evaluate import evaluate
 from jumpahead.evaluation.held_out import HeldOut
 from jumpahead.evaluation.reconstruct import reconstruct
@@ -18,11 +18,11 @@ from jumpahead.sae.saved import SAE
 from jumpahead.storage.digests import digest_json
 from jumpahead.storage.json_files import read_json_lines, write_json
 from jumpahead.study.schema import SAESpec
-from jumpahead.training.devices import device_for
+from jumpahead.training.devices import training_device
 
 
 class EvaluationStage(Stage):
-    """Writes evaluation.json of every SAE."""
+    """Evaluates all SAEs and writes the evaluation.json of each."""
 
     name = "evaluate"
 
@@ -30,11 +30,11 @@ class EvaluationStage(Stage):
         return digest_json([self.sae_inputs(spec) for spec in self.resources.specs])
 
     def sae_inputs(self, spec: SAESpec) -> str:
-        """Return the digest of everything that one SAE's evaluation depends on."""
-        return self.provenance.evaluation_digest(spec, with_lm=not self.resources.why_no_loss())
+        """Return the digest of all inputs of one SAE's evaluation."""
+        return self.provenance.evaluation_digest(spec, with_lm=not self.resources.reason_without_loss())
 
     def pending(self) -> list[SAESpec]:
-        """Return the SAEs that are not evaluated."""
+        """Return the specs of the SAEs that are not evaluated yet."""
         specs = self.resources.specs
         return [spec for spec in specs if not self.folder.sae_folder(spec.key).is_evaluated(self.sae_inputs(spec))]
 
@@ -45,12 +45,13 @@ class EvaluationStage(Stage):
         by_site: dict[str, list[SAESpec]] = defaultdict(list)
         for spec in self.pending():
             by_site[spec.site].append(spec)
-        if why := self.resources.why_no_loss():
+        if why := self.resources.reason_without_loss():
             self.progress.say(f"Delta LM loss cannot be measured, all that needs no LM is: {why}")
         for site, specs in by_site.items():
-            self._evaluate_at(site, specs)
+            self._evaluate_site(site, specs)
 
-    def _evaluate_at(self, site: str, specs: list[SAESpec]) -> None:
+    def _evaluate_site(self, site: str, specs: list[SAESpec]) -> None:
+        """Evaluate all given SAEs, which are at one site, and write their evaluation.json."""
         saes = {spec.key: SAE.load(self.folder.sae_folder(spec.key).path) for spec in specs}
         measured, held_out = self._measure(saes, site), self.resources.load_held_out()
         weights = metrics.replicate_weights(held_out.clusters, self.study.evaluate.replicates)
@@ -60,18 +61,19 @@ class EvaluationStage(Stage):
             converged = diagnostics.l0_convergence(lines, diagnostics.requested_l0(setting))
             unit = self.resources.sample_unit
             warnings = diagnostics.training_warnings(lines, setting, spec.width, unit)
-            found = evaluation_json(measured[spec.key], held_out, weights, [*warnings, *self._notes(sae)])
+            evaluation = evaluation_json(measured[spec.key], held_out, weights, [*warnings, *self._notes(sae)])
             write_json(
                 self.folder.sae_folder(spec.key).evaluation,
-                {"inputs": self.sae_inputs(spec), "sae": describe(spec, sae), **found,
+                {"inputs": self.sae_inputs(spec), "sae": sae_identity(spec, sae), **evaluation,
                  "training": {**sae.about["training"], "steps": sae.about["steps"], "seconds": sae.about["seconds"]},
                  "sparsity_coefficient": sae.about["sparsity_coefficient"],
-                 "health": last_diagnostics(lines),
+                 "health": final_diagnostics(lines),
                  "converged_after": converged and converged._asdict(), "training_warnings": warnings},
             )  # fmt: skip
 
     def _measure(self, saes: dict[str, SAE], site: str) -> dict[str, EvaluationSums]:
-        held_out, device = self.resources.load_held_out(), device_for(self.study.train)
+        """Return the sums that metrics are computed from, by SAE; delta LM loss is left out if there is no LM."""
+        held_out, device = self.resources.load_held_out(), training_device(self.study.train)
         if not isinstance(held_out, HeldOut):
             unit = self.resources.sample_unit.plural
             return reconstruct(saes, held_out, site, self.progress, unit=unit, device=device)
@@ -79,18 +81,18 @@ class EvaluationStage(Stage):
         return evaluate(saes, self.resources.load_whole_lm(), held_out, site, mean, self.progress, device=device)
 
     def _notes(self, sae: SAE) -> list[str]:
-        """Return sentences about the training data that a reader of the SAE's point should know."""
+        """Return sentences to show with the SAE: repeated training data, and why delta LM loss is missing."""
         epochs, notes = sae.about["training"]["epochs"], []
         if epochs > 1:
-            what = "text" if self.provenance.needs_lm else "activations"
-            notes.append(f"Trained on repeated {what}: {epochs:.1f} epochs.")
-        if why := self.resources.why_no_loss():
+            data = "text" if self.provenance.needs_lm else "activations"
+            notes.append(f"Trained on repeated {data}: {epochs:.1f} epochs.")
+        if why := self.resources.reason_without_loss():
             notes.append(f"Delta LM loss was not measured: {why}")
         return notes
 
 
-def describe(spec: SAESpec, sae: SAE) -> dict[str, Any]:
-    """Return which SAE an evaluation is of, as evaluation.json says it."""
+def sae_identity(spec: SAESpec, sae: SAE) -> dict[str, Any]:
+    """Return the fields of evaluation.json that identify the SAE: site, dimensions, series, setting and seeds."""
     return {
         "site": spec.site, "width": spec.width, "d": sae.d, "series": spec.series.name,
         "architecture": spec.series.architecture, "setting": spec.setting._asdict(),

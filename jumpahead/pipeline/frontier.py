@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from jumpahead import frontier, report
+from jumpahead import frontier
 from jumpahead.pipeline.stage import Stage
+from jumpahead.report import write_report
 from jumpahead.report.series_style import sort_series
 from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.storage.digests import has_inputs
@@ -14,37 +15,38 @@ from jumpahead.study.save import to_toml
 
 
 class FrontierStage(Stage):
-    """Writes frontier.json and report.html."""
+    """Writes frontier.json and report.html from all evaluations."""
 
     name = "report"
 
     def inputs(self) -> str:
-        return self.provenance.frontier_digest([one["inputs"] for one in self._evaluations()])
+        return self.provenance.frontier_digest([evaluation["inputs"] for evaluation in self._evaluations()])
 
     def is_done(self) -> bool:
         return has_inputs(self.folder.frontier, self.inputs()) and self.folder.report.exists()
 
     def run(self) -> None:
         study, evaluations = self.study, self._evaluations()
-        built = frontier.build(
+        built = frontier.build_frontier(
             evaluations, name=study.name, study_text=to_toml(study), manifest=self.folder.read_manifest(),
-            series=sort_series(legend(one.name, one.architecture) for one in study.series), **self._measured_on(),
+            series=sort_series(series_legend(series.name, series.architecture) for series in study.series),
+            **self._lm_and_text(),
         )  # fmt: skip
         write_json(self.folder.frontier, {**built, "inputs": self.inputs()}, indent=None)
-        report.write(self.folder.folder)
+        write_report(self.folder.folder)
 
     def _evaluations(self) -> list[dict[str, Any]]:
-        """Return every evaluation.json of the study's SAEs, with the SAE's path in the run."""
-        found = []
+        """Return the contents of every evaluation.json of the study, each with the SAE's `path` in the run."""
+        evaluations = []
         for spec in self.resources.specs:
             path = self.folder.sae_folder(spec.key).evaluation
             if path.exists():
-                found.append({**read_json(path), "path": spec.key})
-        assert found, "a study has at least one SAE, and evaluating comes before reporting"
-        return found
+                evaluations.append({**read_json(path), "path": spec.key})
+        assert evaluations, "a study has at least one SAE, and evaluating comes before reporting"
+        return evaluations
 
-    def _measured_on(self) -> dict[str, Any]:
-        """Return what frontier.json says of the LM and the text."""
+    def _lm_and_text(self) -> dict[str, Any]:
+        """Return the fields of frontier.json that describe the LM and the text."""
         study, held_out = self.study, self.resources.load_held_out()
         if self.provenance.needs_lm:
             lm = {"name": study.lm.model, "dtype": self.provenance.lm_config().dtype}
@@ -56,7 +58,7 @@ class FrontierStage(Stage):
         return {"lm": lm, "text": text}
 
 
-def legend(name: str, kind_name: str) -> dict[str, Any]:
-    """Return what the page is told of a series: its name, its title and its architecture."""
-    kind = ARCHITECTURES.get(kind_name)
+def series_legend(name: str, architecture: str) -> dict[str, Any]:
+    """Return a series' entry in the page's legend: its name, its title and its architecture."""
+    kind = ARCHITECTURES.get(architecture)
     return {"name": name, "title": kind.title if name == kind.name else name, "architecture": kind.name}

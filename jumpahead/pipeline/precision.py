@@ -1,4 +1,4 @@
-"""The stage that chooses the dtype which `lm.dtype = "fast"` stands for, by loss and speed on this machine."""
+"""The stage that chooses the LM's dtype if `lm.dtype = "fast"`, from loss and speed on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jumpahead.training.devices import set_threads
 
 
 class PrecisionStage(Stage):
-    """Writes precision.json; nothing to do for a dtype that is given."""
+    """Writes precision.json, the chosen dtype; done already if the study gives a dtype."""
 
     name = "precision"
 
@@ -21,6 +21,6 @@ class PrecisionStage(Stage):
 
     def run(self) -> None:
         set_threads(self.study.train.threads)
-        found = precision.choose_dtype(self.study.lm, self.resources.open_text(), self.study.activations.sites)
-        write_json(self.folder.precision, {"inputs": self.inputs(), **found._asdict()})
-        self.progress.say(f"LM: {found}")
+        choice = precision.choose_dtype(self.study.lm, self.resources.open_text(), self.study.activations.sites)
+        write_json(self.folder.precision, {"inputs": self.inputs(), **choice._asdict()})
+        self.progress.say(f"LM: {choice}")

@@ -1,14 +1,14 @@
-"""Digests of everything that results depend on: they decide whether finished work still belongs to the study.
+"""Input digests of all results: a finished result is reused if its recorded digest equals the study's.
 
     tokens       ← text, tokenizer files, context length, packing           (not the model's weights)
-    source       ← model files, dtype, text                                 what activations are activations of
+    source       ← model files, dtype, text                                 where activations come from
     activations  ← source, sites, dtype
     SAE          ← source, activations, series, setting, seeds, recipe, warm start, TRAINING_VERSION
     evaluation   ← SAE, the `[evaluate]` table, EVALUATION_VERSION
     frontier     ← evaluations, the study, FRONTIER_VERSION
 
-A run whose tokens are on disk continues although its model or text is gone from this machine: it then relies on
-tokens/provenance.json (`Provenance.stored`).
+A run whose tokens are on disk can continue without the model or the text on this machine: the digests in
+tokens/provenance.json are then used (`Provenance.stored`).
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from jumpahead.text.source import Source
 from jumpahead.versions import EVALUATION_VERSION, FRONTIER_VERSION, TRAINING_VERSION
 
 REFERENCE_D = 256
-"""The d at which recipes enter a digest: an SAE's own d follows from its site."""
+"""The d for which recipes in digests are computed: an SAE's d is determined by its site, which is in the digest."""
 
 
 @final
 class Provenance:
-    """The digests of one study in one run's folder. Nothing here loads a model, an SAE's activations or a text.
+    """The input digests of one study in one run's folder. Loads neither the LM nor activations.
 
-    open_text: returns the study's text source; called only if the study has a language model.
+    open_text: returns the study's text source; called only if activations come from an LM.
     """
 
     def __init__(self, study: Study, run: Run, open_text: Callable[[], Source]) -> None:
@@ -59,26 +59,26 @@ class Provenance:
 
     @property
     def needs_lm(self) -> bool:
-        """Whether activations are those of a language model."""
+        """Return True if activations are computed with an LM."""
         return ORIGINS.get(self.study.activations.origin).needs_lm
 
     # ------------------------------------------------------------------------------------------ the LM and its text
 
     @cached_property
     def model_digest(self) -> str:
-        """Digest of the LM's files. Raises StudyError if the model's folder does not exist."""
+        """Return the digest of the LM's files. Raises StudyError if the model's folder does not exist."""
         return model_digest(self.study.lm)
 
     @cached_property
     def template_digests(self) -> dict[str, str] | None:
-        """Digests of the chat template's files; None if the text holds no conversations."""
+        """Return the digests of the chat template's files by name; None if the text has no conversations."""
         return chat_template_digests(self.study.lm) if self.study.text.chat else None
 
     @cached_property
     def stored(self) -> dict[str, Any] | None:
-        """The contents of tokens/provenance.json if the model or the text is gone from this machine; else None.
+        """Return the contents of tokens/provenance.json if the model or the text is missing on this machine, else None.
 
-        Raises StudyError or DataError if one is gone and the tokens on disk are not of this study.
+        Raises StudyError or DataError if one of them is missing and the tokens on disk belong to a different study.
         """
         path = self.run.tokens_provenance
         known = read_json(path) if path.exists() else {}
@@ -95,9 +95,11 @@ class Provenance:
         return known if is_same and known["is_folder"] and not is_folder else None
 
     def _settings(self) -> list[dict[str, Any]]:
+        """Return the options of the LM and of the text that digests depend on."""
         return [fingerprint.config_values(self.study.lm), fingerprint.config_values(self.study.text)]
 
     def _tokens_provenance(self) -> dict[str, Any]:
+        """Return the contents of tokens/provenance.json for this study."""
         lm, text = self._settings()
         is_folder = local_model_dir(self.study.lm.model) is not None
         known: dict[str, Any] = {"lm": lm, "text": text, "model": self.model_digest, "dtype": self.lm_config().dtype,
@@ -106,28 +108,28 @@ class Provenance:
         return known
 
     def is_stored(self) -> bool:
-        """Return whether tokens/provenance.json is there, and of this study."""
+        """Return True if tokens/provenance.json exists and belongs to this study."""
         path = self.run.tokens_provenance
         return bool(self.stored) or (path.exists() and read_json(path) == self._tokens_provenance())
 
     def store(self) -> None:
-        """Write tokens/provenance.json: what the tokens on disk were made from, for when model or text are gone."""
+        """Write tokens/provenance.json: the inputs of the tokens on disk, for use when model or text are missing."""
         if not self.is_stored():
             write_json(self.run.tokens_provenance, self._tokens_provenance())
 
     @property
     def precision_digest(self) -> str:
-        """Digest of what the choice of `lm.dtype = "fast"` depends on."""
+        """Return the digest of the inputs of the dtype choice for `lm.dtype = "fast"`."""
         return dtype_choice_digest(self.study.lm)
 
     def is_precision_known(self) -> bool:
-        """Return whether `lm.dtype` is given, stored, or was chosen for these inputs in this run."""
+        """Return True if the LM's dtype is known: given in the study, stored, or already chosen in this run."""
         if self.study.lm.dtype != "fast" or not self.needs_lm or self.stored:
             return True
         return has_inputs(self.run.precision, self.precision_digest)
 
     def lm_config(self) -> LMConfig:
-        """Return the LM that activations are read from: the study's, with the dtype that `fast` stands for here."""
+        """Return the LM options for reading activations: the study's, with `fast` replaced by the chosen dtype."""
         config = self.study.lm
         if config.dtype != "fast" or not self.needs_lm:
             return config
@@ -139,14 +141,14 @@ class Provenance:
 
     @cached_property
     def tokens_digest(self) -> str:
-        """Digest of everything that tokens depend on: less than SAEs do."""
+        """Return the digest of all inputs of the tokens."""
         if self.stored:
             return self.stored["tokens"]
         return tokens_digest(self.study.lm, self._open_text())
 
     @cached_property
     def source_digest(self) -> str:
-        """Digest of what activations are activations of: the LM and the text, or files of activations."""
+        """Return the digest of the source of activations: the LM and the text, or files of activations."""
         if not self.needs_lm:
             return ORIGINS.get(self.study.activations.origin).source_digest(
                 self.study.activations, self.run.activations
@@ -160,18 +162,21 @@ class Provenance:
         return digest_json(known)
 
     def activations_digest(self, sites: Sequence[str]) -> str:
-        """Return the digest of what the training activations on disk at these sites depend on."""
+        """Return the digest of the inputs of the training activations on disk at these sites."""
         return digest_json([self.source_digest, sorted(sites), self.study.activations.dtype])
 
     def held_out_activations_digest(self, sites: Sequence[str]) -> str:
-        """Return the same for the held-out activations, of which as many are written as are evaluated on."""
+        """Return the digest of the inputs of the held-out activations on disk at these sites.
+
+        It includes `evaluate.tokens`, the number of held-out activations that are written.
+        """
         return digest_json([self.activations_digest(sites), self.study.evaluate.tokens])
 
     def sae_digest(self, spec: SAESpec) -> str:
-        """Return the digest of everything that a trained SAE depends on."""
+        """Return the digest of all inputs of a trained SAE."""
         study, series = self.study, spec.series
         activations = study.activations.model_dump(exclude={"sites", "origin"})
-        options = activations["options"]  # how and where they are kept changes no byte of them
+        options = activations["options"]  # origin and storage options do not change the values of activations
         activations["options"] = {} if self.needs_lm else {key: options[key] for key in options if key != "source"}
         kind = ARCHITECTURES.get(series.architecture)
         start = {"start": digest_json(self.warm_starts.digest_inputs(series))} if series.start_from else {}
@@ -187,14 +192,14 @@ class Provenance:
         })  # fmt: skip
 
     def recipe(self, spec: SAESpec, d: int) -> Recipe:
-        """Return every hyper-parameter of an SAE's training, for activations of d dimensions."""
+        """Return all hyper-parameters for training an SAE on activations of d dimensions."""
         kind, shape = ARCHITECTURES.get(spec.series.architecture), Shape(d, spec.width, spec.setting)
         return kind.recipe_for(self.study.train, shape, spec.series.recipe)
 
     def evaluation_digest(self, spec: SAESpec, *, with_lm: bool) -> str:
-        """Return the digest of everything that an SAE's evaluation depends on.
+        """Return the digest of all inputs of an SAE's evaluation.
 
-        with_lm: whether delta LM loss can be measured, or the LM is gone.
+        with_lm: whether the LM is available, so that delta LM loss can be measured.
         """
         known = [EVALUATION_VERSION, self.sae_digest(spec), self.study.evaluate.model_dump()]
         if not with_lm:
@@ -204,5 +209,8 @@ class Provenance:
         return digest_json(known)
 
     def frontier_digest(self, evaluations: Sequence[str]) -> str:
-        """Return the digest of what frontier.json depends on, given the digests of its evaluations."""
+        """Return the digest of the inputs of frontier.json.
+
+        evaluations: the input digest of every evaluation.
+        """
         return digest_json([FRONTIER_VERSION, list(evaluations), to_toml(self.study)])

@@ -1,4 +1,4 @@
-"""What several stages of a run need: the LM, the text, tokens and activations, each loaded once, when asked for."""
+"""Resources shared by the stages of a run: the LM, the text, tokens and activations, each loaded on first use."""
 
 from __future__ import annotations
 
@@ -33,21 +33,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SAMPLE_ROWS = 8192
-"""Activations that an SAE's initialisation looks at."""
+"""Maximum number of activations used to initialise an SAE."""
 
 
 @final
 class Resources:
-    """One study in one run's folder, and what its stages share."""
+    """A study, its run's folder, and the resources shared by its stages, each loaded on first use."""
 
     def __init__(self, study: Study, run: Run, progress: Progress) -> None:
         self.study, self.run, self.progress = study, run, progress
         self.specs = sae_specs(study)
-        """Every SAE of the study."""
+        """The specs of all SAEs of the study."""
         self.provenance = Provenance(study, run, self.open_text)
         self._loaded: dict[str, Any] = {}
 
-    def _once(self, key: str, load: Callable[[], T]) -> T:
+    def _load_once(self, key: str, load: Callable[[], T]) -> T:
+        """Return the resource stored under `key`; the first call loads it with `load`."""
         if key not in self._loaded:
             self._loaded[key] = load()
         return self._loaded[key]
@@ -55,48 +56,52 @@ class Resources:
     # ------------------------------------------------------------------------------------------ text and LM
 
     def open_text(self) -> Source:
-        """Return the text source; text that can be read only once is copied into the run's folder."""
+        """Return the text source. Text that can be read only once, such as stdin, is copied into the run's folder."""
 
         def load() -> Source:
             source = source_of(self.study.text, self.run.folder)
             source.prepare(self.progress)
             return source
 
-        return self._once("text", load)
+        return self._load_once("text", load)
 
     def load_lm(self) -> LM:
-        """Return the LM as far as activations are read from it, checked when this run first loads it."""
-        return self._once("lm", self._load_checked_lm)
+        """Return the LM, truncated after the last site and in the dtype for reading activations.
+
+        The first load in a run checks the LM.
+        """
+        return self._load_once("lm", self._load_checked_lm)
 
     def _load_checked_lm(self) -> LM:
+        """Load the LM truncated after the last site; check it unless the run's checks file records these inputs."""
         set_threads(self.study.train.threads)
         config, sites = self.provenance.lm_config(), self.study.activations.sites
         inputs = model_checks_digest(config, sites)
         if has_inputs(self.run.checks, inputs):
-            return self._isolated(LM.load(config, truncate_after=sites), sites)
+            return self._require_isolation(LM.load(config, truncate_after=sites), sites)
         lm = LM.load(config)
         passed = checks.check_and_truncate(lm, sites)
         write_json(self.run.checks, {"inputs": inputs, "class": type(lm.model).__name__, "checked": passed})
         self.progress.say(f"LM: {lm.name} ({type(lm.model).__name__}), {len(passed)} checks passed")
-        return self._isolated(lm, sites)
+        return self._require_isolation(lm, sites)
 
     def load_whole_lm(self) -> LM:
-        """Return the LM that SAEs are spliced into: in the study's dtype, in float32 if that is `fast`."""
+        """Return the complete LM for delta LM loss, in the study's dtype, or in float32 if `lm.dtype = "fast"`."""
 
         def load() -> LM:
             set_threads(self.study.train.threads)
-            return self._isolated(LM.load(self.study.lm), ())
+            return self._require_isolation(LM.load(self.study.lm), ())
 
-        return self._once("whole LM", load)
+        return self._load_once("whole LM", load)
 
-    def _isolated(self, lm: LM, sites: Sequence[str]) -> LM:
-        """Return the LM. Raises StudyError if it should keep the documents of a context apart and does not."""
+    def _require_isolation(self, lm: LM, sites: Sequence[str]) -> LM:
+        """Return the LM. Raises StudyError if packing is `isolated` and the LM's attention crosses documents."""
         if self.study.lm.packing == "isolated":
             isolation.check_isolation(lm, sites)
         return lm
 
-    def why_no_loss(self) -> str:
-        """Return why delta LM loss cannot be measured: activations are on disk and the LM is gone. Empty if it can."""
+    def reason_without_loss(self) -> str:
+        """Return why delta LM loss cannot be measured: only activations are on disk, no LM; "" if it can be."""
 
         def load() -> str:
             if ORIGINS.get(self.study.activations.origin).on_disk and self.provenance.stored:
@@ -106,12 +111,15 @@ class Resources:
                     return str(exc)
             return ""
 
-        return self._once("why no loss", load)
+        return self._load_once("why no loss", load)
 
     # ------------------------------------------------------------------------------------------ tokens and activations
 
     def load_contexts(self, split: Split) -> Contexts:
-        """Return the contexts of a split. Raises ArtefactError if they are damaged; the next run makes them again."""
+        """Return the contexts of a split.
+
+        Raises ArtefactError if the files are damaged; the next run then tokenises again.
+        """
 
         def load() -> Contexts:
             folder = self.run.tokens / split
@@ -121,10 +129,10 @@ class Resources:
                 remove_path(folder / "source.json")
                 raise
 
-        return self._once(f"contexts, {split}", load)
+        return self._load_once(f"contexts, {split}", load)
 
     def open_activations(self) -> Activations:
-        """Return the training activations: from disk, from elsewhere, or live from the LM."""
+        """Return the training activations: read from disk or from external files, or computed live with the LM."""
 
         def load() -> Activations:
             kind, lm, contexts = ORIGINS.get(self.study.activations.origin), None, None
@@ -132,14 +140,16 @@ class Resources:
                 lm, contexts = self.load_lm(), self.load_contexts("train")
             return kind.open(self.study.activations, lm=lm, contexts=contexts, folder=self.run.activations)
 
-        return self._once("activations", load)
+        return self._load_once("activations", load)
 
     def load_scales(self) -> dict[str, Scale]:
-        """Return the unit of every site."""
-        return self._once("scales", lambda: measure_scale(self.open_activations(), self.study.activations.scale_rows))
+        """Return the scale of every site: C, which activations are divided by, and their mean."""
+        return self._load_once(
+            "scales", lambda: measure_scale(self.open_activations(), self.study.activations.scale_rows)
+        )
 
     def load_sample(self) -> dict[str, Tensor]:
-        """Return the first activations of every site, float32 [SAMPLE_ROWS, d] at most, in the LM's unit."""
+        """Return the first activations of every site, float32 [n, d] with n ≤ SAMPLE_ROWS, not divided by C."""
 
         def load() -> dict[str, Tensor]:
             import torch
@@ -153,46 +163,47 @@ class Resources:
                     break
             return {site: torch.cat(rows)[:SAMPLE_ROWS] for site, rows in parts.items()}
 
-        return self._once("sample", load)
+        return self._load_once("sample", load)
 
     # ------------------------------------------------------------------------------------------ held-out data
 
     def load_held_out_text(self) -> HeldOut:
-        """Return the text that SAEs are evaluated on."""
-        return self._once(
-            "held-out text", lambda: HeldOut.of(self.load_contexts("held_out"), self.study.evaluate.tokens)
+        """Return the held-out text that SAEs are evaluated on."""
+        return self._load_once(
+            "held-out text", lambda: HeldOut.first_groups(self.load_contexts("held_out"), self.study.evaluate.tokens)
         )
 
     def load_held_out(self) -> HeldOut | HeldOutRows:
-        """Return what SAEs are evaluated on: text, or activations if there is no LM.
+        """Return the held-out data that SAEs are evaluated on: text, or activations if there is no LM.
 
-        Raises ArtefactError if the LM is gone and fewer held-out activations are on disk than the study asks for.
+        Raises ArtefactError if the LM is missing and the disk has fewer held-out activations than `evaluate.tokens`.
         """
-        if self.provenance.needs_lm and not self.why_no_loss():
+        if self.provenance.needs_lm and not self.reason_without_loss():
             return self.load_held_out_text()
-        return self._once("held-out rows", self._load_held_out_rows)
+        return self._load_once("held-out rows", self._load_held_out_rows)
 
     def _load_held_out_rows(self) -> HeldOutRows:
+        """Return the held-out activations that SAEs are evaluated on if there is no LM."""
         held_out = self.open_activations().held_out
         assert held_out is not None, f"{type(self.open_activations()).__name__} holds nothing out"
         if not self.provenance.needs_lm:
-            return HeldOutRows.of(held_out, self.study.evaluate.tokens)
+            return HeldOutRows.first_groups(held_out, self.study.evaluate.tokens)
         if len(held_out.rows_per_group) < self.load_held_out_text().groups:
             raise ArtefactError(
                 f"{self.run.activations} holds fewer held-out activations than evaluate.tokens = "
                 f"{self.study.evaluate.tokens:,} asks for, and the LM is gone: give back the LM, or fewer tokens."
             )
-        return HeldOutRows.of_text(held_out, self.load_held_out_text())
+        return HeldOutRows.with_documents_of(held_out, self.load_held_out_text())
 
     # ------------------------------------------------------------------------------------------ names for people
 
     @property
     def sample_unit(self) -> SampleUnit:
-        """What an activation is called in sentences: a token, or without a language model a row."""
+        """Return the name of an activation in sentences: a token, or a row if activations come without an LM."""
         return TOKENS if self.provenance.needs_lm else ROWS
 
     def label(self, spec: SAESpec) -> str:
-        """Return an SAE's label, with its site and width if the study has several."""
+        """Return an SAE's label; it includes the site or the width if the study has several sites or widths."""
         sites, widths = self.study.activations.sites, self.study.sae.width
         several = [(sites, spec.site), (widths, f"width {spec.width:,}")]
         return ", ".join([spec.label, *(part for values, part in several if len(values) > 1)])

@@ -1,10 +1,10 @@
-"""Running a study: its stages in order, each skipped if it is done, as far as was asked."""
+"""Running a study: runs the stages in order, skips finished stages, and stops after a given stage."""
 
 from __future__ import annotations
 
 from jumpahead.activations.origins import ORIGINS
 from jumpahead.activations.writer_rank import WriterRank
-from jumpahead.errors import StudyError, nearest
+from jumpahead.errors import StudyError, did_you_mean
 from jumpahead.pipeline import STAGES
 from jumpahead.pipeline.activations import ActivationsStage
 from jumpahead.pipeline.evaluation import EvaluationStage
@@ -14,45 +14,46 @@ from jumpahead.pipeline.resources import Resources
 from jumpahead.pipeline.stage import Stage
 from jumpahead.pipeline.tokens import TokensStage
 from jumpahead.pipeline.training import TrainingStage
-from jumpahead.progress import Progress, progress_on
+from jumpahead.progress import Progress, make_progress
 from jumpahead.storage.run_folder import Run
 from jumpahead.study.save import to_toml
 from jumpahead.study.schema import Study
 
-IN_ORDER: tuple[type[Stage], ...] = (
+STAGE_CLASSES: tuple[type[Stage], ...] = (
     PrecisionStage, TokensStage, ActivationsStage, TrainingStage, EvaluationStage, FrontierStage,
 )  # fmt: skip
-assert tuple(stage.name for stage in IN_ORDER) == STAGES
+assert tuple(stage.name for stage in STAGE_CLASSES) == STAGES
 
 TOKENISING_TIMEOUT = 3600.0
-"""Seconds that a process which writes activations waits for the one that tokenises."""
+"""Seconds that a process waits for another process that tokenises the text."""
 
 
 def run_study(study: Study, folder: Run, until: str | None = None, progress: Progress | None = None) -> None:
-    """Run every stage that is not done, in the run's folder; stop after the stage `until`.
+    """Run every unfinished stage of a study, in order; stop after the stage called `until`, if it is given.
 
-    Raises StudyError if there is no stage of that name.
+    Raises StudyError if there is no stage called `until`.
     """
     if until is not None and until not in STAGES[:-1]:
-        raise StudyError(f"there is no stage '{until}' to stop after.{nearest(until, list(STAGES[:-1]))}")
-    resources = Resources(study, folder, progress or progress_on())
-    for kind in IN_ORDER:
-        stage = kind(resources)
+        raise StudyError(f"there is no stage '{until}' to stop after.{did_you_mean(until, list(STAGES[:-1]))}")
+    resources = Resources(study, folder, progress or make_progress())
+    for stage_class in STAGE_CLASSES:
+        stage = stage_class(resources)
         if not stage.is_done():
             stage.run()
-        elif kind is FrontierStage:
+        elif stage_class is FrontierStage:
             resources.progress.say("Nothing to do: every SAE is trained, evaluated and on the page.")
-        if kind.name == until:
+        if stage_class.name == until:
             return
 
 
-def harvest_activations(study: Study, folder: Run, part: WriterRank, progress: Progress | None = None) -> bool:
-    """Write this process's part of the study's activations to disk; return whether all parts are complete.
+def harvest_activations(study: Study, folder: Run, rank: WriterRank, progress: Progress | None = None) -> bool:
+    """Write the activations assigned to this process to disk; return True if those of all processes are complete.
 
-    Any number of processes may do so at once, on any machine that shares the run's folder: the first one tokenises.
-    Raises StudyError if the study's activations are not kept on disk.
+    Several processes may run this concurrently, on machines that share the run's folder. The first process tokenises.
+    Raises StudyError if `activations.origin` does not store activations on disk.
+    rank: this process among the processes that write.
     """
-    progress = progress or progress_on()
+    progress = progress or make_progress()
     if not ORIGINS.get(study.activations.origin).on_disk:
         raise StudyError(
             f"activations.origin = '{study.activations.origin}' keeps nothing on disk: say "
@@ -66,4 +67,4 @@ def harvest_activations(study: Study, folder: Run, part: WriterRank, progress: P
         for stage in (PrecisionStage(resources), TokensStage(resources)):
             if not stage.is_done():
                 stage.run()
-    return ActivationsStage(resources).write(part)
+    return ActivationsStage(resources).write(rank)

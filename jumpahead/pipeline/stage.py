@@ -1,4 +1,4 @@
-"""What a stage of the pipeline is."""
+"""The base class of pipeline stages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from jumpahead.pipeline.resources import Resources
 
 
 class Stage(ABC):
-    """One stage of a run. Only `run` writes files; `inputs` and `is_done` read them."""
+    """A stage of the pipeline. `run` writes files; `inputs` and `is_done` only read files."""
 
     name: ClassVar[str]
-    """One of `pipeline.STAGES`."""
+    """The stage's name, one of `pipeline.STAGES`."""
 
     def __init__(self, resources: Resources) -> None:
         self.resources = resources
@@ -21,12 +21,12 @@ class Stage(ABC):
 
     @abstractmethod
     def inputs(self) -> str:
-        """Return the digest of everything that the stage's results depend on."""
+        """Return the digest of all inputs of the stage's results."""
 
     @abstractmethod
     def is_done(self) -> bool:
-        """Return whether the results of these inputs are on disk, or the study needs none."""
+        """Return True if the stage's results for these inputs are on disk, or the study does not need them."""
 
     @abstractmethod
     def run(self) -> None:
-        """Make the results that are missing, and write them to the run's folder."""
+        """Compute the missing results and write them to the run's folder."""

@@ -1,4 +1,4 @@
-"""The stage that turns text into tokens on disk, packed into contexts: training and held-out text."""
+"""The stage that tokenises the training and held-out text and writes the tokens to disk, packed into contexts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jumpahead.text.tokenize import tokenize_splits
 
 
 class TokensStage(Stage):
-    """Writes tokens/, from the text or from a run beside this one that has the same, and tokens/provenance.json."""
+    """Writes tokens/ and tokens/provenance.json; links the token files of a neighbouring run with the same text."""
 
     name = "tokens"
 
@@ -34,9 +34,11 @@ class TokensStage(Stage):
         self.provenance.store()
 
     def _has_tokens(self, folder: Path) -> bool:
+        """Return True if `folder` has complete tokens of both splits with this study's input digest."""
         return all(has_inputs(folder / split / "source.json", self.inputs()) for split in SPLITS)
 
     def _make_tokens(self) -> None:
+        """Link the tokens of a neighbouring run with the same text, or tokenise the text."""
         folder = self.folder.tokens
         for split in SPLITS:
             remove_path(folder / split / "source.json")
@@ -45,11 +47,11 @@ class TokensStage(Stage):
             for split in SPLITS:
                 remove_path(folder / split)
                 hard_link_files(shared / split, folder / split, skip="source.json")
-            made = {split: Contexts.load(folder / split) for split in SPLITS}
+            contexts_by_split = {split: Contexts.load(folder / split) for split in SPLITS}
             self.progress.say(f"tokens: those of {shared.parent.name}, which has the same text")
         else:
-            made = self._tokenize(folder)
-        for split, contexts in made.items():
+            contexts_by_split = self._tokenize(folder)
+        for split, contexts in contexts_by_split.items():
             write_json(folder / split / "source.json", {"inputs": self.inputs()})
             self.progress.say(
                 f"{split.replace('_', '-')} text: {len(contexts.document_ids):,} documents, "
@@ -57,7 +59,7 @@ class TokensStage(Stage):
             )
 
     def _find_shared_tokens(self) -> Path | None:
-        """Return the folder of the same tokens in a run beside this one; None if there is none, or it is damaged."""
+        """Return the tokens folder of a neighbouring run with the same inputs; None if missing or damaged."""
         for folder in sorted(self.folder.folder.resolve().parent.glob("*/tokens")):
             if self._has_tokens(folder):
                 with contextlib.suppress(ArtefactError):
@@ -65,6 +67,7 @@ class TokensStage(Stage):
         return None
 
     def _tokenize(self, folder: Path) -> dict[Split, Contexts]:
+        """Tokenise the text into `folder`; return the contexts of each split."""
         config, text, lm = self.study.text, self.resources.open_text(), self.resources.load_lm()
         total = text.total_bytes
         if total is None and config.max_tokens is None:

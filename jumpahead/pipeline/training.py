@@ -1,4 +1,4 @@
-"""The stage that trains SAEs: all that are not trained, on one stream of activations per stream.seed."""
+"""The stage that trains all untrained SAEs; SAEs with the same stream seed share one stream of activations."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from jumpahead.pipeline.stage import Stage
 from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.storage.digests import digest_json
 from jumpahead.study.schema import SAESpec
-from jumpahead.training.devices import device_for, set_threads
+from jumpahead.training.devices import set_threads, training_device
 from jumpahead.training.job import Job, warm_start
 from jumpahead.training.loop import time_breakdown, train
 
 
 class TrainingStage(Stage):
-    """Writes saes/: weights.safetensors, config.json and train.jsonl of every SAE."""
+    """Trains all SAEs; writes weights.safetensors, config.json and train.jsonl of each to saes/."""
 
     name = "train"
 
@@ -32,7 +32,7 @@ class TrainingStage(Stage):
         return not self.pending()
 
     def pending(self) -> list[SAESpec]:
-        """Return the SAEs that are not trained."""
+        """Return the specs of the SAEs that are not trained yet."""
         specs, digest = self.resources.specs, self.provenance.sae_digest
         return [spec for spec in specs if not self.folder.sae_folder(spec.key).is_done(digest(spec))]
 
@@ -44,17 +44,17 @@ class TrainingStage(Stage):
         for spec in pending:
             streams[spec.stream_seed].append(spec)
         for seed, members in streams.items():
-            self._train_on(seed, members)
+            self._train_stream(seed, members)
 
-    def _train_on(self, seed: int, specs: list[SAESpec]) -> None:
-        """Train these SAEs side by side on the stream of one seed, and save them."""
+    def _train_stream(self, seed: int, specs: list[SAESpec]) -> None:
+        """Train these SAEs concurrently on the stream with this seed, and save them."""
         config, data = self.study.train, self.resources.open_activations()
         set_threads(config.threads)
         stream = Stream(data, config.batch, seed=seed)
-        self._say_what_is_trained(len(specs), data.total_rows)
-        kernels = kernel_layer(device=device_for(config))
+        self._report_training_size(len(specs), data.total_rows)
+        kernels = kernel_layer(device=training_device(config))
         self.progress.say(f"kernels: {kernels.name}")
-        jobs = [self.job(spec) for spec in specs]
+        jobs = [self.make_job(spec) for spec in specs]
         began, before = time.monotonic(), sum(job.seconds for job in jobs)
         train(jobs, stream, config, kernels, self.progress, self.resources.sample_unit.plural)
         own = sum(job.seconds for job in jobs) - before
@@ -64,11 +64,11 @@ class TrainingStage(Stage):
             tokens = config.steps * config.batch
             training = {"tokens": tokens, "distinct_tokens": distinct, "epochs": tokens / data.total_rows}
             job.finish({"site": spec.site, "series": spec.series.name, "sae_seed": spec.sae_seed,
-                        "stream_seed": spec.stream_seed, "training": training, **self._origin_of(spec),
+                        "stream_seed": spec.stream_seed, "training": training, **self._lm_metadata(spec),
                         "mean": self.resources.load_scales()[spec.site].mean.tolist()})  # fmt: skip
 
-    def _origin_of(self, spec: SAESpec) -> dict[str, Any]:
-        """Return what an SAE's config says about the LM and the site that its activations come from."""
+    def _lm_metadata(self, spec: SAESpec) -> dict[str, Any]:
+        """Return the fields of an SAE's config that describe the LM and the site; empty if there is no LM."""
         provenance = self.provenance
         if not provenance.needs_lm:
             return {}
@@ -76,7 +76,12 @@ class TrainingStage(Stage):
         lm = {"digest": digest, **fingerprint.config_values(provenance.lm_config())}
         return {"lm": lm, "site_names": parse_site(spec.site).names_elsewhere}
 
-    def _say_what_is_trained(self, saes: int, total: int) -> None:
+    def _report_training_size(self, saes: int, total: int) -> None:
+        """Report the number of SAEs, steps, activations and epochs. Raises DataError if there is not even one batch.
+
+        saes: number of SAEs.
+        total: number of distinct activations.
+        """
         config = self.study.train
         if config.steps == 0:
             raise DataError(f"train.tokens = {config.tokens} is less than one batch of {config.batch}.")
@@ -86,24 +91,24 @@ class TrainingStage(Stage):
             f"({config.steps:,} steps of {config.batch:,}; {total:,} distinct, {epochs:.2g} epochs)"
         )
         if epochs > 1:
-            what, more = ("text is", "text") if self.provenance.needs_lm else ("activations are", "of them")
-            self.progress.say(f"The {what} repeated: {epochs:.1f} epochs. More {more} would be better.")
+            data, more = ("text is", "text") if self.provenance.needs_lm else ("activations are", "of them")
+            self.progress.say(f"The {data} repeated: {epochs:.1f} epochs. More {more} would be better.")
 
-    def job(self, spec: SAESpec) -> Job:
-        """Return an SAE ready to train: fresh, warm-started, or as its last checkpoint left it."""
+    def make_job(self, spec: SAESpec) -> Job:
+        """Return the training job of an SAE: newly initialised, warm-started, or resumed from its checkpoint."""
         kind, series = ARCHITECTURES.get(spec.series.architecture), spec.series
         d, scale = self.resources.open_activations().widths[spec.site], self.resources.load_scales()[spec.site].C
         arch = kind(kind.Options(**series.options), spec.setting, self.provenance.recipe(spec, d))
-        sample = (self.resources.load_sample()[spec.site] / scale).to(device_for(self.study.train))
+        sample = (self.resources.load_sample()[spec.site] / scale).to(training_device(self.study.train))
         state = initial_state(arch, d, spec.width, spec.sae_seed, sample)
         if series.start_from:
-            found = self.provenance.warm_starts.load(series)
-            if found.d != d:
+            start = self.provenance.warm_starts.load(series)
+            if start.d != d:
                 raise StudyError(
-                    f"series '{series.name}' cannot start from {series.start_from}, an {found!r}: "
+                    f"series '{series.name}' cannot start from {series.start_from}, an {start!r}: "
                     f"{spec.site} has d = {d}."
                 )
-            warm_start(state, found, scale, sample)
+            warm_start(state, start, scale, sample)
         digest = self.provenance.sae_digest(spec)
         job = Job(self.resources.label(spec), spec.site, scale, state, self.folder.sae_folder(spec.key), digest)
         job.resume()

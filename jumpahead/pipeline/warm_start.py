@@ -1,4 +1,4 @@
-"""Warm starts: the SAEs that series name in `start_from`."""
+"""Warm starts: saved SAEs, named in `start_from`, whose parameters training starts from."""
 
 from __future__ import annotations
 
@@ -15,53 +15,60 @@ from jumpahead.storage.run_folder import Run
 from jumpahead.study.schema import Series, Study
 
 NORM_TOLERANCE = 1e-3
-"""How far the norms of rows of W_dec may be from 1 in an SAE to start from: training keeps them at 1."""
+"""Accepted deviation from 1 of the row norms of W_dec in a warm-start SAE: training assumes unit rows."""
 
 
 @final
 class WarmStarts:
-    """The SAEs that the series of one study start from, each loaded once."""
+    """The warm-start SAEs of a study's series, each loaded once."""
 
     def __init__(self, study: Study, run: Run) -> None:
         self.study, self.run = study, run
         self._loaded: dict[str, tuple[SAE, list[Any]]] = {}
 
     def load(self, series: Series) -> SAE:
-        """Return the SAE that those of a series start from.
+        """Return the warm-start SAE of a series.
 
-        Raises StudyError if it cannot be read, or its architecture, width or decoder norms do not fit the series.
+        Raises StudyError if the SAE is unreadable or does not match the series in architecture, width or decoder norms.
         """
         assert series.start_from is not None
         refused = f"series '{series.name}' cannot start from {series.start_from}"
         if series.start_from not in self._loaded:
             self._loaded[series.start_from] = self._read(series.start_from, refused)
-        found, _ = self._loaded[series.start_from]
-        for fits, what in (
-            (found.architecture == series.architecture, f"the series is {series.architecture}"),
-            (self.study.sae.width == (found.width,), f"sae.width must be {found.width} alone"),
+        sae, _ = self._loaded[series.start_from]
+        for fits, reason in (
+            (sae.architecture == series.architecture, f"the series is {series.architecture}"),
+            (self.study.sae.width == (sae.width,), f"sae.width must be {sae.width} alone"),
         ):
             if not fits:
-                raise StudyError(f"{refused}, an {found!r}: {what}.")
-        return found
+                raise StudyError(f"{refused}, an {sae!r}: {reason}.")
+        return sae
 
     def _read(self, name: str, refused: str) -> tuple[SAE, list[Any]]:
+        """Load the SAE in folder `name`; return it with its digest inputs, which are recorded in the run.
+
+        Raises StudyError, starting with `refused`, if it cannot be read or rows of W_dec do not have norm one.
+        """
         path = Path(name).expanduser()
         try:
-            found = SAE.load(path)
+            sae = SAE.load(path)
         except ArtefactError as exc:
             raise StudyError(f"{refused}: {exc}") from exc
-        norms = found.params["W_dec"].norm(dim=1)
+        norms = sae.params["W_dec"].norm(dim=1)
         if not bool((norms - 1).abs().max() < NORM_TOLERANCE):
             raise StudyError(
-                f"{refused}, an {found!r}: rows of W_dec have norms from {norms.min():.3g} to {norms.max():.3g}, "
+                f"{refused}, an {sae!r}: rows of W_dec have norms from {norms.min():.3g} to {norms.max():.3g}, "
                 "and training keeps them at 1: scale rows, W_enc, biases and thresholds accordingly."
             )
-        inputs = [digest_file(SAEFolder(path).weights), found.about.get("sparsity_coefficient")]
+        inputs = [digest_file(SAEFolder(path).weights), sae.about.get("sparsity_coefficient")]
         self._store(name, inputs)
-        return found, inputs
+        return sae, inputs
 
     def digest_inputs(self, series: Series) -> list[Any]:
-        """Return what is digested of a series' warm start; the recorded values if its folder is gone."""
+        """Return the digest inputs of a series' warm-start SAE: the digest of its weights, and its λ.
+
+        If the SAE's folder is missing, return the values recorded in the run.
+        """
         name = str(series.start_from)
         is_gone = not Path(name).expanduser().exists()
         if is_gone and name in self._stored:
@@ -71,10 +78,11 @@ class WarmStarts:
 
     @cached_property
     def _stored(self) -> dict[str, list[Any]]:
+        """Return the recorded digest inputs by folder name of the warm-start SAE."""
         return read_json(self.run.warm_starts) if self.run.warm_starts.exists() else {}
 
     def _store(self, name: str, inputs: list[Any]) -> None:
-        """Record the digest inputs in a run that exists: its finished SAEs are keyed by them."""
+        """Record the digest inputs of the SAE in folder `name`, if the run exists: SAE digests depend on them."""
         if self._stored.get(name) != inputs and self.run.manifest.exists():
             self._stored[name] = inputs
             write_json(self.run.warm_starts, self._stored)

@@ -81,7 +81,7 @@ def time_site_evaluation(
     from jumpahead.evaluation.evaluate import evaluate
     from jumpahead.evaluation.held_out import HeldOut
 
-    text = HeldOut.of(contexts, int(contexts.scored_per_group[0]) + 1)
+    text = HeldOut.first_groups(contexts, int(contexts.scored_per_group[0]) + 1)
     mean = torch.zeros(lm.width_at(site))
     times = time_evaluation(lambda saes, progress: evaluate(saes, lm, text, site, mean, progress, device=device), timed)
     groups = math.ceil(scored / int(contexts.scored_per_group[text.groups - 1]))
@@ -100,10 +100,11 @@ def time_bootstrap(study: Study, clusters: int, timed: list[TimedSAE]) -> float:
     import numpy as np
 
     from jumpahead import metrics
+    from jumpahead.metrics import bootstrap_replicates
 
     weights, total = metrics.replicate_weights(clusters, study.evaluate.replicates), 0.0
     for one in timed:
         empty = metrics.Sums.zeros(clusters, one.sae.d, one.sae.width)
         full = metrics.Sums(*(np.ones_like(values) for values in empty))
-        total += one.stands_for * time_call(lambda full=full: metrics.bootstrap(full, weights))[0]
+        total += one.stands_for * time_call(lambda full=full: bootstrap_replicates(full, weights))[0]
     return total

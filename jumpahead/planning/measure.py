@@ -62,7 +62,7 @@ def measure_study(
     from jumpahead.lm.checks import check_and_truncate
     from jumpahead.lm.model import LM
     from jumpahead.lm.precision import choose_dtype
-    from jumpahead.training.devices import device_for, set_threads
+    from jumpahead.training.devices import set_threads, training_device
 
     set_threads(study.train.threads)
     sites = list(study.activations.sites)
@@ -90,7 +90,7 @@ def measure_study(
     text = _held_out_contexts(study, source, lm)
     for site in sites:
         timed = [one for one in training.timed if one.site == site]
-        seconds, clusters = time_site_evaluation(lm, text, site, timed, scored_tokens, device_for(study.train))
+        seconds, clusters = time_site_evaluation(lm, text, site, timed, scored_tokens, training_device(study.train))
         evaluation += seconds
     return StudySeconds(
         start + training.kernel_start, per_row * (stored_rows or count_rows_read(study, block)), training.training,
@@ -103,7 +103,7 @@ def measure_study_without_lm(study: Study, data: Activations, held_out: Activati
     start_time = time.perf_counter()
     from jumpahead.evaluation.held_out import HeldOutRows
     from jumpahead.evaluation.reconstruct import reconstruct
-    from jumpahead.training.devices import device_for, set_threads
+    from jumpahead.training.devices import set_threads, training_device
 
     set_threads(study.train.threads)
     start = time.perf_counter() - start_time
@@ -111,11 +111,11 @@ def measure_study_without_lm(study: Study, data: Activations, held_out: Activati
     rows = data.rows_per_group[groups]
     per_row = time_second_call(lambda: data.gather(groups)) / int(rows.sum())
     training = time_training(study, {site: x.float() for site, x in data.gather(groups).items()})
-    sample = HeldOutRows.of(held_out, int(held_out.rows_per_group[0]) + 1)
+    sample = HeldOutRows.first_groups(held_out, int(held_out.rows_per_group[0]) + 1)
     scored, evaluation = min(study.evaluate.tokens, held_out.total_rows), 0.0
     for site in data.widths:
         timed = [one for one in training.timed if one.site == site]
-        device = device_for(study.train)
+        device = training_device(study.train)
         times = time_evaluation(
             lambda saes, progress, site=site, device=device: reconstruct(saes, sample, site, progress, device=device),
             timed,

@@ -97,10 +97,10 @@ def _time_sae(study: Study, series: Series, setting: Setting, width: int, x: Ten
     from jumpahead.pipeline.resources import SAMPLE_ROWS
     from jumpahead.sae.recipe import Shape
     from jumpahead.sae.saved import SAE
-    from jumpahead.training.devices import device_for
+    from jumpahead.training.devices import training_device
 
     scale = float(x.square().sum(1).mean().sqrt())
-    scaled = (x / scale).to(device_for(study.train))
+    scaled = (x / scale).to(training_device(study.train))
     kind, layer = ARCHITECTURES.get(series.architecture), kernel_layer(device=scaled.device)
     recipe = kind.recipe_for(study.train, Shape(x.shape[1], width, setting), series.recipe)
     arch = kind(kind.Options(**series.options), setting, recipe)
@@ -151,10 +151,10 @@ def lower_biases(arch: Architecture, p: Params, x: Tensor, entries: float, *, tr
     import torch
 
     from jumpahead.sae.gradients import StepInputs
-    from jumpahead.sae.support import Above
+    from jumpahead.sae.support import AboveThreshold
 
     selection = arch.selection(p, arch.derive(p), StepInputs(), training=training)
-    if not isinstance(selection, Above):
+    if not isinstance(selection, AboveThreshold):
         return False
     margin = (x @ p["W_enc"].T + p["b_enc"] - selection.lower).flatten()
     count = min(len(margin) - 1, max(1, round(entries * len(x))))

@@ -1,22 +1,22 @@
 """Reports of a run: one HTML page that needs no network, and terminal output.
 
-    page.py          frontier.json, efficiency.json → page.html.jinja → report.html
-    panel_view.py    one panel of the page; panel.py, findings.py, tables.py make its parts
-    efficiency.py    the section on the cost of a training step
+    page.py          renders page.html.jinja with frontier.json and efficiency.json
+    panel_view.py    template values of one panel (a site and width); uses panel.py, findings.py, tables.py
+    efficiency.py    template values of the section on the cost of a training step
     series_style.py  colour, dash, symbol and order of each series; colours.py
-    sanitize.py      untrusted text made safe to show
+    sanitize.py      untrusted text → text that is safe to show
     assets.py        style, script, plotly and the content security policy
     *.js             ask.js (interpolation and answers), numbers.js, figures.js, question.js (the form), page.js
-    terminal/        the same in the terminal
+    terminal/        the same contents as terminal output
 
-No torch, and nothing from `study` or `sae`: titles, architectures and declarations of metrics are in the JSON.
+The package does not import torch, `study` or `sae`: the JSON contains titles, architectures and metric metadata.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from jumpahead.report import page
+from jumpahead.report.page import render_html
 from jumpahead.storage.atomic import write_atomic
 from jumpahead.storage.json_files import read_json
 from jumpahead.storage.run_folder import Run
@@ -25,7 +25,7 @@ SCHEMA = "jumpahead.frontier/1"
 EFFICIENCY_SCHEMA = "jumpahead.efficiency/1"
 
 
-def write(run_folder: Path) -> Path:
+def write_report(run_folder: Path) -> Path:
     """Write the run's report.html atomically and return its path.
 
     Raises ArtefactError if the folder is not a run, its frontier.json is missing, or one of the two JSON files is torn
@@ -38,4 +38,4 @@ def write(run_folder: Path) -> Path:
     if run.efficiency.exists():
         verb = f"jumpahead efficiency --run {run.folder}"
         efficiency = read_json(run.efficiency, EFFICIENCY_SCHEMA, made_by=verb)
-    return write_atomic(run.report, page.html(frontier, efficiency))
+    return write_atomic(run.report, render_html(frontier, efficiency))

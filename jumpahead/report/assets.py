@@ -1,7 +1,7 @@
-"""The parts of a page besides data: template, style, script, the drawing library, and the content security policy.
+"""Static assets of the report page: template, style, scripts, plotly, and the content security policy.
 
-The page loads nothing and runs only the two scripts whose hashes are in its policy: its own, and plotly, which is in
-the page gzipped (2 MB instead of 5); the browser unpacks it and checks it against the hash.
+The page loads nothing from the network. The policy allows two scripts by hash: the page's own script and plotly. The
+page contains plotly gzipped (2 MB instead of 5 MB); the browser decompresses plotly and verifies the hash.
 """
 
 from __future__ import annotations
@@ -15,45 +15,45 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-FOLDER = Path(__file__).parent
+ASSETS_FOLDER = Path(__file__).parent
 SCRIPTS = ("ask.js", "numbers.js", "figures.js", "question.js", "page.js")
 
-# plotly adds a style for maps to the page unless an element of this id exists.
+# plotly injects a style sheet for maps unless the page has an element with this id.
 _INJECTED_STYLE = re.compile(r'document\.getElementById\("([0-9a-f]{64})"\)')
 
 
 class Plotly(NamedTuple):
-    """The drawing library, in the form in which it is part of the page."""
+    """The plotly script as embedded in the page."""
 
     packed: str
-    """gzip, then base64."""
+    """The script, gzipped and base64-encoded."""
     digest: str
-    """Hash of the unpacked script, as a source expression of the policy."""
+    """Hash of the uncompressed script, as a source expression of the content security policy."""
     taken_ids: list[str]
-    """Ids that the page gives to empty elements, so that plotly injects no style."""
+    """Ids of empty elements in the page whose presence stops plotly from injecting style sheets."""
 
 
-def text(name: str) -> str:
-    """Return the text of a file of this folder."""
-    return (FOLDER / name).read_text(encoding="utf-8")
+def read_asset(name: str) -> str:
+    """Return the text of an asset file of this package."""
+    return (ASSETS_FOLDER / name).read_text(encoding="utf-8")
 
 
-def script() -> str:
-    """Return the page's own script, in a scope of its own."""
-    return '"use strict";\n(() => {\n' + "\n".join(text(name) for name in SCRIPTS) + "\n})();"
+def page_script() -> str:
+    """Return the page's own script: all `SCRIPTS` in one function scope."""
+    return '"use strict";\n(() => {\n' + "\n".join(read_asset(name) for name in SCRIPTS) + "\n})();"
 
 
 @functools.cache
 def plotly() -> Plotly:
-    """Return plotly's script from the installed package."""
+    """Return the script of the installed plotly package, compressed, with its hash. Cached."""
     file = importlib.resources.files("plotly") / "package_data" / "plotly.min.js"
     source = file.read_bytes()
     packed = base64.b64encode(gzip.compress(source, 9, mtime=0)).decode()
-    return Plotly(packed, digest(source), sorted(set(_INJECTED_STYLE.findall(source.decode()))))
+    return Plotly(packed, csp_hash_source(source), sorted(set(_INJECTED_STYLE.findall(source.decode()))))
 
 
-def digest(content: bytes | str) -> str:
-    """Return `'sha256-…'`, a source expression of a content security policy."""
+def csp_hash_source(content: bytes | str) -> str:
+    """Return `'sha256-…'`: the hash of a script or style as a source expression of a content security policy."""
     content = content.encode() if isinstance(content, str) else content
     return f"'sha256-{base64.b64encode(hashlib.sha256(content).digest()).decode()}'"
 
@@ -61,13 +61,13 @@ def digest(content: bytes | str) -> str:
 def content_security_policy(script: str, style: str) -> str:
     """Return the Content-Security-Policy: deny by default; allow the page's own script, style and plotly by hash.
 
-    The empty style is one that plotly creates and fills by rules.
+    The hash of the empty style is allowed too, because plotly creates an empty style element and inserts rules.
     """
     return "; ".join(
         [
             "default-src 'none'",
-            f"script-src {digest(script)} {plotly().digest}",
-            f"style-src-elem {digest(style)} {digest('')}",
+            f"script-src {csp_hash_source(script)} {plotly().digest}",
+            f"style-src-elem {csp_hash_source(style)} {csp_hash_source('')}",
             "style-src-attr 'unsafe-inline'",
             "img-src data: blob:",  # a figure saved as a file
             "base-uri 'none'",

@@ -1,7 +1,7 @@
-"""One HTML file from frontier.json and efficiency.json: what each part of the template shows, as plain values.
+"""Render the report page, one HTML file, from frontier.json and efficiency.json.
 
-Everything from the run is untrusted text. `sanitize` makes misleading characters visible, the template escapes markup,
-and the page's script only sets text.
+All text of a run is untrusted. `sanitize` escapes misleading characters, the template escapes HTML, and the script of
+the page sets text only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from markupsafe import Markup
 
 from jumpahead.formatting import MISSING, NBSP, ROWS, SampleUnit, sample_unit, typeset_count
 from jumpahead.report import assets
-from jumpahead.report import efficiency as efficiency_section
+from jumpahead.report.assets import page_script, read_asset
+from jumpahead.report.efficiency import script_data, section_view, stage_colours
 from jumpahead.report.panel import Json, PageContext, Panel
 from jumpahead.report.panel_view import panel_data, panel_view
 from jumpahead.report.sanitize import sanitize
@@ -22,46 +23,47 @@ from jumpahead.report.series_style import DASHES, SYMBOLS, series_styles
 from jumpahead.report.tables import DIRECTIONS
 
 
-def html(frontier: Json, efficiency: Json | None = None) -> str:
-    """Return the whole page, a function of its arguments and the installed plotly alone.
+def render_html(frontier: Json, efficiency: Json | None = None) -> str:
+    """Return the HTML of the report page; it depends only on the arguments and the installed version of plotly.
 
-    frontier: schema jumpahead.frontier/1. efficiency: schema jumpahead.efficiency/1, if it was measured.
+    frontier: content of frontier.json, schema jumpahead.frontier/1.
+    efficiency: content of efficiency.json, schema jumpahead.efficiency/1; None if it was not measured.
     """
     frontier, efficiency = sanitize(frontier), sanitize(efficiency)
     styles, context = series_styles(frontier["series"]), _context(frontier)
     panels = [Panel(panel, i + 1, context) for i, panel in enumerate(frontier["panels"])]
     colours = {f"series-{i}": (style.paper, style.screen) for i, style in enumerate(styles)}
     if efficiency is not None:
-        colours |= {f"stage-{i}": pair for i, pair in enumerate(efficiency_section.colours(efficiency))}
-    css, script = assets.text("page.css") + _custom_properties(colours), assets.script()
+        colours |= {f"stage-{i}": pair for i, pair in enumerate(stage_colours(efficiency))}
+    css, script = read_asset("page.css") + _custom_properties(colours), page_script()
     return _template().render(
         name=frontier["name"] or "A run",
         unit=context.unit,
-        about=_about(frontier, context.unit),
+        about=_subtitle_parts(frontier, context.unit),
         policy=assets.content_security_policy(script, css),
-        css=Markup(css),  # from this package, apart from colours, which are checked
+        css=Markup(css),  # trusted: part of this package; colours from JSON are validated
         script=Markup(script),
         plotly=Markup(assets.plotly().packed),
         taken_ids=assets.plotly().taken_ids,
         styles=[{**one._asdict(), "path": SYMBOLS[one.symbol], "stroke": DASHES[one.dash]} for one in styles],
         panels=[panel_view(panel) for panel in panels],
-        intervals=_intervals(frontier["interval"], panels, context),
+        intervals=_interval_sentences(frontier["interval"], panels, context),
         metrics=[{**one, "direction": DIRECTIONS.get(one["better"], MISSING)} for one in frontier["metrics"]],
-        sources=_sources(frontier),
-        efficiency=None if efficiency is None else efficiency_section.section(efficiency),
+        sources=_provenance_texts(frontier),
+        efficiency=None if efficiency is None else section_view(efficiency),
         data={
             "series": [{"title": one.title, "dash": one.dash, "symbol": one.symbol} for one in styles],
             "metrics": list(context.metrics.values()),  # tojson would sort a dict
             "unit": context.unit._asdict(),
             "level": frontier["interval"]["level"],
             "panels": [panel_data(panel) for panel in panels],
-            "efficiency": None if efficiency is None else efficiency_section.script_data(efficiency),
+            "efficiency": None if efficiency is None else script_data(efficiency),
         },
     )
 
 
 def _context(frontier: Json) -> PageContext:
-    """Return what all parts of the page share."""
+    """Return the data that all sections of the page use: series, metric metadata, confidence level, nouns."""
     return PageContext(
         series={one["name"]: i for i, one in enumerate(frontier["series"])},
         titles={one["name"]: one["title"] for one in frontier["series"]},
@@ -73,15 +75,15 @@ def _context(frontier: Json) -> PageContext:
 
 
 def _template() -> jinja2.Template:
-    """Return the template; a name that it uses and is not given is an error."""
+    """Return the page template with HTML escaping; undefined variables raise an error."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(assets.text("page.html.jinja"))
+    return environment.from_string(read_asset("page.html.jinja"))
 
 
 def _custom_properties(colours: dict[str, tuple[str, str]]) -> str:
-    """Return CSS that declares one custom property per colour, for a light and for a dark background."""
+    """Return CSS with one custom property per colour. colours: name → (on a light background, on a dark background)."""
     paper = "".join(f"--{name}:{paper};" for name, (paper, _) in colours.items())
     screen = "".join(f"--{name}:{screen};" for name, (_, screen) in colours.items())
     return f":root{{{paper}}}\n@media screen and (prefers-color-scheme:dark){{:root{{{screen}}}}}\n"
@@ -90,8 +92,8 @@ def _custom_properties(colours: dict[str, tuple[str, str]]) -> str:
 # ---------------------------------------------------------------------------------------------- sentences
 
 
-def _about(frontier: Json, unit: SampleUnit) -> list[str]:
-    """Return the parts of the page's subtitle: SAEs, LM, text, tokens, time."""
+def _subtitle_parts(frontier: Json, unit: SampleUnit) -> list[str]:
+    """Return the parts of the subtitle: number of SAEs, LM, text source, numbers of tokens, creation time."""
     text, n = frontier["text"], sum(len(panel["points"]) for panel in frontier["panels"])
     has_lm = unit != ROWS
     parts = [f"{n} sparse autoencoder{'s' * (n != 1)}", f"LM: {frontier['lm']['name']}" if has_lm else "no LM"]
@@ -101,19 +103,19 @@ def _about(frontier: Json, unit: SampleUnit) -> list[str]:
         parts.append(f"{typeset_count(text['train_tokens'])} training {unit.plural}")
     if text.get("held_out_tokens"):
         parts.append(f"{typeset_count(text['held_out_tokens'])} held-out {unit.plural}")
-    return [*parts, _moment(str(frontier["created"]))]
+    return [*parts, _format_time(str(frontier["created"]))]
 
 
-def _moment(text: str) -> str:
-    """Return `2026-11-22 07:47 UTC`; text that is not a time as it is."""
+def _format_time(text: str) -> str:
+    """Return an ISO 8601 time as `2026-11-22 07:47 UTC`; return other text unchanged."""
     try:
         return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
     except ValueError:
         return text
 
 
-def _intervals(declared: Json, panels: list[Panel], context: PageContext) -> list[str]:
-    """Return sentences on how the intervals are computed and what they cover."""
+def _interval_sentences(declared: Json, panels: list[Panel], context: PageContext) -> list[str]:
+    """Return paragraphs on how intervals are computed and what they cover. declared: `interval` of the JSON."""
     if not declared["replicates"]:
         return ["There are no intervals: the evaluations hold no resamples."]
     unit, has_seeds = context.unit, "seeds" in str(declared["covers"])
@@ -138,8 +140,8 @@ def _intervals(declared: Json, panels: list[Panel], context: PageContext) -> lis
     ]
 
 
-def _sources(frontier: Json) -> list[tuple[str, str]]:
-    """Return title and text of what the run was made from."""
+def _provenance_texts(frontier: Json) -> list[tuple[str, str]]:
+    """Return (title, text) of the resolved study and the manifest; omit empty texts."""
     study, manifest = frontier["study"], frontier["manifest"]
     pretty = json.dumps(manifest, indent=2, ensure_ascii=False) if manifest else ""
     named = [("Resolved study", str(study or "")), ("Manifest: versions, hardware, seeds, digests of inputs", pretty)]

@@ -1,4 +1,4 @@
-"""One panel of frontier.json, a site and a width: its SAEs in the order of the page, and their labels."""
+"""One panel of the report page (the SAEs of one site and width): sorted SAEs, labels, and shared page data."""
 
 from __future__ import annotations
 
@@ -11,46 +11,47 @@ from typing import Any, NamedTuple
 from jumpahead.formatting import SampleUnit, typeset_interval, typeset_metric, typeset_setting
 
 Json = Mapping[str, Any]
-SEEDS = {"sae_seed": "SAE seed", "stream_seed": "stream seed"}
+SEED_COLUMN_TITLES = {"sae_seed": "SAE seed", "stream_seed": "stream seed"}
+"""Key of each seed of an SAE → title of the table column."""
 
 
 class PageContext(NamedTuple):
-    """What all parts of a page share."""
+    """Data of frontier.json that all sections of the page use."""
 
     series: dict[str, int]
-    """Name of a series → its index in legends and tables."""
+    """Name of a series → index of the series in legends and tables."""
     titles: dict[str, str]
-    """Name of a series → its title. Untrusted text."""
+    """Name of a series → name for readers. Untrusted text."""
     metrics: Mapping[str, Json]
-    """Key of a metric → its declaration in frontier.json, in the order of tables."""
+    """Key of a metric → metadata of the metric in frontier.json, in the order of tables."""
     level: str
-    """Of intervals: `95 %`."""
+    """Confidence level of intervals as text: `95 %`."""
     diagnostics: list[Json]
-    """Declarations of the diagnostics of a training."""
+    """Metadata of the training diagnostics in frontier.json."""
     unit: SampleUnit
-    """What an activation is called."""
+    """Nouns for activations: token or row."""
 
     def typeset(self, key: str, value: float | None) -> str:
-        """Return a value of the metric `key`, without its unit; a share has a per cent sign."""
+        """Return a value of the metric `key` as text without unit; shares have a per cent sign."""
         return typeset_metric(self.metrics[key]["format"], value)
 
     def typeset_interval(self, key: str, low: float | None, high: float | None) -> str:
-        """Return an interval of the metric `key`: `0.208 to 0.219`; empty if a bound is None."""
+        """Return an interval of the metric `key` as text: `0.208 to 0.219`; empty if a bound is None."""
         return typeset_interval(self.metrics[key]["format"], low, high)
 
     def share_of(self, key: str) -> str:
-        """Return the key of the metric that is `key` divided by the width; empty if there is none."""
-        return next((share for share, one in self.metrics.items() if one["share_of"] == key), "")
+        """Return the key of the metric that is the count `key` divided by the width; empty if there is none."""
+        return next((share for share, declared in self.metrics.items() if declared["share_of"] == key), "")
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A panel of frontier.json, to be shown."""
+    """A panel of frontier.json, with derived data for the page."""
 
     json: Json
-    """As it stands in frontier.json."""
+    """The element of `panels` in frontier.json."""
     number: int
-    """From 1."""
+    """Number of the panel on the page, from 1."""
     context: PageContext
 
     @property
@@ -60,29 +61,31 @@ class Panel:
 
     @property
     def fidelity(self) -> str:
-        """Return the metric that its SAEs are compared by."""
+        """Return the key of the metric that compares the SAEs of the panel."""
         return str(self.json["fidelity"])
 
     @property
     def fidelity_name(self) -> str:
-        """Return the name of that metric in sentences: `delta LM loss`."""
+        """Return the name of the fidelity metric in sentences: `delta LM loss`."""
         return str(self.context.metrics.get(self.fidelity, {}).get("name", self.fidelity))
 
     @cached_property
     def points(self) -> list[Json]:
-        """Return the SAEs by series, setting and seeds: the order of tables, choices and the script's data."""
+        """Return the SAEs sorted by series, setting and seeds: the order of tables, menus and script data."""
 
-        def order(point: Json) -> tuple[Any, ...]:
-            """Return the sort key of an SAE."""
-            seeds = (point[key] for key in SEEDS)
+        def sort_key(point: Json) -> tuple[Any, ...]:
+            """Return the sort key of an SAE: series, setting, seeds."""
+            seeds = (point[key] for key in SEED_COLUMN_TITLES)
             return self.context.series[point["series"]], point["setting"]["kind"], point["setting"]["value"], *seeds
 
-        return sorted(self.json["points"], key=order)
+        return sorted(self.json["points"], key=sort_key)
 
     @cached_property
     def labels(self) -> list[str]:
-        """Return a label per SAE: `JumpReLU, l0 = 16`, with the seeds that vary within the panel."""
-        varied = {key: word for key, word in SEEDS.items() if len({point[key] for point in self.points}) > 1}
+        """Return a label per SAE: `JumpReLU, l0 = 16`, followed by the seeds that vary within the panel."""
+        varied = {
+            key: word for key, word in SEED_COLUMN_TITLES.items() if len({point[key] for point in self.points}) > 1
+        }
         if all(point["sae_seed"] == point["stream_seed"] for point in self.points) and varied:
             varied = {"sae_seed": "seed"}
         return [
@@ -98,11 +101,11 @@ class Panel:
 
     @cached_property
     def is_only_seed(self) -> list[bool]:
-        """Return, per SAE, True if it is the only seed of its setting."""
+        """Return, per SAE, True if no other SAE has the same series and sparsity setting."""
         settings = [(p["series"], p["setting"]["kind"], p["setting"]["value"]) for p in self.points]
         count = Counter(settings)
         return [count[setting] == 1 for setting in settings]
 
-    def series_of(self, point: Json) -> int:
-        """Return the index of a point's series in legends."""
+    def series_index(self, point: Json) -> int:
+        """Return the index of the series of an SAE in legends."""
         return self.context.series[point["series"]]

@@ -1,4 +1,4 @@
-"""Untrusted text and numbers of a run, made safe to show."""
+"""Sanitize untrusted text and numbers of a run before they are shown."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def sanitize(value: Any) -> Any:
-    """Return a JSON value with misleading characters made visible, and NaN and ±inf as None.
+    """Return a copy of a JSON value that is safe to show: misleading characters are escaped; nan and ±inf become None.
 
-    Control, bidirectional-format, line-separator and lone surrogate characters become ⟨U+202E⟩ and the like; newline
-    and tab stay. Markup needs nothing here: the template escapes it, and the page sets text, never HTML.
+    Control, bidirectional-format, line-separator and lone surrogate characters are replaced by their code point, such
+    as ⟨U+202E⟩; newline and tab are kept. HTML is not escaped here: the template does it, and scripts set text only.
     """
     if isinstance(value, str):
         value = value.replace("\r\n", "\n")
@@ -26,5 +26,5 @@ def sanitize(value: Any) -> Any:
 
 
 def _is_harmless(character: str) -> bool:
-    """Return False for characters that are invisible or change how text around them is shown."""
+    """Return False if a character is invisible or changes how the surrounding text is shown."""
     return character in "\n\t" or unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Zl", "Zp"}

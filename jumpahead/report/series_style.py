@@ -1,7 +1,7 @@
-"""Colour, dash, symbol and order of series in figures, legends and tables, from the names of their architectures.
+"""Colour, dash, symbol and order of series in figures, legends and tables, by name of architecture.
 
-Architectures that are not listed here, such as those registered from outside the package, get colours, dashes and
-symbols that no other series of the page has.
+A series is an architecture with its options. Architectures that are not listed here, such as architectures registered
+by other packages, get colours, dashes and symbols that no other series of the page has.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jumpahead.report.colours import PALETTE, PAPER, SCREEN, readable
+from jumpahead.report.colours import DARK_BACKGROUND, LIGHT_BACKGROUND, PALETTE, ensure_contrast
 
 Json = Mapping[str, Any]
 
-# Stroke patterns of a line 2 px wide and marks of radius 4.5 around (0, 0), for the legends; plotly has the same names.
+# SVG for legends: stroke patterns of lines 2 px wide, and symbol paths of radius 4.5 around (0, 0). Names as in plotly.
 DASHES = {"solid": "", "dash": "9 5", "dot": "2 4", "dashdot": "9 4 2 4", "longdash": "14 5", "longdashdot": "14 4 2 4"}
 SYMBOLS = {
     "circle": "M-4.5 0A4.5 4.5 0 1 1 4.5 0A4.5 4.5 0 1 1-4.5 0Z",
@@ -29,11 +29,11 @@ SYMBOLS = {
 }
 
 
-class Marks(NamedTuple):
-    """What is drawn for a series."""
+class MarkStyle(NamedTuple):
+    """Colour, dash and symbol of a series in figures."""
 
     colour: str
-    """`#rrggbb`, before it is adapted to the background."""
+    """`#rrggbb`, before the contrast with the background is adjusted."""
     dash: str
     """A key of DASHES."""
     symbol: str
@@ -41,28 +41,28 @@ class Marks(NamedTuple):
 
 
 ARCHITECTURE_MARKS = {
-    "jumprelu": Marks("#0072b2", "solid", "circle"),
-    "gated": Marks("#d55e00", "dash", "square"),
-    "topk": Marks("#009e73", "dot", "triangle-up"),
-    "relu": Marks("#cc79a7", "longdash", "diamond"),
-    "batchtopk": Marks("#e69f00", "dashdot", "triangle-down"),
-    "matryoshka": Marks("#56b4e9", "longdashdot", "hexagon"),
-    "anthropic": Marks("#000000", "longdash", "star"),
+    "jumprelu": MarkStyle("#0072b2", "solid", "circle"),
+    "gated": MarkStyle("#d55e00", "dash", "square"),
+    "topk": MarkStyle("#009e73", "dot", "triangle-up"),
+    "relu": MarkStyle("#cc79a7", "longdash", "diamond"),
+    "batchtopk": MarkStyle("#e69f00", "dashdot", "triangle-down"),
+    "matryoshka": MarkStyle("#56b4e9", "longdashdot", "hexagon"),
+    "anthropic": MarkStyle("#000000", "longdash", "star"),
 }
-"""In the order of legends and tables."""
+"""Mark styles by architecture, in the order of legends and tables."""
 
 
 class SeriesStyle(NamedTuple):
-    """How a series is named and drawn. Apart from its two names, everything comes from this package: safe in CSS."""
+    """Names and mark style of a series. Only `name` and `title` are untrusted text; other fields are safe in CSS."""
 
     name: str
-    """As the study calls it. Untrusted text."""
+    """Name of the series in the study. Untrusted text."""
     title: str
-    """As a reader sees it. Untrusted text."""
+    """Name of the series for readers. Untrusted text."""
     paper: str
-    """`#rrggbb` on a light background."""
+    """Colour `#rrggbb` on a light background (and in print)."""
     screen: str
-    """`#rrggbb` on a dark background."""
+    """Colour `#rrggbb` on a dark background."""
     dash: str
     """A key of DASHES."""
     symbol: str
@@ -70,33 +70,36 @@ class SeriesStyle(NamedTuple):
 
 
 def architecture_rank(architecture: str) -> int:
-    """Return the position of an architecture in legends and tables; unlisted ones are all last."""
+    """Return the sort rank of an architecture in legends and tables; unlisted architectures share the last rank."""
     names = list(ARCHITECTURE_MARKS)
     return names.index(architecture) if architecture in names else len(names)
 
 
 def sort_series(series: Iterable[Json]) -> list[Json]:
-    """Return series {name, title, architecture} in the order of legends; within an architecture as given."""
-    return sorted(series, key=lambda one: architecture_rank(one["architecture"]))
+    """Return series {name, title, architecture} sorted by architecture rank; the sort is stable."""
+    return sorted(series, key=lambda item: architecture_rank(item["architecture"]))
 
 
 def series_styles(series: Sequence[Json]) -> list[SeriesStyle]:
-    """Return the style of each series {name, title, architecture}.
+    """Return the style of each series {name, title, architecture}, in the given order.
 
-    The first series of a listed architecture has the architecture's marks. All others get marks that no series of the
-    page has; when none is left, the first ones again.
+    The first series of a listed architecture gets the mark style of the architecture. Other series get unused colours,
+    dashes and symbols; if all are used, they are assigned again from the start.
     """
     first = {one["architecture"]: i for i, one in reversed(list(enumerate(series)))}
     fixed = {i: ARCHITECTURE_MARKS[name] for name, i in first.items() if name in ARCHITECTURE_MARKS}
     others = [i for i in range(len(series)) if i not in fixed]
-    free = zip(*(_free(part, len(others), known) for part, known in _parts(fixed.values())), strict=True)
-    marks = fixed | {i: Marks(*found) for i, found in zip(others, free, strict=True)}
+    free = zip(
+        *(_pick_unused_first(part, len(others), known) for part, known in _used_and_known_values(fixed.values())),
+        strict=True,
+    )
+    marks = fixed | {i: MarkStyle(*values) for i, values in zip(others, free, strict=True)}
     return [
         SeriesStyle(
             name=str(one["name"]),
             title=str(one["title"]),
-            paper=readable(marks[i].colour, PAPER),
-            screen=readable(marks[i].colour, SCREEN),
+            paper=ensure_contrast(marks[i].colour, LIGHT_BACKGROUND),
+            screen=ensure_contrast(marks[i].colour, DARK_BACKGROUND),
             dash=marks[i].dash,
             symbol=marks[i].symbol,
         )
@@ -104,14 +107,14 @@ def series_styles(series: Sequence[Json]) -> list[SeriesStyle]:
     ]
 
 
-def _parts(fixed: Iterable[Marks]) -> list[tuple[set[str], Sequence[str]]]:
-    """Return, for colours, dashes and symbols, those that are taken and all that there are."""
+def _used_and_known_values(fixed: Iterable[MarkStyle]) -> list[tuple[set[str], Sequence[str]]]:
+    """Return (used values, all values) for colours, for dashes and for symbols. fixed: the mark styles in use."""
     fixed = list(fixed)
     known = (PALETTE, tuple(DASHES), tuple(SYMBOLS))
     return [({marks[i] for marks in fixed}, values) for i, values in enumerate(known)]
 
 
-def _free(taken: set[str], count: int, known: Sequence[str]) -> list[str]:
-    """Return `count` values: those of `known` that are not taken, then all of `known` again."""
+def _pick_unused_first(taken: set[str], count: int, known: Sequence[str]) -> list[str]:
+    """Return `count` values of `known`: first values that are not in `taken`, then all of `known` cyclically."""
     free = [value for value in known if value not in taken]
     return [free[i] if i < len(free) else known[(i - len(free)) % len(known)] for i in range(count)]

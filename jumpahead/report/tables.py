@@ -1,4 +1,4 @@
-"""The tables of a panel: column heads with units and meanings, cells with intervals."""
+"""Template values of the tables of a panel: heads with units and explanations, cells with intervals as tooltips."""
 
 from __future__ import annotations
 
@@ -13,39 +13,49 @@ from jumpahead.formatting import (
     typeset_percent,
     typeset_setting,
 )
-from jumpahead.report.panel import SEEDS, Json, PageContext, Panel
+from jumpahead.report.panel import SEED_COLUMN_TITLES, Json, PageContext, Panel
 
 DIRECTIONS = {"lower": "lower", "higher": "higher", "one": "nearer to 1"}
-NEVER = 2
-"""What SAEs that did not converge are sorted by, after all shares of training."""
+NEVER_CONVERGED_VALUE = 2
+"""Sort value of SAEs whose L0 did not converge: larger than any share of training (≤ 1)."""
 
 Cell = dict[str, Any]
+"""Template values of a head or of a body cell, see `column_head` and `make_cell`."""
 Column = tuple[Cell, Callable[[Json], Cell]]
-"""The head, and the function that makes the cell of an SAE."""
+"""The head of a column, and a function from the JSON of an SAE to the cell of the SAE."""
 
 
 def column_head(short: str, unit: str = "", tip: str = "", *, is_word: bool = False) -> Cell:
-    """Return the head of a column."""
+    """Return the head of a column: short title, unit, tooltip. is_word: cells contain words, not numbers."""
     return {"short": short, "unit": unit, "tip": tip, "word": is_word}
 
 
-def cell(value: Any, text: str | None = None, tip: str = "", *, is_word: bool = False, is_code: bool = False) -> Cell:
-    """Return one cell: what is shown, and `value`, what it is sorted by (None comes last)."""
+def make_cell(
+    value: Any, text: str | None = None, tip: str = "", *, is_word: bool = False, is_code: bool = False
+) -> Cell:
+    """Return one cell of a table body.
+
+    value: the sort value (None sorts last). text: the shown text, by default `value` as text. tip: the tooltip.
+    is_word: the cell contains words, not numbers. is_code: the text is shown in monospace.
+    """
     shown = text if text is not None else MISSING if value is None else str(value)
     return {"text": shown, "value": value, "tip": tip, "word": is_word, "code": is_code}
 
 
 def metric_head(declared: Json, context: PageContext) -> Cell:
-    """Return the head of a metric. The end of the title tells apart metrics with the same short name and unit."""
+    """Return the column head of a metric. declared: the metadata of the metric in frontier.json.
+
+    If several metrics have the same short title and unit, the head shows the end of the title instead of the unit.
+    """
     unit = declared["unit"]
-    same = [one for one in context.metrics.values() if all(one[key] == declared[key] for key in ("short", "unit"))]
+    same = [each for each in context.metrics.values() if all(each[key] == declared[key] for key in ("short", "unit"))]
     if len(same) > 1:
         unit = declared["title"].partition(", ")[2] or unit
-    return column_head(declared["short"], unit, _meaning(declared))
+    return column_head(declared["short"], unit, _metric_tooltip(declared))
 
 
-def _meaning(declared: Json) -> str:
-    """Return `Delta LM loss [nats per token] = Σ …; lower is better`."""
+def _metric_tooltip(declared: Json) -> str:
+    """Return title, unit, formula and direction: `Delta LM loss [nats per token] = Σ …; lower is better`."""
     unit = f" [{declared['unit']}]" if declared["unit"] else ""
     better = DIRECTIONS.get(declared["better"])
     return f"{declared['title']}{unit} = {declared['formula']}" + (f"; {better} is better" if better else "")
@@ -54,72 +64,74 @@ def _meaning(declared: Json) -> str:
 # ---------------------------------------------------------------------------------------------- all SAEs
 
 
-def columns(context: PageContext) -> list[Cell]:
-    """Return the heads of the table of all SAEs; the first column is the SAE's label."""
-    found = [column_head("SAE", "series, setting", "Series, and the setting that it was trained with", is_word=True)]
+def sae_table_heads(context: PageContext) -> list[Cell]:
+    """Return the column heads of the table of all SAEs; the first column is the label of the SAE."""
+    heads = [column_head("SAE", "series, setting", "Series, and the setting that it was trained with", is_word=True)]
     for key, declared in context.metrics.items():
         if key == "l0":
-            reached = column_head("L0", "reached, held out", _meaning(declared))
-            found += [REQUESTED[0], reached, CONVERGED[0]]
+            reached = column_head("L0", "reached, held out", _metric_tooltip(declared))
+            heads += [REQUESTED[0], reached, CONVERGED[0]]
         else:
-            found.append(metric_head(declared, context))
-    return found + [head for head, _ in _other_columns(context)]
+            heads.append(metric_head(declared, context))
+    return heads + [head for head, _ in _columns_after_metrics(context)]
 
 
-def cells(point: Json, context: PageContext) -> list[Cell]:
-    """Return one SAE's row, without its label."""
+def sae_row_cells(point: Json, context: PageContext) -> list[Cell]:
+    """Return the cells of one SAE in the table of all SAEs, without the label."""
     row = []
     for key in context.metrics:
         value, error = point["metrics"].get(key), point["standard_errors"].get(key)
         interval = context.typeset_interval(key, *(point["intervals"].get(key) or (None, None)))
         tip = f"standard error: {typeset_number(error)}" if error else ""
-        one = cell(value, context.typeset(key, value), f"{context.level} interval: {interval}" if interval else tip)
+        one = make_cell(
+            value, context.typeset(key, value), f"{context.level} interval: {interval}" if interval else tip
+        )
         row += [REQUESTED[1](point), one, CONVERGED[1](point)] if key == "l0" else [one]
-    return row + [make(point) for _, make in _other_columns(context)]
+    return row + [make(point) for _, make in _columns_after_metrics(context)]
 
 
 def _coefficient_cell(point: Json) -> Cell:
-    """Return the sparsity coefficient: λ, or k."""
+    """Return the cell with the final sparsity coefficient, λ or k."""
     coefficients = {key: value for key, value in point["sparsity_coefficient"].items() if value is not None}
     text = ", ".join(f"{'λ' if key == 'lambda' else key} = {typeset_number(v)}" for key, v in coefficients.items())
-    return cell(next(iter(coefficients.values()), None), text or MISSING)
+    return make_cell(next(iter(coefficients.values()), None), text or MISSING)
 
 
 def _training_cell(key: str) -> Callable[[Json], Cell]:
-    """Return the function that makes the cell of a field of `training`."""
+    """Return a function from an SAE to the cell with the field `key` of `training`."""
 
     def make(point: Json) -> Cell:
-        """Return the cell of an SAE."""
+        """Return the cell with the field `key` of `training` of an SAE."""
         value = point["training"].get(key)
-        return cell(value, typeset_count(value))
+        return make_cell(value, typeset_count(value))
 
     return make
 
 
 def _requested_cell(point: Json) -> Cell:
-    """Return the requested L0."""
-    return cell(point["requested"], None if point["requested"] is None else typeset_exact(point["requested"]))
+    """Return the cell with the requested L0."""
+    return make_cell(point["requested"], None if point["requested"] is None else typeset_exact(point["requested"]))
 
 
 def _converged_cell(point: Json) -> Cell:
-    """Return the share of training after which L0 stayed at the requested one."""
-    found = point["converged_after"]
-    if found.get("requested") is None:
-        return cell(None)
-    if found.get("share") is None:
-        return cell(NEVER, "never", "At the end L0 was not within 3 % of the requested one")
-    tip = f"From step {found['step']:,} on" if found["step"] else "From the start"
-    return cell(found["share"], typeset_percent(found["share"]), tip)
+    """Return the cell with the share of training after which L0 stayed near the requested L0."""
+    convergence = point["converged_after"]
+    if convergence.get("requested") is None:
+        return make_cell(None)
+    if convergence.get("share") is None:
+        return make_cell(NEVER_CONVERGED_VALUE, "never", "At the end L0 was not within 3 % of the requested one")
+    tip = f"From step {convergence['step']:,} on" if convergence["step"] else "From the start"
+    return make_cell(convergence["share"], typeset_percent(convergence["share"]), tip)
 
 
 def _pareto_cell(point: Json) -> Cell:
-    """Return whether the SAE is Pareto-optimal."""
-    return cell(int(bool(point["pareto"])), "yes" if point["pareto"] else "no")
+    """Return the cell `yes` if the SAE is Pareto-optimal, else `no`."""
+    return make_cell(int(bool(point["pareto"])), "yes" if point["pareto"] else "no")
 
 
 def _path_cell(point: Json) -> Cell:
-    """Return the folder of the SAE."""
-    return cell(point["path"], is_word=True, is_code=True)
+    """Return the cell with the folder of the SAE, relative to the run."""
+    return make_cell(point["path"], is_word=True, is_code=True)
 
 
 REQUESTED: Column = (column_head("L0", "requested", "The mean number of active features requested"), _requested_cell)
@@ -132,13 +144,16 @@ CONVERGED: Column = (
 )  # fmt: skip
 
 
-def _other_columns(context: PageContext) -> list[Column]:
-    """Return the columns after the metrics."""
+def _columns_after_metrics(context: PageContext) -> list[Column]:
+    """Return the columns of the table of all SAEs that follow the metrics."""
     plural = context.unit.plural
     seen = f"{plural[0].upper()}{plural[1:]} seen in training"
     return [
         (column_head("trained with", "", "The penalty’s weight λ, or the number of features k"), _coefficient_cell),
-        *((column_head(words), lambda point, key=key: cell(point[key])) for key, words in SEEDS.items()),
+        *(
+            (column_head(words), lambda point, key=key: make_cell(point[key]))
+            for key, words in SEED_COLUMN_TITLES.items()
+        ),
         (column_head("trained on", plural, f"{seen}, repeats counted"), _training_cell("tokens")),
         (column_head("distinct", plural, f"{seen}, each counted once"), _training_cell("distinct_tokens")),
         (
@@ -157,7 +172,7 @@ def _other_columns(context: PageContext) -> list[Column]:
 
 
 def diagnostics_table(panel: Panel) -> dict[str, Any] | None:
-    """Return how the training of each SAE went; None if no evaluation has diagnostics."""
+    """Return heads and rows of the table of training diagnostics; None if no SAE has diagnostics."""
     points = panel.points
     if not any(point["health"] or point["converged_after"] for point in points):
         return None
@@ -173,15 +188,15 @@ def diagnostics_table(panel: Panel) -> dict[str, Any] | None:
 
 
 def _reached_cell(point: Json) -> Cell:
-    """Return the L0 that was reached in training."""
+    """Return the cell with the L0 at the end of training."""
     value = point["converged_after"].get("reached")
-    return cell(value, typeset_number(value))
+    return make_cell(value, typeset_number(value))
 
 
 def _diagnostic_cell(point: Json, declared: Json) -> Cell:
-    """Return one diagnostic of an SAE's training."""
+    """Return the cell with one training diagnostic of an SAE. declared: the metadata of the diagnostic."""
     value = point["health"].get(declared["key"])
-    return cell(value, typeset_percent(value) if declared["unit"] == "share" else typeset_number(value))
+    return make_cell(value, typeset_percent(value) if declared["unit"] == "share" else typeset_number(value))
 
 
 REACHED: Column = (column_head("L0", "reached in training", "Mean L0 over the last 5 % of training"), _reached_cell)
@@ -191,12 +206,15 @@ REACHED: Column = (column_head("L0", "reached in training", "Mean L0 over the la
 
 
 def matched_tables(panel: Panel) -> list[dict[str, Any]]:
-    """Return what each series has at the same L0 and at the same fidelity; tables without entries are left out."""
+    """Return the tables of metrics at equal L0 and at equal fidelity; omit empty tables."""
     return [_matched_table(panel, key, entries) for key, entries in panel.json["matched"].items() if entries]
 
 
 def _matched_table(panel: Panel, by: str, entries: list[Json]) -> dict[str, Any]:
-    """Return what the template shows of one matched table. by: the metric that is matched."""
+    """Return the template values of one matched table.
+
+    by: key of the matched metric. entries: the matched values, with one row of metrics per series.
+    """
     context = panel.context
     present = {key for entry in entries for row in entry["rows"] for key in row["metrics"]} - {by}
     keys = [key for key, one in context.metrics.items() if key in present and one["format"] != "share"]
@@ -219,23 +237,23 @@ def _matched_table(panel: Panel, by: str, entries: list[Json]) -> dict[str, Any]
 
 
 def _matched_row(row: Json, keys: list[str], by: str, panel: Panel) -> dict[str, Any]:
-    """Return the cells of a series at a matched value, or why it has none."""
+    """Return the cells of a series at a matched value; if out of range, `outside` explains it and `cells` is empty."""
     context, series = panel.context, panel.context.series[row["series"]]
     if row["limit"] is not None:
-        return {"series": series, "outside": _outside(row, by, panel), "cells": []}
+        return {"series": series, "outside": _out_of_range_text(row, by, panel), "cells": []}
     row_cells = []
     for key in keys:
-        found, share = row["metrics"].get(key) or {}, row["metrics"].get(context.share_of(key)) or {}
-        interval = context.typeset_interval(key, found.get("low"), found.get("high"))
+        estimate, share = row["metrics"].get(key) or {}, row["metrics"].get(context.share_of(key)) or {}
+        interval = context.typeset_interval(key, estimate.get("low"), estimate.get("high"))
         portion = typeset_percent(share["value"]) if share else ""
         lines = [line for line in (interval, portion) if line]
-        row_cells.append({"text": context.typeset(key, found.get("value")), "lines": lines})
+        row_cells.append({"text": context.typeset(key, estimate.get("value")), "lines": lines})
     row_cells.append({"text": typeset_setting(row["setting"]), "lines": []})
     return {"series": series, "outside": "", "cells": row_cells}
 
 
-def _outside(row: Json, by: str, panel: Panel) -> str:
-    """Return `above the measured range; nearest end: L0 58.3, delta loss 0.0974`."""
+def _out_of_range_text(row: Json, by: str, panel: Panel) -> str:
+    """Return a note for a series out of range: `above the measured range; nearest end: L0 58.3, delta loss 0.0974`."""
     context, nearest = panel.context, row["nearest"]
     keys = dict.fromkeys((by, "l0", panel.fidelity))
     ends = [f"{context.metrics[key]['short']} {context.typeset(key, nearest[key]['value'])}" for key in keys]

@@ -1,4 +1,4 @@
-"""What an architecture must define to be trained: one paper's equations, on dense tensors and on the support.
+"""The base class of SAE architectures: one paper's equations, on dense tensors and on the sparse support.
 
 Shapes and units, here and in every file of this folder:
 
@@ -9,12 +9,13 @@ Shapes and units, here and in every file of this folder:
     W_dec  [M, d]  one row per feature: d_j     b_dec [d]
     π = W_enc·(x − b_dec) + b_enc  pre-activations          f ≥ 0  features          x̂ = Σ_j f_j d_j + b_dec
 
-An architecture is written twice, side by side in one file: `loss`, the paper on dense tensors for autograd (the oracle
-of every test), and `selection`, `values`, `rule`, the same on the support: the entries (token, feature) that carry a
-value or a gradient. `rule` is elementwise, so it serves a sparse support and a dense block of features alike; what it
-needs of the whole batch is in `Counts`. No kernel knows an architecture, and no architecture knows a kernel.
+Each architecture is implemented twice in its file. `loss` is the paper's loss on dense tensors, for autograd; tests use
+it as the reference. `selection`, `values` and `entry_gradients` compute the same loss and gradients on the support: the
+entries (token, feature) that carry a value or a gradient. `entry_gradients` is elementwise, so it applies to a sparse
+support and to a dense block of features (every token of some features) alike. Some gradients also depend on the firing
+counts of the whole batch, passed as `Counts`. Kernels do not depend on architectures, nor architectures on kernels.
 
-Parameters are passed in as `params`; `derived` is what `derive` computes from them, once per step.
+Methods receive parameters as `params`, and as `derived` the vectors that `derive` computed from them once per step.
 """
 
 from __future__ import annotations
@@ -45,146 +46,162 @@ from jumpahead.sae.support import Entries, Number, Selection
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of a series; an architecture without options uses this.
+    """The options of a series (an architecture with its options); used as it is by architectures without options.
 
     Subclasses are frozen dataclasses whose fields have defaults; a study validates their types and bounds
     (study/tables.py).
     """
 
-    def objection(self, kind: str) -> str:
-        """Return why these options contradict each other, or settings of this kind, in one sentence; else ""."""
+    def contradiction(self, kind: str) -> str:
+        """Return a sentence on options that contradict each other or the kind of sparsity setting; "" if none do.
+
+        kind: `l0`, `lambda` or `k`.
+        """
         return ""
 
 
 class Architecture(ABC):
-    """One paper. Instances hold options, setting and recipe; parameters are passed in."""
+    """An SAE architecture. Instances hold options, sparsity setting and recipe; methods receive the parameters."""
 
     name: ClassVar[str]
-    """Its name in studies and folders: the name of its file, or the name it is registered under."""
+    """The architecture's name in studies and folders: the name of its file, or the name it is registered under."""
     title: ClassVar[str]
-    """Its name in figures and tables."""
+    """The architecture's name in figures and tables."""
     settings: ClassVar[tuple[str, ...]]
-    """The kinds of sparsity setting it accepts: of `l0`, `lambda`, `k`."""
+    """The kinds of sparsity setting that the architecture accepts, among `l0`, `lambda` and `k`."""
     requires_integer_l0: ClassVar[bool] = False
     """Whether `l0` must be a whole number."""
     vectors: ClassVar[tuple[str, ...]]
-    """The [M] parameters of a saved SAE, besides W_enc, W_dec and b_dec."""
+    """Names of the [M] parameters of a saved SAE. Every SAE also has W_enc, W_dec and b_dec."""
     Options: ClassVar[type[Options]] = Options
+    """The dataclass of the architecture's options."""
     base_lr: ClassVar[float] = 0.064
-    """The learning rate of the `short` recipe, in the unit of `recipe.short_recipe_lr`."""
-    reconstructions: tuple[Reconstruction, ...] = (Reconstruction("input", live=True, bias=True),)
-    """The squared errors of the loss."""
+    """`base_lr` in the formula for the learning rate of the `short` recipe (`recipe.short_recipe_lr`)."""
+    reconstructions: tuple[Reconstruction, ...] = (Reconstruction("input", trains_decoder=True, adds_bias=True),)
+    """The reconstructions whose squared errors the loss contains, in the order of `values`."""
     initial_penalty_scale: ClassVar[float] = 0.1
-    """The controller's first λ, in units of `sparsity_unit`. Gated and ReLU end at 0.1 to 0.2 for L0 32 and 8 on the
-    bundled model (docs/LOG.md, 2026-11-22 and 24)."""
+    """The controller's initial λ, in multiples of `sparsity_coefficient_scale`. On the bundled model, the final values
+    of Gated and ReLU are 0.1 to 0.2 for L0 32 and 8 (docs/LOG.md, 2026-11-22 and 24)."""
     revision: ClassVar[int] = 0
-    """Raised when the controller changes for this architecture: SAEs with a requested L0 are then trained again."""
+    """Version of the controller for this architecture. If it is raised, SAEs with a requested L0 are trained again."""
     controller_gains: ClassVar[tuple[float, float]] = (0.05, 0.05)
-    """The controller's integral and proportional gain, g and h, in every preset: no paper has it. In `short` they grow
-    with the learning rate (`recipe.scale_controller_gains`)."""
+    """The controller's integral gain g and proportional gain h, in both recipes: papers have no such controller. The
+    `short` recipe increases them with the learning rate (`recipe.scale_controller_gains`)."""
 
     def __init__(self, options: Options, setting: Setting, recipe: Recipe):
         assert setting.kind in self.settings, (self.name, setting)
-        if objection := options.objection(setting.kind):
-            raise StudyError(f"{self.name}: {objection}")
+        if contradiction := options.contradiction(setting.kind):
+            raise StudyError(f"{self.name}: {contradiction}")
         self.options, self.setting, self.recipe = options, setting, recipe
 
     # ------------------------------------------------------------------------------------------ recipes
 
     @classmethod
     def short_recipe(cls, short: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
-        """Return the `short` recipe with the values that are best for this architecture (docs/LOG.md)."""
+        """Return the `short` recipe with this architecture's tuned hyper-parameters (docs/LOG.md).
+
+        short: the `short` recipe that all architectures share.
+        """
         return short
 
     @classmethod
     def paper_recipe(cls, paper: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
-        """Return the `paper` recipe with the values of this architecture's own paper."""
+        """Return the `paper` recipe with the hyper-parameters of this architecture's own paper.
+
+        paper: the `paper` recipe that all architectures share.
+        """
         return paper
 
     @classmethod
     def recipe_for(cls, config: TrainConfig, shape: Shape, changes: Mapping[str, Any] | None = None) -> Recipe:
-        """Return every hyper-parameter. changes: a series' own values, which take precedence over all others."""
+        """Return all hyper-parameters of an SAE.
+
+        changes: hyper-parameters set by the series itself, by name; they override all others.
+        """
         integral, proportional = cls.controller_gains
-        found = base_recipe(config)._replace(integral_gain=integral, proportional_gain=proportional)
+        recipe = base_recipe(config)._replace(integral_gain=integral, proportional_gain=proportional)
         if config.recipe == "paper":
-            found = cls.paper_recipe(found, config, shape)
+            recipe = cls.paper_recipe(recipe, config, shape)
         if config.recipe == "short":
             lr = (changes or {}).get("lr", config.lr) or short_recipe_lr(cls.base_lr, shape, config.tokens)
-            found = found._replace(lr=lr)
+            recipe = recipe._replace(lr=lr)
             if shape.setting.kind == "l0" and "lambda" in cls.settings:
-                found = scale_controller_gains(found, shape)
-            found = cls.short_recipe(found, config, shape)
-        return found._replace(**changes or {})
+                recipe = scale_controller_gains(recipe, shape)
+            recipe = cls.short_recipe(recipe, config, shape)
+        return recipe._replace(**changes or {})
 
     # ------------------------------------------------------------------------------------------ what it needs
 
     @property
     def decoder_norm(self) -> Literal["unit", "free"]:
-        """Return `unit` if rows of W_dec have norm one after every step, `free` if only those of a saved SAE do."""
+        """Return `unit` if rows of W_dec are normalised after every step; `free` if only on saving."""
         return "unit"
 
     @property
-    def trained(self) -> dict[str, float]:
-        """Return the trained [M] parameters, each with its learning rate in multiples of the recipe's."""
+    def trained_vectors(self) -> dict[str, float]:
+        """Return the names of the trained [M] parameters, each with its multiplier of the recipe's learning rate."""
         return dict.fromkeys(self.vectors, 1.0)
 
     @property
     def sparsity_parameter(self) -> str:
-        """Return the trained [M] vector that sets how often a feature fires, which `threshold_decay` acts on."""
+        """Return the name of the trained [M] vector that sets how often features fire; `threshold_decay` acts on it."""
         return "b_enc"
 
     @property
     def needs_dead_features(self) -> bool:
-        """Return whether `step_inputs.dead` is used."""
+        """Return True if the architecture uses `StepInputs.dead`, the mask of dead features."""
         return False
 
     @property
     def needs_token_counts(self) -> bool:
-        """Return whether `counts.active` is used."""
+        """Return True if the architecture uses `Counts.active`, the number of active features per token."""
         return False
 
     @property
     def is_controlled(self) -> bool:
-        """Return whether a controller sets λ to reach a requested L0."""
+        """Return True if a controller sets λ to reach a requested L0."""
         return self.setting.kind == "l0" and "lambda" in self.settings
 
     @property
     def fixed_sparsity_coefficient(self) -> float:
-        """Return λ after its warm-up if no controller sets it; 0 without a sparsity term."""
+        """Return the fixed λ after warm-up; 0 if a controller sets λ or the loss has no sparsity term."""
         return self.setting.value if self.setting.kind == "lambda" else 0.0
 
     def requested_l0(self, step_inputs: StepInputs) -> float:
-        """Return the L0 (or k) requested in this step; the setting's for a saved SAE."""
+        """Return the L0 (or k) requested in this step; if the step requests none, the value of the sparsity setting."""
         return self.setting.value if step_inputs.requested_l0 is None else step_inputs.requested_l0
 
     # ------------------------------------------------------------------------------------------ the support
 
     @abstractmethod
     def initialise(self, d: int, width: int, generator: torch.Generator, sample: Tensor) -> Params:
-        """Return initial parameters, float32. sample [n, d]: activations in the unit E‖x‖² = 1."""
+        """Return the initial parameters, float32.
+
+        sample: [n, d] activations in the unit E‖x‖² = 1.
+        """
 
     def derive(self, params: Params) -> Params:
-        """Return the [M] vectors that several of the functions below need, computed once per step."""
+        """Return vectors derived from the parameters, [M] each, by name; the engine calls this once per step."""
         return {}
 
     @abstractmethod
     def selection(self, params: Params, derived: Params, step_inputs: StepInputs, *, training: bool) -> Selection:
-        """Return which entries can carry a value (or, in training, a gradient)."""
+        """Return the selection criterion of the entries that can carry a value or, if `training`, a gradient."""
 
     @abstractmethod
     def values(self, entries: Entries, params: Params, derived: Params) -> tuple[Tensor, ...]:
-        """Return the coefficient of d_j at each entry, one vector per reconstruction.
+        """Return the coefficient of d_j at each entry, one tensor like `entries.pre` per reconstruction.
 
-        The features f are the sum of the first and of those that continue it. Reconstructions that are left out at the
-        end are absent from this step's loss.
+        The features f are the coefficients of the first reconstruction plus those of the reconstructions that extend
+        it. If the tuple is shorter than `reconstructions`, this step's loss lacks the last reconstructions.
         """
 
     def features(self, values: tuple[Tensor, ...]) -> Tensor:
-        """Return f at each entry, given its `values`."""
+        """Return the features f at each entry, given the tensors that the method `values` returned."""
         return values[0]
 
     @abstractmethod
-    def rule(
+    def entry_gradients(
         self,
         entries: Entries,
         values: tuple[Tensor, ...],
@@ -193,97 +210,121 @@ class Architecture(ABC):
         step_inputs: StepInputs,
         counts: Counts,
     ) -> Gradients:
-        """Return the gradients at each entry, as functions of the projections, one per reconstruction in `values`."""
+        """Return the gradients of the loss at each entry, as affine functions of the projections r·d_j.
+
+        values: the tensors that the method `values` returned; there is one projection per tensor.
+        """
 
     # ------------------------------------------------------------------------------------------ the loss
 
     def sparsity_sum(self, entries: Entries, values: tuple[Tensor, ...], derived: Params) -> Tensor:
-        """Return the unweighted sparsity term summed over entries, 0-d; 0 if the term is no such sum.
+        """Return the sparsity term without λ, summed over entries, 0-d; 0 if it is not a sum over entries.
 
-        It is summed in float64, because padding permutes the order of summation.
+        The sum is accumulated in float64, because padding permutes the order of summation.
         """
         return entries.pre.new_zeros(())
 
     def penalty(self, sparsity_sum: Number, counts: Counts, step_inputs: StepInputs) -> Number:
-        """Return the sparsity term of the loss, mean over the batch. sparsity_sum: of all entries."""
+        """Return the sparsity term of the loss, with λ, as a mean over the batch.
+
+        sparsity_sum: the total of `sparsity_sum` over all entries of the batch.
+        """
         return step_inputs.sparsity_coefficient / counts.tokens * sparsity_sum
 
     def error_weights(self, x: Tensor, errors: Tensor) -> tuple[Number, ...]:
-        """Return the weight of each squared error. x, errors [B, d]: the input, and x̂ − x of all features."""
+        """Return the weight of each reconstruction's squared error in the loss.
+
+        x: [B, d] the input.
+        errors: [B, d] x̂ − x, with all features.
+        """
         return (1.0,) * len(self.reconstructions)
 
     @abstractmethod
     def loss(self, params: Params, x: Tensor, step_inputs: StepInputs) -> Tensor:
-        """Return the paper's loss, mean over the batch, on dense tensors, for autograd. 0-d."""
+        """Return the paper's loss, computed on dense tensors for autograd: the mean over the batch, 0-d."""
 
     @abstractmethod
     def activate(self, params: Params, pre: Tensor) -> Tensor:
-        """Return features f [..., M] from pre-activations π [..., M]: the dense forward pass of a saved SAE."""
+        """Return the features f [..., M] of a saved SAE, given all its pre-activations π [..., M]."""
 
     def activate_batch(self, params: Params, pre: Tensor, step_inputs: StepInputs) -> Tensor:
-        """Return features f [B, M] in training from π [B, M], on dense tensors: equal to `selection` and `values`."""
+        """Return the features f [B, M] during training, given all pre-activations π [B, M].
+
+        The result equals that of `selection` and `values`, computed on dense tensors.
+        """
         return self.activate(params, pre)
 
     # ------------------------------------------------------------------------------------------ after a step
 
     def update_inference_threshold(self, params: Params, smallest: Number, lr: float) -> None:  # noqa: B027
-        """Update, in place, the threshold that replaces a selection over the batch once the SAE is saved.
+        """Update, in place, the inference threshold, which a saved SAE uses instead of a selection over the batch.
 
-        smallest: the smallest π that `LargestOfBatch` selected; not called if it selected none. lr: Adam's.
+        The engine does not call this if nothing was selected.
+        smallest: the smallest π that `TopKOfBatch` selected in this step.
+        lr: Adam's learning rate in this step.
         """
 
     @final
     def decay_thresholds(self, params: Params, lr: float, counts: Counts) -> None:
-        """Move the sparsity parameter towards its median over features, after Adam's update, in place. lr: Adam's."""
+        """Move the sparsity parameter towards its median over features, in place, after Adam's update.
+
+        lr: Adam's learning rate in this step.
+        """
         if decay := self.recipe.threshold_decay:
             vector, offset = params[self.sparsity_parameter], self.decay_target_offset(counts)
             target = (vector - offset).median() + offset
-            vector += min(1.0, decay * self.trained[self.sparsity_parameter] * lr) * (target - vector)
+            vector += min(1.0, decay * self.trained_vectors[self.sparsity_parameter] * lr) * (target - vector)
 
     def decay_target_offset(self, counts: Counts) -> Tensor:
-        """Return the per-feature offset of the value that the sparsity parameter decays towards: [M], or 0-d."""
+        """Return the per-feature offset added to the value that the sparsity parameter decays towards, [M] or 0-d."""
         return counts.fired.new_zeros(())
 
-    def constrain(self, params: Params) -> None:  # noqa: B027 — most have no constraint
-        """Project parameters onto their domain after a step, in place."""
+    def constrain(self, params: Params) -> None:  # noqa: B027 — optional: most architectures have no constraint
+        """Clamp parameters to their domain after a step, in place; do nothing by default."""
 
-    def revive_dead(self, params: Params, dead: Tensor) -> None:  # noqa: B027 — most do not
-        """Make dead features fire more easily after a step, in place. dead [M] bool."""
+    def revive_dead(self, params: Params, dead: Tensor) -> None:  # noqa: B027 — optional
+        """Lower the thresholds of dead features after a step, in place; do nothing by default. dead: [M] bool."""
 
     def reinitialise_features(self, params: Params, features: Tensor, thresholds: Tensor) -> None:
-        """Set the [M] parameters of resampled features [n] so that they fire above `thresholds` [n] on π, in place.
+        """Reset the [M] parameters of resampled features, in place, so that feature i fires if π exceeds thresholds[i].
 
-        Their rows of W_enc and W_dec have their new values already.
+        The rows of W_enc and W_dec of these features already have their new values.
+        features: [n] indices of the resampled features.
+        thresholds: [n] new thresholds on π.
         """
         params["b_enc"][features] = 0.0
 
     # ------------------------------------------------------------------------------------------ the controller
 
     def thresholds(self, derived: Params) -> Thresholds | None:
-        """Return the learned thresholds for training diagnostics; None for an architecture without."""
+        """Return the learned thresholds for training diagnostics; None if the architecture learns no thresholds."""
         return None
 
     def shift_thresholds(self, params: Params, shift: Number) -> None:  # noqa: B027 — only if controlled
-        """Multiply every threshold by exp(shift), in place, or move what acts as a threshold by that share."""
+        """Multiply every threshold by exp(shift), in place; without thresholds, shift the biases to similar effect."""
 
     def initial_l0(self, width: int, d: int) -> float:
-        """Return the mean L0 at the start of training in the `short` recipe."""
+        """Return the mean L0 that initialisation aims at in the `short` recipe."""
         requested = d / 4 if self.setting.kind == "lambda" else requested_l0_at(self.recipe, self.setting, 0)
         return min(requested, width / 8)
 
-    def sparsity_unit(self, params: Params) -> Number:
-        """Return the unit of the controller's λ: the factor that follows from the thresholds and needs no control."""
+    def sparsity_coefficient_scale(self, params: Params) -> Number:
+        """Return u, the scale of the sparsity coefficient λ = c·u, from the thresholds; the controller adjusts c."""
         return 1.0
 
     # ------------------------------------------------------------------------------------------ saving
 
     def fold_vectors(self, params: Params, scale: float, norms: Tensor) -> Params:
-        """Return the [M] parameters of the folded SAE, float64. norms [M]: ‖d_j‖ before folding, float64."""
+        """Return the [M] parameters that `fold` saves, float64.
+
+        scale: C of the site.
+        norms: [M] ‖d_j‖ before folding, float64.
+        """
         shift = params["W_enc"].double() @ params["b_dec"].double()
         return {"b_enc": scale * (params["b_enc"].double() - shift)}
 
     def fold(self, params: Params, scale: float) -> Params:
-        """Return float32 parameters for the LM's own activations scale·x, without pre-encoder bias, with unit d_j."""
+        """Return the float32 parameters of a saved SAE, for activations scale·x: unit d_j, no pre-encoder bias."""
         norms = params["W_dec"].double().norm(dim=1).clamp_min(1e-30)
         folded = {
             "W_enc": params["W_enc"].double(),
@@ -294,11 +335,15 @@ class Architecture(ABC):
         return {name: tensor.float().contiguous() for name, tensor in folded.items()}
 
     def unfold_vectors(self, folded: Params, scale: float, shift: Tensor) -> Params:
-        """Return the inverse of `fold_vectors` for unit rows of W_dec. shift [M]: W_enc·b_dec, float64."""
+        """Return the [M] training parameters from saved ones with unit d_j, float64: the inverse of `fold_vectors`.
+
+        scale: C of the site.
+        shift: [M] W_enc·b_dec, float64.
+        """
         return {"b_enc": folded["b_enc"].double() / scale + shift}
 
     def unfold(self, folded: Params, scale: float) -> Params:
-        """Return float32 parameters to train on, in the unit E‖x‖² = 1, whose `fold` with this scale is `folded`."""
+        """Return float32 parameters for training in the unit E‖x‖² = 1: the inverse of `fold` with this scale."""
         b_dec = folded["b_dec"].double() / scale
         shift = folded["W_enc"].double() @ b_dec
         params = {"W_enc": folded["W_enc"], "W_dec": folded["W_dec"], "b_dec": b_dec}

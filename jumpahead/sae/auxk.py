@@ -1,4 +1,4 @@
-"""AuxK (arXiv 2406.04093), for architectures that keep the largest π: dead features reconstruct the residual.
+"""The AuxK loss (arXiv 2406.04093) of TopK architectures: dead features reconstruct the residual.
 
 x̂ = W_decᵀ f + b_dec          f = ReLU(π) at the kept entries (MAIN), which the architecture selects
 e = x − x̂, as a constant
@@ -18,27 +18,27 @@ from jumpahead.sae.architecture import Architecture, Options
 from jumpahead.sae.bounds import AtLeast, GreaterThan
 from jumpahead.sae.gradients import Affine, Counts, Gradients, Reconstruction, StepInputs
 from jumpahead.sae.parameters import Params
-from jumpahead.sae.support import DEAD, MAIN, Entries, Largest, LargestOfBatch, Number
+from jumpahead.sae.support import DEAD, MAIN, Entries, Number, TopKOfBatch, TopKPerToken
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuxKOptions(Options):
-    """Options of a series with AuxK."""
+    """Options of an architecture with the AuxK loss."""
 
     aux: Annotated[float, AtLeast(0)] = 1 / 32
-    """α, the weight of AuxK; 0 switches it off."""
+    """α, the weight of the AuxK loss; 0 switches it off."""
     k_aux: Annotated[int, GreaterThan(0)] | None = None
-    """Dead features per token that reconstruct the residual; None: d/2."""
+    """Number of dead features per token that reconstruct the residual; None: d/2."""
 
 
 class WithAuxK(Architecture):
-    """An architecture that keeps the largest π and has AuxK."""
+    """Base class of architectures that select the largest π and add the AuxK loss."""
 
     settings = ("l0", "k")
     Options = AuxKOptions
     reconstructions = (
-        Reconstruction("input", live=True, bias=True),
-        Reconstruction("residual", live=True, bias=False),
+        Reconstruction("input", trains_decoder=True, adds_bias=True),
+        Reconstruction("residual", trains_decoder=True, adds_bias=False),
     )
     options: AuxKOptions
 
@@ -54,9 +54,9 @@ class WithAuxK(Architecture):
         f = entries.pre.relu()
         if entries.part is None:
             return (f,)
-        return f * entries.in_part(MAIN), f * entries.in_part(DEAD)
+        return f * entries.part_mask(MAIN), f * entries.part_mask(DEAD)
 
-    def rule(
+    def entry_gradients(
         self,
         entries: Entries,
         values: tuple[Tensor, ...],
@@ -69,32 +69,35 @@ class WithAuxK(Architecture):
         return Gradients(d_pre, {"b_enc": d_pre}, None)
 
     def error_weights(self, x: Tensor, errors: Tensor) -> tuple[Number, ...]:
-        whole, left = variance(x), variance(errors)
+        whole, left = sum_of_squared_deviations(x), sum_of_squared_deviations(errors)
         return 1.0, torch.where(left > 0, self.options.aux * whole / left, 0.0)
 
-    def errors(self, params: Params, x: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss without AuxK, 0-d, and x − x̂ [B, d], given features f [B, M]; on dense tensors."""
+    def loss_and_error(self, params: Params, x: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss without AuxK, 0-d, and the error x − x̂ [B, d], given dense features f [B, M]."""
         error = x - f @ params["W_dec"] - params["b_dec"]
         return error.square().sum(1).mean(), error
 
     def loss(self, params: Params, x: Tensor, step_inputs: StepInputs) -> Tensor:
         pre = (x - params["b_dec"]) @ params["W_enc"].T + params["b_enc"]
-        loss, error = self.errors(params, x, self.activate_batch(params, pre, step_inputs))
+        loss, error = self.loss_and_error(params, x, self.activate_batch(params, pre, step_inputs))
         selection = self.selection(params, {}, step_inputs, training=True)
-        assert isinstance(selection, Largest | LargestOfBatch)
+        assert isinstance(selection, TopKPerToken | TopKOfBatch)
         if selection.dead is None:
             return loss
         e = error.detach()
-        dead = largest(pre.masked_fill(~selection.dead, -torch.inf), selection.k_dead)
+        dead = topk_relu(pre.masked_fill(~selection.dead, -torch.inf), selection.k_dead)
         return loss + self.error_weights(x, e)[-1] * (e - dead @ params["W_dec"]).square().sum(1).mean()
 
 
-def variance(rows: Tensor) -> Tensor:
-    """Return Σ ‖row − mean row‖² of rows [B, d], 0-d float64."""
+def sum_of_squared_deviations(rows: Tensor) -> Tensor:
+    """Return Σ_i ‖rows_i − mean row‖² of rows [B, d], 0-d float64."""
     return rows.var(0, correction=0).sum(dtype=torch.float64) * len(rows)
 
 
-def largest(pre: Tensor, k: int) -> Tensor:
-    """Return ReLU of the k largest entries of each row of pre [..., M], 0 elsewhere; ties go to the lower index."""
+def topk_relu(pre: Tensor, k: int) -> Tensor:
+    """Return a dense tensor [..., M] with ReLU of the k largest values of each row of pre [..., M], and 0 elsewhere.
+
+    Of equal values, the one with the lower index is selected.
+    """
     order = torch.sort(pre, dim=-1, descending=True, stable=True).indices[..., :k]
     return torch.zeros_like(pre).scatter(-1, order, pre.gather(-1, order).relu())

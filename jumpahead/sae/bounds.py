@@ -1,7 +1,7 @@
 """Bounds of options and hyper-parameters, declared beside their types: `Annotated[float, GreaterThan(0)]`.
 
-Nothing in this folder checks them: training needs no validator. A study does (study/tables.py), with pydantic, which
-asks each bound for its part of the schema.
+A study checks the bounds when it is loaded (study/tables.py), with pydantic, which asks each bound for its schema.
+Nothing in `sae/` checks them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 
 class AtLeast(NamedTuple):
-    """The value is at least `limit`."""
+    """Annotation: the value is at least `limit`."""
 
     limit: float
 
@@ -20,7 +20,7 @@ class AtLeast(NamedTuple):
 
 
 class GreaterThan(NamedTuple):
-    """The value is greater than `limit`."""
+    """Annotation: the value is greater than `limit`."""
 
     limit: float
 
@@ -30,16 +30,16 @@ class GreaterThan(NamedTuple):
 
 
 class Finite(NamedTuple):
-    """The value is neither infinite nor NaN."""
+    """Annotation: the value is neither infinite nor NaN."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        """Return pydantic's schema of the type without infinities and NaN."""
+        """Return pydantic's schema of the annotated type, without infinities and NaN."""
         return {**handler(source), "allow_inf_nan": False}
 
 
 class NotEmpty(NamedTuple):
-    """The sequence has at least one item."""
+    """Annotation: the sequence has at least one item."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        """Return pydantic's schema of the type with a minimum length of one."""
+        """Return pydantic's schema of the annotated type, with a minimum length of one."""
         return {**handler(source), "min_length": 1}

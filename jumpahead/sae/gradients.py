@@ -1,4 +1,4 @@
-"""What passes between an architecture's `rule` and the engine: the inputs and counts of a step, and gradients.
+"""Data types passed between architectures and the engine: inputs and firing counts of a step, and gradients.
 
 B = tokens, M = features.
 """
@@ -13,86 +13,88 @@ from jumpahead.sae.support import Number
 
 
 class Reconstruction(NamedTuple):
-    """One squared error of the loss."""
+    """One reconstruction x̂ of an architecture; the loss contains its squared error."""
 
     target: Literal["input", "residual"]
-    """`input`: x. `residual`: x − x̂ of the first reconstruction and those that continue it, as a constant."""
-    live: bool
-    """Whether W_dec and b_dec get a gradient; otherwise they are frozen here and only the values get one."""
-    bias: bool
-    """Whether b_dec is added."""
-    continues: bool = False
-    """Whether it continues the previous one: x̂ is the previous x̂ plus what its own values add, the target is the same,
-    and the gradient of its error reaches the previous values and b_dec too. Nested reconstructions thus cost one."""
+    """`input`: x. `residual`: x − x̂, detached, where x̂ is the first reconstruction with those that extend it."""
+    trains_decoder: bool
+    """Whether W_dec and b_dec get a gradient; if not, they are detached and only the values get a gradient."""
+    adds_bias: bool
+    """Whether b_dec is added to the reconstruction."""
+    extends_previous: bool = False
+    """Whether it extends the previous reconstruction: x̂ is the previous x̂ plus the decoded values of this one, and the
+    target is the same. The gradient of its error also reaches the previous values and b_dec. Decoding all nested
+    reconstructions costs as much as decoding one."""
 
 
 class StepInputs(NamedTuple):
-    """What changes from step to step."""
+    """Inputs of a training step that change from step to step, besides the batch and the parameters."""
 
     sparsity_coefficient: Number = 0.0
-    """λ in force, warm-up included."""
+    """λ in this step, with warm-up applied."""
     dead: Tensor | None = None
     """[M] bool: features that count as dead; None if the architecture does not need them."""
     requested_l0: float | None = None
-    """The L0 (or k) requested in this step; None: the setting's."""
+    """The L0 (or k) requested in this step; None: the value of the sparsity setting."""
 
 
 class Counts(NamedTuple):
-    """Firing counts of the whole batch: of the support and every dense block together."""
+    """Firing counts of the whole batch, over the sparse support and all dense blocks of features together."""
 
     tokens: int
-    """B."""
+    """B, the number of tokens in the batch."""
     fired: Tensor
-    """[M] tokens on which each feature is positive, in the values' dtype."""
+    """[M] number of tokens on which each feature is positive, in the dtype of the values."""
     active: Tensor | None = None
-    """[B] features that are positive on each token; None if the architecture does not need them."""
+    """[B] number of positive features per token; None if the architecture does not need it."""
 
 
 class Affine(NamedTuple):
-    """A gradient at each entry: Σ_r slope_r·projection_r + constant.
+    """A gradient at each entry, affine in the projections: Σ_r slope_r·projection_r + constant.
 
-    By the chain rule every gradient has this form: projection_r = ∂(r-th squared error)/∂(its coefficient of d_j) is
-    all that an entry needs from the reconstruction, and slope_r = ∂(that coefficient)/∂(the parameter).
+    By the chain rule every gradient has this form. For reconstruction r and an entry with coefficient v_r of d_j:
+    projection_r = ∂(squared error of r)/∂v_r and slope_r = ∂v_r/∂(the parameter).
     """
 
     slopes: tuple[Tensor | None, ...]
-    """Like `pre`, one per reconstruction; None is zero."""
+    """One tensor per reconstruction, of the shape and dtype of `Entries.pre`; None means zero."""
     constant: Tensor | None = None
-    """What the sparsity term adds; None is zero."""
+    """The gradient of the sparsity term, of the shape and dtype of `Entries.pre`; None means zero."""
 
     def evaluate(self, projections: tuple[Tensor, ...]) -> Tensor:
-        """Return the gradient at each entry, given the projections."""
-        found = self.constant
+        """Return the gradient at each entry, given one tensor of projections per reconstruction."""
+        gradient = self.constant
         for slope, projection in zip(self.slopes, projections, strict=True):
             if slope is not None:
-                found = slope * projection if found is None else found + slope * projection
-        assert found is not None, "the gradient has neither slopes nor a constant"
-        return found
+                gradient = slope * projection if gradient is None else gradient + slope * projection
+        assert gradient is not None, "the gradient has neither slopes nor a constant"
+        return gradient
 
 
 class Gradients(NamedTuple):
-    """The result of an architecture's `rule`."""
+    """The gradients of the loss at each entry: the result of `Architecture.entry_gradients`."""
 
     pre: Affine
     """∂L/∂(W_enc·(x − b_dec)) at each entry."""
     vectors: dict[str, Affine]
-    """For each trained [M] vector, its gradient's contribution at each entry; the engine sums them per feature."""
+    """For each trained [M] vector, by name, the gradient contribution of each entry; the engine sums per feature."""
     shrink: Tensor | None
-    """c at each entry of a penalty on ‖d_j‖, which adds Σc·d_j/‖d_j‖ to ∂L/∂d_j; None without one."""
+    """∂(penalty)/∂‖d_j‖ at each entry, for penalties that depend on ‖d_j‖: the engine adds d_j/‖d_j‖ times its sum over
+    the entries of feature j to ∂L/∂d_j. None if the penalty does not depend on ‖d_j‖."""
 
 
 class Thresholds(NamedTuple):
-    """Learned thresholds and the windows of their straight-through gradient, for training diagnostics."""
+    """Learned thresholds θ and the windows of their straight-through gradients, for training diagnostics."""
 
     theta: Tensor
-    """[M] θ."""
+    """[M] the thresholds θ."""
     lower: Tensor
-    """[M] Only entries with lower < π < upper train θ; −inf if rectified zeros do too."""
+    """[M] lower end of the window: only entries with lower < π < upper train θ; −inf if rectified zeros train θ too."""
     upper: Tensor
-    """[M] The upper end of the window."""
-    trained: str
-    """The trained vector, a key of `Architecture.trained`."""
+    """[M] upper end of the window."""
+    parameter: str
+    """Name of the trained vector, a key of `Architecture.trained_vectors`."""
     is_log: bool
-    """Whether that vector is log θ; else it is θ."""
+    """Whether the trained vector is log θ; if not, it is θ."""
     in_sqrt_lambda: bool = True
-    """Whether θ is reported in units of √λ: true if every active entry costs λ."""
+    """Whether diagnostics report θ in units of √λ: true if the penalty of every active entry is λ."""

@@ -50,7 +50,7 @@ class TrainConfig:
 
     @property
     def steps(self) -> int:
-        """Return the number of training steps; the last incomplete batch is not trained on."""
+        """Return the number of training steps; a last, incomplete batch is dropped."""
         return self.tokens // self.batch
 
 
@@ -106,30 +106,31 @@ class Recipe(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """One sparsity setting: what moves an SAE along its curve."""
+    """One sparsity setting of an SAE: a requested L0, a fixed λ, or k of a TopK architecture."""
 
     kind: str
-    """`l0`: the requested mean number of active features; `lambda`: the penalty's coefficient; `k`: features kept."""
+    """`l0`: requested mean number of active features per token; `lambda`: penalty coefficient; `k`: k of TopK."""
     value: float
+    """The requested L0, λ or k."""
 
     @property
     def label(self) -> str:
-        """Return its name in sentences and figures: `l0 = 16`, `λ = 0.0006`, `k = 32`."""
+        """Return the setting's label in sentences and figures, such as `l0 = 16`, `λ = 0.0006`, `k = 32`."""
         return f"{'λ' if self.kind == 'lambda' else self.kind} = {self.value:g}"
 
 
 class Shape(NamedTuple):
-    """The SAE that a recipe is for."""
+    """The dimensions and the sparsity setting of an SAE, from which its recipe is computed."""
 
     d: int
-    """Activation dimensions."""
+    """Number of activation dimensions."""
     width: int
-    """Features."""
+    """Number of features M."""
     setting: Setting
 
 
 def base_recipe(config: TrainConfig) -> Recipe:
-    """Return the hyper-parameters of `config` before an architecture's changes (`Architecture.recipe_for`)."""
+    """Return the recipe that all architectures share; `Architecture.recipe_for` adapts it to an architecture."""
     steps = config.steps
     if config.recipe == "paper":
         return Recipe(
@@ -171,20 +172,23 @@ def base_recipe(config: TrainConfig) -> Recipe:
 
 
 REFERENCE_L0, REFERENCE_TOKENS = 16, 2_000_000
-"""The L0 and the budget at which an architecture's `base_lr` is tuned."""
+"""The L0 and the number of training tokens at which `Architecture.base_lr` is tuned."""
 MIN_TOKENS = 1_000_000
-"""Shorter runs get the learning rate of this budget."""
+"""Runs with fewer training tokens get the learning rate of this number of tokens."""
 REFERENCE_LR, MAX_GAIN_FACTOR = 4.5e-3, 3.0
-"""The learning rate, at L0 16, up to which an architecture's own gains hold L0 within 3 %; and the largest factor by
-which they grow: at h = 0.3 an error still dies out."""
+"""Up to REFERENCE_LR (at L0 16) the unscaled `Architecture.controller_gains` hold L0 within 3 %. MAX_GAIN_FACTOR is the
+largest factor by which gains are scaled: with h = 0.3, a deviation of L0 still decays."""
 
 
 def short_recipe_lr(base_lr: float, shape: Shape, tokens: int) -> float:
     """Return the peak learning rate of the `short` recipe: base_lr/√d·(16/L0)^¼·(tokens/2e6)^−¼.
 
-    Adam with β₁ = 0 moves every coordinate by about lr, a row by lr·√d: 1/√d was best at d = 64 and at 256. Between
-    L0 8 and 32 the best rate hardly differs, but a large L0 diverges sooner. The budget's power leads from what is best
-    at 2e6 tokens to the paper's 7e-5 at 8e9. All three: docs/LOG.md, 2026-11-24.
+    Adam with β₁ = 0 moves every coordinate by about lr per step, so a row by about lr·√d: the factor 1/√d was best at
+    d = 64 and 256. Between L0 8 and 32 the best rate hardly differs, but training with a large L0 diverges at a lower
+    rate. The power of the tokens connects the best rate at 2e6 tokens with the paper's 7e-5 at 8e9. Measurements of all
+    three factors: docs/LOG.md, 2026-11-24.
+    base_lr: `Architecture.base_lr`.
+    tokens: number of training tokens.
     """
     kind, value = shape.setting
     l0 = shape.d / 4 if kind == "lambda" else max(value, 1.0)
@@ -193,10 +197,10 @@ def short_recipe_lr(base_lr: float, shape: Shape, tokens: int) -> float:
 
 
 def scale_controller_gains(recipe: Recipe, shape: Shape) -> Recipe:
-    """Return the recipe with g and h in proportion to the learning rate, which is taken at L0 16.
+    """Return the recipe with the controller's gains g and h scaled in proportion to the learning rate (at L0 16).
 
-    A step changes L0 by itself, more the larger lr is; a proportional gain h leaves L0 off by that drift over h: at
-    d = 64 and 2e6 tokens by 5 %, until the rate decays (docs/LOG.md, 2026-11-26).
+    Every step makes L0 drift, in proportion to lr. With proportional gain h, the remaining deviation of L0 is the drift
+    divided by h: at d = 64 and 2e6 tokens it is 5 % until the rate decays (docs/LOG.md, 2026-11-26).
     """
     lr_at_reference = recipe.lr * (max(shape.setting.value, 1.0) / REFERENCE_L0) ** 0.25
     factor = min(MAX_GAIN_FACTOR, max(1.0, lr_at_reference / REFERENCE_LR))
@@ -206,7 +210,7 @@ def scale_controller_gains(recipe: Recipe, shape: Shape) -> Recipe:
 
 
 def recipe_from(saved: dict[str, Any]) -> Recipe:
-    """Return a saved recipe; unknown names are ignored and missing ones take the default's values."""
+    """Return the recipe in a saved config; unknown hyper-parameters are ignored, missing ones get their defaults."""
     known = base_recipe(TrainConfig())._asdict()
     return Recipe(**known | {name: value for name, value in saved.items() if name in known})
 
@@ -222,11 +226,11 @@ def learning_rate_at(recipe: Recipe, step: int, steps: int) -> float:
 
 
 def requested_l0_at(recipe: Recipe, setting: Setting, step: int) -> float:
-    """Return the L0 (or k) requested in `step` (0-based): annealed from a multiple of the setting's."""
+    """Return the L0 (or k) requested at `step` (0-based): annealed from `initial_l0_multiplier`·value to the value."""
     remaining = max(0.0, 1 - step / recipe.l0_anneal_steps) if recipe.l0_anneal_steps else 0.0
     return setting.value * recipe.initial_l0_multiplier**remaining
 
 
 def sparsity_warmup_share(recipe: Recipe, step: int) -> float:
-    """Return the share of λ in force at `step` (0-based)."""
+    """Return the factor of λ at `step` (0-based) in its linear warm-up: rises to 1."""
     return min(1.0, (step + 1) / recipe.sparsity_warmup_steps)

@@ -1,4 +1,4 @@
-"""An SAE that is used: encoding, decoding, saving and loading. It takes the LM's own activations."""
+"""Trained SAEs: encoding, decoding, saving and loading. Their inputs are the LM's activations without rescaling."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jumpahead.storage.tensors import read_tensors, write_tensors
 
 @final
 class SAE:
-    """A trained SAE, which takes the LM's own activations.
+    """A trained SAE. Its inputs are the LM's activations without rescaling.
 
     >>> sae = SAE.load("runs/demo/saes/layers.1.residual/4096/jumprelu/l0-16_seed-0")
     >>> f = sae.encode(x)       # [..., M], mostly zeros
@@ -41,32 +41,35 @@ class SAE:
         return self.arch.name
 
     def to(self, device: torch.device | str) -> SAE:
-        """Return the SAE on a device; itself if it is there already."""
+        """Return the SAE on a device; returns this object if it is on that device already."""
         params = {name: tensor.to(device) for name, tensor in self.params.items()}
         is_there = all(params[name] is tensor for name, tensor in self.params.items())
         return self if is_there else SAE(self.arch, params, self.about)
 
-    def _check(self, tensor: Tensor, size: int, what: str) -> None:
-        """Raise DataError unless the last dimension of a tensor is `size`."""
+    def _check_last_dimension(self, tensor: Tensor, size: int, label: str) -> None:
+        """Raise DataError unless the last dimension of a tensor is `size`. label: the tensor's name in the error."""
         if tensor.shape[-1] != size:
-            raise DataError(f"{what} must have {size} values in their last dimension, not {tensor.shape[-1]}.")
+            raise DataError(f"{label} must have {size} values in their last dimension, not {tensor.shape[-1]}.")
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return features f [..., M] of x [..., d]. Dense: for many tokens use `jumpahead.engine.encode`."""
-        self._check(x, self.d, "Activations for this SAE")
+        """Return the features f [..., M] of activations x [..., d], dense.
+
+        For many tokens use `jumpahead.engine.encode`, which returns sparse features.
+        """
+        self._check_last_dimension(x, self.d, "Activations for this SAE")
         return self.arch.activate(self.params, x @ self.params["W_enc"].T + self.params["b_enc"])
 
     def decode(self, f: Tensor) -> Tensor:
-        """Return reconstructions x̂ [..., d] of f [..., M]."""
-        self._check(f, self.width, "Features of this SAE")
+        """Return the reconstructions x̂ [..., d] decoded from features f [..., M]."""
+        self._check_last_dimension(f, self.width, "Features of this SAE")
         return f @ self.params["W_dec"] + self.params["b_dec"]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return decode(encode(x)): reconstructions [..., d] of x [..., d]."""
+        """Return the reconstructions decode(encode(x)) [..., d] of activations x [..., d]."""
         return self.decode(self.encode(x))
 
     def save(self, folder: Path | str) -> None:
-        """Write config.json and weights.safetensors into `folder`; the config last, as the mark of a complete SAE."""
+        """Write weights.safetensors and then config.json into `folder`; an SAE is complete once config.json exists."""
         files = SAEFolder(Path(folder))
         write_tensors(files.weights, self.params)
         config = {
@@ -107,5 +110,5 @@ _CONFIG_KEYS = {"schema", "architecture", "options", "setting", "recipe", "d", "
 
 
 def _options_from(kind: type[Architecture], saved: dict[str, Any]) -> Options:
-    """Return the options in a configuration; JSON's lists become tuples. Raises TypeError for an unknown option."""
+    """Return the options in a saved configuration, with lists as tuples. Raises TypeError for an unknown option."""
     return kind.Options(**{name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()})

@@ -1,4 +1,4 @@
-"""The straight-through estimator of a threshold (arXiv 2407.14435, section 3 and equations 11–12).
+"""Straight-through estimators for thresholds (arXiv 2407.14435, section 3 and equations 11–12).
 
     JumpReLU_θ(z) = z·H(z − θ)                      H(0) = 0
     ∂ JumpReLU_θ(z)/∂z := H(z − θ)                  the true derivative; `to_input` adds (θ/ε)·K((z − θ)/ε)
@@ -7,9 +7,9 @@
     ∂ H(z − θ)/∂θ      := −(1/ε)·K((z − θ)/ε)       pseudo-derivative
     K(u) = 1 for |u| < 1/2, else 0                  integrates to 1
 
-Units: z, θ and ε are pre-activations in the unit E‖x‖² = 1. Both functions take the *pre*-activation: applied to the
-feature after the jump, a step misses half of the window. These are the dense forms, for autograd; the engine's rule in
-`architectures/jumprelu.py` is the same mathematics on the support.
+Units: z, θ and ε are pre-activations in the unit E‖x‖² = 1. Both functions must be given the *pre*-activation: if H is
+applied to f = JumpReLU(z) instead, entries of the window below θ are lost. These are the dense functions, for autograd;
+`entry_gradients` in `architectures/jumprelu.py` computes the same gradients on the support.
 
 B = tokens, M = features.
 """
@@ -23,12 +23,12 @@ from torch import Tensor
 
 
 def rectangle(z: Tensor, theta: Tensor, epsilon: Tensor) -> Tensor:
-    """Return K((z − θ)/ε) as 0/1 in z's dtype, [B, M]: 1 for θ − ε/2 < z < θ + ε/2. z [B, M]; θ, ε [M]."""
+    """Return K((z − θ)/ε): 1 where θ − ε/2 < z < θ + ε/2, else 0; [B, M], dtype of z. z: [B, M]. θ, ε: [M]."""
     return ((z > theta - epsilon / 2) & (z < theta + epsilon / 2)).to(z.dtype)
 
 
 class JumpReLUFunction(torch.autograd.Function):
-    """z·H(z − θ), with the pseudo-derivative in θ, and if `to_input`, its negative in z."""
+    """z·H(z − θ) for autograd, with the pseudo-derivative in θ; if `to_input`, its negative is added to that in z."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, theta: Tensor, epsilon: Tensor, to_input: bool) -> Tensor:
@@ -46,7 +46,7 @@ class JumpReLUFunction(torch.autograd.Function):
 
 
 class StepFunction(torch.autograd.Function):
-    """H(z − θ), with the pseudo-derivative in θ and none in z."""
+    """H(z − θ) for autograd, with the pseudo-derivative in θ and derivative zero in z."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, theta: Tensor, epsilon: Tensor) -> Tensor:
@@ -62,10 +62,13 @@ class StepFunction(torch.autograd.Function):
 
 
 def jumprelu(z: Tensor, theta: Tensor, epsilon: Tensor, to_input: bool = False) -> Tensor:
-    """Return JumpReLU_θ(z), elementwise, [B, M]. z [B, M]; θ, ε [M]. to_input: the estimator trains z as well."""
+    """Return JumpReLU_θ(z), elementwise, [B, M].
+
+    z: [B, M] pre-activations. theta, epsilon: [M]. to_input: add the pseudo-derivative to the gradient of z too.
+    """
     return JumpReLUFunction.apply(z, theta, epsilon, to_input)
 
 
 def step(z: Tensor, theta: Tensor, epsilon: Tensor) -> Tensor:
-    """Return H(z − θ), elementwise, 0/1 [B, M]. z [B, M]; θ, ε [M]."""
+    """Return H(z − θ), elementwise: 0 or 1, [B, M]. z: [B, M] pre-activations. theta, epsilon: [M]."""
     return StepFunction.apply(z, theta, epsilon)

@@ -1,9 +1,9 @@
-"""Learned thresholds (arXiv 2407.14435), for architectures with f = π·H(π − θ).
+"""Base class of architectures with learned thresholds θ: f = π·H(π − θ) (arXiv 2407.14435).
 
     ∂f_j/∂θ_j := −(θ_j/ε_j)·K((π_j − θ_j)/ε_j)         the straight-through estimator, see ste.py
     ∂f_j/∂(log θ_j) = θ_j·∂f_j/∂θ_j                    `threshold_derivative`
 
-The trained vector is log θ or θ, as the recipe's `threshold_form` says.
+The trained vector is log θ or θ, depending on the recipe's `threshold_form`.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor
 from jumpahead.sae.architecture import Architecture
 from jumpahead.sae.controller import exp
 from jumpahead.sae.gradients import StepInputs, Thresholds
-from jumpahead.sae.parameters import Params, initial_parameters, quantile_for_l0
+from jumpahead.sae.parameters import Params, initial_parameters, threshold_for_l0
 from jumpahead.sae.recipe import Recipe, Shape, TrainConfig
-from jumpahead.sae.support import Above, Entries, Number
+from jumpahead.sae.support import AboveThreshold, Entries, Number
 
 MIN_INITIAL_THRESHOLD = 1e-3
 """The smallest initial θ of a feature."""
 
 
 class WithThreshold(Architecture):
-    """An architecture with f = π·H(π − θ)."""
+    """Base class of architectures with f = π·H(π − θ) and a learned threshold θ per feature."""
 
     settings = ("l0", "lambda")
     vectors = ("b_enc", "threshold")
@@ -40,7 +40,7 @@ class WithThreshold(Architecture):
         )
 
     @property
-    def trained(self) -> dict[str, float]:
+    def trained_vectors(self) -> dict[str, float]:
         return {"b_enc": 1.0, self.sparsity_parameter: self.recipe.threshold_lr_multiplier}
 
     @property
@@ -51,7 +51,7 @@ class WithThreshold(Architecture):
         params, pre = initial_parameters(d, width, generator, sample, self.recipe)
         start = self.recipe.initial_threshold
         if start is None:
-            start = max(quantile_for_l0(pre, self.initial_l0(width, d)), MIN_INITIAL_THRESHOLD)
+            start = max(threshold_for_l0(pre, self.initial_l0(width, d)), MIN_INITIAL_THRESHOLD)
         theta = torch.full((width,), start)
         return params | {self.sparsity_parameter: theta.log() if self.sparsity_parameter == "log_threshold" else theta}
 
@@ -63,19 +63,26 @@ class WithThreshold(Architecture):
             epsilon = torch.full_like(theta, self.recipe.bandwidth)
         return {"theta": theta, "epsilon": epsilon, "lower": theta - epsilon / 2, "upper": theta + epsilon / 2}
 
-    def selection(self, params: Params, derived: Params, step_inputs: StepInputs, *, training: bool) -> Above:
-        return Above(derived["lower"], (derived["theta"], derived["upper"])) if training else Above(derived["theta"])
+    def selection(self, params: Params, derived: Params, step_inputs: StepInputs, *, training: bool) -> AboveThreshold:
+        return (
+            AboveThreshold(derived["lower"], (derived["theta"], derived["upper"]))
+            if training
+            else AboveThreshold(derived["theta"])
+        )
 
     def values(self, entries: Entries, params: Params, derived: Params) -> tuple[Tensor, ...]:
         return (entries.pre * entries.between(derived["theta"]),)
 
-    def in_window(self, entries: Entries, derived: Params, weight: Tensor | None = None) -> Tensor:
-        """Return weight_j (1 if None) at entries within the window that trains θ, 0 elsewhere; like `pre`. weight
-        [M]."""
+    def window_mask(self, entries: Entries, derived: Params, weight: Tensor | None = None) -> Tensor:
+        """Return weight_j at entries in the window θ_j ± ε_j/2, in which entries train θ, and 0 at all other entries.
+
+        The result has the shape and dtype of `entries.pre`.
+        weight: [M]; if it is None, every weight is 1.
+        """
         return entries.between(derived["lower"], derived["upper"], weight)
 
     def threshold_derivative(self, derived: Params) -> Tensor:
-        """Return ∂θ/∂(the trained vector), [M]: θ if that is log θ, else 1."""
+        """Return the derivative of θ with respect to the trained vector, [M]: θ if log θ is trained, else 1."""
         return derived["theta"] if self.sparsity_parameter == "log_threshold" else torch.ones_like(derived["theta"])
 
     def activate(self, params: Params, pre: Tensor) -> Tensor:
@@ -110,7 +117,7 @@ class WithThreshold(Architecture):
             params["threshold"] *= exp(shift)
 
     def median_threshold(self, params: Params, power: int = 1) -> Number:
-        """Return (median θ)^power."""
+        """Return (median of θ over features)^power."""
         middle = params[self.sparsity_parameter].median().double()
         return (power * middle).exp() if self.sparsity_parameter == "log_threshold" else middle**power
 

@@ -1,4 +1,4 @@
-"""Files: atomic writes, JSON, safetensors, digests, locks, and where everything of a run lies. No torch at import.
+"""Atomic writes, JSON, safetensors, digests, locks, and the folder layout of runs. No torch at import.
 
 `layout.py` is the only file that knows file names. Nothing is unpickled, and every path inside a JSON file is relative.
 """

@@ -11,5 +11,5 @@ RUN_COMMAND = "jumpahead run"
 
 
 def missing_artefact_error(path: Path, made_by: str) -> ArtefactError:
-    """Return the error for a file that does not exist; made_by: the command that makes it."""
+    """Return the error for an artefact that does not exist. made_by: the command that writes the artefact."""
     return ArtefactError(f"{path} does not exist: `{made_by}` makes it.")

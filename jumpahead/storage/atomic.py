@@ -20,7 +20,7 @@ _counter = itertools.count()
 def write_atomic(path: str | os.PathLike[str], content: bytes | str | Callable[[Path], object]) -> Path:
     """Write a file atomically and return its path.
 
-    content: bytes, a text (written as UTF-8), or a function that writes the file at the path it is given.
+    content: bytes, a text (written as UTF-8), or a function that takes a temporary path and writes a file there.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str | Callable[[
 
 
 def _fsync_folder(folder: Path) -> None:
-    """Flush a folder to the disk, so that a rename in it survives a power failure. Does nothing on Windows."""
+    """Flush a folder to the disk, so that a rename in the folder survives a power failure. Do nothing on Windows."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -50,16 +50,16 @@ def _fsync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def remove_temporaries(folder: str | os.PathLike[str], except_below: Path | None = None) -> int:
-    """Remove the temporary files below `folder`, except those below `except_below`; return how many."""
-    found = [path for path in Path(folder).rglob(f".*{TEMPORARY_MARK}*") if path.is_file()]
-    found = [path for path in found if except_below is None or except_below not in path.parents]
-    for path in found:
+def remove_temporary_files(folder: str | os.PathLike[str], except_below: Path | None = None) -> int:
+    """Remove temporary files below `folder`, but not below `except_below`; return the number of removed files."""
+    files = [path for path in Path(folder).rglob(f".*{TEMPORARY_MARK}*") if path.is_file()]
+    files = [path for path in files if except_below is None or except_below not in path.parents]
+    for path in files:
         path.unlink(missing_ok=True)
-    return len(found)
+    return len(files)
 
 
-def remove_temporaries_of(path: Path) -> None:
-    """Remove the temporary files of one file. The caller must be the only process that writes that file."""
+def remove_temporary_files_of(path: Path) -> None:
+    """Remove the temporary files that `write_atomic(path, …)` left. No other process may be writing `path`."""
     for temporary in path.parent.glob(f".{path.name}{TEMPORARY_MARK}*"):
         temporary.unlink(missing_ok=True)

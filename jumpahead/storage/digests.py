@@ -19,7 +19,7 @@ def digest_bytes(content: bytes | str) -> str:
 
 
 def digest_json(value: Any) -> str:
-    """Return the SHA-256 of canonical JSON, with sorted keys. Raises ValueError if a number is not finite."""
+    """Return the SHA-256 of a value as compact JSON with sorted keys. Raises ValueError if a number is not finite."""
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=json_default
     )
@@ -27,7 +27,7 @@ def digest_json(value: Any) -> str:
 
 
 def digest_file(path: str | os.PathLike[str], *, made_by: str = RUN_COMMAND) -> str:
-    """Return the SHA-256 of a file. Raises ArtefactError if it does not exist. made_by: the command that makes it."""
+    """Return the SHA-256 of a file. Raises ArtefactError, which names the command `made_by`, if the file is missing."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -36,7 +36,7 @@ def digest_file(path: str | os.PathLike[str], *, made_by: str = RUN_COMMAND) -> 
 
 
 def has_inputs(path: str | os.PathLike[str], inputs: str) -> bool:
-    """Return whether a JSON file records this digest as its "inputs"; False if the file is missing or torn."""
+    """Return True if the "inputs" of a JSON file are this digest; False if the file is missing or is not valid JSON."""
     try:
         return read_json(path).get("inputs") == inputs
     except ArtefactError:

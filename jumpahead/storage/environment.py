@@ -11,7 +11,7 @@ from typing import Any
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return versions and hardware, without importing the packages, and without the machine's name or paths."""
+    """Return package versions and hardware. No package is imported; the host name and paths are left out."""
     versions = {"python": platform.python_version()}
     for package in ("jumpahead", "torch", "transformers", "numpy", "numba", "safetensors"):
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""Folders and disks: linking and removing files, and the free space."""
+"""Hard-link and remove files, and measure the free space of a disk."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def hard_link_files(folder: str | os.PathLike[str], target: str | os.PathLike[str], *, skip: str) -> None:
-    """Hard-link the files of `folder` into `target`, except the one named `skip`; copy them if the disk has no links.
+    """Hard-link the files of `folder` into `target`, except the file named `skip`.
 
-    This is safe because files are always replaced as a whole, never modified.
+    Files are copied if the file system has no hard links. Links are safe because files are replaced, never modified.
     """
     Path(target).mkdir(parents=True, exist_ok=True)
     for path in sorted(path for path in Path(folder).iterdir() if path.name != skip):
@@ -32,6 +32,6 @@ def remove_path(path: str | os.PathLike[str]) -> None:
 
 
 def free_disk_bytes(folder: str | os.PathLike[str]) -> int:
-    """Return the free bytes of the disk that a folder, which need not exist yet, is on."""
+    """Return the free bytes of the disk that will hold `folder`. The folder need not exist yet."""
     resolved = Path(folder).resolve()
     return shutil.disk_usage(next(path for path in (resolved, *resolved.parents) if path.exists())).free

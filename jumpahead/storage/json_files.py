@@ -15,12 +15,12 @@ from jumpahead.storage.atomic import write_atomic
 
 
 def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = 2) -> Path:
-    """Write a value as `to_json` converts it; return the path."""
+    """Write a value as JSON, converted by `to_json`, atomically; return the path."""
     return write_atomic(path, to_json(value, indent) + "\n")
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Return JSON text. numpy and torch values become lists and numbers, NaN and ±inf become null."""
+    """Return a value as JSON text. Arrays and tensors become lists or numbers; NaN and ±inf become null."""
     separators = (",", ":") if indent is None else None
     try:
         return json.dumps(
@@ -32,7 +32,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def json_default(value: Any) -> Any:
-    """Return a JSON value for what `json` cannot write: arrays, tensors, objects with `to_json`, relative paths."""
+    """Convert an array, a tensor, an object with a `to_json` method, or a relative path to a JSON value."""
     if hasattr(value, "tolist"):  # numpy arrays and numbers, torch tensors
         return value.tolist()
     if hasattr(value, "to_json"):
@@ -44,7 +44,7 @@ def json_default(value: Any) -> Any:
 
 
 def _nan_to_null(value: Any) -> Any:
-    """Return a JSON value with None in place of every number that is not finite."""
+    """Return a copy of a JSON value in which every NaN or ±inf is replaced by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -57,7 +57,8 @@ def _nan_to_null(value: Any) -> Any:
 def read_json(path: str | os.PathLike[str], schema: str | None = None, *, made_by: str = RUN_COMMAND) -> dict[str, Any]:
     """Return the object in a JSON file.
 
-    Raises ArtefactError if the file is missing, torn, or has another "schema". made_by: the command that makes it.
+    Raises ArtefactError if the file is missing, is not a JSON object, or its "schema" is not `schema` (if given).
+    made_by: the command that writes the file; error messages name the command.
     """
     path = Path(path)
     try:
@@ -80,7 +81,10 @@ def read_json(path: str | os.PathLike[str], schema: str | None = None, *, made_b
 
 
 def read_json_lines(path: str | os.PathLike[str], *, made_by: str = RUN_COMMAND) -> list[dict[str, Any]]:
-    """Return the records of a JSONL file without a torn last line. Raises ArtefactError if another line is torn."""
+    """Return the records of a JSONL file. An incomplete last line (no newline) is skipped.
+
+    Raises ArtefactError if the file is missing or another line is not valid JSON.
+    """
     path = Path(path)
     try:
         text = path.read_bytes().decode("utf-8", "replace")
@@ -88,7 +92,7 @@ def read_json_lines(path: str | os.PathLike[str], *, made_by: str = RUN_COMMAND)
         raise missing_artefact_error(path, made_by) from exc
     lines = text.split("\n")
     records = []
-    for number, line in enumerate(lines[:-1], start=1):  # text after the last newline is a torn record
+    for number, line in enumerate(lines[:-1], start=1):  # text after the last newline is an incomplete record
         try:
             records.append(json.loads(line))
         except ValueError as exc:
@@ -99,5 +103,5 @@ def read_json_lines(path: str | os.PathLike[str], *, made_by: str = RUN_COMMAND)
 
 
 def write_json_lines(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> Path:
-    """Write a JSONL file, replacing it as a whole, and return its path."""
+    """Write records as a JSONL file, atomically, replacing an existing file; return the path."""
     return write_atomic(path, "".join(to_json(record) + "\n" for record in records))

@@ -1,11 +1,11 @@
-"""Where everything lies: the only file that knows file names.
+"""The folder layout of a run. File names are defined in this module alone.
 
 runs/NAME/                      RunPaths(folder)
   manifest.json                 versions, hardware, digests of inputs; its presence makes the folder a run
   study.toml                    the resolved study
   precision.json                the dtype that `lm.dtype = "fast"` resolved to, and why
   checks.json                   the checks that the language model passed before it was used
-  warm_starts.json              digest inputs of the SAEs that series were warm-started from
+  warm_starts.json              digest inputs of the SAEs that provided initial weights
   stdin.txt                     the text, if it came from standard input
   tokens/  activations/         shards
   saes/<site>/<width>/<series>/<setting>_seed-<s>[_stream-<t>]/        SAEFolder
@@ -28,43 +28,46 @@ SettingLike = Mapping[str, Any] | tuple[str, float]
 
 
 def setting_text(setting: SettingLike) -> str:
-    """Return `l0-16`, `lambda-0.0006` or `k-32`: the part of a folder's name that differs between settings."""
+    """Return a sparsity setting as text for folder names, such as `l0-16`, `lambda-0.0006` or `k-32`."""
     kind, value = (setting["kind"], setting["value"]) if isinstance(setting, Mapping) else setting
     return f"{kind}-{_shortest_decimal(value)}"
 
 
 def _shortest_decimal(value: float) -> str:
-    """Return the shortest decimal text that reads back as `value`, without `.0`."""
+    """Return the shortest decimal text that parses to `value`; integers have no `.0`."""
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
 
 
 def sae_key(site: str, width: int, series: str, setting: SettingLike, sae_seed: int, stream_seed: int = 0) -> str:
-    """Return the path of an SAE's folder relative to the run, with `/` between its parts."""
+    """Return the path of an SAE's folder relative to the run's folder, separated by `/`.
+
+    series: name of the series (an architecture with its options).
+    """
     last = f"{setting_text(setting)}_seed-{sae_seed}" + (f"_stream-{stream_seed}" if stream_seed else "")
     return "/".join(("saes", require_safe_name(site), str(width), require_safe_name(series), last))
 
 
 def require_safe_name(name: str) -> str:
-    """Return `name` unchanged. Raises ArtefactError if it cannot be the name of one folder."""
+    """Return `name` unchanged. Raises ArtefactError if it is not a safe name for a single folder."""
     if not name or name.startswith(".") or any(not (c.isalnum() or c in "._-") for c in name) or not name.isascii():
         raise ArtefactError(f"{name!r} cannot be a folder's name: use letters, digits, '.', '_' and '-'.")
     return name
 
 
 class SAEFolder(NamedTuple):
-    """The files of one SAE. `config.json` is written last: it marks the SAE as trained, from the inputs it names."""
+    """The files of one SAE. `config.json`, with the digest of the inputs, is written last and marks it as trained."""
 
     path: Path
     """The folder."""
 
     @property
     def config(self) -> Path:
-        """Return the path of the SAE's description: architecture, recipe, site, digest of its inputs."""
+        """Return the path of the JSON file with the SAE's architecture, recipe, site and digest of inputs."""
         return self.path / "config.json"
 
     @property
     def weights(self) -> Path:
-        """Return the path of the parameters, which take the language model's own activations."""
+        """Return the path of the SAE's parameters, which apply to activations in the language model's unit."""
         return self.path / "weights.safetensors"
 
     @property
@@ -79,15 +82,15 @@ class SAEFolder(NamedTuple):
 
     @property
     def checkpoint(self) -> Path:
-        """Return the folder of the training state; it is empty or absent once training is done."""
+        """Return the folder of the training checkpoint, which is empty or absent once training is done."""
         return self.path / "checkpoint"
 
     def is_done(self, inputs: str) -> bool:
-        """Return whether the SAE is trained and saved, from these inputs (a digest)."""
+        """Return True if the SAE is trained and saved, and its config records the digest `inputs`."""
         return has_inputs(self.config, inputs) and self.weights.is_file()
 
     def is_evaluated(self, inputs: str) -> bool:
-        """Return whether the SAE is evaluated, from these inputs (a digest of the SAE and the evaluation settings)."""
+        """Return True if evaluation.json records `inputs`, the digest of the SAE and of the evaluation's options."""
         return has_inputs(self.evaluation, inputs)
 
 
@@ -99,12 +102,12 @@ class RunPaths:
 
     @property
     def name(self) -> str:
-        """Return the run's name, which is its folder's."""
+        """Return the name of the run: the name of its folder."""
         return self.folder.resolve().name
 
     @property
     def lock_file(self) -> Path:
-        """Return the path of the file that is locked by the process that writes the run."""
+        """Return the path of the lock file, which a process locks while it writes the run."""
         return self.folder / ".lock"
 
     @property
@@ -114,22 +117,22 @@ class RunPaths:
 
     @property
     def manifest(self) -> Path:
-        """Return the path of the file that says which versions and which hardware made the run."""
+        """Return the path of the manifest: versions, hardware, and digests of the run's inputs."""
         return self.folder / "manifest.json"
 
     @property
     def precision(self) -> Path:
-        """Return the path of the decision for the language model's dtype."""
+        """Return the path of the record of the dtype that `lm.dtype = "fast"` resolved to."""
         return self.folder / "precision.json"
 
     @property
     def checks(self) -> Path:
-        """Return the path of the record of the language model's checks."""
+        """Return the path of the record of the checks that the language model passed."""
         return self.folder / "checks.json"
 
     @property
     def warm_starts(self) -> Path:
-        """Return the path of the digest inputs of warm-start SAEs, kept in case those are deleted."""
+        """Return the path of the digest inputs of warm-start SAEs, which remain if the SAEs are deleted."""
         return self.folder / "warm_starts.json"
 
     @property
@@ -139,22 +142,22 @@ class RunPaths:
 
     @property
     def tokens(self) -> Path:
-        """Return the folder of tokens; `text/contexts.py` knows what is inside."""
+        """Return the folder of tokens, written and read by `text/contexts.py`."""
         return self.folder / "tokens"
 
     @property
     def tokens_provenance(self) -> Path:
-        """Return the path of the inputs that the tokens were made from, kept in case those are deleted."""
+        """Return the path of the record of the text and tokenizer that the tokens were computed from."""
         return self.tokens / "provenance.json"
 
     @property
     def activations(self) -> Path:
-        """Return the folder of activations; the origin of activations knows what is inside."""
+        """Return the folder of activations, written and read by the origin of activations (activations/origins/)."""
         return self.folder / "activations"
 
     @property
     def frontier(self) -> Path:
-        """Return the path of the frontier: the metrics of all SAEs, and comparisons."""
+        """Return the path of frontier.json: the metrics of all SAEs and comparisons between series."""
         return self.folder / "frontier.json"
 
     @property
@@ -173,19 +176,19 @@ class RunPaths:
         return self.folder / "features"
 
     def sae_folder(self, key: str) -> SAEFolder:
-        """Return the folder of the SAE with this `sae_key`, whether or not it exists."""
+        """Return the `SAEFolder` for a key from `sae_key`. The folder need not exist."""
         return SAEFolder(self.resolve(key))
 
     def saved_saes(self) -> list[SAEFolder]:
-        """Return every SAE that has been saved, in the order of paths."""
+        """Return the folders of all saved SAEs, sorted by path."""
         return [SAEFolder(path.parent) for path in sorted(self.folder.glob("saes/*/*/*/*/config.json"))]
 
     def relative(self, path: str | os.PathLike[str]) -> str:
-        """Return a path inside the run as JSON files hold it: relative to the run, with `/`."""
+        """Return a path inside the run as text, relative to the run's folder and separated by `/`."""
         return Path(path).relative_to(self.folder).as_posix()
 
     def resolve(self, relative: str) -> Path:
-        """Return the path for a text from `relative`. Raises ArtefactError if it leads out of the run."""
+        """Return the path for a relative path as text. Raises ArtefactError if the path leads out of the run."""
         parts = PurePosixPath(relative)
         if parts.is_absolute() or ".." in parts.parts or "\\" in relative or ":" in relative:
             raise ArtefactError(

@@ -1,4 +1,4 @@
-"""Locks between processes: the writer of a folder holds a lock file in it; others are refused, and told who holds it.
+"""Lock files between processes: one process at a time writes a folder; an error names the process that holds the lock.
 
 The library `filelock` opens the lock file without following links, truncates nothing and leaves the file in place. The
 operating system releases the lock of a killed process. The holder's process id and host are written beside the lock
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 POLL_S = 0.2  # seconds between two attempts while waiting
-_IS_LINK = {errno.ELOOP, errno.EMLINK}  # what systems answer to O_NOFOLLOW on a symbolic link
+_IS_LINK = {errno.ELOOP, errno.EMLINK}  # errors of opening a symbolic link with O_NOFOLLOW
 _NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # network file systems without locks
 
 
@@ -33,8 +33,8 @@ def hold_lock(
 ) -> Iterator[None]:
     """Hold the lock file `path`, which protects (a part of) `folder`, until the `with` block ends.
 
-    While another process holds it, wait up to `wait_s` seconds, and call `on_wait` once when the wait begins. Raises
-    ArtefactError, naming the holder, if the lock is still held then.
+    While another process holds the lock, wait up to `wait_s` seconds, and call `on_wait` once when the wait begins.
+    Raises ArtefactError, naming the holder, if the lock is still held after `wait_s` seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = _acquire(path, folder, wait_s, on_wait)
@@ -47,7 +47,7 @@ def hold_lock(
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether another process, or another `hold_lock` of this process, holds the lock file."""
+    """Return True if another process, or another `hold_lock` call of this process, holds the lock file."""
     try:
         _acquire(path, path).release()
     except ArtefactError:
@@ -56,12 +56,15 @@ def is_locked(path: Path) -> bool:
 
 
 def holder_path(path: Path) -> Path:
-    """Return the file beside a lock file that names its holder."""
+    """Return the path of the JSON file with the process id and host of the process that holds the lock file."""
     return path.with_name(f"{path.name}.holder")
 
 
 def _acquire(path: Path, folder: Path, wait_s: float = 0, on_wait: Callable[[], None] = lambda: None) -> BaseFileLock:
-    """Return the acquired lock. Raises ArtefactError if it is held for longer than `wait_s`, or is a link."""
+    """Acquire the lock file `path` and return the lock, waiting up to `wait_s` seconds.
+
+    Raises ArtefactError if another process still holds the lock, or if the lock file is a symbolic link.
+    """
     from filelock import FileLock, Timeout
 
     lock: BaseFileLock = FileLock(path, timeout=0, thread_local=False, poll_interval=POLL_S, fallback_to_soft=False)
@@ -85,7 +88,10 @@ def _acquire(path: Path, folder: Path, wait_s: float = 0, on_wait: Callable[[], 
 
 
 def _acquire_now(lock: BaseFileLock) -> BaseFileLock:
-    """Return `lock`, acquired; on a file system without locks, a lock whose file exists while it is held."""
+    """Acquire `lock` and return it. If the file system has no locks, return a `SoftFileLock` (the file's existence).
+
+    Raises filelock.Timeout if another process holds the lock.
+    """
     from filelock import SoftFileLock, Timeout
 
     try:
@@ -101,7 +107,7 @@ def _acquire_now(lock: BaseFileLock) -> BaseFileLock:
 
 
 def _holder(path: Path) -> str:
-    """Return who holds a lock: `process 4711 on host`, or `another process` if that is not known."""
+    """Return text for the process that holds a lock: `process 4711 on host`, or `another process` if unknown."""
     try:
         known = read_json(holder_path(path))
         pid, host = int(known["pid"]), str(known["host"])
@@ -113,7 +119,7 @@ def _holder(path: Path) -> str:
 
 
 def _is_alive(pid: int) -> bool:
-    """Return whether a process of this machine is running."""
+    """Return True if a process with this id is running on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""A run's folder: create, open and lock it, and record which study, versions and hardware made it."""
+"""A run's folder: create, open and lock it, and record the study, the versions and the hardware."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from jumpahead.errors import ArtefactError
 from jumpahead.storage.artefacts import RUN_COMMAND
-from jumpahead.storage.atomic import TEMPORARY_MARK, remove_temporaries, write_atomic
+from jumpahead.storage.atomic import TEMPORARY_MARK, remove_temporary_files, write_atomic
 from jumpahead.storage.digests import digest_bytes
 from jumpahead.storage.environment import describe_environment
 from jumpahead.storage.json_files import read_json, write_json
@@ -22,16 +22,16 @@ RUN_SCHEMA = "jumpahead.run/1"
 
 
 class Run(RunPaths):
-    """A run's folder. `Run.create` makes or continues one; `Run.open` takes one that must exist."""
+    """The folder of a run. `Run.create` creates or continues a run; `Run.open` opens an existing run."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         super().__init__(folder)
         self._held = contextlib.ExitStack()
-        self._depth = 0  # of nested `lock`s
+        self._depth = 0  # number of nested `lock` contexts
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Run:
-        """Return a run that exists, finished or not. Raises ArtefactError if `folder` is not a run."""
+        """Return an existing run, finished or not. Raises ArtefactError if `folder` is missing or is not a run."""
         run = cls(folder)
         if not run.folder.exists():
             raise ArtefactError(f"{folder} does not exist: `jumpahead run STUDY --out {folder}` makes it.")
@@ -44,14 +44,20 @@ class Run(RunPaths):
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], study: str) -> Run:
-        """Return a new run, or the one that is there, after writing the resolved study (TOML) into it."""
+        """Return the run in `folder`, created if absent, after writing the resolved study into the run.
+
+        study: TOML text.
+        """
         run = cls(folder)
         with run.lock():
             run.record_study(study)
         return run
 
     def record_study(self, study: str) -> None:
-        """Write the manifest and the resolved study; to be called under `lock`. Earlier versions are kept."""
+        """Write the manifest and the resolved study (TOML text). The caller must hold the run's lock.
+
+        Package versions and hardware of earlier sessions stay in the manifest, under "earlier".
+        """
         known = read_json(self.manifest, RUN_SCHEMA) if self.manifest.exists() else {}
         now, earlier = describe_environment(), known.get("earlier", [])
         before = {key: known[key] for key in now if key in known}
@@ -63,7 +69,10 @@ class Run(RunPaths):
 
     @contextlib.contextmanager
     def session(self, study: str) -> Iterator[None]:
-        """Hold the lock and record the study (TOML); remove the run at the end if nothing else was written."""
+        """Hold the run's lock and record the study (TOML text).
+
+        At the end of the `with` block, remove the run if nothing but the study was written.
+        """
         with self.lock():
             self.record_study(study)
             try:
@@ -72,18 +81,18 @@ class Run(RunPaths):
                 self.remove_if_unused()
 
     def remove_if_unused(self) -> None:
-        """Remove the run if it holds nothing but its study, after a failed start; to be called under `lock`."""
+        """Remove the run's folder if it holds only records from the start of a run. The caller must hold the lock."""
         files = (self.manifest, self.study, self.precision, self.checks, self.warm_starts, self.stdin)
         if self.folder.is_dir() and self._file_names() <= {file.name for file in files}:
             shutil.rmtree(self.folder)
 
     def _file_names(self) -> set[str]:
-        """Return the names of the files and folders in the run, without those of its lock."""
+        """Return the names of the files and folders in the run's folder, except lock files."""
         locks = {self.lock_file.name, holder_path(self.lock_file).name}
         return {path.name for path in self.folder.iterdir() if path.name not in locks}
 
     def _has_foreign_files(self) -> bool:
-        """Return whether a folder without a manifest holds files that this package did not write."""
+        """Return True if the folder holds files other than locks and temporary files, or if its path is a file."""
         if not self.folder.is_dir():
             return self.folder.exists()
         return any(TEMPORARY_MARK not in name for name in self._file_names())
@@ -93,7 +102,7 @@ class Run(RunPaths):
         return read_json(self.manifest, RUN_SCHEMA)
 
     def update_manifest(self, **fields: Any) -> dict[str, Any]:
-        """Add or replace top-level fields of manifest.json; return its whole content."""
+        """Add or replace top-level fields of manifest.json; return the updated content."""
         known = read_json(self.manifest, RUN_SCHEMA) if self.manifest.exists() else {}
         known.update(fields)
         write_json(self.manifest, known)
@@ -101,17 +110,17 @@ class Run(RunPaths):
 
     @contextlib.contextmanager
     def lock(self, wait_s: float = 0, on_wait: Callable[[], None] = lambda: None) -> Iterator[Run]:
-        """Hold the run's lock while this process writes it; may be nested on one object.
+        """Hold the run's lock until the `with` block ends. Calls on the same object may be nested.
 
-        While another process holds it, wait up to `wait_s` seconds, and call `on_wait` once when the wait begins.
-        Raises ArtefactError, naming the holder, if the lock is still held then. Temporary files that a killed process
-        left are removed.
+        While another process holds the lock, wait up to `wait_s` seconds, and call `on_wait` once when the wait begins.
+        Raises ArtefactError, naming the holder, if the lock is still held after `wait_s` seconds. Remove temporary
+        files that a killed process left.
         """
         if self._depth == 0:
             if not self.manifest.exists() and self._has_foreign_files():
                 raise ArtefactError(f"{self.folder} is not empty and is not a run: name another folder with --out.")
             self._held.enter_context(hold_lock(self.lock_file, self.folder, wait_s, on_wait))
-            remove_temporaries(self.folder, except_below=self.activations)  # other processes may be writing there
+            remove_temporary_files(self.folder, except_below=self.activations)  # other processes may be writing there
         self._depth += 1
         try:
             yield self

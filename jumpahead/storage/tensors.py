@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 def write_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor | np.ndarray], info: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write torch tensors or numpy arrays (not both) as one safetensors file with their checksums; return its path.
+    """Write torch tensors or numpy arrays (not both) to a safetensors file with checksums; return the path.
 
-    info: JSON for the header, which `read_tensors_info` reads. The same tensors and info give the same bytes.
+    info: JSON values for the header, read by `read_tensors_info`. Equal tensors and info give equal bytes.
     """
     is_numpy = all(type(value).__module__.startswith("numpy") for value in tensors.values())
     if is_numpy:
@@ -53,46 +53,46 @@ def _checksum(value: Any) -> int:
 
 
 def read_tensors(path: str | os.PathLike[str], *, made_by: str = RUN_COMMAND) -> dict[str, Tensor]:
-    """Return the torch tensors of a safetensors file, each in aligned memory of its own.
+    """Return the torch tensors of a safetensors file by name, each in separate, aligned memory.
 
-    Raises ArtefactError if the file is missing, torn, or does not match its checksums (files of others have none).
-    made_by: the command that makes the file.
+    Raises ArtefactError if the file is missing or damaged. Checksums are verified if this package wrote the file.
+    made_by: the command that writes the file; error messages name the command.
     """
     return dict(_read_values(Path(path), "pt", made_by))
 
 
 def read_arrays(path: str | os.PathLike[str], *, made_by: str = RUN_COMMAND) -> dict[str, np.ndarray]:
-    """Return the tensors of a safetensors file as numpy arrays, without importing torch; see `read_tensors`."""
+    """Return the tensors of a safetensors file as numpy arrays. Like `read_tensors`, but torch is not imported."""
     return dict(_read_values(Path(path), "numpy", made_by))
 
 
 def read_tensors_info(path: str | os.PathLike[str], *, made_by: str = RUN_COMMAND) -> dict[str, Any]:
-    """Return the `info` that was written with the tensors; {} for a file of another library."""
+    """Return the `info` that `write_tensors` stored in the header; {} if another library wrote the file."""
     with _open_safetensors(Path(path), "numpy", made_by) as file:
         return _own_metadata(file).get("info", {})
 
 
 def map_array(path: str | os.PathLike[str], key: str, *, made_by: str = RUN_COMMAND) -> np.ndarray:
-    """Return one memory-mapped array of a safetensors file, for arrays that are too large to load.
+    """Return the array `key` of a safetensors file as a read-only memory map, for arrays too large to load.
 
-    Its checksum is not verified. Raises ArtefactError if the file is missing or torn.
+    The checksum is not verified. Raises ArtefactError if the file is missing or damaged.
     """
     import numpy as np
 
     path = Path(path)
-    with _open_safetensors(path, "numpy", made_by) as file:  # raises if the file is torn
+    with _open_safetensors(path, "numpy", made_by) as file:  # raises if the file is damaged
         dtype = file.get_slice(key)[:0].dtype
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        about = json.loads(file.read(length))[key]
-    shape = tuple(about["shape"])
+        entry = json.loads(file.read(length))[key]
+    shape = tuple(entry["shape"])
     if 0 in shape:  # an empty array cannot be mapped
         return np.empty(shape, dtype)
-    return np.memmap(path, dtype, "r", offset=8 + length + about["data_offsets"][0], shape=shape)
+    return np.memmap(path, dtype, "r", offset=8 + length + entry["data_offsets"][0], shape=shape)
 
 
 def _read_values(path: Path, framework: str, made_by: str) -> Iterator[tuple[str, Any]]:
-    """Yield names and verified values, sorted by name. framework: `pt` or `numpy`."""
+    """Yield (name, tensor) pairs sorted by name, after verifying the checksums. framework: `pt` or `numpy`."""
     with _open_safetensors(path, framework, made_by) as file:
         checksums = _own_metadata(file).get("crc32", {})
         for key in sorted(file.keys()):
@@ -109,7 +109,7 @@ def _read_values(path: Path, framework: str, made_by: str) -> Iterator[tuple[str
 
 @contextlib.contextmanager
 def _open_safetensors(path: Path, framework: str, made_by: str) -> Iterator[Any]:
-    """Open a safetensors file. Raises ArtefactError if it is missing or torn."""
+    """Open a safetensors file for the `with` block. Raises ArtefactError if the file is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     if not path.exists():
@@ -126,6 +126,6 @@ def _open_safetensors(path: Path, framework: str, made_by: str) -> Iterator[Any]
 
 
 def _own_metadata(file: Any) -> dict[str, Any]:
-    """Return the checksums and the info in a file's header; {} for a file of another library."""
+    """Return the header entry with `crc32` and `info`; {} if another library wrote the file."""
     text = (file.metadata() or {}).get("jumpahead")
     return json.loads(text) if text else {}

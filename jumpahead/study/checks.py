@@ -8,7 +8,7 @@ from typing import Any
 
 from jumpahead.activations.config import canonical_site
 from jumpahead.activations.origins import ORIGINS
-from jumpahead.errors import ArtefactError, SiteError, StudyError, nearest
+from jumpahead.errors import ArtefactError, SiteError, StudyError, did_you_mean
 from jumpahead.lm.model_shape import read_model_shape
 from jumpahead.lm.sites import parse_site
 from jumpahead.sae.architectures import ARCHITECTURES
@@ -49,7 +49,7 @@ def _check_names(study: Study) -> None:
     if study.activations.origin not in ORIGINS.names():
         raise StudyError(
             f"'activations.origin' is '{study.activations.origin}', and there is no such origin."
-            f"{nearest(study.activations.origin, ORIGINS.names())}"
+            f"{did_you_mean(study.activations.origin, ORIGINS.names())}"
         )
 
 
@@ -90,7 +90,7 @@ def _check_series(series: Series, width: int) -> None:
     if series.architecture not in ARCHITECTURES.names():
         raise StudyError(
             f"series '{series.name}' asks for the architecture '{series.architecture}', which does not exist."
-            f"{nearest(series.architecture, ARCHITECTURES.names())}"
+            f"{did_you_mean(series.architecture, ARCHITECTURES.names())}"
         )
     architecture, given = ARCHITECTURES.get(series.architecture), series.settings_by_kind
     accepted = architecture.settings

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
-from jumpahead.errors import JumpaheadError, StudyError, nearest
+from jumpahead.errors import JumpaheadError, StudyError, did_you_mean
 from jumpahead.study.checks import check_files, check_sites, check_study
 from jumpahead.study.messages import study_sentence
 from jumpahead.study.resolve import check_origin_options, resolve_series
@@ -96,7 +96,7 @@ def _series_called(series: list[Any], part: str, text: str) -> dict[str, Any]:
     for candidates in (names, architectures, [str(i) for i in range(len(series))]):
         if candidates.count(part) == 1:
             return series[candidates.index(part)]
-    raise StudyError(f"--set {text}: there is no series '{part}'.{nearest(part, names)}")
+    raise StudyError(f"--set {text}: there is no series '{part}'.{did_you_mean(part, names)}")
 
 
 def _toml_value(text: str) -> Any:

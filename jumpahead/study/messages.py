@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from jumpahead.errors import nearest
+from jumpahead.errors import did_you_mean
 from jumpahead.study.tables import model_of
 
 _LIMITS = {
@@ -48,7 +48,7 @@ def table_sentence(error: ValidationError, key: str, names: Sequence[str]) -> st
     found = first_error(error)
     name = ".".join(str(part) for part in found["loc"])
     if found["type"] == "extra_forbidden":
-        return f"there is no key '{key}.{name}'." + (nearest(name, names) if names else " There are no options.")
+        return f"there is no key '{key}.{name}'." + (did_you_mean(name, names) if names else " There are no options.")
     return value_sentence(found, f"{key}.{name}")
 
 
@@ -93,7 +93,7 @@ def _key_hint(loc: tuple[int | str, ...], root: type[BaseModel]) -> str:
     """Return a hint for an unknown key: the table that has it, or the nearest key of the table it stands in."""
     tables = ["", *(f"{table}." for table in _keys_at((), root))]
     elsewhere = [f"{table}{loc[-1]}" for table in tables if loc[-1] in _keys_at((table[:-1],) if table else (), root)]
-    return f" Did you mean '{elsewhere[0]}'?" if elsewhere else nearest(str(loc[-1]), _keys_at(loc[:-1], root))
+    return f" Did you mean '{elsewhere[0]}'?" if elsewhere else did_you_mean(str(loc[-1]), _keys_at(loc[:-1], root))
 
 
 def _model_at(loc: Iterable[int | str], root: type[BaseModel]) -> type[BaseModel] | None:

@@ -22,8 +22,8 @@ def resolve_series(series: Series) -> Series:
     key, kind = f"series.{series.name}", ARCHITECTURES.get(series.architecture).Options
     options = _validate(kind, series.options, f"{key}.options")
     for setting_kind in series.settings_by_kind:
-        if objection := kind(**dict(options)).objection(setting_kind):
-            raise StudyError(f"series '{series.name}': {objection}")
+        if contradiction := kind(**dict(options)).contradiction(setting_kind):
+            raise StudyError(f"series '{series.name}': {contradiction}")
     recipe = resolve_recipe(series.recipe, f"{key}.recipe")
     return series.model_copy(update={"options": options.model_dump(), "recipe": recipe})
 

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from jumpahead.errors import StudyError, nearest
+from jumpahead.errors import StudyError, did_you_mean
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.model_files import cached_config_dir
 from jumpahead.lm.model_shape import ModelShape, read_model_shape
@@ -127,7 +127,7 @@ def _site(layer: int | None, kind: str, shape: ModelShape | None) -> Site:
             raise StudyError(f"--site {kind} names the whole site: leave --layer out.")
         return parse_site(kind)
     if kind not in KINDS:
-        raise StudyError(f"--site {kind}: there is no such site.{nearest(kind, KINDS)}")
+        raise StudyError(f"--site {kind}: there is no such site.{did_you_mean(kind, KINDS)}")
     if layer is None:
         assert shape is not None
         layer = (shape.num_blocks - 1) // 2

@@ -100,7 +100,7 @@ def unknown_column_error(column: str, columns: Iterable[str], where: str) -> Dat
     return DataError(f"{where} has no column '{column}' (text.column), but {', '.join(known) or 'none at all'}.")
 
 
-def missing_package(package: str) -> str | None:
+def missing_package_clause(package: str) -> str | None:
     """Return a clause beginning with `which` if a package that reads a source is not installed; else None."""
     if importlib.util.find_spec(package) is None:
         return f"which needs the package {package}: pip install 'jumpahead[data]'"

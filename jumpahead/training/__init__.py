@@ -1,1 +1,1 @@
-"""Training SAEs: many on one stream of activations (loop.py), each with its state, log and checkpoint (job.py)."""
+"""Training of many SAEs on one stream of activations (loop.py); each SAE has a state, log and checkpoint (job.py)."""

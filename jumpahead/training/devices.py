@@ -1,4 +1,4 @@
-"""Where SAEs train: the device, and the number of CPU threads."""
+"""The device that SAEs are trained on, and the number of CPU threads."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from jumpahead.errors import StudyError
 from jumpahead.sae.recipe import TrainConfig
 
 
-def device_for(config: TrainConfig) -> torch.device:
-    """Return the device that SAEs train on. Raises StudyError if torch sees no GPU and the study asks for one."""
+def training_device(config: TrainConfig) -> torch.device:
+    """Return the device that SAEs are trained on.
+
+    Raises StudyError if the study requires a GPU and torch finds none.
+    """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise StudyError('train.device = "cuda": torch sees no GPU here; leave it out to train on the CPU.')
     name = config.device
@@ -19,6 +22,6 @@ def device_for(config: TrainConfig) -> torch.device:
 
 
 def set_threads(threads: int | None) -> None:
-    """Set torch's number of CPU threads; None leaves it as it is: all cores."""
+    """Set torch's number of CPU threads. If `threads` is None, keep torch's default, one thread per core."""
     if threads is not None:
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a flag, so that no training step is cut in two."""
+"""Deferred handling of Ctrl-C and SIGTERM, so that a training step is never interrupted halfway."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM within this context into a flag; a second one raises KeyboardInterrupt.
+def catch_interrupts() -> Iterator[Callable[[], bool]]:
+    """Record the first Ctrl-C or SIGTERM in this context instead of raising; a second one raises KeyboardInterrupt.
 
-    Yields a function that returns whether a signal came. Outside the main thread, signal handlers are left alone.
+    Yields a function that returns True once a signal was received. Outside the main thread, signals are not handled.
     """
     received: list[int] = []
     previous: dict[int, Any] = {}

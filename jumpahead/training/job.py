@@ -1,4 +1,4 @@
-"""One SAE in training: its state, its log (train.jsonl) and its checkpoint.
+"""A training job: one SAE in training, with its state, its log (train.jsonl) and its checkpoint.
 
 A checkpoint is one safetensors file: `p.NAME` parameters, `v.NAME` second moments, `last_touched`,
 `tokens_since_fired`, `support_share`; its header has the step, the controller and the digest of the SAE's inputs.
@@ -27,7 +27,7 @@ from jumpahead.storage.json_files import read_json_lines, write_json_lines
 from jumpahead.storage.layout import SAEFolder
 from jumpahead.storage.tensors import read_tensors, read_tensors_info, write_tensors
 
-STATE = "state.safetensors"
+STATE_FILE = "state.safetensors"
 
 
 @dataclass
@@ -35,35 +35,41 @@ class Job:
     """One SAE in training."""
 
     label: str
-    """What sentences call it: `jumprelu l0 = 16`."""
+    """The SAE's name in messages, such as `jumprelu l0 = 16`."""
     site: str
+    """The site in the LM whose activations the SAE is trained on."""
     scale: float
-    """C of the site."""
+    """C of the site: activations are divided by it."""
     state: State
+    """Parameters, optimizer state and controller."""
     folder: SAEFolder | None = None
-    """Where checkpoints, the log and the result go; None keeps everything in memory."""
+    """Folder of the checkpoint, the log and the trained SAE; None keeps everything in memory."""
     inputs: str = ""
-    """Digest of everything the SAE depends on."""
+    """Digest of everything that the trained SAE depends on."""
     seconds: float = 0.0
-    """Time spent in its own steps; on a GPU, measured by the GPU."""
+    """Time spent in the steps of this SAE; on a GPU, measured with GPU events."""
     records: list[dict[str, Any]] = field(default_factory=list)
     """Lines of train.jsonl."""
     l0_since_line: list[Number] = field(default_factory=list)
     """L0 of every step since the last line of the log."""
-    _timed: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
-    """Start and end of GPU steps that `seconds` does not include yet."""
+    _unread_timings: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
+    """Start and end events of GPU steps whose duration is not yet added to `seconds`."""
 
     @property
     def device(self) -> torch.device:
-        """The device that holds its state."""
+        """Return the device that holds the state."""
         return self.state.last_touched.device
 
     def step(
         self, x: Tensor, lr: float, warmup: float, kernels: Kernels, diagnostics: StepDiagnostics | None = None
     ) -> StepResult:
-        """Train on one batch x [B, d], in the unit E‖x‖² = 1.
+        """Run one training step on a batch; return the step's result.
 
         Raises DivergedError, naming the SAE, if the loss is not finite.
+        x: [B, d] activations in the unit E‖x‖² = 1.
+        lr: Adam's learning rate in this step.
+        warmup: factor of λ in this step, from its warm-up.
+        diagnostics: measures the diagnostics of this step, if given.
         """
         result = self._timed_step(x, lr, warmup, kernels, diagnostics)
         self.l0_since_line.append(result.l0)
@@ -72,32 +78,33 @@ class Job:
     def _timed_step(
         self, x: Tensor, lr: float, warmup: float, kernels: Kernels, diagnostics: StepDiagnostics | None
     ) -> StepResult:
+        """Run one training step and measure its duration; on a GPU, `synchronize` reads the duration later."""
         if not x.is_cuda:
             begun = time.perf_counter()
-            with self._naming_divergence():
+            with self._add_context_to_divergence():
                 result = train_step(self.state, x, lr, warmup, kernels, diagnostics)
             self.seconds += time.perf_counter() - begun
             return result
         begun, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begun.record()
-        with self._naming_divergence():
+        with self._add_context_to_divergence():
             result = train_step(self.state, x, lr, warmup, kernels, diagnostics)
         done.record()
-        self._timed.append((begun, done))
+        self._unread_timings.append((begun, done))
         return result
 
     def synchronize(self, kernels: Kernels) -> None:
-        """Wait for its last step, if kernels are asynchronous: to be called before the state is read."""
-        with self._naming_divergence():
+        """Wait until all steps are finished and add their durations to `seconds`; call before reading the state."""
+        with self._add_context_to_divergence():
             synchronize(self.state, kernels)
-        for begun, done in self._timed:
+        for begun, done in self._unread_timings:
             done.synchronize()
             self.seconds += begun.elapsed_time(done) / 1e3
-        self._timed.clear()
+        self._unread_timings.clear()
 
     @contextlib.contextmanager
-    def _naming_divergence(self) -> Iterator[None]:
-        """Add the SAE, the step and the last checkpoint to a DivergedError."""
+    def _add_context_to_divergence(self) -> Iterator[None]:
+        """Add the SAE's name, the step and the last checkpoint to a DivergedError raised in this context."""
         try:
             yield
         except DivergedError as error:
@@ -108,20 +115,23 @@ class Job:
 
     @property
     def checkpoint_step(self) -> int:
-        """The step of the last checkpoint on disk; 0 if there is none."""
-        if self.folder is None or not (self.folder.checkpoint / STATE).exists():
+        """Return the step of the last checkpoint on disk; 0 without a readable checkpoint."""
+        if self.folder is None or not (self.folder.checkpoint / STATE_FILE).exists():
             return 0
         with contextlib.suppress(ArtefactError):
-            return int(read_tensors_info(self.folder.checkpoint / STATE)["steps_done"])
+            return int(read_tensors_info(self.folder.checkpoint / STATE_FILE)["steps_done"])
         return 0
 
     def log_step(
         self, result: StepResult, x: Tensor, lr: float, health: dict[str, float] | None = None
     ) -> dict[str, float]:
-        """Add a line to the log; return the values that progress shows. x [B, d]: the batch, for its variance.
+        """Add a line to the log; return the values for the progress display, L0 and FVU.
 
-        L0 is the mean of all steps since the last line: at a high learning rate it differs by several percent from step
-        to step. All other values are those of this step.
+        The logged L0 is the mean over all steps since the last line: at a high learning rate, L0 differs by several
+        percent from step to step. All other values in the line are those of this step.
+        x: [B, d] the batch, of which the variance is computed.
+        lr: Adam's learning rate in this step.
+        health: the diagnostics of this step, if they were measured.
         """
         state, variance = self.state, (x - x.mean(0)).square().sum().item() / len(x)
         error, penalty, _, entries = map(float, result[:4])
@@ -145,7 +155,7 @@ class Job:
         return {"L0": l0, "FVU": fvu}
 
     def checkpoint(self) -> None:
-        """Write the state, then the log."""
+        """Write the checkpoint: the state, then the log. Without a folder, do nothing."""
         if self.folder is None:
             return
         state = self.state
@@ -164,14 +174,14 @@ class Job:
             "l0_since_line": to_floats(self.l0_since_line),
         }
         self.folder.checkpoint.mkdir(parents=True, exist_ok=True)
-        write_tensors(self.folder.checkpoint / STATE, tensors, info)
+        write_tensors(self.folder.checkpoint / STATE_FILE, tensors, info)
         write_json_lines(self.folder.log, self.records)
 
     def resume(self) -> None:
-        """Continue from the checkpoint on disk, if it is whole and made from the same inputs."""
-        if self.folder is None or not (self.folder.checkpoint / STATE).exists():
+        """Load the checkpoint on disk, if there is one that is readable and has the same digest of inputs."""
+        if self.folder is None or not (self.folder.checkpoint / STATE_FILE).exists():
             return
-        path = self.folder.checkpoint / STATE
+        path = self.folder.checkpoint / STATE_FILE
         try:
             info, read = read_tensors_info(path), read_tensors(path)
         except ArtefactError:
@@ -196,7 +206,11 @@ class Job:
             self.records = [line for line in read_json_lines(self.folder.log) if line["step"] <= state.steps_done]
 
     def finish(self, about: dict[str, Any] | None = None) -> SAE:
-        """Return the SAE for the LM's own activations; if the job has a folder, save it and remove the checkpoint."""
+        """Return the trained SAE, for the LM's activations without rescaling; save it if the job has a folder.
+
+        After saving, the checkpoint is removed.
+        about: further metadata to store with the SAE.
+        """
         state = self.state
         coefficient = (
             {"lambda": float(state.sparsity_coefficient)}
@@ -220,16 +234,18 @@ class Job:
 
 
 def to_floats(values: Sequence[Number]) -> list[float]:
-    """Return floats and 0-d tensors of one device as floats, synchronizing that device once."""
+    """Return the values as Python floats; 0-d tensors, all on one device, are read in one transfer."""
     tensors = [value for value in values if isinstance(value, Tensor)]
     read = iter(torch.stack(tensors).tolist() if tensors else ())
     return [next(read) if isinstance(value, Tensor) else value for value in values]
 
 
 def warm_start(state: State, sae: SAE, scale: float, sample: Tensor) -> None:
-    """Give an untrained state the parameters of a saved SAE of the same architecture, width and d, and its last λ.
+    """Replace the parameters of an untrained state, and its controller's λ, by those of a saved SAE.
 
-    scale: C of the site. sample [n, d]: activations in the unit E‖x‖² = 1.
+    The saved SAE must have the same architecture, width and d as the state.
+    scale: C of the site.
+    sample: [n, d] activations in the unit E‖x‖² = 1.
     """
     params = state.arch.unfold(sae.params, scale)
     assert params.keys() == state.params.keys(), (sorted(params), sorted(state.params))
@@ -238,5 +254,5 @@ def warm_start(state: State, sae: SAE, scale: float, sample: Tensor) -> None:
     sparsity = (sae.about.get("sparsity_coefficient") or {}).get("lambda")
     if state.controller is not None and sparsity is not None:
         state.controller = state.controller._replace(
-            penalty_scale=float(sparsity / state.arch.sparsity_unit(state.params))
+            penalty_scale=float(sparsity / state.arch.sparsity_coefficient_scale(state.params))
         )

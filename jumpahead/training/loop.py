@@ -1,8 +1,8 @@
 """Training many SAEs on one stream of activations.
 
-Every SAE sees every batch. Batch i is a function of the study alone, an SAE's state after it is a function of its own
-inputs and of batches 0 … i. So an SAE that joins later, or continues from a checkpoint, ends with the same bytes.
-x is divided by the site's scale C first: training happens in the unit E‖x‖² = 1.
+Every SAE is trained on every batch. Batch i depends on the study alone, and an SAE's state after batch i on the SAE's
+inputs and batches 0 … i. So an SAE that is added later, or resumed from a checkpoint, gets bit-identical weights.
+Activations x are divided by the site's scale C: training uses the unit E‖x‖² = 1.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torch import Tensor
 
 from jumpahead.engine import Kernels, StepDiagnostics
 from jumpahead.formatting import format_duration
-from jumpahead.progress import Progress, Silent
+from jumpahead.progress import Progress, SilentProgress
 from jumpahead.sae.recipe import Recipe, TrainConfig, learning_rate_at, sparsity_warmup_share
-from jumpahead.training.interrupts import interruptible
+from jumpahead.training.interrupts import catch_interrupts
 from jumpahead.training.job import Job
 
 if TYPE_CHECKING:
     from jumpahead.activations.stream import Stream
 
 LOG_LINES = 200
-"""Lines of train.jsonl per SAE, about. Steps between lines are an odd number: with β₁ = 0 an SAE may oscillate from
-step to step, and an even number would show one side only."""
+"""Approximate number of lines of train.jsonl per SAE. The number of steps between lines is odd: with β₁ = 0 an SAE may
+oscillate between even and odd steps, and an even interval would sample only one of the two."""
 DIAGNOSTICS_EVERY = 7
-"""Every n-th of these lines has diagnostics: about 30 steps of a run, each of which takes some 3 % longer."""
+"""Every n-th line of train.jsonl has diagnostics: about 30 steps per run, each about 3 % slower than other steps."""
 
 
 def train(
@@ -40,16 +40,18 @@ def train(
     progress: Progress | None = None,
     unit: str = "tokens",
 ) -> None:
-    """Train every job to config.steps. Ctrl-C finishes the step, checkpoints all jobs, and raises KeyboardInterrupt.
+    """Train every job up to step `config.steps`.
 
-    stream: the batches, by index. unit: what progress calls the activations. Raises DivergedError if a loss is not
-    finite; StudyError and DataError of the stream pass through.
+    On Ctrl-C, finish the step, write the checkpoints of all jobs and raise KeyboardInterrupt. Raises DivergedError if a
+    loss is not finite, and StudyError or DataError if the stream cannot be read.
+    stream: returns the batches from a given index on.
+    unit: name of the activations in the progress display, plural.
     """
-    progress, steps = progress or Silent(), config.steps
+    progress, steps = progress or SilentProgress(), config.steps
     first = min(job.state.steps_done for job in jobs)
     saved = time.monotonic()
     with (
-        interruptible() as interrupted,
+        catch_interrupts() as interrupted,
         progress.phase("training", config.tokens, unit, first * config.batch) as p,
         contextlib.closing(stream.batches(first)) as batches,
     ):
@@ -75,9 +77,9 @@ def train(
 
 @contextlib.contextmanager
 def attribute_shared_time(jobs: Sequence[Job]) -> Iterator[None]:
-    """Split the wall time of this context among the jobs, in proportion to the time that each measured for itself.
+    """Split the wall time of this context among the jobs, in proportion to the time that each job measured in it.
 
-    Steps may run at the same time, and their own times would then add up to more than has passed.
+    If steps run concurrently, the times measured by the jobs add up to more than the wall time.
     """
     before, begun = [job.seconds for job in jobs], time.perf_counter()
     yield
@@ -87,31 +89,36 @@ def attribute_shared_time(jobs: Sequence[Job]) -> Iterator[None]:
         job.seconds = was + share * seconds
 
 
-def time_breakdown(whole: float, own: float, made: float, beside: bool) -> str:
-    """Return a sentence on where a training's time went.
+def time_breakdown(total: float, steps: float, activations: float, overlapped: bool) -> str:
+    """Return a sentence on how the wall time of a training was spent.
 
-    whole, own, made: seconds in all, in SAEs' steps, and making activations. beside: whether activations were made
-    at the same time as steps.
+    total: wall time, seconds.
+    steps: time in the steps of all SAEs, seconds.
+    activations: time spent producing activations, seconds.
+    overlapped: whether activations were produced concurrently with training steps.
     """
-    parts = {"SAEs' own steps": own, "their activations" + ", beside them," * beside: made}
-    share = 100 / max(whole, 1e-9)
-    words = (f"{what} {format_duration(seconds)} ({share * seconds:.0f} %)" for what, seconds in parts.items())
-    return f"Of {format_duration(whole)}, {' and '.join(words)}."
+    parts = {"SAEs' own steps": steps, "their activations" + ", beside them," * overlapped: activations}
+    share = 100 / max(total, 1e-9)
+    phrases = (f"{name} {format_duration(seconds)} ({share * seconds:.0f} %)" for name, seconds in parts.items())
+    return f"Of {format_duration(total)}, {' and '.join(phrases)}."
 
 
-def remaining_learning_rate(r: Recipe, step: int, steps: int) -> float:
-    """Return Σ of Adam's learning rate from `step` (0-based) to the end: how far β₁ = 0 can move a parameter."""
-    return math.fsum(learning_rate_at(r, i, steps) for i in range(step, steps))
+def remaining_learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """Return the sum of Adam's learning rates from `step` (0-based) to the last of `steps`.
+
+    With β₁ = 0, this is about the largest distance that a parameter can still move.
+    """
+    return math.fsum(learning_rate_at(recipe, i, steps) for i in range(step, steps))
 
 
 def scaled_batch(batch: dict[str, Tensor], jobs: Sequence[Job]) -> dict[str, Tensor]:
-    """Return each site's batch [B, d] in the unit E‖x‖² = 1, on the device of its jobs."""
+    """Return the batch of each site, [B, d] in the unit E‖x‖² = 1, on the device of the jobs at that site."""
     units = {(job.site, job.scale, job.device) for job in jobs}
     return {site: batch[site].to(device) * (1.0 / scale) for site, scale, device in units}
 
 
 def checkpoint_all(jobs: Sequence[Job], progress: Progress, stopping: bool) -> None:
-    """Checkpoint every job; if `stopping`, raise KeyboardInterrupt afterwards."""
+    """Write the checkpoint of every job; if `stopping`, raise KeyboardInterrupt afterwards."""
     if stopping:
         progress.say("Stopping: writing checkpoints …")
     for job in jobs:
@@ -121,7 +128,11 @@ def checkpoint_all(jobs: Sequence[Job], progress: Progress, stopping: bool) -> N
 
 
 def advance_job(job: Job, i: int, x: Tensor, config: TrainConfig, kernels: Kernels) -> dict[str, float]:
-    """Run step i (0-based) of an SAE; return what progress shows of it, empty if the step has no line in the log."""
+    """Run step i (0-based) of a job.
+
+    Return the values for the progress display; an empty dict if the step is not logged.
+    x: [B, d] the batch of the job's site, in the unit E‖x‖² = 1.
+    """
     rules, steps = job.state.arch.recipe, config.steps
     every, is_last = max(1, steps // LOG_LINES) | 1, i + 1 == steps
     lr, warmup = learning_rate_at(rules, i, steps), sparsity_warmup_share(rules, i)

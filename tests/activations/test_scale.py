@@ -5,32 +5,12 @@ import pytest
 import torch
 
 from jumpahead.activations.base import Activations
-from jumpahead.activations.origins.live import Live
 from jumpahead.activations.scale import measure_scale
 from jumpahead.errors import DataError
-from jumpahead.text.documents import is_held_out
-from jumpahead.text.source import Document
-from jumpahead.text.tokenize import tokenize
-
-SITES = ["layers.0.attention", "layers.1.residual", "layers.1.mlp"]
+from tests.activations.origins.test_live import SITES, contexts, documents, live  # noqa: F401 - fixtures
 
 
-def documents(count):
-    found = (Document(f"doc {i}", f"This is document {i}, <eos> it says {'more ' * (i % 17)}.") for i in range(10**6))
-    return [d for d, _ in zip((d for d in found if not is_held_out(d.identity, 0.1)), range(count), strict=False)]
-
-
-@pytest.fixture(scope="module")
-def contexts(lm_of):
-    return tokenize(documents(30), lm_of("llama"), split="train")
-
-
-@pytest.fixture(scope="module")
-def live(lm_of, contexts):
-    return Live(lm_of("llama"), contexts, SITES, block=12)
-
-
-def test_the_scale_makes_the_mean_square_norm_1(live):
+def test_the_scale_makes_the_mean_square_norm_1(live):  # noqa: F811
     unit = measure_scale(live, live.total_rows)
     for site, width in live.widths.items():
         x = torch.cat([live.rows(group)[site] for group in range(len(live.rows_per_group))]).double()
@@ -40,7 +20,7 @@ def test_the_scale_makes_the_mean_square_norm_1(live):
         assert unit[site].mean.shape == (width,)
 
 
-def test_the_scale_takes_whole_groups_from_the_first(live):
+def test_the_scale_takes_whole_groups_from_the_first(live):  # noqa: F811
     few = measure_scale(live, 1)
     x = live.rows(0)["layers.1.mlp"].double()
     assert pytest.approx(float(x.square().sum(1).mean()), rel=1e-12) == few["layers.1.mlp"].C ** 2

@@ -1,6 +1,5 @@
 """Writing shards: interrupted, in several processes, and with sites added later; nothing is written twice."""
 
-import itertools
 import shutil
 from collections import namedtuple
 
@@ -12,38 +11,13 @@ from jumpahead.activations.origins.shards import Shards
 from jumpahead.activations.row_files import RowFileReader
 from jumpahead.activations.shard_folder import LABELS, missing_sites
 from jumpahead.activations.shard_writer import write_missing_sites, write_shards
-from jumpahead.activations.stream import Stream
 from jumpahead.activations.writer_rank import WriterRank
 from jumpahead.errors import ArtefactError, StudyError
 from jumpahead.formatting import format_bytes
-from jumpahead.progress import Progress, Silent
+from jumpahead.progress import Progress, SilentProgress
 from jumpahead.storage.digests import digest_json
 from jumpahead.storage.locks import hold_lock
-from jumpahead.text.documents import is_held_out
-from jumpahead.text.source import Document
-from jumpahead.text.tokenize import tokenize
-
-SITES = ["layers.0.mlp", "layers.1.attention"]
-SMALL = 0.05  # MiB per shard: several of them
-
-
-@pytest.fixture(scope="module")
-def contexts(lm_of):
-    found = [Document(f"d{i}", f"Text {i} <bos> goes on {'and on ' * (1 + i % 23)}") for i in range(90)]
-    return tokenize([d for d in found if not is_held_out(d.identity, 0.1)], lm_of("neox"), split="train")
-
-
-@pytest.fixture(params=["float32", "bfloat16"])
-def live(request, lm_of, contexts):
-    return Live(lm_of("neox"), contexts, SITES, dtype=request.param, block=12)
-
-
-def batches(activations, start=0):
-    return list(itertools.islice(Stream(activations, 64, seed=5).batches(start), 30))
-
-
-def files(folder):
-    return sorted(path.name for path in folder.glob("shard-*"))
+from tests.activations.origins.test_shards import SITES, SMALL, batches, contexts, files, live  # noqa: F401 - fixtures
 
 
 class Killed(Exception):
@@ -70,10 +44,10 @@ class RecordingProgress(Progress):
 
     def phase(self, title, total, unit, done=0):
         self.phases.append((title, total, done))
-        return Silent().phase(title, total, unit, done)
+        return SilentProgress().phase(title, total, unit, done)
 
 
-def rows_of(live, files_done, folder):
+def rows_of(live, files_done, folder):  # noqa: F811
     """Return the number of rows in some files."""
     counts = []
     for name in files_done:
@@ -83,7 +57,7 @@ def rows_of(live, files_done, folder):
     return sum(counts)
 
 
-def test_a_killed_writer_continues(live, tmp_path):
+def test_a_killed_writer_continues(live, tmp_path):  # noqa: F811
     failing = FailingLive(live.lm, live.contexts, SITES, str(live.dtype)[6:])
     with pytest.raises(Killed):
         write_shards(failing, tmp_path, shard_mib=SMALL)
@@ -104,7 +78,7 @@ def test_a_killed_writer_continues(live, tmp_path):
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_several_processes_write_the_same_bytes_as_one(live, tmp_path):
+def test_several_processes_write_the_same_bytes_as_one(live, tmp_path):  # noqa: F811
     """In any order, one of them killed in between; none writes files of another."""
     write_shards(live, tmp_path / "one", shard_mib=SMALL, inputs="of these")
     folder, everything = tmp_path / "parts", files(tmp_path / "one")
@@ -124,7 +98,7 @@ def test_several_processes_write_the_same_bytes_as_one(live, tmp_path):
         assert path.read_bytes() == (folder / path.name).read_bytes()
 
 
-def errors_of(live, folder, rank):
+def errors_of(live, folder, rank):  # noqa: F811
     try:
         write_shards(live, folder, shard_mib=SMALL, rank=rank, inputs="of these")
     except Killed:
@@ -132,7 +106,7 @@ def errors_of(live, folder, rank):
     return []
 
 
-def test_two_processes_never_write_the_same_files(live, tmp_path):
+def test_two_processes_never_write_the_same_files(live, tmp_path):  # noqa: F811
     with hold_lock(tmp_path / "part-2-of-4.lock", tmp_path):
         with pytest.raises(ArtefactError, match="is being written by process"):
             write_shards(live, tmp_path, rank=WriterRank(2, 4))
@@ -147,7 +121,7 @@ def test_two_processes_never_write_the_same_files(live, tmp_path):
     assert write_shards(live, tmp_path, shard_mib=SMALL)
 
 
-def test_free_disk_space_is_checked_before_writing(live, tmp_path, monkeypatch):
+def test_free_disk_space_is_checked_before_writing(live, tmp_path, monkeypatch):  # noqa: F811
     """Exactly rows × (Σ d · itemsize + 12) bytes; what is there already is not recorded again."""
     usage, free = namedtuple("usage", "total used free"), []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, free[-1]))
@@ -179,7 +153,7 @@ def test_free_disk_space_is_checked_before_writing(live, tmp_path, monkeypatch):
     assert write_shards(live, tmp_path, shard_mib=SMALL)
 
 
-def test_torn_files_are_written_again(live, tmp_path):
+def test_torn_files_are_written_again(live, tmp_path):  # noqa: F811
     """A file that is too short, and one of other groups."""
     write_shards(live, tmp_path, shard_mib=SMALL)
     one, two, three = (tmp_path / name for name in files(tmp_path)[:3])
@@ -190,7 +164,7 @@ def test_torn_files_are_written_again(live, tmp_path):
     assert [path.read_bytes() for path in (one, two, three)] == whole
 
 
-def test_a_folder_of_other_activations_is_refused(live, tmp_path):
+def test_a_folder_of_other_activations_is_refused(live, tmp_path):  # noqa: F811
     write_shards(live, tmp_path)
     other = Live(live.lm, live.contexts, SITES[:1])
     with pytest.raises(
@@ -203,33 +177,33 @@ def stamps(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("shard-*")}
 
 
-def test_a_site_added_later_is_written_to_a_folder_of_its_own(live, tmp_path):
+def test_a_site_added_later_is_written_to_a_folder_of_its_own(live, tmp_path):  # noqa: F811
     """Killed in between, in two parts: existing files stay, and the stream is that of all sites written at once."""
 
     def of(sites, kind=Live):
         return kind(live.lm, live.contexts, sites, str(live.dtype).removeprefix("torch."), block=12)
 
-    def inputs_of(sites):
+    def inputs_digest_of(sites):
         return digest_json(sorted(sites))
 
-    assert write_missing_sites(of, tmp_path, SITES[:1], inputs_of, shard_mib=SMALL)
+    assert write_missing_sites(of, tmp_path, SITES[:1], inputs_digest_of, shard_mib=SMALL)
     before = stamps(tmp_path)
     assert len(before) >= 4
-    assert missing_sites(tmp_path, SITES, inputs_of) == SITES[1:]
+    assert missing_sites(tmp_path, SITES, inputs_digest_of) == SITES[1:]
     with pytest.raises(ArtefactError, match=r"holds no activations at layers\.1\.attention: `jumpahead harvest`"):
         Shards(tmp_path, sites=SITES)
     with pytest.raises(Killed):
-        write_missing_sites(lambda sites: of(sites, FailingLive), tmp_path, SITES, inputs_of, shard_mib=SMALL)
+        write_missing_sites(lambda sites: of(sites, FailingLive), tmp_path, SITES, inputs_digest_of, shard_mib=SMALL)
     half = stamps(tmp_path)
     assert before.items() < half.items()
-    assert missing_sites(tmp_path, SITES, inputs_of) == SITES[1:]
+    assert missing_sites(tmp_path, SITES, inputs_digest_of) == SITES[1:]
     with pytest.raises(ArtefactError, match=r"added_sites.* holds [0-9]+ of [0-9]+ files of activations"):
         Shards(tmp_path, sites=SITES)
     assert list(Shards(tmp_path).widths) == SITES[:1]  # complete sites can be read already
 
-    assert not write_missing_sites(of, tmp_path, SITES, inputs_of, shard_mib=SMALL, rank=WriterRank(1, 2))
-    assert write_missing_sites(of, tmp_path, SITES, inputs_of, shard_mib=SMALL, rank=WriterRank(2, 2))
-    assert missing_sites(tmp_path, SITES, inputs_of) == []
+    assert not write_missing_sites(of, tmp_path, SITES, inputs_digest_of, shard_mib=SMALL, rank=WriterRank(1, 2))
+    assert write_missing_sites(of, tmp_path, SITES, inputs_digest_of, shard_mib=SMALL, rank=WriterRank(2, 2))
+    assert missing_sites(tmp_path, SITES, inputs_digest_of) == []
     assert half.items() <= stamps(tmp_path).items()
     shards = Shards(tmp_path, block=12, sites=SITES)
     assert shards.widths == live.widths
@@ -241,12 +215,12 @@ def test_a_site_added_later_is_written_to_a_folder_of_its_own(live, tmp_path):
     with pytest.raises(ArtefactError, match="activations of another model, text, site or dtype: remove the folder"):
         write_missing_sites(of, tmp_path, SITES[:1], lambda sites: f"of another model {sites}", shard_mib=SMALL)
     assert stamps(tmp_path) == done
-    assert missing_sites(tmp_path, SITES[1:], inputs_of) == []  # a study may drop a site
-    assert write_missing_sites(of, tmp_path, SITES[::-1], inputs_of, shard_mib=SMALL)
+    assert missing_sites(tmp_path, SITES[1:], inputs_digest_of) == []  # a study may drop a site
+    assert write_missing_sites(of, tmp_path, SITES[::-1], inputs_digest_of, shard_mib=SMALL)
     assert stamps(tmp_path) == done
 
 
-def test_a_site_of_other_text_is_refused(live, contexts, tmp_path):
+def test_a_site_of_other_text_is_refused(live, contexts, tmp_path):  # noqa: F811
     def of(sites):
         return Live(live.lm, contexts, sites, "float16")
 

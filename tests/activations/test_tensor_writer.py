@@ -10,45 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from jumpahead.activations.config import ActivationsConfig
-from jumpahead.activations.held_out_groups import is_group_held_out
-from jumpahead.activations.origins import ORIGINS
 from jumpahead.activations.tensor_writer import write_iterator
 from jumpahead.errors import ArtefactError, DataError, StudyError
 from jumpahead.formatting import format_bytes
-
-GROUP = 16
-
-
-def rows(n, d=5, seed=3):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
-
-
-def config(source="", site="pictures", dtype="float32", **options):
-    options = {"source": str(source), "rows_per_group": GROUP, "held_out": 0.25, **options}
-    return ActivationsConfig(sites=(site,), origin="tensors", dtype=dtype, block=4, options=options)
-
-
-def opened(source="", folder=None, **options):
-    return ORIGINS.get("tensors").open(config(source, **options), folder=folder)
-
-
-def everything(data):
-    """The rows of all groups, by their site."""
-    parts = [data.rows(group) for group in range(len(data.rows_per_group))]
-    return {site: torch.cat([part[site] for part in parts]) for site in data.widths}
-
-
-def split(x):
-    """The rows of the groups that are trained on, and of those held out; worked out here by hand."""
-    parts = [[], []]
-    for number, start in enumerate(range(0, len(x), GROUP)):
-        parts[is_group_held_out(number, 0.25)].append(x[start : start + GROUP])
-    return [torch.cat(part) for part in parts]
+from tests.activations.origins.test_tensors import GROUP, everything, opened, rows, split
 
 
 def written(tensors, folder, n=203, **other):
-    write_iterator(tensors, folder, site="pictures", rows=n, group=GROUP, **other)
+    write_iterator(tensors, folder, site="pictures", rows=n, rows_per_group=GROUP, **other)
     return opened(folder=folder)
 
 

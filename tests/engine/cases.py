@@ -109,7 +109,7 @@ def all_cases() -> list[Case]:
     for name in ARCHITECTURES.names():
         architecture = ARCHITECTURES.get(name)
         for options in OPTIONS.get(name, [{}]):
-            kinds = [kind for kind in architecture.settings if not architecture.Options(**options).objection(kind)]
+            kinds = [kind for kind in architecture.settings if not architecture.Options(**options).contradiction(kind)]
             for title, changes in RECIPES.get(name, {"": {}}).items():
                 for kind in kinds:
                     words = [name, *(f"{key}={value}" for key, value in options.items()), title, kind]

@@ -13,7 +13,7 @@ from jumpahead.engine.batch_topk import MAX_GUESSES, decreasing_guesses, select_
 from jumpahead.engine.kernels.numba import NumbaKernels
 from jumpahead.engine.kernels.numba.matmul_backends import BACKENDS, is_accurate
 from jumpahead.sae.gradients import StepInputs
-from jumpahead.sae.support import DEAD, MAIN, LargestOfBatch
+from jumpahead.sae.support import DEAD, MAIN, TopKOfBatch
 from tests.engine.cases import (
     CASES,
     LAYERS,
@@ -79,7 +79,7 @@ def test_exactly_n_are_selected_and_ties_go_to_the_lower_feature_then_token(name
     x[11:22], w[20:], b[20:] = x[:11], w[:20], b[:20]
     pre, n = x @ w.T + b, max(1, round(k * 23))
     for guess in (0.0, 0.3, 2.0):
-        found, smallest = select(name, x, w, b, LargestOfBatch(k, guess))
+        found, smallest = select(name, x, w, b, TopKOfBatch(k, guess))
         assert_layout(found, 23, 40)
         assert found.part is None
         assert len(found.pre) == n < (pre > 0).sum()
@@ -97,7 +97,7 @@ def test_all_positive_entries_are_selected_if_fewer_than_requested(name, k):
     b -= 0.5
     pre = x @ w.T + b
     assert 0 < (pre > 0).sum() < 9 * 30
-    found, smallest = select(name, x, w, b, LargestOfBatch(k, 0.3))
+    found, smallest = select(name, x, w, b, TopKOfBatch(k, 0.3))
     assert_layout(found, 9, 33)
     assert torch.equal(to_dense(found, 33) > 0, pre > 0)
     assert smallest == pre[pre > 0].min()
@@ -106,7 +106,7 @@ def test_all_positive_entries_are_selected_if_fewer_than_requested(name, k):
 @layers
 def test_nothing_is_selected_if_no_entry_is_positive(name):
     x, w, b = data_with_exact_sums(9, 4, 33, seed=7, dtype=torch.float32)
-    found, smallest = select(name, x, w, b - 100, LargestOfBatch(3, 0.3))
+    found, smallest = select(name, x, w, b - 100, TopKOfBatch(3, 0.3))
     assert_layout(found, 9, 33)
     assert (len(found.pre), smallest) == (0, None)
 
@@ -118,7 +118,7 @@ def test_a_batch_of_one_token_gets_its_k_largest(name):
         standard_normal(50, 6, seed=2).float(),
         standard_normal(50, seed=3).float(),
     )
-    found, smallest = select(name, x, w, b, LargestOfBatch(4, 1.0))
+    found, smallest = select(name, x, w, b, TopKOfBatch(4, 1.0))
     best = torch.topk((x @ w.T + b)[0], 4)
     assert sorted(found.feature.tolist()) == sorted(best.indices.tolist())
     assert smallest == pytest.approx(best.values[-1].item(), rel=1e-6)
@@ -138,7 +138,7 @@ def test_the_guess_the_layer_and_the_product_change_no_bit(kind, has_dead):
         kernels = kernels[1:]
     for one in kernels:
         for guess in GUESSES:
-            found = select(one, x, w, b, LargestOfBatch(4.4, guess, dead, 5))
+            found = select(one, x, w, b, TopKOfBatch(4.4, guess, dead, 5))
             assert_layout(found.support, len(x), len(w))
             supports[one.name, guess] = found
     first = next(iter(supports.values()))
@@ -167,12 +167,12 @@ def test_a_good_guess_takes_one_search_of_few_entries(name):
         standard_normal(600, 12, seed=2).float() / 12**0.5,
         torch.zeros(600),
     )
-    smallest = select(name, x, w, b, LargestOfBatch(3, 0.0)).smallest
+    smallest = select(name, x, w, b, TopKOfBatch(3, 0.0)).smallest
     good, high = CountingKernels(layer(name)), CountingKernels(layer(name))
-    assert select(good, x, w, b, LargestOfBatch(3, smallest)).smallest == smallest
+    assert select(good, x, w, b, TopKOfBatch(3, smallest)).smallest == smallest
     assert len(good.sizes) == 1
     assert 240 <= good.sizes[0] < 1000
-    assert select(high, x, w, b, LargestOfBatch(3, 3 * smallest)).smallest == smallest
+    assert select(high, x, w, b, TopKOfBatch(3, 3 * smallest)).smallest == smallest
     assert len(high.sizes) == 3
     assert high.sizes[0] < high.sizes[1] < 240 <= high.sizes[2]
 
@@ -187,7 +187,7 @@ def test_dead_features_are_a_second_part_of_each_token(name, dtype, few):
     main = expected_selection(pre, 150)
     score = main.sum(0) - 25 * ((pre > 0).sum(0) == main.sum(0)).long()  # selected on some tokens, positive on more
     dead = torch.arange(48) == score.argmax() if few else torch.arange(48) % 2 == 0
-    found, smallest = select(name, x, w, b, LargestOfBatch(6, 0.2, dead, 3))
+    found, smallest = select(name, x, w, b, TopKOfBatch(6, 0.2, dead, 3))
     assert_layout(found, 25, 48)
     among = torch.stack([expected_selection(row[None].masked_fill(~dead, -1), 3)[0] for row in pre])
     assert (main & among).any()

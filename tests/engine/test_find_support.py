@@ -13,7 +13,7 @@ from jumpahead.engine.batch_topk import select_support
 from jumpahead.engine.kernels.numba import NumbaKernels
 from jumpahead.engine.kernels.numba.matmul_backends import BACKENDS, is_accurate
 from jumpahead.engine.state import make_step_inputs
-from jumpahead.sae.support import DEAD, MAIN, Above, Largest, LargestOfBatch
+from jumpahead.sae.support import DEAD, MAIN, AboveThreshold, TopKOfBatch, TopKPerToken
 from tests.engine.cases import (
     CASES,
     LAYERS,
@@ -54,7 +54,7 @@ def test_ties_go_to_the_lower_feature(name, dtype, k):
     arch.setting = arch.setting._replace(value=float(k))
     pre = x @ w.T + b
     wanted = arch.activate({}, pre)
-    found = support_of(name, x, w, b, Largest(k))
+    found = support_of(name, x, w, b, TopKPerToken(k))
     assert_layout(found, 31, 60)
     assert torch.equal(to_dense(found, 60, found.pre), wanted.double())
     assert torch.equal(to_dense(found, 60), (wanted > 0).double()), "entries that are not positive are not kept"
@@ -68,7 +68,7 @@ def test_ties_among_dead_features(name, dtype):
     x, w, b = data_with_exact_sums(25, 4, 48, seed=9, dtype=dtype, levels=2)
     w[24:], b[24:] = w[:24], b[:24]
     dead = torch.arange(48) % 3 == 0
-    found = support_of(name, x, w, b, Largest(4, dead, 3))
+    found = support_of(name, x, w, b, TopKPerToken(4, dead, 3))
     assert_layout(found, 25, 48)
     pre = x @ w.T + b
     arch = next(c for c in CASES if c.architecture == "topk").arch()
@@ -87,7 +87,7 @@ def test_entries_equal_to_the_lower_bound_are_excluded(name, dtype):
     pre = x @ w.T + b
     lower = pre[torch.arange(64) % 40, torch.arange(64)].clone()  # each bound is some entry's own value
     lower[[5, 50]] = -torch.inf
-    found = support_of(name, x, w, b, Above(lower))
+    found = support_of(name, x, w, b, AboveThreshold(lower))
     assert_layout(found, 40, 64)
     assert torch.equal(to_dense(found, 64), (pre > lower).double())
     assert (pre == lower).sum() >= 62
@@ -100,9 +100,9 @@ def test_full_buffers_are_grown_and_lose_no_entry(name, selection):
     x, w, b = data_with_exact_sums(7, 3, 600, seed=1, dtype=torch.float32, levels=1)
     w[:], b[:] = w[0], 1.0  # one value per token: 600 ties
     chosen = {
-        "above": Above(torch.full((600,), -5.0)),
-        "largest": Largest(2),
-        "dead": Largest(2, torch.arange(600) >= 90, 3),
+        "above": AboveThreshold(torch.full((600,), -5.0)),
+        "largest": TopKPerToken(2),
+        "dead": TopKPerToken(2, torch.arange(600) >= 90, 3),
     }[selection]
     kernels = layer(name)
     for _ in range(2):  # the second time with the grown buffers
@@ -125,9 +125,9 @@ def test_the_block_size_changes_no_bit(name, kind, monkeypatch):
         standard_normal(333, seed=3).float(),
     )
     chosen = (
-        Above(1 + standard_normal(333, seed=4).float())
+        AboveThreshold(1 + standard_normal(333, seed=4).float())
         if kind == "above"
-        else Largest(6, standard_normal(333, seed=5) > 0, 4)
+        else TopKPerToken(6, standard_normal(333, seed=5) > 0, 4)
     )
     whole = support_of(name, x, w, b, chosen)
     monkeypatch.setattr(MODULES[name], "BLOCK_ENTRIES", 20 * 48)
@@ -153,7 +153,7 @@ def test_error_bounds_include_the_rounding_of_the_output(selection, seed):
     assert not torch.equal(product.bfloat16().double(), product), "bfloat16 does not"
     lower = pre[torch.arange(width) % tokens, torch.arange(width)].float() - 2.0**-13
     dead = torch.arange(width) % 3 > 0
-    chosen = {"above": Above(lower), "largest": Largest(9), "dead": Largest(9, dead, 7)}[selection]
+    chosen = {"above": AboveThreshold(lower), "largest": TopKPerToken(9), "dead": TopKPerToken(9, dead, 7)}[selection]
     for library in filter(is_accurate, BACKENDS):
         found = support_of(NumbaKernels(library), x, w, b, chosen)
         wanted = support_of("torch", x, w, b, chosen)
@@ -188,7 +188,7 @@ def test_screening_never_loses_an_entry(kind, selection):
     pre = x.double() @ w.double().T + b.double()
     width, k = len(w), 9
     lower = pre[torch.arange(width) % len(x), torch.arange(width)].float()
-    chosen = Above(lower) if selection == "above" else Largest(k)
+    chosen = AboveThreshold(lower) if selection == "above" else TopKPerToken(k)
     found = {name: support_of(name, x, w, b, chosen) for name in LAYERS}
     found |= {p.name: support_of(NumbaKernels(p), x, w, b, chosen) for p in BACKENDS if is_accurate(p)}
     if kind == "cancelling":  # float64's rounding shows in a float32 here, and layers add in different orders
@@ -248,7 +248,7 @@ def test_float32_supports_are_equal_between_layers_and_equal_float64s(case):
 
 def bounds_and_selection(selection, pre):
     """Return the bound that decides each entry and whether it is selected, [B, M] each, in float64."""
-    if isinstance(selection, Above):
+    if isinstance(selection, AboveThreshold):
         lower = selection.lower.double().expand_as(pre)
         return lower, pre > lower
 
@@ -258,7 +258,7 @@ def bounds_and_selection(selection, pre):
         bound = ((last + first) / 2).clamp_min(0.0) if k < some.shape[1] else torch.zeros(len(some), 1)
         return bound.expand_as(some), some > bound
 
-    if isinstance(selection, LargestOfBatch):
+    if isinstance(selection, TopKOfBatch):
         bound, chosen = (one.view(pre.shape) for one in largest(pre.reshape(1, -1), selection.count(len(pre))))
     else:
         bound, chosen = largest(pre, selection.k)

@@ -37,7 +37,7 @@ def test_resampled_features_point_along_residuals_and_fire_as_often_as_others(ca
     assert (state.tokens_since_fired[:9] == 0).all()
     assert torch.equal(state.tokens_since_fired[9:], before.tokens_since_fired[9:])
     assert (state.last_touched[:9] == state.steps_done).all()
-    for name in state.arch.trained:
+    for name in state.arch.trained_vectors:
         assert torch.equal(state.params[name][9:], before.params[name][9:]), name
     for name, moment in state.second_moments.items():
         if name != "b_dec":

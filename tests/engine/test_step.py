@@ -24,7 +24,7 @@ from jumpahead.engine.state import make_step_inputs
 from jumpahead.errors import DivergedError
 from jumpahead.sae.gradients import StepInputs
 from jumpahead.sae.recipe import learning_rate_at, sparsity_warmup_share
-from jumpahead.sae.support import Above
+from jumpahead.sae.support import AboveThreshold
 from tests.engine.cases import (
     CASES,
     LAYERS,
@@ -158,7 +158,9 @@ def test_an_empty_support_touches_no_row(case, name):
     after = assert_step_is_exact(state, activations(9, 5, seed=2), name)
     step_inputs, v = make_step_inputs(state, 0.37), state.arch.derive(state.params)
     selection = state.arch.selection(state.params, v, step_inputs, training=True)
-    is_idle = selection.lower > -torch.inf if isinstance(selection, Above) else torch.ones(21, dtype=torch.bool)
+    is_idle = (
+        selection.lower > -torch.inf if isinstance(selection, AboveThreshold) else torch.ones(21, dtype=torch.bool)
+    )
     assert torch.equal(after.last_touched[is_idle], state.last_touched[is_idle])
     assert torch.equal(after.params["W_enc"][is_idle], state.params["W_enc"][is_idle])
     assert (after.last_touched[~is_idle] == after.steps_done).all()
@@ -216,15 +218,15 @@ def test_every_rule_call_gets_the_counts_of_the_whole_batch(case, name, path, mo
     state.support_share = standard_normal(60, seed=6).abs().float() * 0.3
     state.tokens_since_fired[:] = 0
     state.tokens_since_fired[[4, 17]] = 10**7  # AuxK's block
-    x, original, counts_seen = activations(19, 7, seed=7), type(state.arch).rule, []
+    x, original, counts_seen = activations(19, 7, seed=7), type(state.arch).entry_gradients, []
     on = dense_activations(state, x) > 0
 
-    def rule(self, entries, values, p, v, step_inputs, counts):
+    def entry_gradients(self, entries, values, p, v, step_inputs, counts):
         active = None if counts.active is None else counts.active.clone()
         counts_seen.append((counts.tokens, counts.fired.clone(), active))
         return original(self, entries, values, p, v, step_inputs, counts)
 
-    monkeypatch.setattr(type(state.arch), "rule", rule)
+    monkeypatch.setattr(type(state.arch), "entry_gradients", entry_gradients)
     train_step(state, x, 0.01, 0.7, layer(name))
     assert len(counts_seen) > 1 or path == "support" or case.options.get("aux") == 0
     for tokens, fired, active in counts_seen:

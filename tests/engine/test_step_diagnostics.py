@@ -121,7 +121,7 @@ def test_sparsity_gradient_ratio_equals_dense_autograd(case, name, path):
     for sparsity_coefficient in (0.0, 0.4 * case.setting.value):
         p = {key: tensor.clone().requires_grad_() for key, tensor in state.params.items()}
         state.arch.loss(p, x, StepInputs(sparsity_coefficient)).backward()
-        gradients.append({key: p[key].grad for key in state.arch.trained if p[key].grad is not None})
+        gradients.append({key: p[key].grad for key in state.arch.trained_vectors if p[key].grad is not None})
     changed = [key for key in gradients[0] if not torch.equal(gradients[0][key], gradients[1][key])]
     assert changed
     reconstruction = torch.cat([gradients[0][key] for key in changed]).norm()

@@ -8,7 +8,7 @@ import torch
 from jumpahead.engine.state import make_step_inputs
 from jumpahead.engine.supports import PADDING, Support, trim_support
 from jumpahead.sae.gradients import Counts
-from jumpahead.sae.support import DEAD, MAIN, Above, Entries
+from jumpahead.sae.support import DEAD, MAIN, AboveThreshold, Entries
 from tests.engine.cases import one_per_options, random_state, standard_normal
 
 
@@ -24,13 +24,13 @@ def test_padding_has_no_value_no_penalty_and_no_gradient(case, part):
     values = arch.values(entries, p, v)
     assert all(bool((value == 0).all()) for value in values)
     assert arch.sparsity_sum(entries, values, v) == 0
-    rule = arch.rule(
+    rule = arch.entry_gradients(
         entries, values, p, v, step_inputs, Counts(8, standard_normal(30, seed=1).abs().float(), torch.ones(8))
     )
     selection = arch.selection(p, v, step_inputs, training=True)
     # Without a lower bound every token is an entry of the feature: only colptr excludes padding.
     has_bound = torch.ones(n, dtype=torch.bool)
-    if isinstance(selection, Above):
+    if isinstance(selection, AboveThreshold):
         has_bound = selection.lower > -torch.inf
     for gradient in (rule.pre, *rule.vectors.values()):
         for term in (*gradient.slopes, gradient.constant):

@@ -14,7 +14,7 @@ from jumpahead.evaluation import held_out as held_out_module
 from jumpahead.evaluation import logits as logits_module
 from jumpahead.evaluation.evaluate import evaluate
 from jumpahead.evaluation.held_out import HeldOut
-from jumpahead.evaluation.logits import scores
+from jumpahead.evaluation.logits import cross_entropies
 from jumpahead.evaluation.sums import count_per_chunk, evaluation_json, sum_per_chunk
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.losses import next_token_nats
@@ -50,7 +50,7 @@ def lm(lm_of):
 
 
 def held_out(lm, tokens=EVERYTHING):
-    return HeldOut.of(tokenize(documents(), lm, split="held_out", held_out=0.1), tokens)
+    return HeldOut.first_groups(tokenize(documents(), lm, split="held_out", held_out=0.1), tokens)
 
 
 @pytest.fixture(scope="module")
@@ -143,11 +143,11 @@ def test_losses_a_few_rows_at_a_time_in_float64(monkeypatch, at_once):
     generator = torch.Generator().manual_seed(3)
     logits, other = (7 * torch.randn(11, 70, generator=generator) for _ in range(2))
     target, p = torch.arange(11) * 5, torch.softmax(other, -1)
-    next_token_nats, cross = scores(logits, target, p)
+    next_token_nats, cross = cross_entropies(logits, target, p)
     log_q = logits.double().log_softmax(-1)
     torch.testing.assert_close(next_token_nats.double(), -log_q[torch.arange(11), target], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(cross.double(), (p.double() * log_q).sum(1), rtol=1e-6, atol=1e-6)
-    assert torch.equal(scores(logits, target)[0], next_token_nats)
+    assert torch.equal(cross_entropies(logits, target)[0], next_token_nats)
 
 
 # ---------------------------------------------------------------------------------------------- recomputed

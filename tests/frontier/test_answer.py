@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from jumpahead.errors import StudyError
-from jumpahead.frontier import Frontier, build, parse_value
+from jumpahead.frontier import Frontier, build_frontier, parse_value
 from jumpahead.metrics import curve_metrics
 from tests.frontiers import evaluation, example, keywords
 
 
 def frontier(*evaluations) -> Frontier:
     names = dict.fromkeys(each["sae"]["series"] for each in evaluations)
-    return Frontier(build(evaluations, **keywords(*names)))
+    return Frontier(build_frontier(evaluations, **keywords(*names)))
 
 
 def power_law(name: str, a: float, b: float, l0s=(4, 16, 64), **kinds) -> list[dict]:
@@ -318,7 +318,7 @@ def test_without_replicates_nothing_is_told_apart():
 def test_a_simulated_run_answers_near_the_truth():
     """loss = a·L0^−b in `tests.frontiers.LOSS`; only seeds, not these 3 settings, differ between the two runs."""
     made = example(l0s=(4, 12, 37), replicates=200, clusters=48, width=1024, d=8, seeds=(0, 1, 2))
-    found = Frontier(build(made.evaluations, **made.keywords))
+    found = Frontier(build_frontier(made.evaluations, **made.keywords))
     answer = found.ask(delta_loss=0.3)
     assert answer.covers.endswith("and seeds: 3 initialisations, one data order.")
     for series, (a, b) in zip(answer.panels[0].series, ((1.15, 0.62), (1.9, 0.66), (1.3, 0.62)), strict=True):

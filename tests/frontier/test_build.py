@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from jumpahead.errors import ArtefactError
-from jumpahead.frontier import Frontier, build
-from jumpahead.frontier.build import pareto as pareto_flags
-from jumpahead.metrics import METRICS, curve_metrics, shares
+from jumpahead.frontier import Frontier, build_frontier
+from jumpahead.frontier.build import pareto_flags
+from jumpahead.metrics import METRICS, count_key_by_share, curve_metrics
 from tests.frontiers import Example, evaluation, example, keywords, write
 
 
@@ -21,7 +21,7 @@ def small() -> Example:
 
 
 def test_schema(small):
-    data = build(small.evaluations, **small.keywords)
+    data = build_frontier(small.evaluations, **small.keywords)
     assert list(data) == [
         "schema", "name", "created", "lm", "text", "metrics", "health", "series", "interval", "panels", "study",
         "manifest",
@@ -39,7 +39,7 @@ def test_schema(small):
             "intervals", "bootstrap", "sparsity_coefficient", "pareto", "notes", "training", "histogram",
             "requested", "converged_after", "health", "training_warnings",
         }  # fmt: skip
-        assert set(point["intervals"]) == {*curve_metrics(), *shares()}
+        assert set(point["intervals"]) == {*curve_metrics(), *count_key_by_share()}
         assert set(point["metrics"]) == set(METRICS)
         for key, (low, high) in point["intervals"].items():
             assert low <= point["metrics"][key] <= high
@@ -50,9 +50,9 @@ def test_schema(small):
 
 
 def test_points_are_ordered_whatever_the_order_of_the_evaluations(small):
-    expected = build(small.evaluations, **small.keywords)
+    expected = build_frontier(small.evaluations, **small.keywords)
     order = np.random.default_rng(1).permutation(len(small.evaluations))
-    shuffled = build([small.evaluations[i] for i in order], **small.keywords)
+    shuffled = build_frontier([small.evaluations[i] for i in order], **small.keywords)
     assert shuffled["panels"] == expected["panels"]
     found = [(point["series"], point["setting"]["value"]) for point in expected["panels"][0]["points"]]
     assert found[:3] == [("jumprelu", 4), ("jumprelu", 8), ("jumprelu", 16)]
@@ -64,19 +64,19 @@ def test_what_is_known_of_a_training_is_carried_and_declared(small):
     where = {"requested": 4.0, "reached": 4.1, "step": 40, "share": 0.5}
     told = [dict(one) for one in small.evaluations]
     told[0] |= {"health": health, "converged_after": where, "training_warnings": ["Too late."]}
-    data = build(told, **small.keywords)
+    data = build_frontier(told, **small.keywords)
     assert [one["key"] for one in data["health"]] == ["theta_50", "dead"]  # what pages show, of what there is
     first, *others = data["panels"][0]["points"]
     assert (first["health"], first["converged_after"], first["training_warnings"]) == (health, where, ["Too late."])
     assert all((one["health"], one["converged_after"], one["training_warnings"]) == ({}, {}, []) for one in others)
     asked = {(point["setting"]["kind"], point["requested"]) for point in data["panels"][0]["points"]}
     assert asked == {("l0", 4.0), ("l0", 8.0), ("l0", 16.0), ("k", 4.0), ("k", 8.0), ("k", 16.0), ("lambda", None)}
-    assert build(small.evaluations, **small.keywords)["health"] == []
+    assert build_frontier(small.evaluations, **small.keywords)["health"] == []
 
 
 def test_several_sites_and_widths_are_panels():
     saes = [evaluation(l0=4, loss=0.5, width=width, site=site) for width in (64, 32) for site in ("a", "b")]
-    frontier = Frontier(build(saes, **keywords("jumprelu")))
+    frontier = Frontier(build_frontier(saes, **keywords("jumprelu")))
     assert frontier.panels == ["a/32", "a/64", "b/32", "b/64"]
     assert len(frontier.points(panel="a")) == 2
     assert len(frontier.points(panel=32)) == 2
@@ -86,9 +86,9 @@ def test_several_sites_and_widths_are_panels():
 def test_intervals_are_centred_on_the_estimate():
     """Counts of replicates sit higher; √(G/(G−1)) with G = 5."""
     replicates = {key: [10.0, 12, 14, 20] for key in curve_metrics()}
-    point = build([evaluation(l0=3, loss=0.5, dead=2, clusters=5, replicates=replicates)], **keywords("jumprelu"))[
-        "panels"
-    ][0]["points"][0]
+    point = build_frontier(
+        [evaluation(l0=3, loss=0.5, dead=2, clusters=5, replicates=replicates)], **keywords("jumprelu")
+    )["panels"][0]["points"][0]
     np.testing.assert_allclose(point["bootstrap"]["dead"], 2 + math.sqrt(5 / 4) * np.array([-4, -2, 0, 6]))
     low, high = point["intervals"]["dead"]
     assert low == 0  # not below zero
@@ -97,7 +97,7 @@ def test_intervals_are_centred_on_the_estimate():
 
 
 def test_one_cluster_has_no_interval():
-    data = build([evaluation(l0=3, loss=0.5, clusters=1)], **keywords("jumprelu"))
+    data = build_frontier([evaluation(l0=3, loss=0.5, clusters=1)], **keywords("jumprelu"))
     assert data["panels"][0]["points"][0]["intervals"] == {}
     assert data["interval"]["replicates"] == 0
     assert "no intervals" in Frontier(data).covers
@@ -128,7 +128,7 @@ def test_pareto_by_hand():
 def test_matched_tables_by_hand():
     saes = [evaluation(l0=l0, loss=1.6 / l0, above_10=l0) for l0 in (2, 20)]
     saes += [evaluation("topk", l0=l0, loss=0.8 / l0) for l0 in (7, 30)]
-    (panel,) = build(saes, **keywords("jumprelu", "topk"))["panels"]
+    (panel,) = build_frontier(saes, **keywords("jumprelu", "topk"))["panels"]
     assert [entry["value"] for entry in panel["matched"]["l0"]] == [2, 4, 8, 16]
     jumprelu, topk = panel["matched"]["l0"][2]["rows"]
     assert jumprelu["metrics"]["delta_lm_loss"]["value"] == pytest.approx(0.2)
@@ -151,15 +151,15 @@ def test_seeds_are_covered_only_where_every_series_has_several():
     def saes(name, seeds):
         return [evaluation(name, l0=l0, loss=1 / l0, sae_seed=seed) for l0 in (4, 8) for seed in seeds]
 
-    both = Frontier(build(saes("jumprelu", (0, 1)) + saes("topk", (0, 1)), **keywords("jumprelu", "topk")))
+    both = Frontier(build_frontier(saes("jumprelu", (0, 1)) + saes("topk", (0, 1)), **keywords("jumprelu", "topk")))
     assert both.data["interval"]["covers"] == "text and seeds"
     assert both.covers == (
         "The 95 % intervals cover the held-out text (40 documents) and seeds: 2 initialisations, one data order."
     )
-    mixed = Frontier(build(saes("jumprelu", (0, 1)) + saes("topk", (0,)), **keywords("jumprelu", "topk")))
+    mixed = Frontier(build_frontier(saes("jumprelu", (0, 1)) + saes("topk", (0,)), **keywords("jumprelu", "topk")))
     assert mixed.data["interval"]["covers"] == "text"
     assert mixed.covers.endswith("only, not seeds: some settings have only one.")
-    one = Frontier(build(saes("jumprelu", (0,)), **keywords("jumprelu")))
+    one = Frontier(build_frontier(saes("jumprelu", (0,)), **keywords("jumprelu")))
     assert one.covers.endswith("only, not seeds: one seed per SAE.")
 
 
@@ -169,20 +169,20 @@ def test_seeds_are_covered_only_where_every_series_has_several():
 def test_evaluations_that_do_not_belong_together_are_refused():
     first = evaluation(l0=4, loss=0.5)
     with pytest.raises(ArtefactError, match=r"l0-8_seed-0-0 was evaluated on other text than .*l0-4_seed-0-0"):
-        build([first, evaluation(l0=8, loss=0.3, digest="beef")], **keywords("jumprelu"))
+        build_frontier([first, evaluation(l0=8, loss=0.3, digest="beef")], **keywords("jumprelu"))
     with pytest.raises(ArtefactError, match="evaluated on other text"):
-        build([first, evaluation(l0=8, loss=0.3, clusters=7)], **keywords("jumprelu"))
+        build_frontier([first, evaluation(l0=8, loss=0.3, clusters=7)], **keywords("jumprelu"))
     with pytest.raises(ArtefactError, match="are the same SAE"):
-        build([first, evaluation(l0=4, loss=0.3)], **keywords("jumprelu"))
+        build_frontier([first, evaluation(l0=4, loss=0.3)], **keywords("jumprelu"))
     with pytest.raises(ArtefactError, match="series 'jumprelu', which the study lacks"):
-        build([first], **keywords("topk"))
+        build_frontier([first], **keywords("topk"))
 
 
 # ---------------------------------------------------------------------------------------------- reading
 
 
 def test_a_run_is_loaded_by_folder_or_file(small, tmp_path):
-    folder = write(tmp_path / "run", small, build(small.evaluations, **small.keywords))
+    folder = write(tmp_path / "run", small, build_frontier(small.evaluations, **small.keywords))
     frontier = Frontier.load(folder)
     assert repr(frontier) == "Frontier('example': jumprelu, gated, topk; 9 SAEs at layers.1.residual/512)"
     assert repr(Frontier.load(folder / "frontier.json")) == repr(frontier)
@@ -203,7 +203,7 @@ def test_what_is_no_frontier_is_named(small, tmp_path):
 
 
 def test_an_empty_run_has_an_empty_frontier():
-    data = build([], **keywords("jumprelu"))
+    data = build_frontier([], **keywords("jumprelu"))
     assert data["panels"] == []
     assert Frontier(data).points() == []
     assert Frontier(data).ask(l0=3).panels == []

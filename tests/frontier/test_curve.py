@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jumpahead.frontier.curve import Curve, CurvePosition, centred, estimate
+from jumpahead.frontier.curve import Curve, CurvePosition, centre_replicates, estimate_with_interval
 from jumpahead.metrics import replicate_weights
 
 L0, LOSS, COUNT = 0, 1, 2
@@ -92,7 +92,7 @@ def test_a_point_on_the_target_is_one_crossing():
 @pytest.mark.parametrize("metric", [L0, LOSS, COUNT])
 def test_never_beyond_what_was_measured(metric):
     law = curve([2, 4, 8], [0.8, 0.4, 0.2], [3, 5, 9])
-    low, high = law.range(metric)
+    low, high = law.measured_range(metric)
     assert law.positions(metric, low * 0.98) == []
     assert law.positions(metric, high * 1.02) == []
     assert law.positions(metric, -1.0) == []
@@ -113,7 +113,7 @@ def test_one_point_is_a_curve():
     assert value(single.positions(L0, 5.02)[0], LOSS) == 0.3
     assert single.positions(L0, 6) == []
     assert value(single.nearest_end(LOSS, 0.9), L0) == 5
-    assert single.range(LOSS) == (0.3, 0.3)
+    assert single.measured_range(LOSS) == (0.3, 0.3)
 
 
 def test_two_points_of_equal_l0_make_a_step():
@@ -139,7 +139,7 @@ logs = st.tuples(st.booleans(), st.booleans(), st.just(False))
 def test_every_place_lies_between_its_neighbours(found, is_log, metric, where):
     measured = np.array(found)
     some = curve(*measured.T, is_log=is_log)
-    low, high = some.range(metric)
+    low, high = some.measured_range(metric)
     target = low + where * (high - low)
     assume(low <= target <= high)
     places = some.positions(metric, target)
@@ -171,7 +171,7 @@ def test_the_order_of_the_points_changes_nothing(found, random, where):
     shuffled = list(found)
     random.shuffle(shuffled)
     one, other = curve(*np.array(found).T), curve(*np.array(shuffled).T)
-    low, high = one.range(LOSS)
+    low, high = one.measured_range(LOSS)
     target = low + where * (high - low)
     a, b = one.positions(LOSS, target), other.positions(LOSS, target)
     assert [place.values.tolist() for place in a] == [place.values.tolist() for place in b]
@@ -201,7 +201,7 @@ def test_every_replicate_is_its_own_curve_interpolated(seed):
         at = np.interp(np.log(target), y, x)
         assert found[L0] == pytest.approx(np.exp(at), rel=1e-10)
         assert found[COUNT] == pytest.approx(np.interp(at, x[::-1], row[:, COUNT]), rel=1e-10)
-    assert place.beyond == 0
+    assert place.unreached_share == 0
 
 
 def test_a_replicate_that_does_not_reach_stops_at_its_end_and_is_counted():
@@ -210,7 +210,7 @@ def test_a_replicate_that_does_not_reach_stops_at_its_end_and_is_counted():
     short[2, LOSS] = 0.31  # its smallest loss
     law = Curve(np.stack([base, base, base, base, short]), (True, True, False))
     (place,) = law.positions(LOSS, 0.3)
-    assert place.beyond == 0.25
+    assert place.unreached_share == 0.25
     np.testing.assert_array_equal(place.values[4], short[2])
     assert place.values[4, LOSS] == 0.31
     assert (place.values[:4, LOSS] == 0.3).all()
@@ -243,18 +243,18 @@ def test_replicates_reorder_by_their_own_l0():
 
 
 def test_estimate_takes_the_central_95_percent():
-    found = estimate(np.concatenate([[0.5], np.arange(1001) / 1000]))
+    found = estimate_with_interval(np.concatenate([[0.5], np.arange(1001) / 1000]))
     assert found == (0.5, pytest.approx(0.025), pytest.approx(0.975))
-    assert estimate(np.array([0.5])) == (0.5, None, None)
-    assert estimate(np.array([np.nan, 1, 2])) == (None, None, None)
-    assert estimate(np.array([1.5, np.nan, 1, 2])).low == pytest.approx(1.025)
-    assert estimate(np.array([7.0, *[7.1] * 39, 6.1])) == (7.0, 7.0, pytest.approx(7.1))
+    assert estimate_with_interval(np.array([0.5])) == (0.5, None, None)
+    assert estimate_with_interval(np.array([np.nan, 1, 2])) == (None, None, None)
+    assert estimate_with_interval(np.array([1.5, np.nan, 1, 2])).low == pytest.approx(1.025)
+    assert estimate_with_interval(np.array([7.0, *[7.1] * 39, 6.1])) == (7.0, 7.0, pytest.approx(7.1))
 
 
 def test_centred_replicates_keep_their_spread_around_the_estimate():
-    moved = centred(10.0, np.array([12.0, 14.0, 16.0]), clusters=5)
+    moved = centre_replicates(10.0, np.array([12.0, 14.0, 16.0]), clusters=5)
     np.testing.assert_allclose(moved, 10 + np.sqrt(5 / 4) * np.array([-2, 0, 2]))
-    assert len(centred(10.0, np.array([12.0, 14.0]), clusters=1)) == 0
+    assert len(centre_replicates(10.0, np.array([12.0, 14.0]), clusters=1)) == 0
 
 
 # ---------------------------------------------------------------------------------------------- coverage
@@ -273,9 +273,9 @@ def test_intervals_cover_the_true_l0_in_simulation():
         nats = tokens[:, None] * 1.2 * l0**-0.6 * (shared[:, None] + own)
         loss = nats.sum(0) / tokens.sum()
         drawn = (weights @ nats) / (weights @ tokens)[:, None]
-        replicates = np.stack([centred(loss[i], drawn[:, i], clusters) for i in range(4)], axis=1)
+        replicates = np.stack([centre_replicates(loss[i], drawn[:, i], clusters) for i in range(4)], axis=1)
         values = np.stack([np.broadcast_to(l0, (401, 4)), np.concatenate([loss[None], replicates])], axis=-1)
-        found = estimate(Curve(values, (True, True)).positions(1, 0.3)[0].values[:, 0])
+        found = estimate_with_interval(Curve(values, (True, True)).positions(1, 0.3)[0].values[:, 0])
         assert found.low is not None
         assert found.high is not None
         hits += found.low < truth < found.high
@@ -296,7 +296,7 @@ def test_centring_makes_the_interval_of_dead_features_cover():
         drawn = ((weights @ fires) == 0).sum(1)
         low, high = np.quantile(drawn, [0.025, 0.975])
         plain += low <= expected <= high
-        found = estimate(np.concatenate([[dead], centred(dead, drawn, clusters)]))
+        found = estimate_with_interval(np.concatenate([[dead], centre_replicates(dead, drawn, clusters)]))
         assert found.low is not None
         assert found.high is not None
         moved += found.low <= expected <= found.high

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jumpahead.frontier.build import build
+from jumpahead.frontier.build import build_frontier
 from jumpahead.frontier.frontier import Frontier
 from jumpahead.frontier.seeds import seed_weights
 from jumpahead.frontier.series import SeriesCurve
@@ -19,7 +19,7 @@ LOSS = curve_metrics().index("delta_lm_loss")
 
 def series(*evaluations: dict[str, Any], name: str = "jumprelu") -> SeriesCurve:
     names = {each["sae"]["series"] for each in evaluations}
-    frontier = Frontier(build(evaluations, **keywords(*names)))
+    frontier = Frontier(build_frontier(evaluations, **keywords(*names)))
     (found,) = frontier.curves(frontier.data["panels"][0], [name])
     return found
 

@@ -11,7 +11,7 @@ from jumpahead.engine.kernels.triton import TritonKernels, selection
 from jumpahead.engine.kernels.triton import layer as triton_layer
 from jumpahead.engine.reference import reference_step
 from jumpahead.sae.gradients import StepInputs
-from jumpahead.sae.support import Above, Largest, LargestOfBatch
+from jumpahead.sae.support import AboveThreshold, TopKOfBatch, TopKPerToken
 from tests.engine.cases import (
     CASES,
     activations,
@@ -93,8 +93,8 @@ def test_supports_equal_those_of_torch_bit_for_bit(kind, which, monkeypatch):
     lower = pre[torch.arange(len(w)) % len(x), torch.arange(len(w))].float()
     dead = torch.arange(len(w)) % 3 == 0
     chosen = {
-        "above": Above(lower), "largest": Largest(6), "dead": Largest(6, dead, 4),
-        "batch": LargestOfBatch(4.4, 0.3, dead, 3),
+        "above": AboveThreshold(lower), "largest": TopKPerToken(6), "dead": TopKPerToken(6, dead, 4),
+        "batch": TopKOfBatch(4.4, 0.3, dead, 3),
     }[which]  # fmt: skip
     found = []
     for one, device in ((new_layer(is_async=False), DEVICE), (kernel_layer("torch"), torch.device("cpu"))):

@@ -95,7 +95,7 @@ def test_sums_per_document_are_those_of_documents_that_are_not_packed(lm_of):
     found = {}
     for packing in ("none", "isolated", "plain"):
         contexts = tokenize(documents("held_out"), lm, split="held_out", packing=packing)
-        text = HeldOut.of(contexts, 10**9)
+        text = HeldOut.first_groups(contexts, 10**9)
         found[packing] = evaluate({"it": sae}, lm, text, "layers.1.residual", torch.zeros(24))["it"]
         assert found[packing].documents["tokens"].sum() == text.tokens
     none, isolated, plain = found.values()

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import jumpahead
 from jumpahead.activations.origins.live import Live
 from jumpahead.cli import app
-from jumpahead.diagnostics import l0_convergence, last_diagnostics, training_warnings
+from jumpahead.diagnostics import final_diagnostics, l0_convergence, training_warnings
 from jumpahead.engine import kernel_layer
 from jumpahead.errors import ArtefactError, DataError, StudyError
 from jumpahead.frontier import Frontier
@@ -32,7 +32,7 @@ from jumpahead.pipeline.evaluation import EvaluationStage
 from jumpahead.pipeline.resources import Resources
 from jumpahead.pipeline.run import run_study
 from jumpahead.pipeline.training import TrainingStage
-from jumpahead.progress import Silent
+from jumpahead.progress import SilentProgress
 from jumpahead.sae.saved import SAE
 from jumpahead.storage.json_files import read_json, read_json_lines
 from jumpahead.storage.run_folder import Run
@@ -90,7 +90,7 @@ class Said:
     """Progress that remembers its sentences."""
 
     def __init__(self):
-        self.sentences, self.phases, self.silent = [], [], Silent()
+        self.sentences, self.phases, self.silent = [], [], SilentProgress()
 
     def say(self, sentence):
         self.sentences.append(sentence)
@@ -182,7 +182,7 @@ def test_an_evaluation_says_how_its_training_went(finished):
         asked = None if point["setting"]["kind"] == "lambda" else point["setting"]["value"]
         where = l0_convergence(lines, asked)
         assert evaluated["converged_after"] == point["converged_after"] == where._asdict()
-        assert evaluated["health"] == point["health"] == last_diagnostics(lines)
+        assert evaluated["health"] == point["health"] == final_diagnostics(lines)
         assert (
             evaluated["training_warnings"]
             == point["training_warnings"]
@@ -253,7 +253,7 @@ def test_another_learning_rate_trains_everything_again(study_file, copied):
 
 
 def pending(study_file, folder, *overrides):
-    resources = Resources(load(study_file, overrides), Run(folder), Silent())
+    resources = Resources(load(study_file, overrides), Run(folder), SilentProgress())
     return len(TrainingStage(resources).pending()), len(EvaluationStage(resources).pending())
 
 
@@ -301,7 +301,7 @@ def test_what_is_in_the_text_and_in_the_model_is_among_its_inputs(study_file, fi
 
     def source():
         study = load(study_file, [f"lm.model={model}", f"text.source={text}"])
-        return Resources(study, Run(finished), Silent()).provenance.source_digest
+        return Resources(study, Run(finished), SilentProgress()).provenance.source_digest
 
     found = [source()]
     (text / "07.txt").write_text("other words")
@@ -660,7 +660,7 @@ def fvu_at(frontier, name, l0=5):
 def started(study_file, folder, series, *overrides):
     """Return the training stage of a study with one series."""
     study = load(study_file, overrides).model_copy(update={"series": (studies.Series.model_validate(series),)})
-    return TrainingStage(Resources(study, Run(folder), Silent()))
+    return TrainingStage(Resources(study, Run(folder), SilentProgress()))
 
 
 @pytest.mark.parametrize("name", ["jumprelu", "gated", "topk"])
@@ -674,7 +674,7 @@ def test_no_steps_from_an_existing_sae_leave_it_what_it_is(study_file, copied, n
     plain = started(study_file, copied, {**series, "start_from": None})
     assert plain.pending() == []
     assert stage.pending() == [spec]
-    job, sae = stage.job(spec), SAE.load(path)
+    job, sae = stage.make_job(spec), SAE.load(path)
     job.folder = None
     x = stage.resources.load_sample()[spec.site][:200]
     torch.testing.assert_close(job.finish()(x), sae(x), rtol=1e-4, atol=1e-4)
@@ -694,7 +694,7 @@ def test_an_sae_that_cannot_be_started_from_is_named(study_file, copied, tmp_pat
     def refused(says, series, *overrides):
         stage = started(study_file, copied, series, *overrides)
         with pytest.raises(StudyError, match=f"^series '{series['architecture']}' cannot start from .*{says}"):
-            stage.job(stage.resources.specs[0])
+            stage.make_job(stage.resources.specs[0])
 
     refused("an SAE.topk, .*: the series is gated", {"architecture": "gated", "l0": [3], "start_from": path})
     refused("sae.width must be 64 alone", topk, "sae.width=[64, 80]")
@@ -718,7 +718,7 @@ def test_saes_are_done_though_what_they_started_from_is_gone(study_file, copied,
     stage = started(study_file, copied, series)
     (spec,) = stage.resources.specs
     before = stage.provenance.sae_digest(spec)
-    stage.job(spec)
+    stage.make_job(spec)
     shutil.rmtree(path)
     assert started(study_file, copied, series).provenance.sae_digest(spec) == before
     other = {**series, "start_from": str(tmp_path / "another")}
@@ -769,7 +769,7 @@ def test_a_site_that_comes_later_is_harvested_alone(study_file, tmp_path):
     after = {path: stamp for path, stamp in stamps(folder / "activations").items() if "shard-" in path.name}
     assert before.items() < after.items()
     assert sum("held_out" in path.parts for path in after.keys() - before.keys()) >= 1
-    found = Resources(load(study_file, [*SHARDS, both]), Run(folder), Silent()).open_activations()
+    found = Resources(load(study_file, [*SHARDS, both]), Run(folder), SilentProgress()).open_activations()
     assert list(found.widths) == list(found.held_out.widths) == sites
 
 
@@ -850,7 +850,7 @@ def test_labels_tell_the_saes_of_a_study_apart(tmp_path):
 
 def test_an_unknown_stage_is_refused_before_anything_is_done(study_file, tmp_path):
     with pytest.raises(StudyError, match=r"no stage 'trian' to stop after\. Did you mean 'train'"):
-        jumpahead.run(study_file, out=tmp_path / "run", until="trian", progress=Silent())
+        jumpahead.run(study_file, out=tmp_path / "run", until="trian", progress=SilentProgress())
     assert not (tmp_path / "run").exists()
 
 

@@ -7,32 +7,32 @@ import pytest
 from jumpahead.pipeline import STAGES
 from jumpahead.pipeline.provenance import Provenance
 from jumpahead.pipeline.resources import Resources
-from jumpahead.pipeline.run import IN_ORDER
-from jumpahead.progress import Silent
+from jumpahead.pipeline.run import STAGE_CLASSES
+from jumpahead.progress import SilentProgress
 from jumpahead.storage.run_folder import Run
 from jumpahead.study.load import load
 from tests.pipeline.test_run import finished, run, stamps, study_file  # noqa: F401 - fixtures
 
 
 def test_the_stages_of_the_package_are_those_that_run():
-    assert tuple(stage.name for stage in IN_ORDER) == STAGES
+    assert tuple(stage.name for stage in STAGE_CLASSES) == STAGES
 
 
-@pytest.mark.parametrize("kind", IN_ORDER, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", STAGE_CLASSES, ids=lambda kind: kind.name)
 def test_inputs_and_is_done_write_nothing_and_do_not_change(kind, study_file, finished):  # noqa: F811
     before = stamps(finished)
-    first, second = (kind(Resources(load(study_file), Run(finished), Silent())) for _ in range(2))
+    first, second = (kind(Resources(load(study_file), Run(finished), SilentProgress())) for _ in range(2))
     assert first.inputs() == second.inputs()
     assert len(first.inputs()) == 64
     assert first.is_done()
     assert stamps(finished) == before
 
 
-@pytest.mark.parametrize("kind", IN_ORDER[1:], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", STAGE_CLASSES[1:], ids=lambda kind: kind.name)
 def test_another_text_makes_every_later_stage_stale(kind, study_file, finished):  # noqa: F811
     """But for the precision, which is given; activations are live."""
-    other = kind(Resources(load(study_file, ["text.max_tokens=5_000"]), Run(finished), Silent()))
-    plain = kind(Resources(load(study_file), Run(finished), Silent()))
+    other = kind(Resources(load(study_file, ["text.max_tokens=5_000"]), Run(finished), SilentProgress()))
+    plain = kind(Resources(load(study_file), Run(finished), SilentProgress()))
     if kind.name == "report":  # the evaluations on disk are those of the other study until they are made again
         assert other.inputs() != plain.inputs()
         return
@@ -46,7 +46,7 @@ def test_no_property_of_a_stage_or_of_what_stages_share_loads_or_writes():
     import inspect
     import textwrap
 
-    for owner in (Provenance, Resources, *IN_ORDER):
+    for owner in (Provenance, Resources, *STAGE_CLASSES):
         for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(owner)))):
             if not isinstance(node, ast.FunctionDef):
                 continue

@@ -9,7 +9,7 @@ import pytest
 
 from jumpahead.errors import SiteError, StudyError
 from jumpahead.planning.dry_run import perform_dry_run, shrink_study
-from jumpahead.progress import Silent
+from jumpahead.progress import SilentProgress
 from jumpahead.study import schema
 from jumpahead.study.load import load
 
@@ -28,7 +28,7 @@ def loaded(name: str, lm_folder, *more: str) -> schema.Study:
 
 @pytest.mark.parametrize("name", sorted(CLASSES))
 def test_a_ready_study_runs_on_a_model_of_its_class(name: str, lm_folder):
-    seen = perform_dry_run(loaded(name, lm_folder, "sae.width=2048"), Silent())
+    seen = perform_dry_run(loaded(name, lm_folder, "sae.width=2048"), SilentProgress())
     series = tomllib.loads((STUDIES / f"{name}.toml").read_text())["series"]
     assert seen.saes == 2 * len(series)
     assert seen.peak_bytes > 10**7
@@ -55,9 +55,11 @@ def test_what_is_rehearsed_is_the_study_with_less_of_it(lm_folder):
 
 def test_what_would_fail_later_fails_now(lm_folder):
     with pytest.raises(SiteError, match=r"has no module 'model\.layers\.12\.mlp\.up'"):
-        perform_dry_run(loaded("gemma-2-2b", lm_folder, "activations.sites=model.layers.12.mlp.up.output"), Silent())
+        perform_dry_run(
+            loaded("gemma-2-2b", lm_folder, "activations.sites=model.layers.12.mlp.up.output"), SilentProgress()
+        )
     with pytest.raises(StudyError, match=r"lm\.context = 65 is more than the 64"):
-        perform_dry_run(_longer(loaded("gemma-2-2b", lm_folder)), Silent())
+        perform_dry_run(_longer(loaded("gemma-2-2b", lm_folder)), SilentProgress())
 
 
 def _longer(one: schema.Study) -> schema.Study:

@@ -22,7 +22,7 @@ from jumpahead.planning.timing import TimedSAE
 from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.gradients import StepInputs
 from jumpahead.sae.recipe import Setting, Shape, TrainConfig
-from jumpahead.sae.support import Above
+from jumpahead.sae.support import AboveThreshold
 from jumpahead.study.load import parse
 
 
@@ -53,7 +53,7 @@ def test_biases_are_lowered_to_the_requested_support(name, recipe, training):
         x = 37.0 * x
     assert lower_biases(arch, p, x, 3.5, training=training)
     selection = arch.selection(p, arch.derive(p), StepInputs(), training=training)
-    assert isinstance(selection, Above)
+    assert isinstance(selection, AboveThreshold)
     assert int((x @ p["W_enc"].T + p["b_enc"] > selection.lower).sum()) == pytest.approx(3.5 * 50, abs=1)
 
 

@@ -26,7 +26,7 @@ from jumpahead.planning import plan
 from jumpahead.planning import tokens as token_counting
 from jumpahead.planning.memory import detect_gpu, gpu_workspace, max_threads, step_workspace, workspace_bytes
 from jumpahead.planning.plan import make_plan
-from jumpahead.progress import Silent
+from jumpahead.progress import SilentProgress
 from jumpahead.storage.atomic import write_atomic
 from jumpahead.storage.json_files import to_json, write_json
 from jumpahead.storage.run_folder import Run
@@ -253,7 +253,7 @@ def test_the_disk_planned_is_the_disk_used(lm_folder, text: Path, tmp_path: Path
     study = small(lm_folder("neox"), text, activations={"sites": ["layers.1.mlp"], "origin": "shards"})
     study = study.model_copy(update={"evaluate": study.evaluate.model_copy(update={"tokens": 1_000})})
     run = Run(tmp_path / "run")
-    assert harvest_activations(study, run, WriterRank(), Silent())
+    assert harvest_activations(study, run, WriterRank(), SilentProgress())
     stored = make_plan(study, run.folder).stored_activations
     assert stored is not None
     data = 0

@@ -94,7 +94,7 @@ def build(evaluations: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "lm": {"name": "tiny"},
         "text": {"source": "stdlib", "train_tokens": 1_000_000, "held_out_tokens": 61_000},
     }
-    return frontier_.build(evaluations, **(given | changes))
+    return frontier_.build_frontier(evaluations, **(given | changes))
 
 
 def sweep(**changes: Any) -> list[dict[str, Any]]:
@@ -147,10 +147,10 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def visit(browser: Any, save: Callable[..., Path]) -> Callable[..., Any]:
     """Opens the page of a frontier.json; `page.heard` lists requests and complaints of the console."""
-    from jumpahead import report
+    from jumpahead.report import write_report
 
     def open_page(data: dict[str, Any], costs: dict[str, Any] | None = None, **options: Any) -> Any:
-        file = report.write(save(data, costs))
+        file = write_report(save(data, costs))
         page = browser.new_page(viewport={"width": 1200, "height": 900}, **options)
         page.heard = {"requests": [], "console": []}
         page.on("request", lambda request: page.heard["requests"].append(request.url))

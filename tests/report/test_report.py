@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from jumpahead import report
 from jumpahead.errors import ArtefactError
 from jumpahead.formatting import (
     TOKENS,
@@ -24,9 +23,11 @@ from jumpahead.formatting import (
     typeset_percent,
 )
 from jumpahead.metrics import METRICS
-from jumpahead.report import assets, page
-from jumpahead.report.colours import PALETTE, PAPER, SCREEN, contrast, readable
+from jumpahead.report import write_report
+from jumpahead.report.assets import csp_hash_source, page_script
+from jumpahead.report.colours import DARK_BACKGROUND, LIGHT_BACKGROUND, PALETTE, contrast_ratio, ensure_contrast
 from jumpahead.report.findings import findings, typical_entry
+from jumpahead.report.page import render_html
 from jumpahead.report.panel import PageContext, Panel
 from jumpahead.report.sanitize import sanitize
 from jumpahead.report.series_style import ARCHITECTURE_MARKS, series_styles, sort_series
@@ -105,11 +106,11 @@ def test_sanitize_makes_misleading_characters_readable() -> None:
 
 
 def test_every_colour_stands_out_from_both_backgrounds() -> None:
-    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast_ratio("#000000", "#ffffff") == pytest.approx(21)
     for colour in ("#0072b2", "#000000", "#ffffff", "#f0e442", "#d55e00"):
-        assert contrast(readable(colour, PAPER), PAPER) >= 3
-        assert contrast(readable(colour, SCREEN), SCREEN) >= 3
-    assert readable("#0072b2", PAPER) == "#0072b2"  # what already stands out stays
+        assert contrast_ratio(ensure_contrast(colour, LIGHT_BACKGROUND), LIGHT_BACKGROUND) >= 3
+        assert contrast_ratio(ensure_contrast(colour, DARK_BACKGROUND), DARK_BACKGROUND) >= 3
+    assert ensure_contrast("#0072b2", LIGHT_BACKGROUND) == "#0072b2"  # what already stands out stays
 
 
 def series_of(*architectures: str) -> list[dict[str, str]]:
@@ -122,7 +123,11 @@ def test_listed_architectures_come_first_and_keep_their_marks() -> None:
     assert [one["name"] for one in series] == ["2", "1", "3", "0"]
     found = series_styles(series_of(*ARCHITECTURE_MARKS))
     for style, marks in zip(found, ARCHITECTURE_MARKS.values(), strict=True):
-        assert (style.paper, style.dash, style.symbol) == (readable(marks.colour, PAPER), marks.dash, marks.symbol)
+        assert (style.paper, style.dash, style.symbol) == (
+            ensure_contrast(marks.colour, LIGHT_BACKGROUND),
+            marks.dash,
+            marks.symbol,
+        )
 
 
 @pytest.mark.parametrize("others", [["mine"], ["mine", "yours", "jumprelu"], ["jumprelu"] * 4])
@@ -136,7 +141,7 @@ def test_other_series_get_marks_that_no_series_has(others: list[str]) -> None:
 
 def test_more_series_than_colours_have_colours_again() -> None:
     found = series_styles(series_of("jumprelu", *["mine"] * 20))
-    assert {one.paper for one in found} == {readable(colour, PAPER) for colour in PALETTE}
+    assert {one.paper for one in found} == {ensure_contrast(colour, LIGHT_BACKGROUND) for colour in PALETTE}
     assert series_styles([]) == []
 
 
@@ -144,7 +149,7 @@ def test_a_new_architecture_is_on_the_page_without_a_second_file(make) -> None:
     evaluations = [make.evaluation(s, l0) for s in (0, 1) for l0 in (4.0, 8.0)]
     data = make.build(evaluations)
     data["series"][1] |= {"architecture": "registered-elsewhere"}
-    first, second, _ = data_of(page.html(data))["series"]
+    first, second, _ = data_of(render_html(data))["series"]
     assert (first["symbol"], first["dash"]) == ("circle", "solid")
     assert second["symbol"] != "circle"
     assert second["dash"] != "solid"
@@ -221,7 +226,7 @@ def test_the_typical_entry_is_the_one_most_series_reach() -> None:
 
 
 def test_the_page_is_one_file_that_admits_nothing_from_outside(make) -> None:
-    html = page.html(make.build(make.sweep()))
+    html = render_html(make.build(make.sweep()))
     tags = Text(html).tags
     policy = next(a["content"] for t, a in tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy")
     assert policy is not None
@@ -232,19 +237,19 @@ def test_the_page_is_one_file_that_admits_nothing_from_outside(make) -> None:
     assert [a["href"] for _, a in tags if "href" in a] == []
     assert not [t for t, _ in tags if t in ("link", "iframe", "object", "base", "img")]
     assert len(html) < 3_000_000
-    assert re.findall(r"<script>(.*?)</script>", html, re.DOTALL) == [assets.script()]
-    assert assets.digest(assets.script()) in script_sources
+    assert re.findall(r"<script>(.*?)</script>", html, re.DOTALL) == [page_script()]
+    assert csp_hash_source(page_script()) in script_sources
 
 
 def test_the_tables_hold_every_metric_of_every_sae(make) -> None:
     data = make.build(make.sweep())
-    text = Text(page.html(data)).text
+    text = Text(render_html(data)).text
     for declared in METRICS.values():
         assert declared.declaration(TOKENS)["title"] in text
         assert declared.formula in text
     for point in data["panels"][0]["points"]:
         assert point["path"] in text
-    tips = [attributes.get("title") or "" for _, attributes in Text(page.html(data)).tags]
+    tips = [attributes.get("title") or "" for _, attributes in Text(render_html(data)).tags]
     assert any(tip.startswith("Delta LM loss [nats per token] = Σ") and tip.endswith("lower is better") for tip in tips)
     assert "95\u00a0% interval: 0.6" in " ".join(tips)
     assert "recovered" in text
@@ -253,7 +258,7 @@ def test_the_tables_hold_every_metric_of_every_sae(make) -> None:
 
 def test_matched_tables_say_where_a_series_was_not_measured(make) -> None:
     evaluations = [one for one in make.sweep() if one["sae"]["series"] != "gated" or one["metrics"]["l0"] < 10]
-    text = Text(page.html(make.build(evaluations))).text
+    text = Text(render_html(make.build(evaluations))).text
     assert re.search(r"Gated above the measured range; nearest end: L0 8\.16, delta loss 0\.517", text)
 
 
@@ -262,7 +267,7 @@ def test_notes_are_gathered_and_name_their_saes(make) -> None:
     for one in evaluations:
         one["notes"] = ["Repeated text."]
     evaluations[0]["notes"].append("L0 missed by 12 %.")
-    text = Text(page.html(make.build(evaluations))).text
+    text = Text(render_html(make.build(evaluations))).text
     assert "Repeated text. (every SAE of this panel)" in text
     assert "L0 missed by 12 %. (JumpReLU, l0 = 4)" in text
 
@@ -272,7 +277,7 @@ def test_training_diagnostics_are_one_row_per_sae(make) -> None:
     where = {"requested": 4.0, "reached": 4.05, "step": 200, "share": 0.41}
     evaluations[0] |= {"health": {"sparsity_gradient_ratio": 0.93, "window": 0.0125}, "converged_after": where}
     evaluations[1]["converged_after"] = {**where, "requested": 8.0, "step": None, "share": None}
-    html = page.html(make.build(evaluations))
+    html = render_html(make.build(evaluations))
     text = Text(html).text
     assert "SAE series, setting L0 requested L0 reached, held out converged share of training delta loss" in text
     assert re.search(r"JumpReLU, l0 = 4 4 4\.08 41\.0\s% 0\.700", text)
@@ -289,16 +294,16 @@ def test_training_diagnostics_are_one_row_per_sae(make) -> None:
 
 
 def test_what_the_intervals_cover_is_said(make) -> None:
-    text = Text(page.html(make.build(make.sweep()))).text
+    text = Text(render_html(make.build(make.sweep()))).text
     assert "They cover the choice of held-out text only: each SAE was trained once" in text
     seeds = [make.evaluation(0, l0, seed) for l0 in (4.0, 8.0) for seed in (0, 1)]
-    text = Text(page.html(make.build(seeds))).text
+    text = Text(render_html(make.build(seeds))).text
     assert "and the SAEs’ seeds are resampled" in text
     assert "JumpReLU, l0 = 4, seed 1 " in text
     for one in seeds:
         one["sae"]["stream_seed"] = 0
-    assert "JumpReLU, l0 = 4, SAE seed 1 " in Text(page.html(make.build(seeds))).text
-    text = Text(page.html(make.build([*seeds, make.evaluation(0, 16.0)]))).text
+    assert "JumpReLU, l0 = 4, SAE seed 1 " in Text(render_html(make.build(seeds))).text
+    text = Text(render_html(make.build([*seeds, make.evaluation(0, 16.0)]))).text
     assert "not every setting was trained with several seeds" in text
 
 
@@ -309,7 +314,7 @@ def test_hostile_text_stays_text(make) -> None:
     data = make.build(evaluations, name=HOSTILE, study_text=HOSTILE, manifest={HOSTILE: HOSTILE}, lm={"name": HOSTILE})
     data["series"][0] |= {"title": HOSTILE, "architecture": HOSTILE}
     data["panels"][0]["site"] = HOSTILE
-    html = page.html(data)
+    html = render_html(data)
     assert html.count("</script>") == html.count("<script") == 3
     assert "<img" not in html
     assert "<!--" not in html
@@ -321,15 +326,15 @@ def test_hostile_text_stays_text(make) -> None:
 
 
 def test_a_run_with_nothing_or_little_in_it_has_a_page(make) -> None:
-    assert "0 sparse autoencoders" in Text(page.html(make.build([]))).text
+    assert "0 sparse autoencoders" in Text(render_html(make.build([]))).text
     lonely = make.evaluation(0, 8.0, delta_lm_loss=None, fvu=None, above_10pct=None)
     lonely |= {"bootstrap": {}, "standard_errors": {}, "histogram": {}, "training": {}, "sparsity_coefficient": {}}
-    text = Text(page.html(make.build([lonely]))).text
+    text = Text(render_html(make.build([lonely]))).text
     assert "No SAE of this panel has been measured yet." in text
     assert "There are no intervals" in text
     data = make.build(make.sweep())
     data["panels"][0]["points"][0]["metrics"]["kl"] = float("nan")
-    assert data_of(page.html(data))["panels"][0]["points"][0]["metrics"]["kl"] is None
+    assert data_of(render_html(data))["panels"][0]["points"][0]["metrics"]["kl"] is None
 
 
 def test_several_panels_are_linked(make) -> None:
@@ -337,7 +342,7 @@ def test_several_panels_are_linked(make) -> None:
     for one in make.sweep():
         one["sae"]["site"] = "layers.2.mlp"
         evaluations.append(one)
-    html = page.html(make.build(evaluations))
+    html = render_html(make.build(evaluations))
     assert [a["href"] for t, a in Text(html).tags if t == "a"] == ["#panel-1", "#panel-2"]
     assert "layers.2.mlp, 4,096 features" in html
 
@@ -347,21 +352,21 @@ def test_several_panels_are_linked(make) -> None:
 
 def test_write_makes_the_report_beside_the_frontier(make, save) -> None:
     folder = save(make.build(make.sweep()))
-    assert report.write(folder) == folder / "report.html"
+    assert write_report(folder) == folder / "report.html"
     first = (folder / "report.html").read_bytes()
-    report.write(folder)
+    write_report(folder)
     assert (folder / "report.html").read_bytes() == first  # a function of its input
     assert sorted(path.name for path in folder.iterdir()) == ["frontier.json", "manifest.json", "report.html"]
 
 
 def test_what_a_step_costs_is_on_the_page_if_it_was_measured(make, save) -> None:
     data = make.build(make.sweep())
-    without = report.write(save(data)).read_text()
+    without = write_report(save(data)).read_text()
     assert "What a training step costs" not in without
     assert "efficiency.json" not in without
     assert data_of(without)["efficiency"] is None
 
-    html = report.write(save(data, efficiency_json.example())).read_text()
+    html = write_report(save(data, efficiency_json.example())).read_text()
     text = Text(html).text
     assert "Measured on Invented CPU with 2 threads; kernels: numba." in text
     assert "TopK dense, approximate top-k finds 98.1 % of the exact top-k 200 10,240 – 26.0 0.600 220 27.1 217" in text
@@ -387,7 +392,7 @@ def test_hostile_costs_stay_text(make, save) -> None:
     costs = efficiency_json.example(kernels=HOSTILE, notes=[HOSTILE])
     costs["shapes"][0]["label"] = costs["shapes"][0]["rows"][0]["title"] = HOSTILE
     costs["stages"][0] |= {"title": HOSTILE, "colour": "red;} body{display:none"}
-    html = report.write(save(make.build(make.sweep()), costs)).read_text()
+    html = write_report(save(make.build(make.sweep()), costs)).read_text()
     assert "window.hacked" not in "".join(re.findall(r"<script>(.*?)</script>", html, re.DOTALL))
     assert "display:none" not in html.partition("--stage-0:")[2].partition("}")[0]
     assert not [attributes for tag, attributes in Text(html).tags if tag == "img"]
@@ -397,23 +402,23 @@ def test_hostile_costs_stay_text(make, save) -> None:
 def test_torn_or_foreign_costs_are_named(make, save) -> None:
     folder = save(make.build(make.sweep()), {"schema": "jumpahead.efficiency/7"})
     with pytest.raises(ArtefactError, match=r"efficiency\.json says that it is 'jumpahead\.efficiency/7'"):
-        report.write(folder)
+        write_report(folder)
     (folder / "efficiency.json").write_text('{"schema": "jumpahead.effic')
     with pytest.raises(ArtefactError, match=r"efficiency\.json is torn .* `jumpahead efficiency --run .*` makes it"):
-        report.write(folder)
+        write_report(folder)
     assert not (folder / "report.html").exists()
 
 
 def test_what_is_no_run_or_no_frontier_is_named(make, save, tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"is not a run \(it has no manifest.json\)"):
-        report.write(tmp_path)
+        write_report(tmp_path)
     folder = save(make.build([]))
     (folder / "frontier.json").write_text('{"schema": "jumpahead.frontier/1", "na')
     with pytest.raises(ArtefactError, match=r"frontier\.json is torn"):
-        report.write(folder)
+        write_report(folder)
     (folder / "frontier.json").unlink()
     with pytest.raises(ArtefactError, match=r"frontier\.json does not exist: `jumpahead run` makes it"):
-        report.write(folder)
+        write_report(folder)
     assert not (folder / "report.html").exists()
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from jumpahead.api import train_on
 from jumpahead.frontier import Frontier
-from jumpahead.progress import Progress, Silent
+from jumpahead.progress import Progress, SilentProgress
 from jumpahead.report import terminal
 
 OF_TEXT = re.compile(r"(?<!\.)\b(tokens?|text|documents?)\b")
@@ -25,7 +25,7 @@ def test_a_run_without_a_model_speaks_of_rows(tmp_path):
 
         def phase(self, title, total, unit, done=0):
             told.append(f"{title}: {total} {unit}")
-            return Silent().phase(title, total, unit, done)
+            return SilentProgress().phase(title, total, unit, done)
 
     given = torch.randn(4_000, 12, generator=torch.Generator().manual_seed(5)).split(500)
     series = [{"architecture": "topk", "k": [1, 2, 3]}, {"architecture": "gated", "l0": [2, 3]}]

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from jumpahead.formatting import format_aligned, format_range
-from jumpahead.frontier import Frontier, build
+from jumpahead.frontier import Frontier, build_frontier
 from jumpahead.report import terminal
 from tests import efficiency_json
 from tests.frontiers import evaluation, example, keywords
@@ -28,13 +28,13 @@ def words(text: str) -> str:
 
 def frontier(*evaluations) -> Frontier:
     names = dict.fromkeys(each["sae"]["series"] for each in evaluations)
-    return Frontier(build(evaluations, **keywords(*names)))
+    return Frontier(build_frontier(evaluations, **keywords(*names)))
 
 
 @pytest.fixture(scope="module")
 def demo() -> Frontier:
     made = example(l0s=(4, 12, 37, 64), replicates=100, clusters=30, width=4096, d=8)
-    return Frontier(build(made.evaluations, **made.keywords))
+    return Frontier(build_frontier(made.evaluations, **made.keywords))
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ def test_show_splits_many_series_and_survives_what_is_missing():
 
 
 def test_an_empty_run_says_so():
-    assert "0 SAEs" in printed(terminal.print_frontier, Frontier(build([], **keywords("jumprelu"))))
+    assert "0 SAEs" in printed(terminal.print_frontier, Frontier(build_frontier([], **keywords("jumprelu"))))
 
 
 # ---------------------------------------------------------------------------------------------- efficiency

@@ -11,7 +11,7 @@ from jumpahead.sae import ste
 from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.gradients import Counts, StepInputs
 from jumpahead.sae.recipe import Setting
-from jumpahead.sae.support import Above, Entries
+from jumpahead.sae.support import AboveThreshold, Entries
 from tests.engine.cases import CASES, Case, activations, random_state
 from tests.sae.test_ste_matches_true_derivative import (
     EPSILON,
@@ -41,11 +41,13 @@ def one_feature(form: str, theta: float, epsilon: float, **options):
     return arch, p, arch.derive(p)
 
 
-def rule(arch, p, v, pre, step_inputs):
+def entry_gradients(arch, p, v, pre, step_inputs):
     """Of one feature's entries [n]."""
     entries = Entries(pre, torch.zeros(len(pre), dtype=torch.int32))
     values = arch.values(entries, p, v)
-    return arch.rule(entries, values, p, v, step_inputs, Counts(len(pre), (values[0] > 0).sum().double().reshape(1)))
+    return arch.entry_gradients(
+        entries, values, p, v, step_inputs, Counts(len(pre), (values[0] > 0).sum().double().reshape(1))
+    )
 
 
 def test_the_estimator_in_z_by_hand():
@@ -63,7 +65,9 @@ def test_the_rule_by_hand(form):
     f = 0, 0.52, 0, 1; the tanh's slope 0.006·1.2·1.7·(1 − tanh²(2.04·f)); in the window .52 and .48, (θ/ε)·K = 5.
     """
     arch, p, v = one_feature(form, 0.5, 0.1, scale=0.4, pre_activation=0.012)
-    found = rule(arch, p, v, PRE.flatten(), StepInputs(sparsity_coefficient=0.024, dead=torch.tensor([True])))
+    found = entry_gradients(
+        arch, p, v, PRE.flatten(), StepInputs(sparsity_coefficient=0.024, dead=torch.tensor([True]))
+    )
     tanh = [math.tanh(2.04 * f) for f in (0, 0.52, 0, 1)]
     slope = [0.006 * 2.04 * (1 - one**2) for one in tanh]
     incoming = [3.0 + slope[0], 0.7 + slope[1], -0.2 + slope[2], 5.0 + slope[3]]
@@ -92,7 +96,10 @@ def test_the_mean_in_the_preactivation_is_the_expected_losss_derivative(form, sc
     wanted = beyond + theta * normal_density(theta, mean, scale)
     for kind, true in (("all", wanted), ("threshold", beyond)):
         arch, p, v = one_feature(form, theta, epsilon * scale, ste=kind)
-        found = rule(arch, p, v, z, StepInputs()).pre.evaluate((torch.full_like(z, 0.3 / len(z)),)).sum().item() / 0.3
+        found = (
+            entry_gradients(arch, p, v, z, StepInputs()).pre.evaluate((torch.full_like(z, 0.3 / len(z)),)).sum().item()
+            / 0.3
+        )
         assert found == pytest.approx(true, rel=0.01)
 
 
@@ -104,7 +111,7 @@ def test_the_penaltys_gradient_of_a_threshold_in_closed_form(form):
         arch, p, v = one_feature(form, theta, 0.02 * theta, scale=0.9)
         z, steep = normal_grid(2_000_000, 0.1, 1.3), 0.9 * math.sqrt(D) * NORM
         found = (
-            rule(arch, p, v, z, StepInputs(sparsity_coefficient=0.8))
+            entry_gradients(arch, p, v, z, StepInputs(sparsity_coefficient=0.8))
             .vectors[trained(form)]
             .evaluate((torch.zeros_like(z),))
             .sum()
@@ -143,7 +150,7 @@ def test_dead_features_have_every_token_in_their_support_and_others_their_window
         p = {"threshold": torch.tensor([0.02, 0.3]), "W_dec": torch.ones(2, 4)}
         dead = torch.tensor([False, True]) if arch.needs_dead_features else None
         found = arch.selection(p, arch.derive(p), StepInputs(0.1, dead), training=True)
-        assert isinstance(found, Above)
+        assert isinstance(found, AboveThreshold)
         assert (found.lower == -torch.inf).tolist() == penalised
         below = [-0.03, 0.25]  # the first window reaches below zero
         assert found.lower.tolist() == pytest.approx(

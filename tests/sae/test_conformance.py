@@ -79,7 +79,7 @@ def test_class_attributes_are_complete(name):
     with pytest.raises(TypeError):
         kind.Options(wings=2)
     assert kind.reconstructions[0].target == "input"
-    assert kind.reconstructions[0].live
+    assert kind.reconstructions[0].trains_decoder
 
 
 def test_options_against_the_setting_are_refused_without_a_study_too():
@@ -99,7 +99,7 @@ def test_titles_are_unique():
 @one_per(parametrisation)
 def test_initialisation_is_a_function_of_the_seed(case):
     one, same, other = (untrained_state(case, D, WIDTH, torch.float32, seed=seed) for seed in (5, 5, 6))
-    assert set(one.params) >= {"W_enc", "W_dec", "b_dec", *case.arch().trained}
+    assert set(one.params) >= {"W_enc", "W_dec", "b_dec", *case.arch().trained_vectors}
     for name, tensor in one.params.items():
         assert torch.equal(tensor, same.params[name])
         assert tensor.dtype == torch.float32
@@ -223,11 +223,11 @@ def test_the_rule_serves_a_dense_block_of_features_alike(case):
         tokens, standard_normal(WIDTH, seed=31).abs(), standard_normal(tokens, seed=32).abs()
     )  # of other blocks too
     pairs = list(zip((sparse, whole), values, strict=True))
-    flat, dense = (arch.rule(one, value, p, v, step_inputs, counts) for one, value in pairs)
+    flat, dense = (arch.entry_gradients(one, value, p, v, step_inputs, counts) for one, value in pairs)
     flattened = tuple(one.flatten() for one in incoming)
     assert torch.equal(flat.pre.evaluate(flattened), dense.pre.evaluate(incoming).flatten())
     torch.testing.assert_close(*(arch.sparsity_sum(one, value, v) for one, value in pairs))
-    assert set(flat.vectors) == set(dense.vectors) == set(arch.trained)
+    assert set(flat.vectors) == set(dense.vectors) == set(arch.trained_vectors)
     for name, gradient in flat.vectors.items():
         assert torch.equal(gradient.evaluate(flattened), dense.vectors[name].evaluate(incoming).flatten())
 

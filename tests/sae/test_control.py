@@ -27,13 +27,13 @@ CONTROLLED = [
 
 def test_at_the_requested_l0_nothing_changes():
     at = ControllerState(penalty_scale=0.0037, l0=TARGET)
-    assert at.after(TARGET, TARGET, GAIN) == at
+    assert at.updated(TARGET, TARGET, GAIN) == at
     assert at.threshold_shift(TARGET, SHIFT_GAIN) == 0
 
 
 @pytest.mark.parametrize(("l0", "sign"), [(17.0, 1), (1000.0, 1), (15.0, -1), (0.5, -1), (0.0, -1)])
 def test_too_many_active_features_raise_penalty_and_thresholds_too_few_lower_them(l0, sign):
-    after = ControllerState(0.0037, TARGET).after(l0, TARGET, GAIN)
+    after = ControllerState(0.0037, TARGET).updated(l0, TARGET, GAIN)
     assert sign * (after.penalty_scale - 0.0037) > 0
     assert sign * after.threshold_shift(TARGET, SHIFT_GAIN) > 0
     assert sign * (after.l0 - TARGET) > 0
@@ -41,7 +41,7 @@ def test_too_many_active_features_raise_penalty_and_thresholds_too_few_lower_the
 
 @pytest.mark.parametrize(("l0", "error"), [(1e6, 1), (100.0, 1), (1e-6, -1), (0.0, -1)])
 def test_one_step_moves_at_most_by_its_gains(l0, error):
-    after = ControllerState(0.0037, l0).after(l0, TARGET, GAIN)
+    after = ControllerState(0.0037, l0).updated(l0, TARGET, GAIN)
     assert after.penalty_scale == pytest.approx(0.0037 * math.exp(error * GAIN), rel=1e-12)
     assert after.threshold_shift(TARGET, SHIFT_GAIN) == pytest.approx(error * SHIFT_GAIN, rel=1e-12)
 
@@ -49,14 +49,14 @@ def test_one_step_moves_at_most_by_its_gains(l0, error):
 def test_l0_is_smoothed_exponentially():
     at = ControllerState(0.0037, 40.0)
     for i in range(1, 6):
-        at = at.after(10.0, TARGET, GAIN)
+        at = at.updated(10.0, TARGET, GAIN)
         assert at.l0 == pytest.approx(10 + 30 * (1 - SMOOTHING) ** i, rel=1e-12)
 
 
 def test_errors_of_the_same_size_in_both_directions_cancel():
     """As ratios: twice too many and half too few."""
-    up = ControllerState(0.002, 1.5 * TARGET).after(1.5 * TARGET, TARGET, GAIN).penalty_scale
-    down = ControllerState(0.002, TARGET / 1.5).after(TARGET / 1.5, TARGET, GAIN).penalty_scale
+    up = ControllerState(0.002, 1.5 * TARGET).updated(1.5 * TARGET, TARGET, GAIN).penalty_scale
+    down = ControllerState(0.002, TARGET / 1.5).updated(TARGET / 1.5, TARGET, GAIN).penalty_scale
     assert up * down == pytest.approx(0.002**2, rel=1e-12)
 
 
@@ -68,7 +68,7 @@ def test_in_a_closed_loop_it_converges_to_the_target(start, power):
     seen = []
     for _ in range(1500):
         l0 = TARGET * math.exp(-power * log_theta)
-        at = at.after(l0, TARGET, GAIN)
+        at = at.updated(l0, TARGET, GAIN)
         log_theta += at.threshold_shift(TARGET, SHIFT_GAIN) + 0.002 * (
             math.log(at.penalty_scale) - log_start - log_theta
         )
@@ -107,7 +107,7 @@ def test_decay_takes_the_same_share_of_every_distance_to_the_median(case):
     state = random_state(case, 6, 21, seed=2, threshold_decay=2.5)
     arch, p, counts = state.arch, state.params, Counts(50, torch.arange(21.0, dtype=torch.float64))
     before = {name: tensor.clone() for name, tensor in p.items()}
-    share, vector = 2.5 * arch.trained[arch.sparsity_parameter] * 0.03, before[arch.sparsity_parameter]
+    share, vector = 2.5 * arch.trained_vectors[arch.sparsity_parameter] * 0.03, before[arch.sparsity_parameter]
     offset = torch.zeros(21, dtype=torch.float64)
     if "frequency_scale" in case.options and arch.sparsity_parameter == "log_threshold":
         offset = (1 + 2 * counts.fired / 50 / case.options["frequency_scale"]).sqrt().log()

@@ -31,14 +31,14 @@ def made(k: float = 3.0, **options) -> Architecture:
 
 
 def test_the_groups_are_the_papers_by_default():
-    assert made().ends(65_536) == [2_048, 6_144, 14_336, 30_720, 65_536]
+    assert made().group_ends(65_536) == [2_048, 6_144, 14_336, 30_720, 65_536]
     group = made().derive({"W_enc": torch.zeros(32, 1)})["group"]
     assert group.bincount().tolist() == [1, 2, 4, 8, 17]
     assert bool((group.diff() >= 0).all())
 
 
 def test_no_prefix_is_empty():
-    assert made().ends(3) == [1, 1, 1, 1, 3]
+    assert made().group_ends(3) == [1, 1, 1, 1, 3]
 
 
 def test_the_loss_by_hand():

@@ -65,7 +65,7 @@ def test_the_engines_rule_by_hand(form):
     values = arch.values(entries, p, v)
     assert values[0].tolist() == [0, 0.52, 0, 1]
     counts, step_inputs = counted(values), StepInputs(sparsity_coefficient=0.024)
-    g = arch.rule(entries, values, p, v, step_inputs, counts)
+    g = arch.entry_gradients(entries, values, p, v, step_inputs, counts)
     incoming = (GRAD.flatten(),)
     assert g.pre.evaluate(incoming).tolist() == [0, 0.7, 0, 5]
     assert g.vectors["b_enc"].evaluate(incoming).tolist() == [0, 0.7, 0, 5]
@@ -101,7 +101,7 @@ def test_the_short_recipes_own_bandwidth_is_narrow_enough(form):
     z = normal_grid(200_000, 0.0, 1.3)
     entries = Entries(z, torch.zeros(len(z), dtype=torch.int32))
     zero = torch.zeros_like(z)
-    g = arch.rule(entries, (zero,), p, v, StepInputs(sparsity_coefficient=0.8), counted((zero,)))
+    g = arch.entry_gradients(entries, (zero,), p, v, StepInputs(sparsity_coefficient=0.8), counted((zero,)))
     chain = {"raw": 1.0, "log": 0.5}[form]
     assert g.vectors[trained(form)].evaluate((zero,)).sum().item() == pytest.approx(
         -0.8 * chain * normal_density(0.5, 0, 1.3), rel=0.06
@@ -132,7 +132,7 @@ def test_the_whole_losss_derivative_in_theta(form, theta, epsilon):
     entries = Entries(pre, torch.zeros(len(pre), dtype=torch.int32))
     values = arch.values(entries, p, v)
     projection = 2 * (values[0] - a) / len(pre)
-    g = arch.rule(entries, values, p, v, StepInputs(sparsity), counted(values))
+    g = arch.entry_gradients(entries, values, p, v, StepInputs(sparsity), counted(values))
     chain = {"raw": 1.0, "log": theta}[form]
     assert g.vectors[trained(form)].evaluate((projection,)).sum().item() / chain == pytest.approx(
         true, abs=0.01 * abs(true) + 0.25 * epsilon
@@ -164,7 +164,7 @@ def test_sparsity_terms_of_the_whole_batch_by_hand(form, kind):
     counts = counted(values, of=2)
     assert counts.fired.tolist() == [2, 2]
     assert counts.active.tolist() == [2, 1, 1, 0]
-    g = arch.rule(block, values, p, v, step_inputs, counts).vectors[trained(form)]
+    g = arch.entry_gradients(block, values, p, v, step_inputs, counts).vectors[trained(form)]
     chain = {"raw": [1.0, 1.0], "log": THETAS}[form]
     by_hand = [one * factor for one, factor in zip(wanted, chain, strict=True)]
     assert g.evaluate((torch.zeros_like(TWO),)).sum(1).tolist() == pytest.approx(by_hand, abs=1e-12)
@@ -200,7 +200,7 @@ def test_sparsity_terms_of_the_whole_batch_have_the_expected_losss_derivative(fo
     pre = torch.stack([normal_grid(n, means[0], scale), shuffled])
     block = Entries(pre, torch.arange(2))
     values = arch.values(block, p, v)
-    g = arch.rule(block, values, p, v, StepInputs(sparsity), counted(values, of=2)).vectors[trained(form)]
+    g = arch.entry_gradients(block, values, p, v, StepInputs(sparsity), counted(values, of=2)).vectors[trained(form)]
     by_rule = g.evaluate((torch.zeros_like(pre),)).sum(1).tolist()
 
     parameter = p[trained(form)].clone().requires_grad_()
@@ -276,6 +276,10 @@ def by_rule(z, theta, epsilon, form):
     values = arch.values(entries, p, v)
     nothing, something = torch.zeros_like(z), torch.full_like(z, 0.3 / len(z))
     counts = counted(values)
-    step = arch.rule(entries, values, p, v, StepInputs(sparsity_coefficient=0.8), counts).vectors[trained(form)]
-    jump = arch.rule(entries, values, p, v, StepInputs(sparsity_coefficient=0.0), counts).vectors[trained(form)]
+    step = arch.entry_gradients(entries, values, p, v, StepInputs(sparsity_coefficient=0.8), counts).vectors[
+        trained(form)
+    ]
+    jump = arch.entry_gradients(entries, values, p, v, StepInputs(sparsity_coefficient=0.0), counts).vectors[
+        trained(form)
+    ]
     return step.evaluate((nothing,)).sum().item() / 0.8, jump.evaluate((something,)).sum().item() / 0.3

@@ -11,32 +11,7 @@ from jumpahead.errors import SiteError, StudyError
 from jumpahead.study.load import load, parse
 from jumpahead.study.schema import Study, sae_specs
 from jumpahead.study.tables import model_of
-
-SMALL = """
-[sae]
-width = 512
-
-[train]
-tokens = 9_000
-batch = 300
-
-[[series]]
-architecture = "topk"
-k = [8, 16]
-"""
-
-
-def written(folder: Path, text: str, name: str = "small.toml") -> Path:
-    path = folder / name
-    path.write_text(text)
-    return path
-
-
-def error(folder: Path, text: str, *overrides: str) -> str:
-    """The sentence, without the folder, of loading `text`."""
-    with pytest.raises(StudyError) as caught:
-        load(written(folder, text), overrides)
-    return str(caught.value).replace(f"{folder}/", "")
+from tests.study.test_load import SMALL, error, written
 
 
 def test_a_missing_or_foreign_file(tmp_path: Path):

@@ -8,31 +8,12 @@ import pytest
 
 from jumpahead.errors import SiteError, StudyError
 from jumpahead.storage.atomic import write_atomic
-from jumpahead.storage.json_files import write_json
 from jumpahead.study.load import load
 from jumpahead.study.template import render_study
-
-SHAPE = {
-    "num_hidden_layers": 3, "hidden_size": 24, "num_attention_heads": 4, "head_dim": 8, "vocab_size": 300,
-    "max_position_embeddings": 64,
-}  # fmt: skip
+from tests.planning.test_plan import SHAPE, model, text  # noqa: F401 - fixtures
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    write_json(tmp_path / "model" / "config.json", SHAPE)
-    return tmp_path / "model"
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    """40 documents of 700 bytes each."""
-    for number in range(40):
-        write_atomic(tmp_path / "text" / f"{number}.txt", f"{number:02d}" + "abcdefg" * 99 + "hijkl")
-    return tmp_path / "text"
-
-
-def test_a_first_study_loads(model: Path, text: Path, tmp_path: Path):
+def test_a_first_study_loads(model: Path, text: Path, tmp_path: Path):  # noqa: F811
     name, content = render_study(str(model), 2, "attention", str(text))
     study = load(write_atomic(tmp_path / "first.toml", content))
     assert name == study.name == "model-2-attention"
@@ -45,7 +26,7 @@ def test_a_first_study_loads(model: Path, text: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("source", ["-", "hf:owner/name:configuration", "x.jsonl", "x.parquet"])
-def test_a_first_study_takes_every_source(model: Path, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_first_study_takes_every_source(model: Path, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     for name in ("x.jsonl", "x.parquet"):
         write_atomic(tmp_path / name, "not looked into")
@@ -53,7 +34,7 @@ def test_a_first_study_takes_every_source(model: Path, source: str, tmp_path: Pa
     assert load(write_atomic(tmp_path / "first.toml", content)).text.source == source
 
 
-def test_a_first_study_of_the_middle_block_or_of_any_module(model: Path):
+def test_a_first_study_of_the_middle_block_or_of_any_module(model: Path):  # noqa: F811
     assert 'sites = ["layers.1.residual"]' in render_study(str(model))[1]  # of blocks 0, 1, 2
     name, content = render_study(str(model), kind="model.layers.2.mlp.up_proj.output")
     assert name == "model-model.layers.2.mlp.up_proj.output"
@@ -63,7 +44,7 @@ def test_a_first_study_of_the_middle_block_or_of_any_module(model: Path):
         render_study(str(model), 2, "layers.0.mlp")
 
 
-def test_a_first_study_fetches_the_config_alone(model: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_first_study_fetches_the_config_alone(model: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
     asked = []
 
     def download(name: str, file: str, **options: object) -> str:
@@ -101,7 +82,7 @@ def test_a_first_study_of_a_model_that_is_elsewhere(tmp_path: Path, monkeypatch:
         (("MODEL", 1, "mlp", "hf:a/b/c"), StudyError, "--text hf:a/b/c, which is not the name of a dataset"),
     ],
 )
-def test_a_first_study_that_cannot_be(model: Path, arguments: tuple, error: type[Exception], message: str):
+def test_a_first_study_that_cannot_be(model: Path, arguments: tuple, error: type[Exception], message: str):  # noqa: F811
     with pytest.raises(error) as caught:
         render_study(str(model), *arguments[1:])
     assert message in str(caught.value)

@@ -25,7 +25,7 @@ from jumpahead.storage.json_files import read_json_lines, write_json_lines
 from jumpahead.storage.layout import SAEFolder
 from jumpahead.training import job as training_job
 from jumpahead.training import loop
-from jumpahead.training.job import STATE, Job
+from jumpahead.training.job import STATE_FILE, Job
 from jumpahead.training.loop import attribute_shared_time, remaining_learning_rate, scaled_batch, time_breakdown, train
 from tests import golden
 from tests.engine.cases import CASES, assert_same_bytes
@@ -455,7 +455,7 @@ def test_a_checkpoint_that_cannot_be_trusted_is_passed_over(data, tmp_path, dama
     with pytest.raises(Killed):
         train([first], Cut(stream(data), 5), settings, kernel_layer())
     first.checkpoint()
-    path = folder.checkpoint / STATE
+    path = folder.checkpoint / STATE_FILE
     content = bytearray(path.read_bytes())
     if damage == "flipped":
         content[-20] ^= 1

@@ -1,6 +1,7 @@
-"""Origins of activations: one file each, which defines the class `Origin`. A new origin needs no other change.
+"""Origins of activations. Each file of this folder defines one origin as the class `Origin`.
 
-`ORIGINS` lists them without importing torch, with those of other packages (registry.py).
+To add an origin, add a file. The registry `ORIGINS` lists all origins, also the origins that other packages register,
+without importing torch.
 """
 
 from __future__ import annotations

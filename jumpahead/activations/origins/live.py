@@ -19,7 +19,7 @@ from jumpahead.text.contexts import Contexts
 
 
 class Live(Activations):
-    """Activations at the trained positions of every group, context by context."""
+    """Activations at the trained positions of every group of contexts, computed by the language model on request."""
 
     def __init__(self, lm: LM, contexts: Contexts, sites: Sequence[str], dtype: str = "float32", block: int = 256):
         self.lm = lm
@@ -47,7 +47,7 @@ class Live(Activations):
 
     @classmethod
     def at_sites(cls, config: ActivationsConfig, lm: LM, contexts: Contexts, sites: Sequence[str]) -> Live:
-        """Return a study's activations at some sites."""
+        """Return activations with a study's dtype and block size at the given sites."""
         return cls(lm, contexts, sites, config.dtype, config.block)
 
     def rows(self, group: int) -> dict[str, Tensor]:
@@ -56,10 +56,10 @@ class Live(Activations):
     def launch_rows(self, group: int) -> Callable[[], dict[str, Tensor]]:
         mask = self.contexts.trained_mask(group)
         index = torch.from_numpy(np.flatnonzero(mask))
-        found = self.lm.read(self.contexts.ids(group), list(self.widths), self.contexts.position_ids(group))
+        activations = self.lm.read(self.contexts.ids(group), list(self.widths), self.contexts.position_ids(group))
         rows = {
             site: x.flatten(0, 1).index_select(0, index.to(x.device)).to(self.device, self.dtype)
-            for site, x in found.items()
+            for site, x in activations.items()
         }
         finite = torch.stack([torch.isfinite(x).all() for x in rows.values()])
         on_cpu, copied = finite, None
@@ -68,6 +68,7 @@ class Live(Activations):
             copied = torch.cuda.current_stream().record_event()
 
         def finish() -> dict[str, Tensor]:
+            """Wait for the check for non-finite values and return the rows. Raises DataError if the check fails."""
             if copied is not None:
                 copied.synchronize()
             if not bool(on_cpu.all()) and (bad := find_non_finite(rows)):
@@ -79,7 +80,7 @@ class Live(Activations):
     def _non_finite_error(
         self, group: int, mask: np.ndarray, rows: dict[str, Tensor], site: str, row: int
     ) -> DataError:
-        """Return the error for a row with a value that is not finite: it names document, position and value."""
+        """Return the error for a row with a value that is not finite, which names document, position and value."""
         context, position = (int(i) for i in np.argwhere(mask)[row])
         chunk = self.contexts.chunk_index(group)[context, position]
         name = self.contexts.document_names[self.contexts.chunk_documents(group)[chunk]]

@@ -1,6 +1,6 @@
-"""Activations on disk: written once, by any number of processes, read by any number of SAEs and runs.
+"""Activations on disk: written once, by any number of processes, and read for any number of SAEs and runs.
 
-They are the same bytes as those of `live`. `shard_folder.py` describes the files, `shard_writer.py` writes them.
+The origin `live` gives the same bytes. `shard_folder.py` describes the files, `shard_writer.py` writes them.
 """
 
 from __future__ import annotations
@@ -35,33 +35,37 @@ _GROUPS_ADVISED = 4  # groups that the operating system is asked to read in adva
 
 
 class ShardsOptions(OriginOptions):
-    """How activations are divided into files."""
+    """Options of the origin `shards`."""
 
     shard_mib: float = Field(default=SHARD_MIB, gt=0)
     """Approximate size of a file in MiB."""
 
 
 class Shards(Activations):
-    """Activations that were written to disk. The checksum of a group is verified the first time it is read."""
+    """Activations that were written to disk. A group's checksum is verified when the group is first read."""
 
     Options = ShardsOptions
     on_disk = True
     prefetches_in_thread = True
 
     def __init__(self, folder: str | Path, block: int = 256, sites: Sequence[str] | None = None) -> None:
-        """Open the folder; sites: all complete ones by default. Raises ArtefactError if one of them is not complete."""
+        """Open a folder of activations.
+
+        block: contexts that are shuffled together. sites: by default all sites of the folder that are complete. Raises
+        ArtefactError if the activations of a site are missing or incomplete.
+        """
         self.folder = Path(folder)
         first, *added = [ShardFolder(path) for path in shard_folders(self.folder)] or [ShardFolder(self.folder)]
         if sites is None:
-            sites = [site for one in (first, *(each for each in added if each.is_complete)) for site in one.sites]
+            sites = [site for shards in (first, *(each for each in added if each.is_complete)) for site in shards.sites]
         self._folders = {site: find_shard_folder(self.folder, site, [first, *added]) for site in dict.fromkeys(sites)}
-        shortest = min(self._folders.values(), key=lambda one: len(one.rows_per_group))
+        shortest = min(self._folders.values(), key=lambda shards: len(shards.rows_per_group))
         used = list(dict.fromkeys(self._folders.values()))
-        self.widths = {site: one.sites[site] for site, one in self._folders.items()}
+        self.widths = {site: shards.sites[site] for site, shards in self._folders.items()}
         self.dtype = DTYPES[shortest.index["dtype"]]
         self.rows_per_group = shortest.rows_per_group
         self.groups_per_block = max(1, block // shortest.index["contexts_per_group"])
-        digests = [str(one.index["digest"]) for one in used]
+        digests = [str(shards.index["digest"]) for shards in used]
         self.digest = digests[0] if len(digests) == 1 else digest_json(sorted(digests))
 
     @classmethod
@@ -73,7 +77,7 @@ class Shards(Activations):
         contexts: Contexts | None = None,
         folder: Path | None = None,
     ) -> Shards:
-        """Return the activations, after writing those that are missing; without a LM all must exist."""
+        """Return the activations; write missing activations first if `lm` and `contexts` are given."""
         assert folder is not None
         shard_mib = cls.shard_mib(config)
         if lm is not None and contexts is not None:
@@ -84,12 +88,12 @@ class Shards(Activations):
 
     @staticmethod
     def shard_mib(config: ActivationsConfig) -> float:
-        """Return the approximate size of a study's files in MiB."""
+        """Return the study's option `shard_mib`: the approximate size of a file in MiB."""
         return cast(ShardsOptions, parse_options(Shards, config)).shard_mib
 
     @property
     def held_out(self) -> Shards | None:
-        """Return the activations of the held-out text, None if they were not written."""
+        """Return the activations of the held-out text; None if they were not written."""
         folder = self.folder / HELD_OUT_FOLDER
         return Shards(folder, sites=list(self.widths)) if (folder / INDEX).exists() else None
 
@@ -104,10 +108,10 @@ class Shards(Activations):
             for later in groups[position + 1 : position + 1 + _GROUPS_ADVISED]:
                 for site, (file, number) in self._find(later).items():
                     file.advise_read(number, site)
-            found = self._find(group)
+            location = self._find(group)
             rows = int(self.rows_per_group[group])
             for site, x in block.items():
-                file, number = found[site]
+                file, number = location[site]
                 file.read_group(number, site, x[done : done + rows])
             done += rows
         return block
@@ -121,8 +125,8 @@ class Shards(Activations):
         return self.labels(group)["document"].long().numpy()
 
     def _find(self, group: int) -> dict[str, tuple[RowFileReader, int]]:
-        """Return, for every site, the file that holds a group and the group's number within the file."""
-        return {site: one.find(group) for site, one in self._folders.items()}
+        """Return the open file that holds a group and the group's number within that file, by site."""
+        return {site: shards.find(group) for site, shards in self._folders.items()}
 
 
 Origin = Shards

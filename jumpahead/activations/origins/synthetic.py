@@ -1,9 +1,10 @@
-"""Synthetic activations: sparse sums of a known dictionary, for testing SAEs. No language model.
+"""Synthetic activations: sparse sums of the vectors of a known dictionary, for testing SAEs. No language model.
 
     x = b + Σ_j a_j · d_j + noise       d_j unit, feature j active with probability p_j, then a_j = max(0.1, N(1, 0.3²))
 
 p_j decreases as a power of j, as feature frequencies in language models do, and sums to `l0`. The rows of group g are a
-function of (seed, site, g) alone. Compare what an SAE learns with `dictionary`, `frequency` and `feature_activations`.
+function of (seed, site, g) alone. To judge an SAE, compare its parameters with `dictionary`, `frequency` and
+`feature_activations`.
 """
 
 from __future__ import annotations
@@ -85,14 +86,14 @@ class Synthetic(Activations):
 
     @property
     def held_out(self) -> Synthetic:
-        """Return as many further groups from the same dictionary."""
+        """Return held-out activations: as many groups with other rows, generated from the same dictionary."""
         others = copy(self)
         others._first_group = self.options.groups
         others.digest = digest_json([self.digest, "held out"])
         return others
 
     def feature_activations(self, group: int) -> dict[str, Tensor]:
-        """Return the true activation of every feature in every row: float32 [n, features] at every site."""
+        """Return the true feature activations of a group's rows: float32 [n, features] by site."""
         return {site: self._generate(site, group)[1] for site in self.widths}
 
     def _generate(self, site: str, group: int) -> tuple[Tensor, Tensor]:
@@ -106,7 +107,7 @@ class Synthetic(Activations):
         return self.bias[site] + features @ self.dictionary[site] + noise, features
 
     def _unit_vectors(self, site: str, count: int) -> Tensor:
-        """Return `count` random unit vectors, float32 [count, d]."""
+        """Return `count` random unit vectors for a site, float32 [count, d]."""
         rng = self._rng(site, 0, 0)
         directions = torch.from_numpy(rng.normal(size=(count, self.options.d)))
         return (directions / directions.norm(dim=1, keepdim=True)).float()

@@ -1,10 +1,10 @@
-"""Activations that were computed elsewhere: of images, sounds, proteins. No language model.
+"""Activations from user files, for instance of image, audio or protein models. No language model.
 
     source            an .npy file, a .safetensors file, or a folder of such files (all of one type), sorted by name;
-                      empty: the tensors that `jumpahead.train_on` was given, which lie in the run's folder
+                      if empty, the files that `jumpahead.train_on` wrote to the run's folder
     rows              [rows, d] in each file: one array, or a tensor per site of the study
-    group             `rows_per_group` consecutive rows of a file; the hash of its number decides whether it is held
-                      out, and in the evaluation it counts as one document
+    group             `rows_per_group` consecutive rows of a file; a hash of the group's number decides if the group
+                      is held out; in the evaluation each group counts as one document
 
 Files are read in place. Nothing is unpickled.
 """
@@ -32,7 +32,7 @@ from jumpahead.text.contexts import Contexts
 
 
 class TensorsOptions(OriginOptions):
-    """The files, and how their rows are grouped."""
+    """Options of the origin `tensors`."""
 
     source: str = ""
     """An .npy or .safetensors file, or a folder of them; empty for the tensors that `train_on` was given."""
@@ -43,7 +43,7 @@ class TensorsOptions(OriginOptions):
 
 
 class Tensors(Activations):
-    """Rows of files, group after group."""
+    """Groups of consecutive rows of the user's files."""
 
     Options = TensorsOptions
     needs_lm = False
@@ -64,8 +64,8 @@ class Tensors(Activations):
         split = [is_group_held_out(number, options.held_out) for number in range(len(groups))]
         self._groups = [group for group, is_out in zip(groups, split, strict=True) if not is_out]
         self._held_out_groups = [group for group, is_out in zip(groups, split, strict=True) if is_out]
-        for found, purpose in ((self._groups, "to train on"), (self._held_out_groups, "held out")):
-            if not found:
+        for chosen, purpose in ((self._groups, "to train on"), (self._held_out_groups, "held out")):
+            if not chosen:
                 raise DataError(
                     f"{options.source or 'what train_on was given'} holds {sum(counts):,} rows in {len(groups)} groups,"
                     f" and none is {purpose}: give more rows, smaller groups (activations.options.rows_per_group), or"
@@ -89,7 +89,10 @@ class Tensors(Activations):
 
     @classmethod
     def source_digest(cls, config: ActivationsConfig, folder: Path | None = None) -> str:
-        """Return the digest of names, sizes and times of the files; of checksums for files of `write_iterator`."""
+        """Return the digest of the files' names, sizes and modification times.
+
+        For files that `write_iterator` wrote, return the digest of their index, which has checksums.
+        """
         options = cast(TensorsOptions, parse_options(cls, config))
         if not options.source:
             assert folder is not None
@@ -99,7 +102,7 @@ class Tensors(Activations):
 
     @property
     def held_out(self) -> Tensors:
-        """Return the groups that are held out."""
+        """Return the activations of the held-out groups."""
         others = copy(self)
         others._groups, others._held_out_groups = self._held_out_groups, []
         others.rows_per_group = _group_sizes(self._held_out_groups)
@@ -119,7 +122,7 @@ class Tensors(Activations):
 
 
 class _RowLocation(NamedTuple):
-    """The rows [start, stop) of a file, by its number."""
+    """The rows [start, stop) of the file with number `file`."""
 
     file: int
     start: int
@@ -127,7 +130,7 @@ class _RowLocation(NamedTuple):
 
 
 def _paths(options: TensorsOptions, folder: Path | None) -> list[Path]:
-    """Return the files in their order. folder: that of the files that `train_on` was given."""
+    """Return the paths of the files, sorted; if `source` is empty, of the files of `write_iterator` in `folder`."""
     if options.source:
         return tensor_paths(options.source)
     assert folder is not None

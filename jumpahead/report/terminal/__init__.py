@@ -1,4 +1,4 @@
-"""Frontiers, answers and the cost of a training step in the terminal: 80 columns, plain ASCII, the same when piped.
+"""Terminal output of frontiers, answers and step costs: 80 columns, plain ASCII, identical when piped.
 
 answer.py      `jumpahead ask`
 frontier.py    `jumpahead show`

@@ -1,4 +1,4 @@
-"""`jumpahead ask` in the terminal: per panel a table, the nearest trained SAEs, and what to train."""
+"""Terminal output of `jumpahead ask`: per panel a table, the nearest trained SAEs, and the recommendation."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from rich.text import Text
 
 from jumpahead.formatting import format_aligned, format_number, format_percent, format_range, format_setting
 from jumpahead.frontier import Answer, Crossing, Estimate, PanelAnswer, SeriesAnswer
-from jumpahead.metrics import METRICS, curve_metrics, format_value, format_with_name, shares
-from jumpahead.report.terminal.layout import lm_name, make_table, print_heading, print_item, print_line, without_space
+from jumpahead.metrics import METRICS, count_key_by_share, curve_metrics, format_value, format_with_name
+from jumpahead.report.terminal.layout import compact_percent, lm_name, make_table, print_heading, print_item, print_line
 
 
 def print_answer(answer: Answer, console: Console | None = None) -> None:
-    """Print the answer to a question."""
+    """Print the answer to a query of the frontier."""
     console = console or Console()
     print_line(console, answer.question, "bold")
-    print_line(console, f"Run {answer.run}, {lm_name(answer.lm)}. {_covers(answer)}")
+    print_line(console, f"Run {answer.run}, {lm_name(answer.lm)}. {_coverage_sentence(answer)}")
     for panel in answer.panels:
         console.print()
         _print_panel(console, answer, panel)
 
 
 def _print_panel(console: Console, answer: Answer, panel: PanelAnswer) -> None:
-    """Print the answer at one site and width."""
+    """Print the answer for one panel: one site and width."""
     print_line(console, f"{panel.site}, width {panel.width:,}", "bold")
     inside = [(series, crossing) for series in panel.series for crossing in series.crossings]
     if inside:
-        shown = _columns(answer, inside)
-        console.print(_table(panel, shown, inside))
+        shown = _metrics_shown(answer, inside)
+        console.print(_answer_table(panel, shown, inside))
         print_line(console, _legend(answer, shown), "dim")
         print_heading(console, "Nearest trained SAE")
         for series, crossing in inside:
@@ -42,7 +42,9 @@ def _print_panel(console: Console, answer: Answer, panel: PanelAnswer) -> None:
         print_heading(console, "Out of range")
         for series in outside:
             print_item(
-                console, _outside(answer, series, panel.fidelity), series.end.nearest["path"] if series.end else None
+                console,
+                _out_of_range_sentence(answer, series, panel.fidelity),
+                series.end.nearest["path"] if series.end else None,
             )
     notes = _notes(panel)
     if notes:
@@ -50,14 +52,14 @@ def _print_panel(console: Console, answer: Answer, panel: PanelAnswer) -> None:
         for note in notes:
             print_item(console, note)
     best = panel.recommendation
-    what = f"{best.series}, {format_setting(best.setting)}" if best.series and best.setting else "none"
+    recommended = f"{best.series}, {format_setting(best.setting)}" if best.series and best.setting else "none"
     console.print()
-    console.print(Text.assemble((f"Recommended: {what}.", "bold"), f" {without_space(best.reason)}"))
+    console.print(Text.assemble((f"Recommended: {recommended}.", "bold"), f" {compact_percent(best.reason)}"))
 
 
-def _columns(answer: Answer, rows: list[tuple[SeriesAnswer, Crossing]]) -> list[str]:
-    """Return the metrics of the table: those on curves that have a value, without the target."""
-    target = shares().get(answer.target, answer.target)
+def _metrics_shown(answer: Answer, rows: list[tuple[SeriesAnswer, Crossing]]) -> list[str]:
+    """Return the keys of the curve metrics to show: all that have a value at any crossing, without the target."""
+    target = count_key_by_share().get(answer.target, answer.target)
     return [
         key
         for key in curve_metrics()
@@ -65,29 +67,29 @@ def _columns(answer: Answer, rows: list[tuple[SeriesAnswer, Crossing]]) -> list[
     ]
 
 
-def _table(panel: PanelAnswer, shown: list[str], rows: list[tuple[SeriesAnswer, Crossing]]) -> Table:
-    """Return a table with one row per crossing; below each number its interval, and for counts their share."""
+def _answer_table(panel: PanelAnswer, shown: list[str], rows: list[tuple[SeriesAnswer, Crossing]]) -> Table:
+    """Return a table with one row per crossing. shown: keys of the metrics. rows: series with their crossings."""
     table = make_table("series", *(METRICS[key].short for key in shown), last="train with")
     for series, crossing in rows:
         style = "bold" if series.series == panel.recommendation.series else ""
-        cells = [_cell(crossing.metrics, key) for key in shown]
+        cells = [_metric_cell(crossing.metrics, key) for key in shown]
         table.add_row(Text(series.title, style), *cells, Text(crossing.label, style))
     return table
 
 
-def _cell(metrics: Mapping[str, Estimate], key: str) -> Text:
-    """Return a value; below it, for a count, the share of the width; below that the interval."""
-    found = metrics[key]
-    cell = Text(format_aligned(found.value))
-    for share in [share for share, count in shares().items() if count == key]:
-        cell.append(f"\n{without_space(format_percent(metrics[share].value))}")
-    if found.low is not None and found.high is not None:
-        cell.append(f"\n{format_range(found.low, found.high)}", "dim")
+def _metric_cell(metrics: Mapping[str, Estimate], key: str) -> Text:
+    """Return the cell of a metric, one line each: value, share of all features (only for counts), interval."""
+    estimate = metrics[key]
+    cell = Text(format_aligned(estimate.value))
+    for share in [share for share, count in count_key_by_share().items() if count == key]:
+        cell.append(f"\n{compact_percent(format_percent(metrics[share].value))}")
+    if estimate.low is not None and estimate.high is not None:
+        cell.append(f"\n{format_range(estimate.low, estimate.high)}", "dim")
     return cell
 
 
 def _legend(answer: Answer, shown: list[str]) -> str:
-    """Return what the counts in the table are: `dead: features that never fire on the held-out text`."""
+    """Return explanations of the counts in the table: `dead: features that never fire on the held-out text`."""
     texts = []
     for key in shown:
         metric = METRICS[key]
@@ -97,8 +99,8 @@ def _legend(answer: Answer, shown: list[str]) -> str:
     return "; ".join(texts)
 
 
-def _outside(answer: Answer, series: SeriesAnswer, fidelity: str) -> str:
-    """Return a sentence on the measured range of a series, and one on its nearest end."""
+def _out_of_range_sentence(answer: Answer, series: SeriesAnswer, fidelity: str) -> str:
+    """Return sentences on the measured range of a series and on the end of the curve nearest to the target."""
     low, high = (format_value(answer.target, bound) for bound in series.measured)
     target = format_with_name(answer.target, answer.value)
     text = f"{series.title}: {target} is {series.reach} the measured range, "
@@ -111,16 +113,16 @@ def _outside(answer: Answer, series: SeriesAnswer, fidelity: str) -> str:
 
 
 def _notes(panel: PanelAnswer) -> list[str]:
-    """Return every series' own notes and those of its crossings, each once."""
+    """Return the distinct notes on each series and on its crossings, prefixed by the title of the series."""
     notes = []
     for series in panel.series:
-        found = [*series.notes, *(note for crossing in series.crossings for note in crossing.notes)]
-        notes += [f"{series.title}: {note}." for note in dict.fromkeys(found)]
+        series_notes = [*series.notes, *(note for crossing in series.crossings for note in crossing.notes)]
+        notes += [f"{series.title}: {note}." for note in dict.fromkeys(series_notes)]
     return notes
 
 
-def _covers(answer: Answer) -> str:
-    """Return the frontier's sentence on its intervals, and the series whose intervals cover more than it says."""
+def _coverage_sentence(answer: Answer) -> str:
+    """Return sentences on the variation that intervals cover; they name series whose intervals also cover seeds."""
     titles = {(each.title, each.covers) for panel in answer.panels for each in panel.series}
     seeded = sorted(title for title, covers in titles if covers == "text and seeds")
     if not seeded or len(seeded) == len(titles):

@@ -1,4 +1,4 @@
-"""`jumpahead efficiency` in the terminal: what a training step costs, and where its time goes."""
+"""Terminal output of `jumpahead efficiency`: the cost of a training step and the time of its stages."""
 
 from __future__ import annotations
 
@@ -15,45 +15,47 @@ from jumpahead.report.terminal.layout import make_table, print_heading, print_it
 Json = Mapping[str, Any]
 
 
-def print_efficiency(found: Json, console: Console | None = None) -> None:
-    """Print efficiency.json: per shape the cost of a step, where its time goes, and how that was measured."""
+def print_efficiency(efficiency: Json, console: Console | None = None) -> None:
+    """Print the content of efficiency.json: hardware, and per shape the cost of a step and the time of its stages."""
     console = console or Console()
-    hardware = found["hardware"]
+    hardware = efficiency["hardware"]
     machine = hardware.get("processor") or hardware.get("machine") or "this machine"
-    threads = f"{found['threads']} thread{'s' * (found['threads'] != 1)}"
+    threads = f"{efficiency['threads']} thread{'s' * (efficiency['threads'] != 1)}"
     print_line(console, f"What a training step costs: {threads}, {machine}", "bold")
-    why = f" ({found['kernels_reason'].replace('×', 'x')})" if found["kernels_reason"] else ""
-    print_line(console, f"Kernels: {found['kernels']}{why}.")
-    for shape in found["shapes"]:
+    why = f" ({efficiency['kernels_reason'].replace('×', 'x')})" if efficiency["kernels_reason"] else ""
+    print_line(console, f"Kernels: {efficiency['kernels']}{why}.")
+    for shape in efficiency["shapes"]:
         console.print()
         print_line(console, shape["label"], "bold")
-        print_line(console, _limits(shape))
-        console.print(_costs(found, shape))
-        for sentence in _compared(found, shape):
+        print_line(console, _lower_bounds_text(shape))
+        console.print(_cost_table(efficiency, shape))
+        for sentence in _comparison_sentences(efficiency, shape):
             print_item(console, sentence)
         print_heading(console, "Where the time goes, ms")
-        console.print(_times(found, shape))
-    legend = [f"{stage['short']}: {stage['title']}" for stage in found["stages"] if stage["short"] != stage["title"]]
+        console.print(_stage_time_table(efficiency, shape))
+    legend = [
+        f"{stage['short']}: {stage['title']}" for stage in efficiency["stages"] if stage["short"] != stage["title"]
+    ]
     console.print()
     print_line(console, "; ".join([*legend, "sum: of these; step: one without timers inside"]), "dim")
-    for note in found["notes"]:
+    for note in efficiency["notes"]:
         print_line(console, note, "dim")
 
 
-def _limits(shape: Json) -> str:
-    """Return sentences on the encoder products, fastest first, and on the bandwidth."""
-    found = shape["limits"]
+def _lower_bounds_text(shape: Json) -> str:
+    """Return sentences on the lower bounds of the step time: encoder products, fastest first, and copy bandwidth."""
+    bounds = shape["limits"]
     products = [
-        f"{one['name']} {format_number(one['ms'])} ms ({format_number(one['gflops'])} GFLOP/s)"
-        for one in found["products"]
+        f"{product['name']} {format_number(product['ms'])} ms ({format_number(product['gflops'])} GFLOP/s)"
+        for product in bounds["products"]
     ]
-    copied = format_number(found["copy_bytes_per_s"] / 1e9)
+    copied = format_number(bounds["copy_bytes_per_s"] / 1e9)
     return f"Lower bound: one encoder product, {'; '.join(products)}. A copy moves {copied} GB/s."
 
 
-def _costs(found: Json, shape: Json) -> Table:
-    """Return a table with one row per method below its architecture, with every measure."""
-    measures = found["measures"]
+def _cost_table(efficiency: Json, shape: Json) -> Table:
+    """Return a table of all measures with one row per method, grouped by architecture."""
+    measures = efficiency["measures"]
     table = make_table("", *(f"{one['short']}\n{one['unit']}".rstrip() for one in measures))
     for architecture, rows in _measured_rows(shape):
         table.add_row(Text(architecture, "bold"))
@@ -62,13 +64,13 @@ def _costs(found: Json, shape: Json) -> Table:
             cells = [
                 "" if v is None else format_aligned(v * one["scale"]) for v, one in zip(values, measures, strict=True)
             ]
-            table.add_row(f"  {_method(found, row)['short']}", *cells)
+            table.add_row(f"  {_method_declaration(efficiency, row)['short']}", *cells)
     return table
 
 
-def _times(found: Json, shape: Json) -> Table:
-    """Return a table with one row per method below its architecture: ms per stage, their sum, and the step."""
-    stages = found["stages"]
+def _stage_time_table(efficiency: Json, shape: Json) -> Table:
+    """Return a table of milliseconds per stage, their sum, and the whole step; one row per method."""
+    stages = efficiency["stages"]
     table = make_table("", *(stage["short"] for stage in stages), "sum", "step", gap=1)
     for architecture, rows in _measured_rows(shape):
         table.add_row(Text(architecture, "bold"))
@@ -77,34 +79,39 @@ def _times(found: Json, shape: Json) -> Table:
                 format_aligned(row["stages"][stage["key"]]) if stage["key"] in row["stages"] else "" for stage in stages
             ]
             table.add_row(
-                f"  {_method(found, row)['short']}", *cells, format_aligned(row["stages_ms"]), format_aligned(row["ms"])
+                f"  {_method_declaration(efficiency, row)['short']}",
+                *cells,
+                format_aligned(row["stages_ms"]),
+                format_aligned(row["ms"]),
             )
     return table
 
 
-def _compared(found: Json, shape: Json) -> list[str]:
-    """Return sentences: per architecture the first method against the lower bound and the others against the first.
+def _comparison_sentences(efficiency: Json, shape: Json) -> list[str]:
+    """Return one sentence per architecture and one per skipped method.
 
-    Then one sentence per skipped method.
+    Per architecture, the first method is compared with the lower bound, the other methods with the first method.
     """
     sentences = []
     for architecture, (first, *others) in _measured_rows(shape):
         words = f"{architecture}: {format_number(first['ms'] / first['lower_bound_ms'])} x the lower bound."
         for row in others:
-            title = _method(found, row)["title"]
+            title = _method_declaration(efficiency, row)["title"]
             words += f" {title[0].upper()}{title[1:]}: {format_number(row['ms'] / first['ms'])} x as long"
             words += "." if row["recall"] is None else f", finds {format_percent(row['recall'])} of the exact top-k."
         sentences.append(words)
     skipped = [row for row in shape["rows"] if row["skipped"]]
-    return sentences + [f"{row['title']}, {_method(found, row)['title']}: {row['skipped']}." for row in skipped]
+    return sentences + [
+        f"{row['title']}, {_method_declaration(efficiency, row)['title']}: {row['skipped']}." for row in skipped
+    ]
 
 
 def _measured_rows(shape: Json) -> list[tuple[str, list[Json]]]:
-    """Return the rows with numbers, by the title of their architecture."""
+    """Return (title of the architecture, measured rows) for every architecture that has measured rows."""
     titles = dict.fromkeys(row["title"] for row in shape["rows"] if row["ms"] is not None)
     return [(title, [row for row in shape["rows"] if row["title"] == title and row["ms"]]) for title in titles]
 
 
-def _method(found: Json, row: Json) -> Json:
-    """Return the declaration of a row's method."""
-    return next(one for one in found["methods"] if one["key"] == row["method"])
+def _method_declaration(efficiency: Json, row: Json) -> Json:
+    """Return the metadata of the method of a row."""
+    return next(one for one in efficiency["methods"] if one["key"] == row["method"])

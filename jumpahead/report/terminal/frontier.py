@@ -1,4 +1,4 @@
-"""`jumpahead show` in the terminal: per panel every SAE, and what each series has at matched L0 and matched loss."""
+"""Terminal output of `jumpahead show`: per panel (a site and width) all SAEs, and matched tables of series."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rich.text import Text
 from jumpahead.formatting import SampleUnit, format_aligned, format_number, format_range
 from jumpahead.frontier import Estimate, Frontier
 from jumpahead.metrics import METRICS, curve_metrics
-from jumpahead.report.terminal.layout import lm_name, make_table, print_heading, print_item, print_line, without_space
+from jumpahead.report.terminal.layout import compact_percent, lm_name, make_table, print_heading, print_item, print_line
 
 Json = Mapping[str, Any]
 
 
 def print_frontier(frontier: Frontier, console: Console | None = None) -> None:
-    """Print the frontier of a run."""
+    """Print the frontier of a run: all SAEs, matched tables and training warnings, per panel."""
     console = console or Console()
     titles = {each["name"]: each["title"] for each in frontier.data["series"]}
     print_line(
@@ -28,8 +28,8 @@ def print_frontier(frontier: Frontier, console: Console | None = None) -> None:
     for panel in frontier.data["panels"]:
         console.print()
         print_line(console, f"{panel['site']}, width {panel['width']:,}", "bold")
-        print_line(console, _measured_on(panel, frontier.unit))
-        console.print(_table(panel, titles))
+        print_line(console, _held_out_sentence(panel, frontier.unit))
+        console.print(_sae_table(panel, titles))
         fidelity = METRICS[panel["fidelity"]].name
         print_line(console, f"*: no SAE of this panel is at least as good in both L0 and {fidelity}", "dim")
         for key, entries in panel["matched"].items():
@@ -46,71 +46,76 @@ def print_frontier(frontier: Frontier, console: Console | None = None) -> None:
                 print_item(console, warning)
 
 
-def _measured_on(panel: Json, unit: SampleUnit) -> str:
-    """Return a sentence on the held-out text, and one on the loss of the LM."""
+def _held_out_sentence(panel: Json, unit: SampleUnit) -> str:
+    """Return sentences on the size of the held-out text and on the loss of the LM."""
     losses = [("of the LM", "ce_clean"), ("with zero ablation", "ce_zero"), ("with mean ablation", "ce_mean")]
     known = [f"{format_number(panel[key])} {words}" for words, key in losses if panel.get(key) is not None]
     text = f"{panel['tokens']:,} held-out {unit.plural} in {panel['documents']:,} {unit.groups}."
     return text + (f" Loss: {', '.join(known)}." if known else "")
 
 
-def _table(panel: Json, titles: Mapping[str, str]) -> Table:
-    """Return a table of every SAE below its series, by increasing L0."""
+def _sae_table(panel: Json, titles: Mapping[str, str]) -> Table:
+    """Return a table of all SAEs of a panel, grouped by series and sorted by L0. titles: name of series → title."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("")
     table.add_column("setting", no_wrap=True)
     keys = _measured_metrics(panel)
     for heading in ("requested", *(heading for key in keys for heading in _headings(key))):
-        table.add_column(without_space(heading), justify="right", no_wrap=True)
+        table.add_column(compact_percent(heading), justify="right", no_wrap=True)
     for name, title in titles.items():
         points = [point for point in panel["points"] if point["series"] == name]
         if points:
             table.add_row("", Text(title, "bold"))
         for point in sorted(points, key=lambda each: each["metrics"].get("l0") or 0.0):
             values = [point["requested"], *(value for key in keys for value in _values(point, key))]
-            table.add_row("*" if point["pareto"] else "", Text(_label(point, panel)), *map(format_aligned, values))
+            table.add_row(
+                "*" if point["pareto"] else "", Text(_point_label(point, panel)), *map(format_aligned, values)
+            )
     return table
 
 
 def _measured_metrics(panel: Json) -> list[str]:
-    """Return the metrics on curves that any SAE of the panel has."""
+    """Return the keys of the curve metrics that any SAE of the panel has."""
     return [key for key in curve_metrics() if any(point["metrics"].get(key) is not None for point in panel["points"])]
 
 
 def _headings(key: str) -> list[str]:
-    """Return the headings of a metric: for delta LM loss also its standard error."""
+    """Return the column headings of a metric; for delta LM loss also the heading of its standard error."""
     return [METRICS[key].short, "SE"] if key == "delta_lm_loss" else [METRICS[key].short]
 
 
 def _values(point: Json, key: str) -> list[float | None]:
-    """Return a metric of an SAE, for delta LM loss also its standard error."""
+    """Return the value of a metric of an SAE; for delta LM loss also the standard error."""
     value = point["metrics"].get(key)
     return [value, point["standard_errors"].get(key)] if key == "delta_lm_loss" else [value]
 
 
 def _training_warnings(panel: Json, titles: Mapping[str, str]) -> list[str]:
-    """Return each warning once, after the SAEs that it is about."""
+    """Return the distinct training warnings, each prefixed by the labels of the SAEs concerned."""
     saes: dict[str, list[str]] = {}
     for point in panel["points"]:
         for warning in point["training_warnings"]:
-            saes.setdefault(warning, []).append(f"{titles[point['series']]}, {_label(point, panel)}")
+            saes.setdefault(warning, []).append(f"{titles[point['series']]}, {_point_label(point, panel)}")
     return [f"{'; '.join(names)}: {warning}" for warning, names in saes.items()]
 
 
-def _label(point: Json, panel: Json) -> str:
-    """Return the setting, and the seeds if they differ within the panel."""
+def _point_label(point: Json, panel: Json) -> str:
+    """Return the label of an SAE: the sparsity setting, and the seeds that vary within the panel."""
     seeds = [(key, word) for key, word in (("sae_seed", "seed"), ("stream_seed", "stream"))]
     varied = [f"{word} {point[key]}" for key, word in seeds if len({each[key] for each in panel["points"]}) > 1]
     return ", ".join([point["label"], *varied])
 
 
 def _matched_tables(
-    entries: Sequence[Json], titles: Mapping[str, str], key: str, other: str, at_once: int = 3
+    entries: Sequence[Json], titles: Mapping[str, str], key: str, other: str, series_per_table: int = 3
 ) -> Iterable[Table]:
-    """Yield tables whose rows are the matched values and whose columns are `at_once` series, so that they fit."""
+    """Yield tables with one row per matched value and `series_per_table` series as columns, to fit 80 characters.
+
+    key: the matched metric. other: the metric in the cells.
+    """
     names = [row["series"] for row in entries[0]["rows"]]
-    for start in range(0, len(names), at_once):
-        columns = names[start : start + at_once]
+    for start in range(0, len(names), series_per_table):
+        columns = names[start : start + series_per_table]
         table = make_table(METRICS[key].short, *(titles[name] for name in columns))
         for entry in entries:
             rows = {row["series"]: row for row in entry["rows"]}
@@ -119,11 +124,11 @@ def _matched_tables(
 
 
 def _matched_cell(row: Json, key: str) -> Text:
-    """Return a value with its interval, or that the matched value is outside the range."""
+    """Return the cell of the metric `key` with its interval, or `above its range` / `below its range`."""
     if row["limit"]:
         return Text(f"{row['limit']} its range", "dim")
-    found = Estimate(**row["metrics"][key])
-    cell = Text(format_aligned(found.value))
-    if found.low is not None and found.high is not None:
-        cell.append(f" [{format_range(found.low, found.high)}]", "dim")
+    estimate = Estimate(**row["metrics"][key])
+    cell = Text(format_aligned(estimate.value))
+    if estimate.low is not None and estimate.high is not None:
+        cell.append(f" [{format_range(estimate.low, estimate.high)}]", "dim")
     return cell

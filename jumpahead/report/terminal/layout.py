@@ -1,4 +1,4 @@
-"""Tables, headings and lines of terminal output."""
+"""Helpers for tables, headings and paragraphs of terminal output."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from rich.text import Text
 
 
 def make_table(first: str, *headings: str, last: str | None = None, gap: int = 2) -> Table:
-    """Return a table without box, `gap` spaces between columns; numbers right, the first and last column left."""
+    """Return an empty table without borders and with `gap` spaces between columns.
+
+    The columns `first` and `last` are aligned left, the columns `headings` are aligned right.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     table.add_column(first, overflow="fold")
     for heading in headings:
-        table.add_column(without_space(heading), justify="right", overflow="fold")
+        table.add_column(compact_percent(heading), justify="right", overflow="fold")
     if last is not None:
         table.add_column(last, overflow="fold")
     return table
 
 
-def without_space(text: str) -> str:
-    """Return `0.06%` for `0.06 %`: as it is typed, and never broken over two lines."""
+def compact_percent(text: str) -> str:
+    """Return text with ` %` replaced by `%`, so that `0.06%` never breaks across lines and can be pasted as input."""
     return text.replace(" %", "%")
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:
-    """Print a paragraph."""
-    console.print(Text(without_space(text), style))
+    """Print a paragraph in a rich style."""
+    console.print(Text(compact_percent(text), style))
 
 
 def print_heading(console: Console, text: str) -> None:
@@ -36,12 +39,12 @@ def print_heading(console: Console, text: str) -> None:
 
 
 def print_item(console: Console, text: str, path: str | None = None) -> None:
-    """Print an indented sentence, and a path on a line of its own, never broken, so that it can be copied."""
-    console.print(Padding(Text(without_space(text)), (0, 0, 0, 2)))
+    """Print an indented sentence, followed by `path` on an unwrapped line, so that the path can be copied."""
+    console.print(Padding(Text(compact_percent(text)), (0, 0, 0, 2)))
     if path:
         console.print(Text(f"    {path}"), soft_wrap=True)
 
 
 def lm_name(name: str | None) -> str:
-    """Return `LM tiny`, or `no LM`."""
+    """Return the name of a language model for a heading: `LM tiny`; `no LM` if `name` is None or empty."""
     return f"LM {name}" if name else "no LM"

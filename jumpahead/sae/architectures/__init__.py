@@ -1,6 +1,6 @@
-"""Architectures: one paper, one file that defines `ARCHITECTURE`. A new one is one new file here and nothing else.
+"""Architectures, one file per paper; each file defines `ARCHITECTURE`. To add an architecture, add a file here.
 
-`ARCHITECTURES` lists them without importing torch, with those of other packages (registry.py).
+`ARCHITECTURES` lists all architectures, also those of other packages (registry.py), without importing torch.
 """
 
 from __future__ import annotations

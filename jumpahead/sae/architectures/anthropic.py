@@ -43,9 +43,9 @@ from jumpahead.sae import ste
 from jumpahead.sae.architecture import Options
 from jumpahead.sae.bounds import AtLeast, Finite, GreaterThan
 from jumpahead.sae.gradients import Affine, Counts, Gradients, StepInputs, Thresholds
-from jumpahead.sae.parameters import Params, with_unit_rows
+from jumpahead.sae.parameters import Params, with_unit_decoder_rows
 from jumpahead.sae.recipe import Recipe, Shape, TrainConfig
-from jumpahead.sae.support import Above, Entries, Number
+from jumpahead.sae.support import AboveThreshold, Entries, Number
 from jumpahead.sae.threshold import WithThreshold
 
 
@@ -54,7 +54,7 @@ class AnthropicOptions(Options):
     """Options of an `anthropic` series."""
 
     scale: Annotated[float, GreaterThan(0), Finite()] = 4.0
-    """c, for activations of norm √d: an entry of 1/c there costs 0.76 of what a large one costs."""
+    """c, for activations of norm √d: the penalty of an entry of size 1/c is 0.76 of that of a very large entry."""
     pre_activation: Annotated[float, AtLeast(0), Finite()] = 3e-6
     """λ_P, in the same unit; 0 switches it off."""
     pre_activation_of: Literal["dead", "all"] = "dead"
@@ -94,22 +94,25 @@ class Anthropic(WithThreshold):
         norm, root = params["W_dec"].norm(dim=1), math.sqrt(params["W_dec"].shape[1])
         return super().derive(params) | {"norm": norm, "steep": self.options.scale * root * norm}
 
-    def penalised(self, step_inputs: StepInputs, like: Tensor) -> Tensor | None:
-        """Return the features that P is summed over, [M] bool; None if there are none. like [M]: shape and device."""
+    def penalised_features(self, step_inputs: StepInputs, like: Tensor) -> Tensor | None:
+        """Return the mask of the features that P is summed over, [M] bool; None if P is switched off or none is dead.
+
+        like: [M] tensor whose shape and device the mask gets.
+        """
         if self.options.pre_activation == 0:
             return None
         return torch.ones_like(like, dtype=torch.bool) if self.options.pre_activation_of == "all" else step_inputs.dead
 
-    def selection(self, params: Params, derived: Params, step_inputs: StepInputs, *, training: bool) -> Above:
-        found, penalised = (
+    def selection(self, params: Params, derived: Params, step_inputs: StepInputs, *, training: bool) -> AboveThreshold:
+        selection, penalised = (
             super().selection(params, derived, step_inputs, training=training),
-            self.penalised(step_inputs, derived["theta"]),
+            self.penalised_features(step_inputs, derived["theta"]),
         )
         if not training or penalised is None:
-            return found
-        return Above(derived["lower"].masked_fill(penalised, -torch.inf), (derived["lower"], *found.edges))
+            return selection
+        return AboveThreshold(derived["lower"].masked_fill(penalised, -torch.inf), (derived["lower"], *selection.edges))
 
-    def rule(
+    def entry_gradients(
         self,
         entries: Entries,
         values: tuple[Tensor, ...],
@@ -119,7 +122,7 @@ class Anthropic(WithThreshold):
         counts: Counts,
     ) -> Gradients:
         (f,), norm, steep = values, entries.per_feature(derived["norm"]), entries.per_feature(derived["steep"])
-        jump = self.in_window(entries, derived) * entries.per_feature(derived["theta"] / derived["epsilon"])
+        jump = self.window_mask(entries, derived) * entries.per_feature(derived["theta"] / derived["epsilon"])
         direct = (f > 0) + jump if self.options.ste == "all" else (f > 0).to(f.dtype)
         slope = step_inputs.sparsity_coefficient / counts.tokens * steep * (1 - (f * steep).tanh().square())
         below_weight, chain = (
@@ -134,15 +137,15 @@ class Anthropic(WithThreshold):
     def _penalty_weights(
         self, entries: Entries, params: Params, derived: Params, step_inputs: StepInputs, counts: Counts
     ) -> Tensor:
-        """Return λ_P/B at entries below the threshold of penalised features, 0 elsewhere."""
-        penalised = self.penalised(step_inputs, derived["theta"])
+        """Return λ_P/B at entries that P penalises (π < θ), and 0 elsewhere; shape and dtype of `entries.pre`."""
+        penalised = self.penalised_features(step_inputs, derived["theta"])
         if penalised is None:
             return torch.zeros_like(entries.pre)
         below = (entries.pre < entries.per_feature(derived["theta"])) & entries.per_feature(penalised)
-        return below.to(entries.pre.dtype) * (self._pre_activation(params) / counts.tokens)
+        return below.to(entries.pre.dtype) * (self._pre_activation_coefficient(params) / counts.tokens)
 
-    def _pre_activation(self, params: Params) -> float:
-        """Return λ_P in the unit E‖x‖² = 1."""
+    def _pre_activation_coefficient(self, params: Params) -> float:
+        """Return λ_P, the weight of P, for activations in the unit E‖x‖² = 1."""
         return self.options.pre_activation / math.sqrt(params["W_dec"].shape[1])
 
     def sparsity_sum(self, entries: Entries, values: tuple[Tensor, ...], derived: Params) -> Tensor:
@@ -154,26 +157,26 @@ class Anthropic(WithThreshold):
         f = ste.jumprelu(pre, derived["theta"], derived["epsilon"], to_input=self.options.ste == "all")
         error = (x - f @ params["W_dec"] - params["b_dec"]).square().sum(1).mean()
         loss = error + step_inputs.sparsity_coefficient * (f * derived["steep"]).tanh().sum(1).mean()
-        penalised = self.penalised(step_inputs, derived["theta"])
+        penalised = self.penalised_features(step_inputs, derived["theta"])
         if penalised is None:
             return loss
         return (
             loss
-            + self._pre_activation(params)
+            + self._pre_activation_coefficient(params)
             * ((derived["theta"] - pre).relu() * derived["norm"])[:, penalised].sum(1).mean()
         )
 
-    def sparsity_unit(self, params: Params) -> Number:
+    def sparsity_coefficient_scale(self, params: Params) -> Number:
         return self.median_threshold(params) / (self.options.scale * math.sqrt(params["W_dec"].shape[1]))
 
     def thresholds(self, derived: Params) -> Thresholds:
         return super().thresholds(derived)._replace(in_sqrt_lambda=False)
 
     def fold(self, params: Params, scale: float) -> Params:
-        """Return folded parameters, with unit d_j by π_j ← ‖d_j‖·π_j and θ_j ← ‖d_j‖·θ_j."""
+        """Return the folded parameters. Decoder rows get norm one by π_j ← ‖d_j‖·π_j and θ_j ← ‖d_j‖·θ_j."""
         norms, old = params["W_dec"].double().norm(dim=1).clamp_min(1e-30), params[self.sparsity_parameter].double()
         rescaled = old + norms.log() if self.sparsity_parameter == "log_threshold" else old * norms
-        return super().fold(params | with_unit_rows(params) | {self.sparsity_parameter: rescaled}, scale)
+        return super().fold(params | with_unit_decoder_rows(params) | {self.sparsity_parameter: rescaled}, scale)
 
 
 ARCHITECTURE = Anthropic

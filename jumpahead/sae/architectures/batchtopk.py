@@ -26,14 +26,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jumpahead.sae.auxk import WithAuxK, largest
+from jumpahead.sae.auxk import WithAuxK, topk_relu
 from jumpahead.sae.gradients import StepInputs
-from jumpahead.sae.parameters import Params, initial_parameters, quantile_for_l0
+from jumpahead.sae.parameters import Params, initial_parameters, threshold_for_l0
 from jumpahead.sae.recipe import requested_l0_at
-from jumpahead.sae.support import Above, LargestOfBatch, Number
+from jumpahead.sae.support import AboveThreshold, Number, TopKOfBatch
 
 RATE = 0.2
-"""r at the peak learning rate."""
+"""r, the rate of the moving average θ, at the peak learning rate."""
 
 
 class BatchTopK(WithAuxK):
@@ -43,20 +43,20 @@ class BatchTopK(WithAuxK):
     vectors = ("b_enc", "threshold")
 
     @property
-    def trained(self) -> dict[str, float]:
+    def trained_vectors(self) -> dict[str, float]:
         return {"b_enc": 1.0}
 
     def initialise(self, d: int, width: int, generator: torch.Generator, sample: Tensor) -> Params:
         params, pre = initial_parameters(d, width, generator, sample, self.recipe)
-        start = max(0.0, quantile_for_l0(pre, min(requested_l0_at(self.recipe, self.setting, 0), width / 2)))
+        start = max(0.0, threshold_for_l0(pre, min(requested_l0_at(self.recipe, self.setting, 0), width / 2)))
         return params | {"threshold": torch.full((width,), start)}
 
     def selection(
         self, params: Params, derived: Params, step_inputs: StepInputs, *, training: bool
-    ) -> Above | LargestOfBatch:
+    ) -> AboveThreshold | TopKOfBatch:
         if not training:
-            return Above(params["threshold"])
-        chosen = LargestOfBatch(self.requested_l0(step_inputs), guess=params["threshold"][0])
+            return AboveThreshold(params["threshold"])
+        chosen = TopKOfBatch(self.requested_l0(step_inputs), guess=params["threshold"][0])
         if step_inputs.dead is None:
             return chosen
         return chosen._replace(dead=step_inputs.dead, k_dead=self.k_dead(params))
@@ -65,8 +65,8 @@ class BatchTopK(WithAuxK):
         return pre * (pre > params["threshold"])
 
     def activate_batch(self, params: Params, pre: Tensor, step_inputs: StepInputs) -> Tensor:
-        n = LargestOfBatch(self.requested_l0(step_inputs), guess=0.0).count(len(pre))
-        return largest(pre.T.reshape(-1), n).view(pre.shape[1], len(pre)).T
+        n = TopKOfBatch(self.requested_l0(step_inputs), guess=0.0).count(len(pre))
+        return topk_relu(pre.T.reshape(-1), n).view(pre.shape[1], len(pre)).T
 
     def reinitialise_features(self, params: Params, features: Tensor, thresholds: Tensor) -> None:
         params["b_enc"][features] = params["threshold"][features] - thresholds

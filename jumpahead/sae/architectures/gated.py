@@ -30,9 +30,9 @@ from torch import Tensor
 
 from jumpahead.sae.architecture import Architecture, Options
 from jumpahead.sae.gradients import Affine, Counts, Gradients, Reconstruction, StepInputs
-from jumpahead.sae.parameters import Params, initial_parameters, quantile_for_l0
+from jumpahead.sae.parameters import Params, initial_parameters, threshold_for_l0
 from jumpahead.sae.recipe import Recipe, Shape, TrainConfig
-from jumpahead.sae.support import Above, Entries, Number
+from jumpahead.sae.support import AboveThreshold, Entries, Number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,10 @@ class Gated(Architecture):
     revision = 1
     vectors = ("b_enc", "b_mag", "r_mag")
     Options = GatedOptions
-    reconstructions = (Reconstruction("input", live=True, bias=True), Reconstruction("input", live=False, bias=True))
+    reconstructions = (
+        Reconstruction("input", trains_decoder=True, adds_bias=True),
+        Reconstruction("input", trains_decoder=False, adds_bias=True),
+    )
     options: GatedOptions
 
     @property
@@ -61,28 +64,28 @@ class Gated(Architecture):
     def initialise(self, d: int, width: int, generator: torch.Generator, sample: Tensor) -> Params:
         params, pre = initial_parameters(d, width, generator, sample, self.recipe)
         if self.recipe.initial_threshold is None:
-            params["b_enc"] -= quantile_for_l0(pre, self.initial_l0(width, d))
+            params["b_enc"] -= threshold_for_l0(pre, self.initial_l0(width, d))
         return params | {"b_mag": params["b_enc"].clone(), "r_mag": torch.zeros(width)}
 
     def derive(self, params: Params) -> Params:
         derived = {"scale": params["r_mag"].exp()}
         return derived | {"norm": params["W_dec"].norm(dim=1)} if self.decoder_norm == "free" else derived
 
-    def selection(self, params: Params, derived: Params, step_inputs: StepInputs, *, training: bool) -> Above:
+    def selection(self, params: Params, derived: Params, step_inputs: StepInputs, *, training: bool) -> AboveThreshold:
         closed = params["b_enc"] - params["b_mag"] / derived["scale"]  # π_mag = 0
-        return Above(torch.zeros_like(params["b_enc"]), (closed,))
+        return AboveThreshold(torch.zeros_like(params["b_enc"]), (closed,))
 
     def values(self, entries: Entries, params: Params, derived: Params) -> tuple[Tensor, ...]:
         magnitude = self._magnitude(entries, params, derived).relu() * (entries.pre > 0)
         return magnitude, entries.pre.relu()
 
     def _magnitude(self, entries: Entries, params: Params, derived: Params) -> Tensor:
-        """Return π_mag = exp(r_mag)·(π_gate − b_gate) + b_mag at each entry."""
+        """Return π_mag = exp(r_mag)·(π_gate − b_gate) + b_mag at each entry; shape and dtype of `entries.pre`."""
         return entries.per_feature(derived["scale"]) * (
             entries.pre - entries.per_feature(params["b_enc"])
         ) + entries.per_feature(params["b_mag"])
 
-    def rule(
+    def entry_gradients(
         self,
         entries: Entries,
         values: tuple[Tensor, ...],

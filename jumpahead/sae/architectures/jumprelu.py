@@ -76,7 +76,7 @@ class JumpReLUOptions(Options):
     target_weight: Annotated[float, GreaterThan(0), Finite()] = TARGET_WEIGHT
     """λ of that loss, in the unit E‖x‖² = 1: the loss at an L0 of twice the requested one, or of zero."""
 
-    def objection(self, kind: str) -> str:
+    def contradiction(self, kind: str) -> str:
         if self.target == "controller":
             is_idle = self.target_weight != TARGET_WEIGHT
             return 'target_weight goes with target = "batch" or "token".' if is_idle else ""
@@ -112,7 +112,7 @@ class JumpReLU(WithThreshold):
         derived = super().derive(params)  # a rectified zero is in a window that reaches below 0
         return derived | {"lower": torch.where(derived["lower"] < 0, -torch.inf, derived["lower"])}
 
-    def rule(
+    def entry_gradients(
         self,
         entries: Entries,
         values: tuple[Tensor, ...],
@@ -122,8 +122,8 @@ class JumpReLU(WithThreshold):
         counts: Counts,
     ) -> Gradients:
         weight = -self.threshold_derivative(derived) / derived["epsilon"]
-        slope = self.in_window(entries, derived, weight * derived["theta"])
-        sparsity = self.in_window(entries, derived, weight * self._active_entry_cost(counts, step_inputs))
+        slope = self.window_mask(entries, derived, weight * derived["theta"])
+        sparsity = self.window_mask(entries, derived, weight * self._active_entry_cost(counts, step_inputs))
         if self.options.target == "token":
             assert counts.active is not None
             sparsity = sparsity * entries.per_token(counts.active / self.requested_l0(step_inputs) - 1)
@@ -131,7 +131,10 @@ class JumpReLU(WithThreshold):
         return Gradients(d_pre, {"b_enc": d_pre, self.sparsity_parameter: d_theta}, None)
 
     def _active_entry_cost(self, counts: Counts, step_inputs: StepInputs) -> Number:
-        """Return ∂(sparsity term)/∂H(π − θ), a number or [M]; for target = "token", without the factor per token."""
+        """Return the derivative of the sparsity term with respect to H(π − θ) of an entry: one number, or [M].
+
+        For target = "token", the factor that depends on the token is left out.
+        """
         coefficient, l0 = step_inputs.sparsity_coefficient / counts.tokens, self.requested_l0(step_inputs)
         if self.options.target == "token":
             return coefficient * (2 / l0)
@@ -162,7 +165,7 @@ class JumpReLU(WithThreshold):
         return error.mean() + step_inputs.sparsity_coefficient * self._sparsity(on, self.requested_l0(step_inputs))
 
     def _sparsity(self, on: Tensor, requested_l0: float) -> Tensor:
-        """Return the sparsity term without λ, 0-d. on [B, M]: H(π − θ)."""
+        """Return the sparsity term without λ, 0-d. on: [B, M] H(π − θ), 1 for active entries."""
         if self.options.target != "controller":
             l0 = on.sum(1) if self.options.target == "token" else on.sum(1).mean()
             return (l0 / requested_l0 - 1).square().mean()
@@ -171,7 +174,7 @@ class JumpReLU(WithThreshold):
         frequency = on.mean(0)
         return (frequency * (1 + frequency / self.options.frequency_scale)).sum()
 
-    def sparsity_unit(self, params: Params) -> Number:
+    def sparsity_coefficient_scale(self, params: Params) -> Number:
         return self.median_threshold(params, 2)
 
     def decay_target_offset(self, counts: Counts) -> Tensor:
@@ -181,7 +184,7 @@ class JumpReLU(WithThreshold):
 
 
 def _mean_l0(counts: Counts) -> Tensor:
-    """Return L̄0, the mean number of active features per token."""
+    """Return L̄0, the mean number of active features per token, 0-d float64."""
     return counts.fired.sum(dtype=torch.float64) / counts.tokens
 
 

@@ -43,11 +43,11 @@ class MatryoshkaOptions(AuxKOptions):
     """Options of a `matryoshka` series."""
 
     groups: Annotated[tuple[float, ...], NotEmpty()] = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
-    """The groups' shares of the width, from the first features to the last; together 1."""
+    """Share of the width of each group of features, from the first features to the last; together 1."""
     weights: tuple[float, ...] | None = None
-    """w_g, the weight of each nested error; None: 1 for each."""
+    """w_g, the weight of each group's nested reconstruction error; None: 1 for each."""
 
-    def objection(self, kind: str) -> str:
+    def contradiction(self, kind: str) -> str:
         if not (min(self.groups) > 0 and abs(sum(self.groups) - 1) < 1e-6):
             return f"groups are shares of the width: positive, together 1 instead of {sum(self.groups):.6g}."
         if self.weights is None:
@@ -69,31 +69,34 @@ class Matryoshka(BatchTopK):
     def __init__(self, options: MatryoshkaOptions, setting: Setting, recipe: Recipe):
         super().__init__(options, setting, recipe)
         first, missed = self.reconstructions
-        further = Reconstruction("input", live=True, bias=False, continues=True)
+        further = Reconstruction("input", trains_decoder=True, adds_bias=False, extends_previous=True)
         self.reconstructions = (first, *[further] * (len(options.groups) - 1), missed)
 
     @property
     def group_weights(self) -> tuple[float, ...]:
-        """Return w_g of every group."""
+        """Return the loss weight w_g of every group of features."""
         return self.options.weights or (1.0,) * len(self.options.groups)
 
-    def ends(self, width: int) -> list[int]:
-        """Return m_g of every group, at least 1; if there are few features some groups are empty."""
-        found = [max(1, round(width * share)) for share in accumulate(self.options.groups)]
-        return [*found[:-1], width]
+    def group_ends(self, width: int) -> list[int]:
+        """Return the end m_g of every group: group g holds the features below m_g that no earlier group holds.
+
+        Every m_g is at least 1. At a small width, some groups are empty.
+        """
+        ends = [max(1, round(width * share)) for share in accumulate(self.options.groups)]
+        return [*ends[:-1], width]
 
     def derive(self, params: Params) -> Params:
         feature = torch.arange(len(params["W_enc"]), device=params["W_enc"].device)
         group = torch.zeros_like(feature)
-        for end in self.ends(len(feature))[:-1]:
+        for end in self.group_ends(len(feature))[:-1]:
             group += feature >= end
         return {"group": group}
 
     def values(self, entries: Entries, params: Params, derived: Params) -> tuple[Tensor, ...]:
         f, group = entries.pre.relu(), entries.per_feature(derived["group"])
-        main = f * entries.in_part(MAIN)
+        main = f * entries.part_mask(MAIN)
         nested = tuple(main * (group == g) for g in range(len(self.options.groups)))
-        return nested if entries.part is None else (*nested, f * entries.in_part(DEAD))
+        return nested if entries.part is None else (*nested, f * entries.part_mask(DEAD))
 
     def features(self, values: tuple[Tensor, ...]) -> Tensor:
         return sum(values[1 : len(self.options.groups)], start=values[0])
@@ -101,9 +104,9 @@ class Matryoshka(BatchTopK):
     def error_weights(self, x: Tensor, errors: Tensor) -> tuple[Number, ...]:
         return *self.group_weights, super().error_weights(x, errors)[-1]
 
-    def errors(self, params: Params, x: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_and_error(self, params: Params, x: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
         error, total, start = x - params["b_dec"], x.new_zeros(()), 0
-        for end, weight in zip(self.ends(f.shape[1]), self.group_weights, strict=True):
+        for end, weight in zip(self.group_ends(f.shape[1]), self.group_weights, strict=True):
             error = error - f[:, start:end] @ params["W_dec"][start:end]
             total = total + weight * error.square().sum(1).mean()
             start = end

@@ -32,12 +32,12 @@ from torch import Tensor
 from jumpahead.sae.architecture import Architecture
 from jumpahead.sae.controller import exp
 from jumpahead.sae.gradients import Affine, Counts, Gradients, StepInputs
-from jumpahead.sae.parameters import Params, initial_parameters, quantile_for_l0, with_unit_rows
-from jumpahead.sae.support import Above, Entries, Number
+from jumpahead.sae.parameters import Params, initial_parameters, threshold_for_l0, with_unit_decoder_rows
+from jumpahead.sae.support import AboveThreshold, Entries, Number
 
 
 class ProLUFunction(torch.autograd.Function):
-    """ReLU(m)·H(m + b) for autograd, with the straight-through gradients. m [B, M]; b [M]."""
+    """ReLU(m)·H(m + b) for autograd, with straight-through gradients of m and b. m: [B, M]. b: [M]."""
 
     @staticmethod
     def forward(ctx: Any, m: Tensor, b: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class ProLU(Architecture):
         return "free"
 
     @property
-    def trained(self) -> dict[str, float]:
+    def trained_vectors(self) -> dict[str, float]:
         return {"b_gate": 1.0}
 
     @property
@@ -74,19 +74,19 @@ class ProLU(Architecture):
         params, m = initial_parameters(d, width, generator, sample, self.recipe)
         threshold = 0.0
         if self.recipe.initial_threshold is None:
-            threshold = max(0.0, quantile_for_l0(m, self.initial_l0(width, d)))
+            threshold = max(0.0, threshold_for_l0(m, self.initial_l0(width, d)))
         return params | {"b_gate": torch.full((width,), -threshold)}
 
     def derive(self, params: Params) -> Params:
         return {"threshold": (-params["b_gate"]).relu(), "norm": params["W_dec"].norm(dim=1)}
 
-    def selection(self, params: Params, derived: Params, step_inputs: StepInputs, *, training: bool) -> Above:
-        return Above(derived["threshold"])
+    def selection(self, params: Params, derived: Params, step_inputs: StepInputs, *, training: bool) -> AboveThreshold:
+        return AboveThreshold(derived["threshold"])
 
     def values(self, entries: Entries, params: Params, derived: Params) -> tuple[Tensor, ...]:
         return (entries.pre * entries.between(derived["threshold"]),)
 
-    def rule(
+    def entry_gradients(
         self,
         entries: Entries,
         values: tuple[Tensor, ...],
@@ -120,9 +120,9 @@ class ProLU(Architecture):
         params["b_gate"] *= exp(shift)
 
     def fold(self, params: Params, scale: float) -> Params:
-        """Return folded parameters, with unit d_j by m_j ← ‖d_j‖·m_j and b_j ← ‖d_j‖·b_j."""
+        """Return the folded parameters. Decoder rows get norm one by m_j ← ‖d_j‖·m_j and b_j ← ‖d_j‖·b_j."""
         b_gate = params["b_gate"].double() * params["W_dec"].double().norm(dim=1)
-        return super().fold(params | with_unit_rows(params) | {"b_gate": b_gate}, scale)
+        return super().fold(params | with_unit_decoder_rows(params) | {"b_gate": b_gate}, scale)
 
     def fold_vectors(self, params: Params, scale: float, norms: Tensor) -> Params:
         return super().fold_vectors(params, scale, norms) | {"b_gate": scale * params["b_gate"].double()}

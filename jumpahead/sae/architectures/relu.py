@@ -25,8 +25,8 @@ from torch import Tensor
 
 from jumpahead.sae.architecture import Architecture
 from jumpahead.sae.gradients import Affine, Counts, Gradients, StepInputs
-from jumpahead.sae.parameters import Params, initial_parameters, quantile_for_l0, with_unit_rows
-from jumpahead.sae.support import Above, Entries, Number
+from jumpahead.sae.parameters import Params, initial_parameters, threshold_for_l0, with_unit_decoder_rows
+from jumpahead.sae.support import AboveThreshold, Entries, Number
 
 
 class ReLU(Architecture):
@@ -44,19 +44,19 @@ class ReLU(Architecture):
     def initialise(self, d: int, width: int, generator: torch.Generator, sample: Tensor) -> Params:
         params, pre = initial_parameters(d, width, generator, sample, self.recipe)
         if self.recipe.initial_threshold is None:
-            params["b_enc"] -= quantile_for_l0(pre, self.initial_l0(width, d))
+            params["b_enc"] -= threshold_for_l0(pre, self.initial_l0(width, d))
         return params
 
     def derive(self, params: Params) -> Params:
         return {"norm": params["W_dec"].norm(dim=1)}
 
-    def selection(self, params: Params, derived: Params, step_inputs: StepInputs, *, training: bool) -> Above:
-        return Above(torch.zeros_like(params["b_enc"]))
+    def selection(self, params: Params, derived: Params, step_inputs: StepInputs, *, training: bool) -> AboveThreshold:
+        return AboveThreshold(torch.zeros_like(params["b_enc"]))
 
     def values(self, entries: Entries, params: Params, derived: Params) -> tuple[Tensor, ...]:
         return (entries.pre.relu(),)
 
-    def rule(
+    def entry_gradients(
         self,
         entries: Entries,
         values: tuple[Tensor, ...],
@@ -89,8 +89,8 @@ class ReLU(Architecture):
         params["b_enc"] -= shift * params["b_enc"].abs().mean()
 
     def fold(self, params: Params, scale: float) -> Params:
-        """Return folded parameters, with unit d_j by π_j ← ‖d_j‖·π_j: ReLU is positively homogeneous."""
-        return super().fold(params | with_unit_rows(params), scale)
+        """Return the folded parameters. Decoder rows get norm one by π_j ← ‖d_j‖·π_j."""
+        return super().fold(params | with_unit_decoder_rows(params), scale)
 
 
 ARCHITECTURE = ReLU

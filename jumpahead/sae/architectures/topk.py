@@ -20,10 +20,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jumpahead.sae.auxk import WithAuxK, largest
+from jumpahead.sae.auxk import WithAuxK, topk_relu
 from jumpahead.sae.gradients import StepInputs
 from jumpahead.sae.parameters import Params, initial_parameters
-from jumpahead.sae.support import Largest
+from jumpahead.sae.support import TopKPerToken
 
 
 class TopK(WithAuxK):
@@ -34,22 +34,22 @@ class TopK(WithAuxK):
     vectors = ("b_enc",)
 
     def k(self, step_inputs: StepInputs) -> int:
-        """Return the number of features kept per token."""
+        """Return k, the number of features selected per token."""
         return max(1, round(self.requested_l0(step_inputs)))
 
     def initialise(self, d: int, width: int, generator: torch.Generator, sample: Tensor) -> Params:
         return initial_parameters(d, width, generator, sample, self.recipe)[0]
 
-    def selection(self, params: Params, derived: Params, step_inputs: StepInputs, *, training: bool) -> Largest:
+    def selection(self, params: Params, derived: Params, step_inputs: StepInputs, *, training: bool) -> TopKPerToken:
         if not training or step_inputs.dead is None:
-            return Largest(self.k(step_inputs))
-        return Largest(self.k(step_inputs), step_inputs.dead, self.k_dead(params))
+            return TopKPerToken(self.k(step_inputs))
+        return TopKPerToken(self.k(step_inputs), step_inputs.dead, self.k_dead(params))
 
     def activate(self, params: Params, pre: Tensor) -> Tensor:
-        return largest(pre, self.k(StepInputs()))
+        return topk_relu(pre, self.k(StepInputs()))
 
     def activate_batch(self, params: Params, pre: Tensor, step_inputs: StepInputs) -> Tensor:
-        return largest(pre, self.k(step_inputs))
+        return topk_relu(pre, self.k(step_inputs))
 
 
 ARCHITECTURE = TopK

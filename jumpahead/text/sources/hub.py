@@ -16,7 +16,7 @@ from typing import Any
 from jumpahead.errors import DataError, JumpaheadError, StudyError
 from jumpahead.text.config import TextConfig
 from jumpahead.text.files import file_stats, find_files
-from jumpahead.text.rows import RowSource, missing_package, unknown_column_error
+from jumpahead.text.rows import RowSource, missing_package_clause, unknown_column_error
 from jumpahead.text.source import Document
 
 _PREFIX = "hf:"
@@ -41,7 +41,7 @@ class Hub(RowSource):
             return "which does not exist (seen from the current folder)"
         if not is_local and (not self.path or self.path.count("/") > 1):
             return "which is not the name of a dataset: write hf:owner/name, or hf:owner/name:configuration"
-        return missing_package("datasets")
+        return missing_package_clause("datasets")
 
     @property
     def total_bytes(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jumpahead.errors import DataError, StudyError
-from jumpahead.text.rows import RowFiles, messages_error, missing_package, unknown_column_error
+from jumpahead.text.rows import RowFiles, messages_error, missing_package_clause, unknown_column_error
 from jumpahead.text.source import Document
 
 _ROWS_AT_ONCE = 256
@@ -19,10 +19,10 @@ class Parquet(RowFiles):
     suffixes = (".parquet",)
 
     def problem(self) -> str | None:
-        return super().problem() or missing_package("pyarrow")
+        return super().problem() or missing_package_clause("pyarrow")
 
     def file_documents(self, name: str, path: Path) -> Iterator[Document]:
-        if missing := missing_package("pyarrow"):
+        if missing := missing_package_clause("pyarrow"):
             raise StudyError(f"text.source = '{self.config.source}' is Parquet, {missing}.")
         import pyarrow
 

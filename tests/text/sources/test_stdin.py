@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from jumpahead.errors import DataError
-from jumpahead.progress import Silent
+from jumpahead.progress import SilentProgress
 from jumpahead.text.config import TextConfig
 from jumpahead.text.documents import documents
 from jumpahead.text.sources import source_of
@@ -26,7 +26,7 @@ def piped(tmp_path, monkeypatch):
         stdin = Terminal() if content is None else io.TextIOWrapper(io.BytesIO(content))
         monkeypatch.setattr(sys, "stdin", stdin)
         source = source_of(TextConfig(source="-", separator="<|x|>"), tmp_path / "run")
-        source.prepare(Silent())
+        source.prepare(SilentProgress())
         return source
 
     return prepared

@@ -24,7 +24,7 @@ from jumpahead.engine.kernels.numba.workspace import Workspace
 from jumpahead.engine.lazy_adam import AdamStep
 from jumpahead.engine.supports import Support
 from jumpahead.sae.gradients import Affine
-from jumpahead.sae.support import Above, Entries, PerTokenSelection
+from jumpahead.sae.support import AboveThreshold, Entries, PerTokenSelection
 
 BLOCK_ENTRIES = 2**20
 """Entries of one block of the encoder product, which a thread computes and screens while it is in its cache."""
@@ -81,7 +81,7 @@ class NumbaKernels:
     def find_support(
         self, x: CentredInput, encoder: EncoderWeights, b_enc: Tensor, selection: PerTokenSelection
     ) -> Support:
-        if isinstance(selection, Above):
+        if isinstance(selection, AboveThreshold):
             return to_support(self._entries_above(x, encoder, b_enc, selection.lower), len(x.x))
         searches = [TopKSearch(self._workspace, "main", selection.k, None, x, encoder, b_enc)]
         if selection.dead is not None:

@@ -17,7 +17,7 @@ from jumpahead.engine.interface import CentredInput, EncoderWeights, Residual, R
 from jumpahead.engine.kernels.base import DefaultKernels
 from jumpahead.engine.lazy_adam import AdamStep, lazy_adam_update_, remove_radial_component
 from jumpahead.engine.supports import Support, merge_supports, support_from_entries
-from jumpahead.sae.support import Above, Number, PerTokenSelection
+from jumpahead.sae.support import AboveThreshold, Number, PerTokenSelection
 
 BLOCK_ENTRIES = 2**22
 """Entries of one block of the encoder product."""
@@ -43,7 +43,7 @@ class TorchKernels(DefaultKernels):
         self, x: CentredInput, encoder: EncoderWeights, b_enc: Tensor, selection: PerTokenSelection
     ) -> Support:
         tokens, width = len(x.x), len(encoder.w_enc)
-        if isinstance(selection, Above):
+        if isinstance(selection, AboveThreshold):
             feature, token = self._candidates_above(x, encoder, b_enc, selection.lower)
             pre = canonical_preactivations(x.x, encoder.w_enc, b_enc, token, feature)
             keep = pre > selection.lower[feature]

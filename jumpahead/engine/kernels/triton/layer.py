@@ -42,7 +42,7 @@ from jumpahead.engine.kernels.triton.selection import (
 )
 from jumpahead.engine.lazy_adam import AdamStep
 from jumpahead.engine.supports import PADDING, Support, trim_support
-from jumpahead.sae.support import MAIN, Above, LargestOfBatch, Number, PerTokenSelection
+from jumpahead.sae.support import MAIN, AboveThreshold, Number, PerTokenSelection, TopKOfBatch
 
 INITIAL_CAPACITY = 64
 """Initial candidates per token that the buffers can hold."""
@@ -76,7 +76,7 @@ class TritonKernels(DefaultKernels):
         self._capacities: Any = WeakTensorKeyDictionary()
         """Capacity for candidates, by W_enc."""
         self._failed_guesses: Any = WeakTensorKeyDictionary()
-        """Number of consecutive guesses for `LargestOfBatch` that were too high, by W_enc."""
+        """Number of consecutive guesses for `TopKOfBatch` that were too high, by W_enc."""
         self._always_valid = torch.ones(1, dtype=torch.int32, device=self.device)
         self._adam_constants: tuple[AdamStep, torch.dtype, Tensor] | None = None
 
@@ -121,7 +121,7 @@ class TritonKernels(DefaultKernels):
     ) -> Support:
         while True:
             capacity = self._capacity(encoder.w_enc, x)
-            if isinstance(selection, Above):
+            if isinstance(selection, AboveThreshold):
                 selected = select_above(x, encoder, b_enc, selection.lower, capacity)
             else:
                 selected = select_topk(x, encoder, b_enc, selection, capacity)
@@ -135,7 +135,7 @@ class TritonKernels(DefaultKernels):
                 return trim_support(to_support(selected.entries, selected.part, len(x.x)))
 
     def find_batch_topk(
-        self, x: CentredInput, encoder: EncoderWeights, b_enc: Tensor, selection: LargestOfBatch
+        self, x: CentredInput, encoder: EncoderWeights, b_enc: Tensor, selection: TopKOfBatch
     ) -> SelectedSupport:
         capacity, failed = self._capacity(encoder.w_enc, x), self._failed_guesses.get(encoder.w_enc, 0)
         guess = torch.as_tensor(selection.guess, dtype=b_enc.dtype, device=self.device)

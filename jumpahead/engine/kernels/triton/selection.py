@@ -23,7 +23,7 @@ from jumpahead.engine.kernels.triton import screen
 from jumpahead.engine.kernels.triton.entries import BufferedEntries, keep_entries
 from jumpahead.engine.kernels.triton.launch import as_int16, ceil_div, next_power_of_two
 from jumpahead.engine.supports import PADDING
-from jumpahead.sae.support import DEAD, MAIN, Largest, LargestOfBatch
+from jumpahead.sae.support import DEAD, MAIN, TopKOfBatch, TopKPerToken
 
 BLOCK_ENTRIES = 2**24
 """Entries of one block of the encoder product: 32 MiB in bfloat16, which fit into the L2 cache of a large GPU."""
@@ -68,7 +68,7 @@ def select_above(
 
 
 def select_topk(
-    x: CentredInput, encoder: EncoderWeights, b_enc: Tensor, selection: Largest | LargestOfBatch, capacity: int,
+    x: CentredInput, encoder: EncoderWeights, b_enc: Tensor, selection: TopKPerToken | TopKOfBatch, capacity: int,
     minimum: Tensor | None = None,
 ) -> SelectedEntries:  # fmt: skip
     """Select the largest positive π of each token or of the batch, and those among the dead features of each token.
@@ -79,7 +79,7 @@ def select_topk(
     dead = selection.dead.to(torch.uint8) if selection.dead is not None else b_enc.new_empty(0, dtype=torch.uint8)
     bitmap = _mark_topk(x, encoder, b_enc, selection, dead, minimum)
     candidates, needed = _marked_entries(bitmap, capacity, x, encoder, b_enc)
-    if isinstance(selection, Largest):
+    if isinstance(selection, TopKPerToken):
         main = _topk_among(candidates, candidates.is_used(), selection.k, tokens)
     else:
         best = torch.sort(candidates.pre, descending=True, stable=True).indices[: selection.count(tokens)]
@@ -98,7 +98,7 @@ def _topk_among(candidates: BufferedEntries, among: Tensor, k: int, tokens: int)
 
 
 def _mark_topk(
-    x: CentredInput, encoder: EncoderWeights, b_enc: Tensor, selection: Largest | LargestOfBatch, dead: Tensor,
+    x: CentredInput, encoder: EncoderWeights, b_enc: Tensor, selection: TopKPerToken | TopKOfBatch, dead: Tensor,
     minimum: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """Return a bitmap of the entries that may be selected.
@@ -109,7 +109,7 @@ def _mark_topk(
     output_rounding = 0.0 if encoder.bf16 is None else BF16_OUTPUT_ERROR
     bounds = (b_enc, bias_error_bound(b_enc), encoder_error_slope(x, encoder))
     bitmap, tile = _new_bitmap(width, tokens, b_enc.device)
-    searches = [(selection.k, False)] if isinstance(selection, Largest) else []
+    searches = [(selection.k, False)] if isinstance(selection, TopKPerToken) else []
     searches += [(selection.k_dead, True)] if has_dead else []
     part_tokens = max(MAX_TILE, MAX_STORED_ENTRIES // max(1, width) // MAX_TILE * MAX_TILE)
     dtype = torch.bfloat16 if encoder.bf16 is not None and x.bf16 is not None else x.x.dtype
