@@ -9,12 +9,12 @@ from __future__ import annotations
 
 TRAINING_VERSION = 4
 """Version of training; part of the input digest of every trained SAE."""
-TRAINING_DIGEST = "0000000000000000"
+TRAINING_DIGEST = "c790e9e3a020915e"
 
 EVALUATION_VERSION = 4
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
-EVALUATION_DIGEST = "0000000000000000"
+EVALUATION_DIGEST = "ac6d3a6c57642cea"
 
 FRONTIER_VERSION = 4
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""
-FRONTIER_DIGEST = "0000000000000000"
+FRONTIER_DIGEST = "f7396336c9cf3c04"
