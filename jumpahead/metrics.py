@@ -32,7 +32,7 @@ MAX_REPLICATE_ELEMENTS = 2**24
 
 
 class Sums(NamedTuple):
-    """Sums over held-out text per cluster. In totals over clusters, the dimension G is absent or replaced by R."""
+    """Sums over held-out text, [G, …] for G clusters; [R, …] for R bootstrap replicates, […] summed over clusters."""
 
     tokens: np.ndarray
     """[G] number of scored tokens."""
@@ -103,7 +103,7 @@ class QueryOption(NamedTuple):
         return self.option.removesuffix("%").replace("-", "_")
 
 
-class CurveRole(NamedTuple):
+class CurveInterpolation(NamedTuple):
     """How a metric is interpolated on the measured curve of a series.
 
     A series is an architecture with its options. Evaluations save bootstrap replicates of metrics with this role.
@@ -145,7 +145,7 @@ class Metric(NamedTuple):
     """How values are formatted: as a number, a count of features, or a share of all features."""
     share_of: str = ""
     """If the metric is a share of all features: the key of the metric that counts these features; else empty."""
-    curve: CurveRole | None = None
+    curve: CurveInterpolation | None = None
     """Role on curves; None if the metric is not interpolated on curves."""
     query: QueryOption | None = None
     """How queries name the metric; None if queries cannot use it."""
@@ -193,7 +193,7 @@ def _count_and_share(
         """Return the number of selected features divided by M, [...] float64."""
         return count(s) / s.firing.shape[-1]
 
-    curve = CurveRole("linear", "features")
+    curve = CurveInterpolation("linear", "features")
     lower = title[0].lower() + title[1:]
     return [
         Metric(key, name, title, short, "features", "lower", f"|{{{formula}}}|", count, None, "count",
@@ -226,14 +226,14 @@ def _fvu(s: Sums) -> Any:
 _NATS = "nats per {unit.singular}"
 _DECLARED = [
     _ratio("l0", "L0", "Active features per {unit.singular}", "L0", "features per {unit.singular}", "lower",
-           "Σ |{i : f_i > 0}| / positions", lambda s: (s.l0, s.rows), curve=CurveRole("log", "features"),
+           "Σ |{i : f_i > 0}| / positions", lambda s: (s.l0, s.rows), curve=CurveInterpolation("log", "features"),
            query=QueryOption("l0", "Active features per token.", is_limit=True)),
     _ratio("delta_lm_loss", "delta LM loss", "Delta LM loss", "delta loss", _NATS, "lower",
            "Σ (nats spliced − nats clean) / scored positions", lambda s: (s.spliced - s.clean, s.tokens),
-           curve=CurveRole("log_if_significant", "real", is_fidelity=True),
+           curve=CurveInterpolation("log_if_significant", "real", is_fidelity=True),
            query=QueryOption("delta-loss", "Nats per token lost by splicing.")),
     Metric("fvu", "FVU", "Fraction of variance unexplained", "FVU", "", "lower", "Σ‖x − x̂‖² / Σ‖x − x̄‖²", _fvu, None,
-           curve=CurveRole("log", "non-negative", is_fidelity=True),
+           curve=CurveInterpolation("log", "non-negative", is_fidelity=True),
            query=QueryOption("fvu", "Fraction of variance unexplained.")),
     *_count_and_share("above_10pct", "features above 10 %", "Features active on more than 10 % of {unit.plural}",
             ">10 %", "i : frequency_i > 10 %", _is_above_10_percent,
@@ -341,7 +341,7 @@ def measure(sums: Sums, weights: np.ndarray | None = None, keys: Iterable[str] |
     return {metric.key: np.concatenate([part[metric.key] for part in parts]) for metric in chosen}
 
 
-def standard_error(numerator: np.ndarray, denominator: np.ndarray) -> float:
+def ratio_standard_error(numerator: np.ndarray, denominator: np.ndarray) -> float:
     """Return the standard error of Σ numerator / Σ denominator over G clusters; inf for one cluster or Σ = 0.
 
     numerator, denominator: [G]. Uses the ratio estimator of the module docstring. For delta LM loss, call
@@ -356,7 +356,7 @@ def standard_error(numerator: np.ndarray, denominator: np.ndarray) -> float:
 
 def standard_errors(sums: Sums) -> dict[str, float]:
     """Return the finite standard errors, by key, of all metrics that are ratios of sums."""
-    errors = {m.key: standard_error(*m.terms(sums)) for m in METRICS.values() if m.terms is not None}
+    errors = {m.key: ratio_standard_error(*m.terms(sums)) for m in METRICS.values() if m.terms is not None}
     return {key: error for key, error in errors.items() if np.isfinite(error)}
 
 

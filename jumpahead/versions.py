@@ -9,11 +9,11 @@ from __future__ import annotations
 
 TRAINING_VERSION = 4
 """Version of training; part of the input digest of every trained SAE."""
-TRAINING_DIGEST = "c790e9e3a020915e"
+TRAINING_DIGEST = "c9ba58fd1be589b8"
 
 EVALUATION_VERSION = 4
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
-EVALUATION_DIGEST = "ac6d3a6c57642cea"
+EVALUATION_DIGEST = "0a14a78fe910d7b6"
 
 FRONTIER_VERSION = 4
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""

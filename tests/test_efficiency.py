@@ -17,7 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from jumpahead import efficiency
 from jumpahead.efficiency import StepShape, benchmark, cost_model, labels
 from jumpahead.efficiency.cases import BenchmarkCase, synthetic_activations
-from jumpahead.efficiency.dense_training import DenseTrainer, approximate_top_k, dense_losses, recall, top_k, topk_loss
+from jumpahead.efficiency.dense_training import (
+    DenseTrainer,
+    approximate_top_k,
+    dense_losses,
+    recall,
+    top_k_indices,
+    topk_loss,
+)
 from jumpahead.efficiency.implementations import DenseRecipe, SparseEngine
 from jumpahead.efficiency.machine_limits import MachineLimits
 from jumpahead.efficiency.memory import PeakMemory
@@ -134,7 +141,7 @@ def test_top_k_by_torch_is_the_same_loss(name: str, has_dead: bool):
     state, x, inputs = untrained(name)
     inputs = inputs if has_dead else StepInputs()
     gradients = []
-    for loss in (state.arch.loss, topk_loss(state.arch, top_k)):
+    for loss in (state.arch.loss, topk_loss(state.arch, top_k_indices)):
         leaves = {key: state.params[key].clone().requires_grad_() for key in state.second_moments}
         value = loss(state.params | leaves, x, inputs)
         gradients.append([value, *torch.autograd.grad(value, list(leaves.values()))])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jumpahead import metrics
 from jumpahead.errors import DataError
-from jumpahead.metrics import METRICS, Sums, bootstrap_replicates, count_key_by_share, measure
+from jumpahead.metrics import METRICS, Sums, bootstrap_replicates, count_key_by_share, measure, ratio_standard_error
 
 CONTRACT = {
     "delta_lm_loss", "ce_clean", "ce_spliced", "loss_recovered_zero", "loss_recovered_mean", "kl", "l0", "fvu",
@@ -204,18 +204,18 @@ def test_zeros_have_the_shapes_and_types_to_add_to():
 
 def test_standard_error_by_hand():
     # ρ = 10/10 = 1; residuals 4 − 8 = −4 and 6 − 2 = 4; √(2/1 · 32) / 10
-    assert metrics.standard_error(np.array([4.0, 6.0]), np.array([8, 2])) == pytest.approx(0.8, rel=1e-15)
+    assert ratio_standard_error(np.array([4.0, 6.0]), np.array([8, 2])) == pytest.approx(0.8, rel=1e-15)
     assert metrics.standard_errors(by_hand())["delta_lm_loss"] == pytest.approx(0.8, rel=1e-15)
 
 
 def test_standard_error_of_equal_documents_is_that_of_a_mean():
     values = np.random.default_rng(0).normal(size=25)
     expected = values.std(ddof=1) / 5
-    assert metrics.standard_error(values * 40, np.full(25, 40)) == pytest.approx(expected, rel=1e-12)
+    assert ratio_standard_error(values * 40, np.full(25, 40)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_one_document_has_no_standard_error():
-    assert metrics.standard_error(np.array([4.0]), np.array([8])) == np.inf
+    assert ratio_standard_error(np.array([4.0]), np.array([8])) == np.inf
     one = Sums(*(field[:1] for field in by_hand()))
     assert metrics.standard_errors(one) == {}
 
@@ -239,7 +239,7 @@ def test_standard_error_covers_the_truth_in_simulation():
     estimates, errors = np.empty(times), np.empty(times)
     for i in range(times):
         nats, tokens = draw(rng, clusters)
-        estimates[i], errors[i] = nats.sum() / tokens.sum(), metrics.standard_error(nats, tokens)
+        estimates[i], errors[i] = nats.sum() / tokens.sum(), ratio_standard_error(nats, tokens)
     assert errors.mean() == pytest.approx(estimates.std(), rel=0.04)
     covered = (np.abs(estimates - 0.55) < 1.96 * errors).mean()
     assert 0.93 < covered < 0.965  # ± 3.8 simulation errors around 0.945
@@ -249,7 +249,7 @@ def test_bootstrap_spreads_as_widely_as_the_standard_error():
     nats, tokens = draw(np.random.default_rng(7), 120)
     weights = metrics.replicate_weights(120, 4000)
     replicates = (weights @ nats) / (weights @ tokens)
-    assert replicates.std() * np.sqrt(120 / 119) == pytest.approx(metrics.standard_error(nats, tokens), rel=0.05)
+    assert replicates.std() * np.sqrt(120 / 119) == pytest.approx(ratio_standard_error(nats, tokens), rel=0.05)
 
 
 # ---------------------------------------------------------------------------------------------- replicates

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from jumpahead import cli
 from jumpahead.frontier import Frontier, build_frontier
-from jumpahead.metrics import METRICS, CurveRole, Metric, QueryOption, bootstrap_replicates, replicate_weights
+from jumpahead.metrics import METRICS, CurveInterpolation, Metric, QueryOption, bootstrap_replicates, replicate_weights
 from jumpahead.report import terminal
 from jumpahead.report.page import render_html
 from tests.frontiers import documents, example, sums
@@ -28,7 +28,7 @@ def metric(monkeypatch: pytest.MonkeyPatch) -> Metric:
     made = Metric(
         KEY, "mean square", "Mean square of x, per {unit.singular}", "E|x|2", "squares per {unit.singular}", "lower",
         "Σ‖x‖² / positions", lambda s: s.x_sq / s.rows, None,
-        curve=CurveRole("linear", "non-negative"),
+        curve=CurveInterpolation("linear", "non-negative"),
         query=QueryOption("mean-square", "Mean square of activations.", is_limit=True),
     )  # fmt: skip
     monkeypatch.setitem(METRICS, KEY, made)

@@ -106,7 +106,7 @@ class Stream:
         """
         with contextlib.closing(self._blocks(start)) as blocks:
             for visit in self._visits(start):
-                yield from self._split(visit, next(blocks))
+                yield from self._batches_of_block(visit, next(blocks))
 
     def distinct_rows(self, batches: int) -> int:
         """Return an upper bound on the number of distinct rows among the first `batches` batches."""
@@ -169,7 +169,7 @@ class Stream:
         order = torch.from_numpy(fixed_permutation(total, self.seed, visit.epoch, visit.block))
         return _Block(rows, order.to(self.activations.device))
 
-    def _split(self, visit: _BlockVisit, block: _Block) -> Iterator[dict[str, Tensor]]:
+    def _batches_of_block(self, visit: _BlockVisit, block: _Block) -> Iterator[dict[str, Tensor]]:
         """Yield the batches of a block, float32 [batch, d] by site. The block stays in memory until the last batch."""
         for j in visit.batches:
             index = block.order[j * self.batch : (j + 1) * self.batch]

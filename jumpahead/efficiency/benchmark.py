@@ -19,8 +19,8 @@ from jumpahead.efficiency.cases import (
     BATCHES,
     SLOWDOWN,
     BenchmarkCase,
+    ImplementationTimes,
     Json,
-    Measurements,
     measured_row,
     synthetic_activations,
 )
@@ -110,7 +110,7 @@ class EfficiencyBenchmark:
         x = synthetic_activations(case.shape)
         state, losses, inputs = case.state_and_losses(x)
         lr = LR_FACTOR * case.arch.recipe.lr
-        running: list[Measurements] = []
+        running: list[ImplementationTimes] = []
         try:
             running.append(self._warm_up(SparseEngine(state, case.dead, self.layer(), lr), x))
             for method, loss in losses.items():
@@ -144,11 +144,11 @@ class EfficiencyBenchmark:
     def _skip(self, case: BenchmarkCase, method: str, reason: str) -> None:
         self.rows[case.shape].append(case.row(method, skipped=f"skipped: {reason}"))
 
-    def _warm_up(self, implementation: StepImplementation, x: Tensor) -> Measurements:
+    def _warm_up(self, implementation: StepImplementation, x: Tensor) -> ImplementationTimes:
         batch = x[: len(x) // BATCHES]
-        return Measurements(implementation, [], [], implementation.warm_up(batch))
+        return ImplementationTimes(implementation, [], [], implementation.warm_up(batch))
 
-    def _run_rounds(self, running: list[Measurements], x: Tensor, batch: int, seconds: float) -> None:
+    def _run_rounds(self, running: list[ImplementationTimes], x: Tensor, batch: int, seconds: float) -> None:
         started = time.monotonic()
         for i in range(MAX_ROUNDS):
             spent = time.monotonic() - started

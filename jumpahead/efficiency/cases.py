@@ -91,7 +91,7 @@ class BenchmarkCase:
         return {**names, "stages": {}, **empty, **values}
 
 
-class Measurements(NamedTuple):
+class ImplementationTimes(NamedTuple):
     """An implementation and the times measured of it."""
 
     implementation: StepImplementation
@@ -102,7 +102,7 @@ class Measurements(NamedTuple):
     peak_bytes: int | None
 
 
-def measured_row(case: BenchmarkCase, measured: Measurements) -> Json:
+def measured_row(case: BenchmarkCase, measured: ImplementationTimes) -> Json:
     """Return the result row of an implementation that has completed at least one round."""
     ms = sorted(1e3 * seconds for seconds in measured.step_seconds)
     median = statistics.median(ms)

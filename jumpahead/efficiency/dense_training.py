@@ -82,7 +82,7 @@ def dense_losses(arch: Architecture, p: Params, x: Tensor, inputs: StepInputs) -
     selection = arch.selection(p, arch.derive(p), inputs, training=True)
     if not isinstance(arch, WithAuxK):
         return {"dense": arch.loss}
-    by_topk = topk_loss(arch, top_k)
+    by_topk = topk_loss(arch, top_k_indices)
     if not torch.allclose(by_topk(p, x, inputs), arch.loss(p, x, inputs), rtol=1e-4):
         return {"dense": arch.loss}
     if isinstance(selection, TopKOfBatch):
@@ -104,7 +104,7 @@ def topk_loss(arch: WithAuxK, topk: TopKFunction) -> DenseLoss:
         else:
             assert isinstance(selection, TopKPerToken)
             f = relu_at(pre, topk(pre, selection.k))
-        total, error = arch.errors(p, x, f)
+        total, error = arch.loss_and_error(p, x, f)
         if selection.dead is None:
             return total
         e = error.detach()
@@ -120,7 +120,7 @@ def relu_at(pre: Tensor, index: Tensor) -> Tensor:
     return torch.zeros_like(pre).scatter(-1, index, pre.gather(-1, index).relu())
 
 
-def top_k(pre: Tensor, k: int) -> Tensor:
+def top_k_indices(pre: Tensor, k: int) -> Tensor:
     """Return the indices [B, k] of the k largest entries of each row of pre [B, M], unsorted."""
     return torch.topk(pre.detach(), min(k, pre.shape[-1]), sorted=False).indices
 
@@ -128,7 +128,7 @@ def top_k(pre: Tensor, k: int) -> Tensor:
 def top_of_batch(pre: Tensor, n: int) -> Tensor:
     """Return the ReLU of the n largest entries of pre [B, M], zero elsewhere; [B, M]."""
     flat = pre.reshape(1, -1)
-    return relu_at(flat, top_k(flat, n)).view_as(pre)
+    return relu_at(flat, top_k_indices(flat, n)).view_as(pre)
 
 
 def approximate_top_k(pre: Tensor, k: int) -> Tensor:
@@ -139,7 +139,7 @@ def approximate_top_k(pre: Tensor, k: int) -> Tensor:
     width = pre.shape[-1]
     size = group_size(k, width, TARGET_RECALL)
     if size == 1:
-        return top_k(pre, k)
+        return top_k_indices(pre, k)
     table = pre.detach().view(len(pre), size, width // size)
     best = torch.topk(table.amax(1), k, sorted=False).indices
     member = table.gather(2, best[:, None, :].expand(-1, size, -1)).argmax(1)
@@ -148,5 +148,5 @@ def approximate_top_k(pre: Tensor, k: int) -> Tensor:
 
 def recall(pre: Tensor, k: int) -> float:
     """Return the share of the k largest positive entries of each row of pre [B, M] that `approximate_top_k` finds."""
-    exact, found = (relu_at(pre, topk(pre, k)) > 0 for topk in (top_k, approximate_top_k))
+    exact, found = (relu_at(pre, topk(pre, k)) > 0 for topk in (top_k_indices, approximate_top_k))
     return float((exact & found).sum() / exact.sum().clamp_min(1))

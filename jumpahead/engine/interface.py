@@ -152,7 +152,7 @@ class Kernels(Protocol):
         ...
 
     def max_concurrent(self, items: int) -> int:
-        """Return how many of that many items `run_concurrently` works on at the same time."""
+        """Return how many of `items` items `run_concurrently` processes at the same time."""
         ...
 
     def run_concurrently(self, items: Sequence[Item], work: Callable[[Item], None]) -> None:
@@ -178,7 +178,7 @@ class Kernels(Protocol):
         ...
 
     def count_active_per_feature(self, support: Support, values: Tensor) -> Tensor:
-        """Return the per-feature number of positive values, [M], in the dtype of π. values [|S|]."""
+        """Return how many of `values` [|S|] are positive for each feature: [M], in the dtype of π."""
         ...
 
     def sum_gradient_per_feature(self, support: Support, gradient: Affine, projections: tuple[Tensor, ...]) -> Tensor:

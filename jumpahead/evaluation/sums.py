@@ -12,7 +12,7 @@ from torch import Tensor
 from jumpahead import metrics
 from jumpahead.engine import SparseFeatures
 from jumpahead.evaluation.held_out import HeldOut, HeldOutRows
-from jumpahead.metrics import bootstrap_replicates
+from jumpahead.metrics import bootstrap_replicates, ratio_standard_error
 from jumpahead.sae.saved import SAE
 
 
@@ -85,7 +85,7 @@ def evaluation_json(
     sums, documents = measured.sums, measured.documents
     seen = np.flatnonzero(text.cluster >= 0)
     values = metrics.measure(sums)
-    error = metrics.standard_error((documents["spliced"] - documents["clean"])[seen], documents["tokens"][seen])
+    error = ratio_standard_error((documents["spliced"] - documents["clean"])[seen], documents["tokens"][seen])
     errors = metrics.standard_errors(sums) | {"delta_lm_loss": error}
     delta = values["delta_lm_loss"]
     all_notes = list(notes)

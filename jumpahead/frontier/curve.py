@@ -199,7 +199,10 @@ class Curve:
         return segments, np.where(is_reached, ts, (stop == last).astype(np.float64)), is_reached
 
     def _interpolate(self, segments: np.ndarray, ts: np.ndarray) -> np.ndarray:
-        """Return all metrics at (segments, ts), a pair per row, [1 + R, m]; clipped to the two ends of the segment."""
+        """Interpolate all m metrics, [1 + R, m]: row i in segment `segments[i]` at fraction `ts[i]`.
+
+        Row 0 is the measurement, rows 1 … R are its bootstrap replicates. Values are clamped to the segment's two ends.
+        """
         rows = np.arange(len(segments))
         a, b = self.sorted_values[rows, segments], self.sorted_values[rows, segments + 1]
         t = ts[:, None]

@@ -65,7 +65,10 @@ def answer_panel(
 
 
 def _answer_series(curve: SeriesCurve, query: Query) -> tuple[SeriesAnswer, BestCrossing | None]:
-    """Return the answer for one series, and the best crossing that satisfies the limits (None if there is none)."""
+    """Return one series' answer to the question, and its best crossing within the question's limits, or None.
+
+    The best crossing is the one with the best value of the metric that the question optimises.
+    """
     column, target = query.metric_index(), query.curve_target(curve.width)
     low, high = curve.curve.measured_range(column)
     positions = curve.curve.positions(column, target)

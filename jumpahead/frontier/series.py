@@ -19,7 +19,7 @@ import numpy as np
 
 from jumpahead.frontier.curve import Curve, CurvePosition, Estimate, estimate_with_interval
 from jumpahead.frontier.seeds import Seeds, seed_weights, seeds_of
-from jumpahead.metrics import METRICS, CurveRole, count_key_by_share, curve_metrics, fidelity_metrics
+from jumpahead.metrics import METRICS, CurveInterpolation, count_key_by_share, curve_metrics, fidelity_metrics
 
 Point = Mapping[str, Any]
 """One SAE in frontier.json: an element of `points` of a panel."""
@@ -147,7 +147,7 @@ class SeriesCurve:
 def _setting_values(group: list[Point], panel_seeds: Sequence[Seeds], replicates: int, width: int) -> np.ndarray:
     """Return the metrics of one sparsity setting averaged over its SAEs, [1 + R, m].
 
-    Values are clipped to the domain of each metric (`metrics.CurveRole.domain`).
+    Values are clipped to the domain of each metric (`metrics.CurveInterpolation.domain`).
     """
     keys = curve_metrics()
     values = np.full((len(group), 1 + replicates, len(keys)), np.nan)
@@ -187,7 +187,7 @@ def _log_scales(settings: list[list[Point]], values: np.ndarray) -> tuple[bool, 
     return tuple(wants_log(key) and bool(is_positive[j]) for j, key in enumerate(curve_metrics()))
 
 
-def _curve_role(key: str) -> CurveRole:
+def _curve_role(key: str) -> CurveInterpolation:
     """Return the curve role of the curve metric `key`."""
     role = METRICS[key].curve
     assert role is not None

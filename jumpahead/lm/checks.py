@@ -1,11 +1,11 @@
-"""Checks that a model behaves as jumpahead assumes, on a few made-up tokens, before a run uses it.
+"""Checks that a model behaves as jumpahead assumes, on a few synthetic contexts, before a run uses the model.
 
-    identity       splicing in the site's own activations changes no bit of the logits
+    identity       replacing a site's activations by themselves changes no bit of the logits
     hidden state   a residual site equals the hidden state that transformers reports for that block
-    causal         later tokens of a context change nothing before them
+    causal         later tokens of a context do not change activations at earlier positions
     truncated      the model truncated after the last site reads the same activations as the whole model
 
-They take a few short forward passes. A model that fails cannot be evaluated here, and the message says why.
+The checks take a few short forward passes. A model that fails a check cannot be used; the error says why.
 """
 
 from __future__ import annotations
@@ -22,30 +22,32 @@ from jumpahead.text.permutation import fixed_permutation
 
 CONTEXTS, LENGTH = 3, 16
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
-"""Relative error allowed where bits may differ; for bfloat16 and float16 it is HALF_PRECISION_TOLERANCE."""
+"""Maximum relative error of the causality check, by dtype."""
 HALF_PRECISION_TOLERANCE = 3e-2
+"""Maximum relative error of the causality check for bfloat16 and float16."""
 
 
 def check_and_truncate(lm: LM, sites: Sequence[str]) -> list[str]:
-    """Check a whole model at these sites, truncate it after the last of them, and check that as well.
+    """Check a complete model at these sites, truncate the model after the last site, and check the truncated model.
 
-    Return the names of the checks. The model can only `read` afterwards. Raises StudyError if a check fails.
+    Return the names of the passed checks. Afterwards the model can only `read`. Raises StudyError if a check fails.
     """
     ids = _test_ids(lm)
     clean = lm.logits(ids)
     passed = [_check_identity(lm, ids, clean, site) for site in sites]
     states = _hidden_states(lm, ids)
-    found = lm.read(ids, sites)
-    passed += [_check_hidden_state(lm, found, states, site) for site in sites if _residual_block(site) in states]
-    passed.append(_check_causal(lm, ids, found))
+    activations = lm.read(ids, sites)
+    passed += [_check_hidden_state(lm, activations, states, site) for site in sites if _residual_block(site) in states]
+    passed.append(_check_causal(lm, ids, activations))
     lm.truncate_after(sites)
     for site, x in lm.read(ids, sites).items():
-        _require(torch.equal(x, found[site]), lm, f"truncated after its last site it gives other activations at {site}")
+        is_equal = torch.equal(x, activations[site])
+        _require(is_equal, lm, f"truncated after its last site it gives other activations at {site}")
     return [*passed, f"truncated: {len(sites)} sites unchanged"]
 
 
 def _test_ids(lm: LM) -> Tensor:
-    """Return contexts of ordinary tokens, after BOS if the model uses it: int64 [CONTEXTS, LENGTH]."""
+    """Return test contexts of ordinary tokens, after BOS if the model uses BOS: int64 [CONTEXTS, ≤ LENGTH]."""
     ordinary = (~torch.from_numpy(lm.is_special)).nonzero()[:, 0]
     picked = ordinary[torch.from_numpy(fixed_permutation(len(ordinary), 16, 3))]
     length = min(LENGTH, lm.context)
@@ -56,7 +58,7 @@ def _test_ids(lm: LM) -> Tensor:
 
 
 def _require(condition: bool, lm: LM, failure: str) -> None:
-    """Raise StudyError with a description of the failure unless the condition holds."""
+    """Raise StudyError with the clause `failure` in its message if `condition` is False."""
     if not condition:
         raise StudyError(
             f"lm.model = '{lm.name}' ({type(lm.model).__name__}) cannot be evaluated: {failure}. "
@@ -65,7 +67,11 @@ def _require(condition: bool, lm: LM, failure: str) -> None:
 
 
 def _check_identity(lm: LM, ids: Tensor, clean: Tensor, site: str) -> str:
-    """Check that the identity has a delta LM loss of 0 at a site, by both ways of splicing; return the check's name."""
+    """Check that splicing unchanged activations at a site keeps every logit bit; return the name of the check.
+
+    Tests `splice` and `run_from_site`, and that the logits depend on the site. Raises StudyError if a test fails.
+    clean: logits of the unmodified model, [b, t, V].
+    """
     point = lm.run_to_site(ids, site)
     _require(
         torch.equal(lm.splice(ids, site, lambda x: x), clean),
@@ -83,9 +89,9 @@ def _check_identity(lm: LM, ids: Tensor, clean: Tensor, site: str) -> str:
 
 
 def _hidden_states(lm: LM, ids: Tensor) -> dict[int | None, Tensor]:
-    """Return the hidden state that transformers reports after each block, by block; empty if it reports none.
+    """Return the hidden states [b, t, d] that transformers reports, by block index; empty if it reports none.
 
-    Without the last block's, which is reported after a normalisation.
+    Excludes the last block, whose hidden state is reported after the final normalisation.
     """
     with torch.no_grad():
         out = lm.model(input_ids=ids.to(lm.device), use_cache=False, output_hidden_states=True)
@@ -96,25 +102,32 @@ def _hidden_states(lm: LM, ids: Tensor) -> dict[int | None, Tensor]:
 
 
 def _residual_block(site: str) -> int | None:
-    """Return the block of a residual site; −1 for any other site."""
+    """Return the block index of a residual site, or −1 for any other site."""
     parsed = parse_site(site)
     return parsed.layer if parsed.kind == "residual" else -1
 
 
-def _check_hidden_state(lm: LM, found: dict[str, Tensor], states: dict[int | None, Tensor], site: str) -> str:
-    """Check that a residual site equals the reported hidden state; return the check's name."""
-    is_equal = torch.equal(found[site], states[_residual_block(site)])
+def _check_hidden_state(lm: LM, activations: dict[str, Tensor], states: dict[int | None, Tensor], site: str) -> str:
+    """Check that activations at a residual site equal the reported hidden state; return the name of the check.
+
+    activations: [b, t, d] by site. states: [b, t, d] by block index. Raises StudyError if the tensors differ.
+    """
+    is_equal = torch.equal(activations[site], states[_residual_block(site)])
     _require(is_equal, lm, f"{site} is not the hidden state that the model reports")
     return f"hidden state: {site}"
 
 
-def _check_causal(lm: LM, ids: Tensor, found: dict[str, Tensor]) -> str:
-    """Check that another second half leaves the activations of the first half unchanged; return the check's name."""
+def _check_causal(lm: LM, ids: Tensor, activations: dict[str, Tensor]) -> str:
+    """Check that changing the second half of each context keeps the activations of the first half.
+
+    Return the name of the check. activations: [b, t, d] by site, for `ids` [b, t]. Raises StudyError if they change.
+    """
     half = ids.shape[1] // 2
     other = ids.clone()
     other[:, half:] = ids[:, half:].roll(1, dims=0)
-    for site, x in lm.read(other, list(found)).items():
-        change = (x[:, :half] - found[site][:, :half]).float().norm() / found[site][:, :half].float().norm()
+    for site, x in lm.read(other, list(activations)).items():
+        reference = activations[site][:, :half]
+        change = (x[:, :half] - reference).float().norm() / reference.float().norm()
         allowed = TOLERANCE.get(x.dtype, HALF_PRECISION_TOLERANCE)
         _require(float(change) <= allowed, lm, f"{site} depends on later tokens: it is not causal")
     return "causal"

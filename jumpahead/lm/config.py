@@ -1,4 +1,4 @@
-"""The table `lm` of a study. No torch here."""
+"""The configuration table `lm` of a study. No torch here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class LMConfig(BaseModel):
-    """The language model, and how text is cut for it."""
+    """The language model, and how text is divided into contexts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -17,8 +17,8 @@ class LMConfig(BaseModel):
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: Literal["float32", "bfloat16", "float16", "auto", "fast"] = "float32"
-    """Dtype of the model's computation; `auto` is that of its stored weights. `fast` reads activations in bfloat16 if
-    that is faster on this machine and moves the model's loss by less than 1e-3 nats, and evaluates in float32."""
+    """Dtype of the model's computation; `auto` is the dtype of the stored weights. `fast` reads activations in bfloat16
+    if that is faster on this machine and moves the model's loss by less than 1e-3 nats, and evaluates in float32."""
     context: int | None = Field(default=None, ge=4)
     """Tokens per context, BOS included; by default the model's maximum, at most 1024."""
     batch: int = Field(default=16, ge=1)

@@ -1,4 +1,4 @@
-"""Digests of a study's model and text, computed without loading either: a run compares them to see what changed.
+"""Digests of a study's model and text. A run compares stored and new digests to detect changes, without loading either.
 
 No torch here.
 """
@@ -16,35 +16,35 @@ from jumpahead.text.config import TextConfig
 from jumpahead.text.source import Source
 
 TOKENIZATION_VERSION = 2
-"""Raise it when the same text would give other tokens, contexts or files of them."""
+"""Version number: increase it when a code change alters the tokens, contexts or token files of an unchanged text."""
 _TOKENIZER_FILES = ("config.json", "generation_config.json", "*token*.json", "vocab*", "merges.txt", "*.model", "*.py")
 
 
 def model_digest(config: LMConfig) -> str:
-    """Return a digest of the model's files, or for a name on the hub `name@revision`."""
+    """Return the digest of the model's files, or `name@revision` if `lm.model` is a name on the hub."""
     folder = local_model_dir(config.model)
     return model_dir_digest(folder, config.trust_remote_code) if folder else f"{config.model}@{config.revision}"
 
 
-def config_values(config: LMConfig | TextConfig) -> dict[str, Any]:
-    """Return a table of the study as plain JSON values, which equal themselves after being written and read."""
+def to_json_values(config: LMConfig | TextConfig) -> dict[str, Any]:
+    """Return a configuration table of the study as JSON values; writing and reading JSON returns equal values."""
     return config.model_dump(mode="json")
 
 
 def dtype_choice_digest(config: LMConfig) -> str:
-    """Return the digest of what a choice for `lm.dtype = "fast"` depends on: the model and the table `lm`."""
-    return digest_json([model_digest(config), config_values(config)])
+    """Return the digest of the inputs of the dtype choice for `lm.dtype = "fast"`: the model and the table `lm`."""
+    return digest_json([model_digest(config), to_json_values(config)])
 
 
 def model_checks_digest(config: LMConfig, sites: Sequence[str]) -> str:
-    """Return the digest of what the checks of a model depend on: the model, the table `lm` and the sites."""
+    """Return the digest of the inputs of the model checks (checks.py): the model, the table `lm` and the sites."""
     return digest_json([dtype_choice_digest(config), list(sites)])
 
 
 def chat_template_digests(config: LMConfig) -> dict[str, str]:
-    """Return the digests of the chat templates that are files, by relative path.
+    """Return the digests of the `.jinja` chat template files in the model's folder, by relative path.
 
-    A template inside tokenizer_config.json is part of `model_digest`.
+    `model_digest` covers a template inside tokenizer_config.json.
     """
     folder = local_model_dir(config.model)
     files = sorted(folder.rglob("*.jinja")) if folder else []
@@ -52,7 +52,7 @@ def chat_template_digests(config: LMConfig) -> dict[str, str]:
 
 
 def text_digest(source: Source) -> str:
-    """Return the digest of a source's fingerprint: mostly of names, sizes and times of files.
+    """Return the digest of `source.fingerprint()`, which mostly lists names, sizes and modification times of files.
 
     Raises DataError if the source cannot be used.
     """
@@ -62,9 +62,9 @@ def text_digest(source: Source) -> str:
 
 
 def tokens_digest(lm: LMConfig, source: Source) -> str:
-    """Return the digest of everything that a study's tokens and contexts depend on.
+    """Return the digest of the inputs of a study's tokens and contexts: tokenizer, text, and the tables of the study.
 
-    The model's weights, its dtype and the sites are not among it.
+    Excludes the model's weights, dtype and sites.
     """
     folder = local_model_dir(lm.model)
     model: Any = [lm.model, lm.revision]
@@ -73,4 +73,6 @@ def tokens_digest(lm: LMConfig, source: Source) -> str:
         model = {file.name: digest_file(file) for file in sorted(files)}
     cut = lm.model_dump(include={"context", "batch", "bos", "packing", "trust_remote_code"})
     templates = chat_template_digests(lm) if source.config.chat else None
-    return digest_json([TOKENIZATION_VERSION, model, cut, text_digest(source), config_values(source.config), templates])
+    return digest_json(
+        [TOKENIZATION_VERSION, model, cut, text_digest(source), to_json_values(source.config), templates]
+    )

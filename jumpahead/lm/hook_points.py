@@ -1,7 +1,7 @@
-"""Hook points: the module of a loaded model, and the side of it, at which a site's activations pass.
+"""Hook points: for each site, the module of a loaded model and its side (input or output) that carries activations.
 
-A site is the output of a module (a block; an MLP) or the input of one (the attention's output projection). Nothing
-depends on how a model family names its modules, except for the names listed below.
+A site is the output of a module (a block, an MLP) or the input of a module (the attention's output projection). Only
+the lists of names below depend on how model families name their modules.
 """
 
 from __future__ import annotations
@@ -31,22 +31,25 @@ _PROJECTION_NAMES = ("o_proj", "out_proj", "c_proj", "dense", "wo")
 
 
 class HookPoint(NamedTuple):
-    """The module and side at which a site's activations pass."""
+    """The module, and its input or output side, that carries a site's activations."""
 
     site: Site
     module: nn.Module
     side: Side
     block: int | None
-    """Index of the block that is or contains the module; None for a module outside of all blocks."""
+    """Index of the decoder block that is or contains the module; None for a module outside all blocks."""
 
     @property
     def can_skip_module(self) -> bool:
-        """Return True if the module need not run when its output is given."""
+        """Return True if the site is the output of the module, so that a known output makes running it unnecessary."""
         return self.site.kind in ("residual", "mlp")
 
 
 def decoder_blocks(model: Any, name: str) -> nn.ModuleList:
-    """Return the model's decoder blocks in order, whatever their list is called. Raises SiteError if there is none."""
+    """Return the model's decoder blocks in order, found by their number. Raises SiteError if no list has this length.
+
+    name: of the model, for error messages.
+    """
     decoder, count = model.get_decoder(), model.config.get_text_config().num_hidden_layers
     for module in decoder.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
@@ -57,7 +60,7 @@ def decoder_blocks(model: Any, name: str) -> nn.ModuleList:
 def find_hook_point(model: Any, blocks: list[nn.Module], site: Site, name: str) -> HookPoint:
     """Return the hook point of a site. Raises SiteError, with the closest sites, if the model has no such site.
 
-    name: of the model, for messages.
+    name: of the model, for error messages.
     """
     if site.layer is None:
         return _find_by_path(model, blocks, site, name)
@@ -69,41 +72,44 @@ def find_hook_point(model: Any, blocks: list[nn.Module], site: Site, name: str) 
     if site.kind == "residual":
         return HookPoint(site, block, "output", site.layer)
     if site.kind == "mlp":
-        found = [getattr(block, part) for part in _MLP_NAMES if hasattr(block, part)]
+        candidates = [getattr(block, part) for part in _MLP_NAMES if hasattr(block, part)]
     else:
         attention = [getattr(block, part) for part in _ATTENTION_NAMES if hasattr(block, part)]
         inner = {path.rpartition(".")[2]: module for part in attention for path, module in part.named_modules()}
-        found = [inner[part] for part in _PROJECTION_NAMES if part in inner]
-    if not found:
+        candidates = [inner[part] for part in _PROJECTION_NAMES if part in inner]
+    if not candidates:
         others = ", ".join(Site(site.layer, kind).key for kind in KINDS if kind != site.kind)
         raise SiteError(
             f"'{name}' has no {site.key}: its {type(block).__name__} has no module with a known name for it. Try "
             f"{others}, or a module's path, such as {_example_path(model, block)}."
         )
-    return HookPoint(site, found[0], "output" if site.kind == "mlp" else "input", site.layer)
+    return HookPoint(site, candidates[0], "output" if site.kind == "mlp" else "input", site.layer)
 
 
 def _example_path(model: Any, block: nn.Module) -> str:
-    """Return the site name of some module inside a block."""
+    """Return the site name of the first module inside a block, as an example for an error message."""
     inside = {id(module) for module in block.modules()} - {id(block)}
     return next((f"{path}.output" for path, module in model.named_modules() if id(module) in inside), "PATH.output")
 
 
 def _find_by_path(model: Any, blocks: list[nn.Module], site: Site, name: str) -> HookPoint:
-    """Return the hook point of a module given by its path, or by the end of its path if that is unambiguous."""
+    """Return the hook point of a module given by its path or by an unambiguous end of its path.
+
+    Raises SiteError if there is no such module.
+    """
     modules = dict(model.named_modules())
     ends = [path for path in modules if path.endswith(f".{site.path}")]
     path = site.path if site.path in modules else ends[0] if len(ends) == 1 else None
     if path is None:
         raise SiteError(f"'{name}' has no module '{site.path}'.{_module_hint(site, list(modules)[1:], ends)}")
     module = modules[path]
-    block = next((i for i, one in enumerate(blocks) if any(part is module for part in one.modules())), None)
+    block = next((i for i, block in enumerate(blocks) if any(part is module for part in block.modules())), None)
     assert site.kind in SIDES
     return HookPoint(site, module, "input" if site.kind == "input" else "output", block)
 
 
 def _module_hint(site: Site, paths: list[str], ends: list[str]) -> str:
-    """Return the end of the message about a missing module: similar paths, or some of the model's hundreds."""
+    """Return the last sentence of the error about a missing module: a similar path, or some of the model's paths."""
     if ends:
         return f" {len(ends)} modules end like that, for instance {ends[0]}."
     if close := difflib.get_close_matches(site.path, paths, n=1):

@@ -1,8 +1,8 @@
-"""Hooks for one forward pass: capture activations, replace them, or skip modules whose output is known.
+"""Hooks for forward passes: capture activations, replace activations, or skip modules whose output is known.
 
     b, t, d      contexts, positions, width of a site
 
-All are context managers that remove what they add. Activations are [b, t, d] for the callers, although some model
+Each is a context manager that removes its hooks on exit. Callers see activations as [b, t, d], although some model
 families (OPT) pass [b·t, d] between modules.
 """
 
@@ -22,7 +22,10 @@ from jumpahead.lm.sites import Site
 
 @contextlib.contextmanager
 def splice_activation(point: HookPoint, shape: torch.Size, replace: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replace the site's activations x [b, t, d] by `replace(x)` in forward passes over ids of `shape` (b, t)."""
+    """Replace activations x [b, t, d] at a hook point by `replace(x)` within the context.
+
+    shape: of the token ids in every forward pass, (b, t).
+    """
 
     def replaced(value: Any) -> Tensor:
         x = _as_sequences(value, shape, point.site)
@@ -47,7 +50,10 @@ def splice_activation(point: HookPoint, shape: torch.Size, replace: Callable[[Te
 
 @contextlib.contextmanager
 def capture(point: HookPoint, shape: torch.Size, store: Callable[[Tensor], None]) -> Iterator[None]:
-    """Call `store` with the site's activations [b, t, d] in forward passes over ids of `shape` (b, t)."""
+    """Call `store` with the activations [b, t, d] at a hook point in each forward pass within the context.
+
+    shape: of the token ids in every forward pass, (b, t).
+    """
 
     def store_and_keep(value: Tensor) -> Tensor:
         store(value)
@@ -59,10 +65,10 @@ def capture(point: HookPoint, shape: torch.Size, store: Callable[[Tensor], None]
 
 @contextlib.contextmanager
 def override_output(module: nn.Module, extra_outputs: tuple[Any, ...] | None, value: Tensor | None) -> Iterator[None]:
-    """Make a block or an MLP return `value`, or its own input if that is None, without running it.
+    """Make a block or an MLP return `value`, without running the module. If `value` is None, it returns its input.
 
-    extra_outputs: returned after the value; None for a module that returns a bare tensor. Only `forward` is replaced:
-    the module keeps its index, its attributes and its hooks.
+    extra_outputs: outputs to return after the first; None for a module that returns a bare tensor. Only `forward` is
+    replaced: the module keeps its index, attributes and hooks.
     """
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -82,7 +88,7 @@ def override_output(module: nn.Module, extra_outputs: tuple[Any, ...] | None, va
 
 @contextlib.contextmanager
 def override_block_input(block: nn.Module, hidden: Tensor) -> Iterator[None]:
-    """Make `hidden` the input of a block, whatever it is called with."""
+    """Replace the hidden states that a block receives by `hidden` [b, t, width] within the context."""
 
     def override(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, _main_keyword(kwargs): hidden})
@@ -93,7 +99,7 @@ def override_block_input(block: nn.Module, hidden: Tensor) -> Iterator[None]:
 
 @contextlib.contextmanager
 def remove_on_exit(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    """Remove a hook at the end of the context."""
+    """Remove a registered hook when the context exits."""
     try:
         yield
     finally:
@@ -106,14 +112,17 @@ def main_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _main_keyword(kwargs: dict[str, Any]) -> str:
-    """Return the name of the keyword argument that holds a module's main input."""
+    """Return the name of the keyword argument that holds the hidden states, or else the first tensor."""
     if "hidden_states" in kwargs:
         return "hidden_states"
     return next(name for name, value in kwargs.items() if isinstance(value, Tensor))
 
 
 def _as_sequences(value: Any, shape: torch.Size, site: Site) -> Tensor:
-    """Return a module's input or output as [b, t, d]. Raises SiteError if it is not one vector per position."""
+    """Return a module's input or output reshaped to [b, t, d]. Raises SiteError if it is not one vector per position.
+
+    shape: of the token ids, (b, t).
+    """
     if isinstance(value, Tensor) and value.is_floating_point():
         if value.ndim == 3 and value.shape[:2] == shape:
             return value

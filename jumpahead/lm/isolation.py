@@ -1,12 +1,12 @@
-"""The check behind `lm.packing = "isolated"`: that a model isolates the documents of one context from each other.
+"""Check for `lm.packing = "isolated"`: tokens of one document must not attend to other documents of the context.
 
-The model is given positions that start at 0 in every document. transformers makes an attention mask of them, but only
-for some models and some attention implementations; with others documents see each other, without any error. So each
-model is tested once, on documents A and B:
+The model gets position ids that start at 0 in every document. transformers derives an attention mask from them, but
+only for some models and attention implementations; for others documents attend to each other, without any error.
+Therefore each model is tested once, on documents A and B:
 
     context  A B        B's activations and logits must not change when A does,
              A′ B       within √ε/4 of their norm (exactly, except for mixtures of experts, which sort tokens),
-             B alone    and must equal those of B alone within √ε: other shapes sum in another order
+             B alone    and must equal the results for B alone within √ε: other shapes change the order of summation
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from jumpahead.lm.model import LM
 from jumpahead.lm.sites import Site
 
 LENGTHS = (5, 7)
-"""Tokens of A and B."""
+"""Number of tokens of the test documents A and B."""
 
 
 def check_isolation(lm: LM, sites: Sequence[str | Site] = ()) -> None:
-    """Raise StudyError unless the model isolates documents, judged by its activations at these sites.
+    """Check that the model isolates documents by comparing activations at these sites.
 
-    Without sites its logits are compared, which a truncated model does not have.
+    sites: if empty, logits are compared, which requires a model that is not truncated. Raises StudyError if the model
+    does not isolate documents.
     """
     first, second = LENGTHS
     ordinary = np.flatnonzero(~lm.is_special)
-    some = ordinary[np.arange(first + second) * 7919 % len(ordinary)]
-    a, changed, b = some[:first], some[second:], some[first:]
+    tokens = ordinary[np.arange(first + second) * 7919 % len(ordinary)]
+    a, changed, b = tokens[:first], tokens[second:], tokens[first:]
     position_ids = np.concatenate([np.arange(first), np.arange(second)])
     both = _outputs(lm, np.concatenate([a, b]), position_ids, sites)
     moved = _outputs(lm, np.concatenate([changed, b]), position_ids, sites)
@@ -47,7 +48,10 @@ def check_isolation(lm: LM, sites: Sequence[str | Site] = ()) -> None:
 
 
 def _outputs(lm: LM, ids: np.ndarray, position_ids: np.ndarray, sites: Sequence[str | Site]) -> dict[str, Tensor]:
-    """Return the activations at each site, or without sites the logits, of one context: [1, t, …] each."""
+    """Return a dict with the activations [1, t, d] of one context by site key, or with the logits [1, t, V].
+
+    sites: if empty, the dict holds the logits under `logits`. Raises StudyError if the model takes no position ids.
+    """
     try:
         if sites:
             return lm.read(ids[None], sites, position_ids[None])
@@ -56,13 +60,13 @@ def _outputs(lm: LM, ids: np.ndarray, position_ids: np.ndarray, sites: Sequence[
         raise _not_isolated(lm, "it takes no position_ids") from exc
 
 
-def _relative_distance(one: Tensor, other: Tensor) -> float:
-    """Return ‖one − other‖ / ‖one‖."""
-    return float((one - other).norm() / one.norm().clamp_min(1e-30))
+def _relative_distance(reference: Tensor, other: Tensor) -> float:
+    """Return ‖reference − other‖ / ‖reference‖."""
+    return float((reference - other).norm() / reference.norm().clamp_min(1e-30))
 
 
 def _not_isolated(lm: LM, reason: str) -> StudyError:
-    """Return the error for a model that does not isolate documents."""
+    """Return the StudyError for a model that does not isolate documents; `reason` is a clause of its message."""
     attention = getattr(lm.model.config, "_attn_implementation", None) or "its own"
     return StudyError(
         f"'{lm.name}' cannot isolate the documents of one context ({reason}; a {type(lm.model).__name__} with "

@@ -1,4 +1,4 @@
-"""Loading a Hugging Face model onto its device, whole or only up to the last site that is read."""
+"""Load a Hugging Face model onto its device, complete or truncated after the last site to read."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ class LoadedModel(NamedTuple):
 
 
 class RemovedModule(nn.Module):
-    """Replaces a module that was removed to save memory."""
+    """Placeholder for a module that was removed to save memory."""
 
     def forward(self, *_: Any, **__: Any) -> Any:
-        """Raise AssertionError: a truncated model can only read the sites that it was truncated after."""
+        """Raise AssertionError, because a truncated model cannot run past the last site that it kept."""
         raise AssertionError("this model was truncated to read some sites: load it without `truncate_after`")
 
 
 def load_model(config: LMConfig, truncate_after: Sequence[Site] = ()) -> LoadedModel:
-    """Load `lm.model` onto the device that the study names, without what comes after the last of these sites, if any.
+    """Load `lm.model` onto the device that the study names; return the model with its tokenizer and digest.
 
-    Raises StudyError naming the model and the reason if it cannot be used.
+    truncate_after: remove the modules after the last of these sites; if empty, load the complete model. Raises
+    StudyError, naming the model and the reason, if the model cannot be used.
     """
     folder = local_model_dir(config.model)
     where = folder or config.model
@@ -67,9 +68,9 @@ def load_model(config: LMConfig, truncate_after: Sequence[Site] = ()) -> LoadedM
 
 
 def truncate_model(model: Any, sites: Sequence[Site], name: str) -> None:
-    """Free the weights of the blocks after the last of the sites, and of the output embedding unless it is tied.
+    """Free the weights of blocks after the last of the sites, and of an output embedding that is not tied.
 
-    Does nothing if a site is outside of all blocks: it may need the whole model.
+    Does nothing if a site is outside all blocks, because such a site may need the whole model.
     """
     blocks = decoder_blocks(model, name)
     needed = [find_hook_point(model, list(blocks), site, name).block for site in sites]
@@ -82,9 +83,9 @@ def truncate_model(model: Any, sites: Sequence[Site], name: str) -> None:
 
 
 def _choose_device(config: LMConfig) -> torch.device | None:
-    """Return the device of the whole model; None if lm.device_map or a quantised loader places it.
+    """Return the device for the whole model, or None if `lm.device_map` or a quantised loader places the model.
 
-    Raises StudyError if this machine does not have the device.
+    Raises StudyError if the device is not available on this machine.
     """
     if config.device_map or config.quantization:
         return None
@@ -102,7 +103,7 @@ def _choose_device(config: LMConfig) -> torch.device | None:
 
 
 def _loading_options(config: LMConfig) -> dict[str, Any]:
-    """Return the options of `from_pretrained` for dtype, placement, attention and quantisation."""
+    """Return the keyword arguments of `from_pretrained` for dtype, placement, attention and quantisation."""
     options: dict[str, Any] = {"dtype": "float32" if config.dtype == "fast" else config.dtype}
     if config.device_map:
         options["device_map"] = config.device_map
@@ -115,7 +116,7 @@ def _loading_options(config: LMConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _translate_errors(model: str) -> Iterator[None]:
-    """Raise StudyError, in one sentence, for the exceptions of transformers while it loads a model."""
+    """Convert exceptions that transformers raises while it loads a model into a StudyError of one sentence."""
     from safetensors import SafetensorError
 
     try:
@@ -136,7 +137,7 @@ def _translate_errors(model: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silence_transformers() -> Iterator[None]:
-    """Suppress the progress bars and warnings of transformers."""
+    """Suppress the progress bars and warnings of transformers within the context."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -7,7 +7,10 @@ from torch import Tensor, nn
 
 
 def next_token_nats(logits: Tensor, ids: Tensor) -> Tensor:
-    """Return the cross-entropy of each next token in nats, float32 [b, t − 1], from logits [b, t, V] and ids [b, t]."""
+    """Return the cross-entropy of each next token in nats, float32 [b, t − 1].
+
+    logits: [b, t, V]. ids: int64 [b, t].
+    """
     rows = [
         nn.functional.cross_entropy(row[:-1].float(), targets[1:], reduction="none")
         for row, targets in zip(logits, ids.to(logits.device), strict=True)

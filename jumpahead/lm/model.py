@@ -4,15 +4,14 @@
 
     read(ids, sites)              activations at sites; runs the model up to the last of them and no further
     splice(ids, site, f)          logits with f(x) instead of the site's x
-    run_to_site(ids, site)        runs the part before a site once …
-    run_from_site(point, x)       … so that each splice costs only the part after it
+    run_to_site(ids, site)        runs the modules before a site once and returns a ResumePoint
+    run_from_site(point, x)       runs only the modules after the site, with x at the site
 
-Each takes `position_ids` (int64 [b, t]) if several documents share a context and are isolated from each other; by
-default the model counts positions itself.
+read, splice and run_to_site take `position_ids` (int64 [b, t]) if several documents share a context and are isolated
+from each other. By default the model counts positions itself.
 
 `LM.load(config, truncate_after=sites)` removes the blocks after the last of the sites; such a model can only `read`.
-hooks.py knows which module a site is. Nothing draws random numbers. The tensors that are returned can be used with
-autograd.
+hook_points.py maps a site to its module. Nothing draws random numbers. Returned tensors can be used with autograd.
 """
 
 from __future__ import annotations
@@ -60,19 +59,19 @@ class ResumePoint(NamedTuple):
     ids: Tensor
     """int64 [b, t]"""
     activation: Tensor
-    """[b, t, d]: the site's own activations."""
+    """[b, t, d]: activations of the unmodified model at the site."""
     block_input: Tensor | None
     """[b, t, width]: input of the site's block, or output of the last block for a site after all blocks.
 
-    None for a residual site and for a site before all blocks, which do not need it."""
+    None for a residual site and for a site before all blocks: resuming there needs no block input."""
     extra_outputs: tuple[tuple[Any, ...] | None, ...]
-    """What each block before the site's returns beside its activations; None for one that returns a bare tensor."""
+    """For each block before the site's block, its outputs after the first; None if the block returns a bare tensor."""
     site_extra_outputs: tuple[Any, ...] | None
-    """The same for the site's own module if that is not run again (a block or an MLP)."""
+    """Outputs after the first of the site's module if resuming skips this module (a block or an MLP); else None."""
     is_flattened: bool
-    """The site's own module returns [b·t, d]."""
+    """True if the site's module returns a tensor of shape [b·t, d]."""
     position_ids: Tensor | None = None
-    """int64 [b, t], if they were given."""
+    """int64 [b, t]; None if the caller gave no positions."""
 
 
 class LM:
@@ -98,7 +97,7 @@ class LM:
         self.bos_id: int | None = tokenizer.bos_token_id if config.bos == "auto" else None
         """First token of every context; None if contexts begin with text."""
         self.blocks: list[nn.Module] = list(decoder_blocks(model, name))
-        """Decoder blocks in order; those that were removed are `RemovedModule`s."""
+        """Decoder blocks in order; a removed block is a `RemovedModule`."""
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.get_input_embeddings().weight.device
         """Device of the token ids; with lm.device_map, blocks may be elsewhere."""
@@ -110,18 +109,18 @@ class LM:
 
     @classmethod
     def load(cls, config: LMConfig | str, truncate_after: Sequence[str | Site] = ()) -> LM:
-        """Load `tiny`, a folder or a name from the hub, onto the device that the study names.
+        """Load a language model (`tiny`, a folder or a name on the hub) onto the device in `config`; return the LM.
 
-        truncate_after: remove everything after the last of these sites to save memory; the model can then only `read`.
-        `lm.dtype = "fast"` means float32 here; a run chooses a dtype first (precision.py). Raises StudyError naming the
-        model and the reason if it cannot be used.
+        truncate_after: remove all modules after the last of these sites to save memory; the model can then only `read`.
+        `lm.dtype = "fast"` means float32 here; a run chooses a dtype first (precision.py). Raises StudyError, naming
+        the model and the reason, if the model cannot be used.
         """
         config = LMConfig(model=config) if isinstance(config, str) else config
         loaded = load_model(config, [parse_site(site) for site in truncate_after])
         return cls(loaded.model, loaded.tokenizer, name=config.model, digest=loaded.digest, config=config)
 
     def truncate_after(self, sites: Sequence[str | Site]) -> None:
-        """Remove everything after the last of these sites. The model can then only `read` them."""
+        """Remove all modules after the last of these sites. The model can then only `read` activations."""
         truncate_model(self.model, [parse_site(site) for site in sites], self.name)
         self.blocks = list(decoder_blocks(self.model, self.name))
 
@@ -130,7 +129,7 @@ class LM:
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Return the token ids of each text, int64 [tokens], without BOS or EOS.
 
-        A special token that is written in a text becomes its id.
+        Special tokens that occur literally in a text are encoded as their single ids.
         """
         if not texts:
             return []
@@ -140,23 +139,23 @@ class LM:
         backend = self.tokenizer.backend_tokenizer  # 1.6 times as fast as the wrapper, which also computes offsets
         backend.no_truncation()
         backend.no_padding()
-        found = backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.asarray(encoding.ids, dtype=np.int64) for encoding in found]
+        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def encode_conversations(self, conversations: Sequence[tuple[Conversation, str]]) -> list[EncodedConversation]:
         """Return the tokens of each conversation, rendered by the chat template, without a leading BOS.
 
-        Each conversation is given with its name in messages.
+        conversations: pairs of a conversation and the document name to use in error messages.
         """
-        return self._template.encode(conversations, self.bos_id)
+        return self._chat_template.encode(conversations, self.bos_id)
 
     @cached_property
-    def _template(self) -> ChatTemplate:
+    def _chat_template(self) -> ChatTemplate:
         """Return the tokenizer's chat template. Raises StudyError if it has none."""
         return ChatTemplate(self.tokenizer, self.name)
 
     def _find_special_ids(self) -> np.ndarray:
-        """Return the mask of BOS, EOS, pad and every other special id, bool [V]."""
+        """Return the mask of special token ids (BOS, EOS, pad and all others), bool [V]."""
         ids = set(self.tokenizer.all_special_ids)
         ids |= {id for id, token in getattr(self.tokenizer, "added_tokens_decoder", {}).items() if token.special}
         for source in (self.model.config.get_text_config(), getattr(self.model, "generation_config", None)):
@@ -168,9 +167,9 @@ class LM:
         return is_special
 
     def spliceable(self, ids: Ids) -> Tensor:
-        """Return the mask of all positions but the first and those of special tokens, bool [b, t].
+        """Return the mask of positions that `splice` replaces by default, bool [b, t].
 
-        Padding is not recognised.
+        Excludes position 0 and special tokens. Padding is excluded only if its token is special.
         """
         ids = self._ids(ids)
         mask = ~torch.from_numpy(self.is_special).to(ids.device)[ids]
@@ -187,14 +186,14 @@ class LM:
     # ------------------------------------------------------------------------------------------ reading
 
     def read(self, ids: Ids, sites: Sequence[str | Site], position_ids: Ids | None = None) -> dict[str, Tensor]:
-        """Return the activations [b, t, d] at each site, by its key, without running what comes after the last."""
-        ids, found = self._ids(ids), dict[str, Tensor]()
+        """Return a dict of activations [b, t, d] by site key; the forward pass ends at the last of the sites."""
+        ids, activations = self._ids(ids), dict[str, Tensor]()
         wanted = dict.fromkeys(parse_site(site) for site in sites)
 
         def store_as(site: Site) -> Callable[[Tensor], None]:
             def store(value: Tensor) -> None:
-                found[site.key] = _detached_copy(value)
-                if len(found) == len(wanted):
+                activations[site.key] = _detached_copy(value)
+                if len(activations) == len(wanted):
                     raise _StopForward
 
             return store
@@ -203,10 +202,10 @@ class LM:
             for site in wanted:
                 stack.enter_context(capture(self._hook_point(site), ids.shape, store_as(site)))
             self._run_until_stopped(ids, self._position_ids(position_ids))
-        return {site.key: found[site.key] for site in wanted}
+        return {site.key: activations[site.key] for site in wanted}
 
     def run_to_site(self, ids: Ids, site: str | Site, position_ids: Ids | None = None) -> ResumePoint:
-        """Run the model up to a site; return the state from which `run_from_site` continues, any number of times."""
+        """Run the model up to a site; return the state that `run_from_site` continues from, any number of times."""
         site, ids = parse_site(site), self._ids(ids)
         point, depth, blocks = self._hook_point(site), self._depth(site), self.blocks
         before, positions = blocks[: max(depth, 0)], self._position_ids(position_ids)
@@ -256,11 +255,11 @@ class LM:
     def run_from_site(
         self, point: ResumePoint, activation: Tensor | None = None, logit_mask: Tensor | None = None
     ) -> Tensor:
-        """Return the logits [b, t, V] with `activation` [b, t, d] at the site, by default the site's own.
+        """Return the logits [b, t, V] with `activation` [b, t, d] at the site.
 
-        logit_mask: bool [b, t]; compute logits at its n positions alone, [n, V]. Blocks before the site's return their
-        input, and a module whose output is the site (a block, an MLP) is not run again. A copy of the site's own
-        activations gives the same bits as None.
+        activation: None keeps the captured activations; a copy of the captured activations gives the same bits as None.
+        logit_mask: bool [b, t] with n positions set; return the logits at these n positions only, [n, V]. Modules
+        before the site are skipped, and so is a module whose output is the site (a block, an MLP).
         """
         site, ids = point.site, point.ids
         hook_point, depth = self._hook_point(site), self._depth(site)
@@ -291,10 +290,10 @@ class LM:
         mask: Tensor | None = None,
         position_ids: Ids | None = None,
     ) -> Tensor:
-        """Return the logits [b, t, V] of a whole forward pass with other activations at the site.
+        """Run a whole forward pass with activations replaced at the site; return the logits [b, t, V].
 
-        replacement: a tensor [b, t, d] or a function of the site's activations. mask: bool [b, t], the positions that
-        are replaced; by default `spliceable(ids)`.
+        replacement: a tensor [b, t, d], or a function of the activations at the site that returns such a tensor.
+        mask: the positions to replace, bool [b, t]; by default `spliceable(ids)`.
         """
         site, ids = parse_site(site), self._ids(ids)
         is_replaced = (self.spliceable(ids) if mask is None else mask).unsqueeze(-1)
@@ -307,7 +306,7 @@ class LM:
             return self._logits(ids, self._position_ids(position_ids))
 
     def logits(self, ids: Ids, position_ids: Ids | None = None) -> Tensor:
-        """Return the logits [b, t, V] of the unchanged model."""
+        """Return the logits [b, t, V] of the unmodified model."""
         return self._logits(self._ids(ids), self._position_ids(position_ids))
 
     # ------------------------------------------------------------------------------------------ inside
@@ -317,11 +316,11 @@ class LM:
         return torch.as_tensor(ids, dtype=torch.int64, device=self.device)
 
     def _position_ids(self, position_ids: Ids | None) -> Tensor | None:
-        """Return positions as an int64 tensor on the model's device; None for None."""
+        """Return position ids as an int64 tensor on the model's device, or None if `position_ids` is None."""
         return None if position_ids is None else self._ids(position_ids)
 
     def _forward(self, ids: Tensor, position_ids: Tensor | None) -> Any:
-        """Run one forward pass.
+        """Run one forward pass; return the output of transformers.
 
         With no KV cache and no attention mask, transformers masks across resets in `position_ids` (isolation.py).
         """
@@ -334,9 +333,9 @@ class LM:
             return self._forward(ids, position_ids).logits
 
     def _logits_at(self, ids: Tensor, mask: Tensor, position_ids: Tensor | None) -> Tensor:
-        """Return the logits [n, V] of the n positions in `mask`, computing the output embedding at these alone.
+        """Return the logits [n, V] at the n positions in `mask`; the output embedding runs at these positions only.
 
-        What follows the output embedding is elementwise, so it gives the same values.
+        Operations after the output embedding are elementwise, so each logit equals the logit of a full forward pass.
         """
 
         def select(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -362,7 +361,7 @@ class LM:
         return self._hook_points[site]
 
     def _depth(self, site: Site) -> int:
-        """Return the number of blocks that are finished when the site is reached; −1 for a module before all blocks."""
+        """Return the number of blocks that have run when a forward pass reaches the site; −1 before all blocks."""
         point = self._hook_point(site)
         if point.block is not None:
             return point.block
@@ -371,7 +370,7 @@ class LM:
         return self._outside_depths[site]
 
     def _find_outside_depth(self, point: HookPoint) -> int:
-        """Return the depth of a module outside all blocks: −1 or the number of blocks, from one short forward pass."""
+        """Return −1 if a module outside all blocks runs before them, else the number of blocks; runs the model once."""
         ran: list[nn.Module] = []
         with contextlib.ExitStack() as stack:
             for module in (self.blocks[0], point.module):
@@ -386,7 +385,7 @@ class LM:
 
 
 def _detached_copy(value: Tensor) -> Tensor:
-    """Return a copy that later in-place operations of the model do not change, and that autograd accepts."""
+    """Return a copy of the tensor that autograd accepts and that in-place operations of the model do not change."""
     with torch.inference_mode(False):
         return value.clone()
 

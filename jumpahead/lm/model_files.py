@@ -1,4 +1,4 @@
-"""The folder of a model: where it is on this machine, and a digest of its files. No torch here."""
+"""Model folders: locate a model on this machine, download its config.json, hash its files. No torch here."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from jumpahead.storage.digests import digest_file, digest_json
 
 
 def local_model_dir(model: str) -> Path | None:
-    """Return the folder that `lm.model` names; None for a name on the hub.
+    """Return the folder that `lm.model` names, or None if `lm.model` is a name on the Hugging Face hub.
 
-    Raises StudyError if `model` is written like a path and is not a folder.
+    Raises StudyError if `model` is written like a path but no such folder exists.
     """
     if model == "tiny":
         return Path(importlib.import_module("jumpahead.lm.tiny").PATH)
@@ -26,9 +26,9 @@ def local_model_dir(model: str) -> Path | None:
 
 
 def cached_config_dir(config: LMConfig) -> Path | None:
-    """Return a folder on this machine with the model's config.json; None if there is none.
+    """Return the folder on this machine that holds the model's config.json, or None if the file is not here.
 
-    It is the folder that `lm.model` names, or one in the cache of the hub, which may hold no weights.
+    The folder is the one that `lm.model` names or a folder in the Hugging Face cache. A cache folder may lack weights.
     """
     if config.model == "tiny":
         return Path(__file__).parent / "tiny"
@@ -46,9 +46,9 @@ def cached_config_dir(config: LMConfig) -> Path | None:
 
 
 def download_config(config: LMConfig) -> Path:
-    """Download the model's config.json from the hub; return its folder in the cache.
+    """Download the model's config.json from the hub; return the cache folder that holds the file.
 
-    Raises StudyError if it cannot be downloaded.
+    Raises StudyError if the download fails.
     """
     from huggingface_hub import hf_hub_download
 
@@ -63,9 +63,9 @@ def download_config(config: LMConfig) -> Path:
 
 
 def model_dir_digest(folder: Path, with_code: bool = False) -> str:
-    """Return the SHA-256 of the files that decide what a model and its tokenizer compute.
+    """Return the SHA-256 of a model's configuration, tokenizer and weight files.
 
-    with_code: include Python files, for a model whose code is run.
+    with_code: include Python files, for a model loaded with `trust_remote_code`.
     """
     names = ["config.json", "tokenizer.json", "tokenizer_config.json"]
     files = [folder / name for name in names if (folder / name).is_file()]
@@ -75,5 +75,5 @@ def model_dir_digest(folder: Path, with_code: bool = False) -> str:
 
 
 def weights_bytes(folder: Path) -> int | None:
-    """Return the size of a folder's weight files in bytes; None if it has none."""
+    """Return the total size in bytes of the safetensors files in a folder, or None if there are no such files."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None

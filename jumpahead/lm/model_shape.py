@@ -1,4 +1,4 @@
-"""The shape of a model according to its config.json, for planning before anything heavy is loaded.
+"""Model dimensions read from config.json, for planning before the model is loaded.
 
 No torch here, and no weights are read.
 """
@@ -15,7 +15,7 @@ from jumpahead.lm.sites import Site
 
 
 class ModelShape(NamedTuple):
-    """The shape of a language model."""
+    """Number of blocks, width, heads and vocabulary of a language model, read from its config.json without weights."""
 
     num_blocks: int
     """Number of decoder blocks."""
@@ -28,12 +28,12 @@ class ModelShape(NamedTuple):
     vocab_size: int
     """Number of token ids."""
     weights_bytes: int | None
-    """Size of the weight files; None if they are not on this machine."""
+    """Size of the weight files in bytes; None if the files are not on this machine."""
 
     def width_at(self, site: Site) -> int | None:
-        """Return the size of an activation vector at `site`; None for a module's path, which only the model knows.
+        """Return the width of activation vectors at `site`, or None for a site given by a module path.
 
-        Raises SiteError if there is no such block.
+        Raises SiteError if the model has no block with this index.
         """
         if site.layer is None:
             return None
@@ -45,7 +45,7 @@ class ModelShape(NamedTuple):
         return self.attention_width if site.kind == "attention" else self.d_model
 
 
-# Each row lists the names that model families give to one number. The first that is present counts.
+# Each row lists the config.json keys that model families use for one number. The first key that is present counts.
 _KEYS = (
     ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
     ("hidden_size", "n_embd", "d_model", "dim"),
@@ -56,9 +56,9 @@ _KEYS = (
 
 
 def read_model_shape(config: LMConfig, download: bool = False) -> ModelShape | None:
-    """Return the model's shape; None for a name on the hub that is not in this machine's cache.
+    """Return the model's dimensions, or None if its config.json is not on this machine.
 
-    download: fetch its config.json in that case. Raises StudyError if there is no usable config.json.
+    download: fetch a missing config.json from the hub. Raises StudyError if there is no usable config.json.
     """
     folder = cached_config_dir(config) or (download_config(config) if download else None)
     if folder is None:
@@ -79,5 +79,5 @@ def read_model_shape(config: LMConfig, download: bool = False) -> ModelShape | N
 
 
 def _first_integer(raw: dict[str, Any], keys: tuple[str, ...]) -> int | None:
-    """Return the first of these keys' values that is an integer; None if there is none."""
+    """Return the value of the first of these keys that holds an integer, or None if no key does."""
     return next((raw[key] for key in keys if isinstance(raw.get(key), int)), None)

@@ -1,10 +1,10 @@
-"""The choice behind `lm.dtype = "fast"`: bfloat16 if it is faster here and nearly the same model, else float32.
+"""Choose the dtype for `lm.dtype = "fast"`: bfloat16 if faster on this machine at nearly equal loss, else float32.
 
-    faster             `read` up to the study's last site is at least MIN_SPEEDUP times as fast as in float32
-    nearly the same    |CE(bfloat16) − CE(float32)| < MAX_LOSS_SHIFT nats per token, on SAMPLE_TOKENS of training text
+    faster             `LM.read` up to the study's last site is at least MIN_SPEEDUP times as fast as in float32
+    nearly equal       |CE(bfloat16) − CE(float32)| < MAX_LOSS_SHIFT nats per token, on SAMPLE_TOKENS of training text
 
-It concerns activations alone: a study evaluates its SAEs in the float32 model (docs/decisions/0007). Timings differ
-from process to process, so the choice is made once, when a run begins, and the run keeps it.
+The choice affects only the reading of activations: a study evaluates SAEs in the float32 model (docs/decisions/0007).
+Timings differ from process to process, so a run chooses once, when it begins, and stores the choice.
 """
 
 from __future__ import annotations
@@ -29,29 +29,31 @@ EXACT, FAST = "float32", "bfloat16"
 MAX_LOSS_SHIFT = 1e-3
 """Nats per token. The standard error of a difference over SAMPLE_TOKENS is 2e-4 to 4e-4 (docs/LOG.md)."""
 SAMPLE_TOKENS = 8192
-"""Approximate number of tokens of training text that the loss is measured on."""
+"""Approximate number of tokens of training text in the loss measurement."""
 MIN_SPEEDUP = 1.25
-"""A smaller speedup is not worth the rounding: timings of a busy machine differ by as much."""
+"""Minimum speedup of bfloat16. Timings on a busy machine vary by a similar factor."""
 ROUNDS = 3
-"""Repetitions of each timing, after a first one; the fastest counts."""
+"""Repetitions of each timing after a warm-up; the fastest run counts."""
 
 
 class DtypeChoice(NamedTuple):
-    """The chosen dtype, with the measurements that were needed to choose."""
+    """The dtype chosen for reading activations, with the measurements behind the choice.
+
+    A measurement that was not needed is empty or 0."""
 
     dtype: str
     """Dtype in which activations are read: `float32` or `bfloat16`."""
     product_seconds: dict[str, float]
-    """Seconds of one matrix product in each dtype."""
+    """Seconds of one matrix product, by dtype."""
     tokens_per_second: dict[str, float]
-    """Rate of `read` in each dtype."""
+    """Tokens per second of `LM.read`, by dtype."""
     loss: dict[str, float]
-    """Nats per token in each dtype."""
+    """Mean cross-entropy in nats per token, by dtype."""
     tokens: int
-    """Scored tokens behind `loss`."""
+    """Number of scored tokens in `loss`."""
 
     def __str__(self) -> str:
-        """Return the dtype and the reasons for it, in one line."""
+        """Return one line with the chosen dtype and the reasons."""
         parts = []
         if self.tokens_per_second:
             exact, fast = (f"{self.tokens_per_second[dtype]:,.0f}" for dtype in (EXACT, FAST))
@@ -69,7 +71,7 @@ class DtypeChoice(NamedTuple):
 
 
 def choose_dtype(config: LMConfig, text: TextConfig | Source, sites: Sequence[str]) -> DtypeChoice:
-    """Measure both dtypes on this machine and return the choice; stops measuring once float32 is certain."""
+    """Compare float32 and bfloat16 on this machine and return the choice; stops as soon as bfloat16 is ruled out."""
     exact = LM.load(config.model_copy(update={"dtype": EXACT}))
     product_seconds = {dtype: _product_seconds(exact.device, getattr(torch, dtype)) for dtype in (EXACT, FAST)}
     if product_seconds[FAST] >= product_seconds[EXACT]:
@@ -92,32 +94,32 @@ def choose_dtype(config: LMConfig, text: TextConfig | Source, sites: Sequence[st
 def _product_seconds(device: torch.device, dtype: torch.dtype) -> float:
     """Return the seconds of the fastest of a few matrix products, [512, 512] · [512, 1024].
 
-    It rules out a CPU without bfloat16 arithmetic before a whole model runs in it.
+    The measurement rules out CPUs without bfloat16 arithmetic before a whole model runs in bfloat16.
     """
     x, w = (torch.ones(shape, device=device, dtype=dtype) for shape in ((512, 512), (512, 1024)))
-    return min(_seconds(lambda: (x @ w)[0, 0].item()) for _ in range(1 + ROUNDS))
+    return min(_time_call(lambda: (x @ w)[0, 0].item()) for _ in range(1 + ROUNDS))
 
 
 def _tokens_per_second(lms: dict[str, LM], contexts: Contexts, sites: Sequence[str]) -> dict[str, float]:
-    """Return the best rate of `read` of each model; they take turns so that both see the same load of the machine."""
+    """Return the highest tokens per second of `LM.read`, by dtype; models alternate so that both see equal load."""
     ids = torch.from_numpy(contexts.ids(0))
     best = dict.fromkeys(lms, float("inf"))
     for _ in range(1 + ROUNDS):
         for dtype, lm in lms.items():
-            seconds = _seconds(lambda lm=lm: [x.sum().item() for x in lm.read(ids, sites).values()])
+            seconds = _time_call(lambda lm=lm: [x.sum().item() for x in lm.read(ids, sites).values()])
             best[dtype] = min(best[dtype], seconds)
     return {dtype: ids.numel() / seconds for dtype, seconds in best.items()}
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    """Return the wall-clock seconds of one call."""
+def _time_call(function: Callable[[], object]) -> float:
+    """Return the wall-clock seconds of one call of `function`."""
     start = time.perf_counter()
-    work()
+    function()
     return time.perf_counter() - start
 
 
 def _mean_loss(lm: LM, contexts: Contexts) -> float:
-    """Return the loss in nats per scored token."""
+    """Return the mean cross-entropy of the LM over the scored tokens, in nats per token."""
     total = 0.0
     for group in range(contexts.num_groups):
         ids = torch.from_numpy(contexts.ids(group))

@@ -1,10 +1,10 @@
-"""Sites: the points in a language model whose activations an SAE takes. No torch here.
+"""Sites: the points in a language model at which an SAE reads activations. No torch here.
 
 layers.3.residual    output of block 3, which block 4 takes                  width of the model
 layers.3.mlp         what the MLP of block 3 adds to the residual stream     width of the model
 layers.3.attention   input of block 3's output projection, heads concatenated
 PATH.input           input of the module with that path in the model: model.layers.3.mlp.down_proj.input
-PATH.output          output of it: model.embed_tokens.output
+PATH.output          output of the module with that path: model.embed_tokens.output
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _MODULE_SIDE = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)\.(input|output)")
 
 
 class Site(NamedTuple):
-    """One site: a block's residual, MLP or attention, or one side of any module."""
+    """A site: residual stream, MLP or attention of a block, or the input or output of any module."""
 
     layer: int | None
-    """Index of the block, from 0; None for a site that is given by its module's path."""
+    """Index of the decoder block, from 0; None for a site given by a module path."""
     kind: Kind | Side
     path: str = ""
-    """The module's path if `layer` is None."""
+    """Path of the module in the model if `layer` is None, else empty."""
 
     @property
     def key(self) -> str:
@@ -52,13 +52,13 @@ class Site(NamedTuple):
 
     @property
     def transformer_lens(self) -> str | None:
-        """Return the site's name in TransformerLens; None for a module's path, which has none."""
+        """Return the site's name in TransformerLens, or None for a site given by a module path."""
         hooks = {"residual": "hook_resid_post", "mlp": "hook_mlp_out", "attention": "attn.hook_z"}
         return None if self.layer is None else f"blocks.{self.layer}.{hooks[self.kind]}"
 
     @property
     def gemma_scope(self) -> str:
-        """Return the site's name in Gemma Scope 2, with Gemma's module names; a module's path is unchanged."""
+        """Return the site's name in Gemma Scope 2; a site given by a module path keeps its key."""
         parts = {
             "residual": "output",
             "mlp": "post_feedforward_layernorm.output",
@@ -68,15 +68,16 @@ class Site(NamedTuple):
 
     @property
     def names_elsewhere(self) -> dict[str, str]:
-        """Return the site's names in other tools, by tool."""
+        """Return a dict from tool (`gemma_scope`, `transformer_lens`) to the site's name in the tool."""
         known = {"gemma_scope": self.gemma_scope, "transformer_lens": self.transformer_lens}
         return {tool: name for tool, name in known.items() if name is not None}
 
 
 def parse_site(name: str | Site) -> Site:
-    """Return the site of a name: `layers.1.mlp`, `model.layers.1.output`, `blocks.1.hook_resid_post`, `PATH.input`, …
+    """Parse a site name: `layers.1.mlp`, `model.layers.1.output`, `blocks.1.hook_resid_post`, `PATH.input`, …
 
-    Raises SiteError with the closest name if it is none. Only a loaded model knows if it has the module.
+    Raises SiteError, suggesting the closest valid name, if the name is invalid. The existence of the module is checked
+    later, on the loaded model.
     """
     if isinstance(name, Site):
         return name

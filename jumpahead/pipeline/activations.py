@@ -16,7 +16,7 @@ from jumpahead.text.contexts import Contexts, Split
 
 
 class ActivationsStage(Stage):
-    """Writes activations/: those of all training text, and those of the held-out text used for evaluation.
+    """Writes the folder activations/: the activations of the training text, and of the held-out text for evaluation.
 
     Complete sites are not written again, and the LM is loaded only if a site is missing.
     """
@@ -29,7 +29,7 @@ class ActivationsStage(Stage):
     def is_done(self) -> bool:
         if not ORIGINS.get(self.study.activations.origin).on_disk:
             return True
-        return not self._missing() or self._is_everything_trained()
+        return not self._missing_splits() or self._is_everything_trained()
 
     def run(self) -> None:
         self.write()
@@ -40,11 +40,11 @@ class ActivationsStage(Stage):
         rank: this process among the processes that write; None if this process writes all activations.
         """
         config, is_complete = self.study.activations, True
-        for split, folder, inputs_digest_of in self._missing():
+        for split, folder, inputs_digest_of in self._missing_splits():
             contexts = self.resources.load_contexts(split)
 
             def live(sites: Sequence[str], contexts: Contexts = contexts, split: Split = split) -> Live:
-                activations = Live.at_sites(config, self.resources.load_lm(), contexts, sites)
+                activations = Live.from_config(config, self.resources.load_lm(), contexts, sites)
                 if split == "held_out":
                     groups = self.resources.load_held_out_text().groups
                     activations.rows_per_group = activations.rows_per_group[:groups]
@@ -56,7 +56,7 @@ class ActivationsStage(Stage):
             )  # fmt: skip
         return is_complete
 
-    def _missing(self) -> list[tuple[Split, Path, InputsDigestFunction]]:
+    def _missing_splits(self) -> list[tuple[Split, Path, InputsDigestFunction]]:
         """Return each split with missing activations, its folder and the function that returns its input digest."""
         folder, provenance = self.folder.activations, self.provenance
         splits: list[tuple[Split, Path, InputsDigestFunction]] = [

@@ -9,7 +9,7 @@ from jumpahead.training.devices import set_threads
 
 
 class PrecisionStage(Stage):
-    """Writes precision.json, the chosen dtype; done already if the study gives a dtype."""
+    """Writes the chosen dtype to precision.json. Counts as done if the study sets a dtype."""
 
     name = "precision"
 

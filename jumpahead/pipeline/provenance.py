@@ -20,13 +20,13 @@ from typing import Any, final
 
 from jumpahead.activations.origins import ORIGINS
 from jumpahead.errors import DataError, StudyError
-from jumpahead.lm import fingerprint
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.fingerprint import (
     chat_template_digests,
     dtype_choice_digest,
     model_digest,
     text_digest,
+    to_json_values,
     tokens_digest,
 )
 from jumpahead.lm.model_files import local_model_dir
@@ -96,7 +96,7 @@ class Provenance:
 
     def _settings(self) -> list[dict[str, Any]]:
         """Return the options of the LM and of the text that digests depend on."""
-        return [fingerprint.config_values(self.study.lm), fingerprint.config_values(self.study.text)]
+        return [to_json_values(self.study.lm), to_json_values(self.study.text)]
 
     def _tokens_provenance(self) -> dict[str, Any]:
         """Return the contents of tokens/provenance.json for this study."""
@@ -155,7 +155,7 @@ class Provenance:
             )
         if self.stored:
             return self.stored["source"]
-        settings = fingerprint.config_values
+        settings = to_json_values
         known: list[Any] = [self.model_digest, settings(self.lm_config())]
         known += [text_digest(self._open_text()), settings(self.study.text)]
         known += [self.template_digests] if self.template_digests is not None else []

@@ -9,7 +9,7 @@ from typing import Any
 from jumpahead.activations.stream import Stream
 from jumpahead.engine import initial_state, kernel_layer
 from jumpahead.errors import DataError, StudyError
-from jumpahead.lm import fingerprint
+from jumpahead.lm.fingerprint import to_json_values
 from jumpahead.lm.sites import parse_site
 from jumpahead.pipeline.stage import Stage
 from jumpahead.sae.architectures import ARCHITECTURES
@@ -73,7 +73,7 @@ class TrainingStage(Stage):
         if not provenance.needs_lm:
             return {}
         digest = provenance.stored["model"] if provenance.stored else provenance.model_digest
-        lm = {"digest": digest, **fingerprint.config_values(provenance.lm_config())}
+        lm = {"digest": digest, **to_json_values(provenance.lm_config())}
         return {"lm": lm, "site_names": parse_site(spec.site).names_elsewhere}
 
     def _report_training_size(self, saes: int, total: int) -> None:

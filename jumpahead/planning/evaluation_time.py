@@ -69,7 +69,7 @@ def time_evaluation(
     return EvaluationTime((progress.times[0] - start) / len(saes), max(0.0, seconds[0] - seconds[1]), seconds[1:])
 
 
-def time_site_evaluation(
+def predict_site_evaluation(
     lm: LM, contexts: Contexts, site: str, timed: list[TimedSAE], scored: int, device: torch.device
 ) -> tuple[float, int]:
     """Return the seconds of evaluating all SAEs of a site on `scored` tokens, and the number of bootstrap clusters.

@@ -17,7 +17,7 @@ import itertools
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jumpahead.planning.evaluation_time import count_clusters, time_bootstrap, time_evaluation, time_site_evaluation
+from jumpahead.planning.evaluation_time import count_clusters, predict_site_evaluation, time_bootstrap, time_evaluation
 from jumpahead.planning.step_time import time_training
 from jumpahead.planning.timing import time_second_call
 from jumpahead.study.schema import Study
@@ -87,10 +87,10 @@ def measure_study(
     block = int(rows.mean() * max(1, study.activations.block // lm.batch))
     training = time_training(study, {site: x.float() for site, x in activations.items()})
     evaluation, clusters = 0.0, 1
-    text = _held_out_contexts(study, source, lm)
+    text = _contexts_to_time(study, source, lm)
     for site in sites:
         timed = [one for one in training.timed if one.site == site]
-        seconds, clusters = time_site_evaluation(lm, text, site, timed, scored_tokens, training_device(study.train))
+        seconds, clusters = predict_site_evaluation(lm, text, site, timed, scored_tokens, training_device(study.train))
         evaluation += seconds
     return StudySeconds(
         start + training.kernel_start, per_row * (stored_rows or count_rows_read(study, block)), training.training,
@@ -166,7 +166,7 @@ def _seconds_per_token(source: Source, lm: LM) -> float:
     return seconds / max(1, sum(len(ids) for ids, _ in encode_pieces(pieces, lm)))
 
 
-def _held_out_contexts(study: Study, source: Source, lm: LM) -> Contexts:
+def _contexts_to_time(study: Study, source: Source, lm: LM) -> Contexts:
     """Return a few groups of held-out contexts; of training contexts if there is too little held-out text."""
     from jumpahead.errors import DataError
 

@@ -168,7 +168,7 @@ class Architecture(ABC):
         return self.setting.value if self.setting.kind == "lambda" else 0.0
 
     def requested_l0(self, step_inputs: StepInputs) -> float:
-        """Return the L0 (or k) requested in this step; if the step requests none, the value of the sparsity setting."""
+        """Return the L0 (or k) that applies in this step: the requested one, by default the setting's value."""
         return self.setting.value if step_inputs.requested_l0 is None else step_inputs.requested_l0
 
     # ------------------------------------------------------------------------------------------ the support

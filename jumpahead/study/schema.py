@@ -23,7 +23,7 @@ from jumpahead.activations.config import ActivationsConfig
 from jumpahead.lm.config import LMConfig
 from jumpahead.sae.recipe import Setting, TrainConfig
 from jumpahead.storage.layout import sae_key
-from jumpahead.study.tables import AsTable
+from jumpahead.study.tables import DataclassTable
 from jumpahead.text.config import TextConfig
 
 SETTING_KINDS = ("l0", "lambda", "k")
@@ -115,7 +115,7 @@ class Study(_Table):
     activations: ActivationsConfig = ActivationsConfig()
     sae: SAETable
     stream: StreamTable = StreamTable()
-    train: Annotated[TrainConfig, AsTable()] = TrainConfig()
+    train: Annotated[TrainConfig, DataclassTable()] = TrainConfig()
     series: tuple[Series, ...] = Field(min_length=1)
     """The curves: one architecture each."""
     evaluate: EvaluateTable = EvaluateTable()

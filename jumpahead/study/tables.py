@@ -68,8 +68,8 @@ def field_docstrings(kind: type[Any]) -> dict[str, str]:
     return found
 
 
-class AsTable:
-    """Marks a field of the study that holds a dataclass: `Annotated[TrainConfig, AsTable()]` reads it from a table."""
+class DataclassTable:
+    """Marks a field that holds a dataclass: `Annotated[TrainConfig, DataclassTable()]` reads it from a table."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Return a schema that validates a table with `table_model` and builds the dataclass from it."""

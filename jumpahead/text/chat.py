@@ -1,4 +1,4 @@
-"""Conversations: documents that are lists of messages, as chat templates take them or as in ShareGPT. No torch here."""
+"""Conversations: documents that are lists of messages, in chat-template or ShareGPT format. No torch here."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from jumpahead.errors import DataError
 Message = Mapping[str, Any]
 
 ROLE_ALIASES = {"human": "user", "gpt": "assistant"}
-"""ShareGPT's names of roles, and those of chat templates."""
+"""Maps role names of ShareGPT to role names of chat templates."""
 
 
 class Conversation(NamedTuple):
     """A document that is a list of messages."""
 
     messages: tuple[Message, ...]
-    """Each with a `role`, usually a `content`, and any other keys of the row."""
+    """Each message has a `role`, usually a `content`, and all further keys of the input."""
     trained_roles: frozenset[str]
     """Roles whose tokens are trained on and measured on."""
 
@@ -31,35 +31,42 @@ class Conversation(NamedTuple):
     @property
     def trained_text(self) -> str:
         """Return the contents of the messages by trained roles, separated by blank lines."""
-        return self._replace(messages=tuple(one for one in self.messages if one["role"] in self.trained_roles)).text
+        trained = tuple(message for message in self.messages if message["role"] in self.trained_roles)
+        return self._replace(messages=trained).text
 
     @property
     def canonical_json(self) -> bytes:
-        """Return JSON of everything that a template is given, with sorted keys."""
+        """Return the messages as UTF-8 JSON with sorted keys; equal messages give equal bytes."""
         return json.dumps(self.messages, ensure_ascii=False, sort_keys=True, default=str).encode()
 
     @property
     def digest(self) -> bytes:
-        """Return the SHA-256 of `canonical_json`, which does not depend on the format of the file."""
+        """Return the SHA-256 of `canonical_json`, 32 bytes; it is independent of the file format."""
         return hashlib.sha256(self.canonical_json).digest()
 
 
 def parse_conversation(value: Any, roles: Sequence[str], where: str, column: str) -> Conversation:
     """Parse the chat messages of a row. Raises DataError, naming the row, if they are not a message list.
 
-    value: of the row's column. roles: to train on. where: the name of the row.
+    value: content of the row's column.
+    roles: roles whose tokens are trained on.
+    where: name of the row, for error messages.
+    column: name of the column, for error messages.
     """
     if not isinstance(value, list):
         raise DataError(
             f"{where} has a {type(value).__name__} in its column '{column}', not the list of messages that text.chat "
             "needs."
         )
-    messages = tuple(_parse_message(one, f"{where}, message {number}") for number, one in enumerate(value, start=1))
+    messages = tuple(_parse_message(item, f"{where}, message {number}") for number, item in enumerate(value, start=1))
     return Conversation(messages, frozenset(ROLE_ALIASES.get(role, role) for role in roles))
 
 
 def _parse_message(value: Any, where: str) -> Message:
-    """Return a message as templates expect it: its content one text, without keys whose value is None."""
+    """Return a message in chat-template format: content joined to one string, keys with value None removed.
+
+    where: name of the message, for error messages. Raises DataError if `value` is not a message.
+    """
     if isinstance(value, Mapping) and "role" not in value:
         value = {"role": value.get("from"), "content": value.get("value")}
     if not isinstance(value, Mapping) or not isinstance(value["role"], str):

@@ -1,14 +1,14 @@
-"""Chat templates: conversations as token ids, with a mask of the tokens by the roles that are trained on.
+"""Chat templates: encode conversations as token ids, with a mask of the tokens of trained roles.
 
     messages    user: Hi                     assistant: Hello.                text.chat = ["assistant"]
     rendered    <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHello.<|im_end|>\\n
     role_mask                                                          ××××××
 
-The tokens of a message are those of its content: of the span of the rendered conversation that changes when the content
-is replaced by a placeholder. A token that lies only partly in the span counts. Headers, end-of-turn tokens, a system
+The content span of a message is the range of the rendered conversation that changes when a placeholder replaces the
+content. A token belongs to the message if it overlaps the content span. Headers, end-of-turn tokens, a system
 prompt of the template, and the rendering of other keys (tool calls, reasoning) are context. If only the assistant's
-tokens are trained on and the template marks them with {% generation %} and {% endgeneration %}, its marks decide
-instead; they may include the end of a turn.
+tokens are trained on and the template has {% generation %} … {% endgeneration %} marks, these marks decide instead. The
+marked text may include end-of-turn tokens.
 
 A leading BOS of the template is removed, because contexts begin with BOS anyway. Templates with a date get
 `TEMPLATE_DATE`, so that a conversation gives the same tokens on every day. No torch here.
@@ -29,26 +29,29 @@ from jumpahead.errors import DataError, JumpaheadError, StudyError
 from jumpahead.text.chat import Conversation, Message
 
 PLACEHOLDER = "\ue000stands in\ue001"
-"""Replaces a content to find its span. Its first and last characters, for private use, are in no template."""
+"""Replaces a message's content to find its span. The private-use characters at both ends occur in no template."""
 TEMPLATE_DATE = datetime(2024, 7, 26, 12)
-"""The date that templates such as Llama 3's state if they are given none."""
+"""Fixed date for templates that print the current date, such as the template of Llama 3."""
 _GENERATION_TAG = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
 class EncodedConversation(NamedTuple):
-    """A conversation as token ids."""
+    """Token ids of a rendered conversation, with a mask of the tokens of trained roles."""
 
     ids: np.ndarray
     """int64 [tokens]"""
     role_mask: np.ndarray
-    """bool [tokens]: the token is by a role that is trained on."""
+    """bool [tokens]: True for tokens of trained roles."""
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer."""
+    """Encodes conversations with the chat template of a tokenizer."""
 
     def __init__(self, tokenizer: Any, name: str) -> None:
-        """name: of the model, for messages. Raises StudyError if its tokenizer or its template cannot be used."""
+        """Read the tokenizer's chat template. Raises StudyError if the tokenizer or the template cannot be used.
+
+        name: of the model, for error messages.
+        """
         if not tokenizer.is_fast:
             raise StudyError(
                 f"text.chat needs a tokenizer that knows each token's position in the text, and that of '{name}' does "
@@ -69,9 +72,12 @@ class ChatTemplate:
     def encode(
         self, conversations: Sequence[tuple[Conversation, str]], bos_id: int | None
     ) -> list[EncodedConversation]:
-        """Return the tokens of each conversation, given with its name in messages, without a leading `bos_id`."""
+        """Return the tokens of each conversation, without a leading `bos_id`.
+
+        conversations: pairs of a conversation and the document name to use in error messages.
+        """
         is_marked = _GENERATION_TAG.search(self.source) and all(
-            one.trained_roles == {"assistant"} for one, _ in conversations
+            conversation.trained_roles == {"assistant"} for conversation, _ in conversations
         )
         encoded = self._encode_by_marks(conversations) if is_marked else self._encode_by_spans(conversations)
         skips = [int(bos_id is not None and ids[:1].tolist() == [bos_id]) for ids, _ in encoded]
@@ -81,43 +87,44 @@ class ChatTemplate:
         ]
 
     def _encode_by_marks(self, conversations: Sequence[tuple[Conversation, str]]) -> list[EncodedConversation]:
-        """Return the tokens of each conversation, with the template's own marks as role mask."""
+        """Return the tokens of each conversation, with the role mask from the template's {% generation %} marks."""
         options: dict[str, Any] = {"tokenizer_kwargs": {"verbose": False}, "return_assistant_tokens_mask": True}
-        messages = [list(one.messages) for one, _ in conversations]
+        messages = [list(conversation.messages) for conversation, _ in conversations]
         try:
             with self._translate_errors(conversations[0][1]):
-                made = self.tokenizer.apply_chat_template(messages, chat_template=self.source, **options)
+                encoded = self.tokenizer.apply_chat_template(messages, chat_template=self.source, **options)
         except DataError:
             if len(conversations) == 1:
                 raise
-            return [self._encode_by_marks([one])[0] for one in conversations]  # the error then names the right one
-        both = zip(made["input_ids"], made["assistant_masks"], strict=True)
+            return [self._encode_by_marks([pair])[0] for pair in conversations]  # the error then names the right one
+        both = zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
         return [EncodedConversation(np.asarray(ids, np.int64), np.asarray(mask, bool)) for ids, mask in both]
 
     def _encode_by_spans(self, conversations: Sequence[tuple[Conversation, str]]) -> list[EncodedConversation]:
-        """Return the tokens of each conversation, with a role mask from the spans of the messages' contents."""
-        texts = [self._render(one.messages, name) for one, name in conversations]
-        spans = [self._trained_spans(text, *one) for text, one in zip(texts, conversations, strict=True)]
+        """Return the tokens of each conversation, with the role mask from the content spans of the messages."""
+        texts = [self._render(conversation.messages, name) for conversation, name in conversations]
+        spans = [self._trained_spans(text, *pair) for text, pair in zip(texts, conversations, strict=True)]
         backend = self.tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        made = backend.encode_batch(texts, add_special_tokens=False)
+        encodings = backend.encode_batch(texts, add_special_tokens=False)
         return [
             EncodedConversation(
-                np.asarray(one.ids, np.int64), _tokens_in_spans(np.asarray(one.offsets).reshape(-1, 2), where)
+                np.asarray(encoding.ids, np.int64),
+                _tokens_in_spans(np.asarray(encoding.offsets).reshape(-1, 2), text_spans),
             )
-            for one, where in zip(made, spans, strict=True)
+            for encoding, text_spans in zip(encodings, spans, strict=True)
         ]
 
     def _render(self, messages: Sequence[Message], name: str) -> str:
-        """Return the text that the template makes of messages. Raises DataError if it fails."""
+        """Render messages with the template and return the text. Raises DataError if the template fails."""
         with self._translate_errors(name):
             return self.tokenizer.apply_chat_template(list(messages), chat_template=self.source, tokenize=False)
 
     def _trained_spans(self, rendered: str, conversation: Conversation, name: str) -> list[tuple[int, int]]:
-        """Return start and end of the characters that are trained on, message by message.
+        """Return the start and end of the content span of each message by a trained role, in characters.
 
-        Raises DataError if it cannot be told which message the characters belong to.
+        Raises DataError if the content spans of several messages overlap.
         """
         messages = conversation.messages
         filled = [number for number, message in enumerate(messages) if message.get("content")]
@@ -136,7 +143,7 @@ class ChatTemplate:
         return [(span.start, span.end) for span in trained.values()]
 
     def _content_span(self, rendered: str, messages: Sequence[Message], number: int, name: str) -> _Span:
-        """Return the span of the rendered text that changes with the content of one message."""
+        """Return the content span of message `number`: the range of `rendered` that changes with its content."""
         content = messages[number]["content"]
         others = [*messages[:number], {**messages[number], "content": PLACEHOLDER}, *messages[number + 1 :]]
         other = self._render(others, name)
@@ -154,7 +161,7 @@ class ChatTemplate:
 
     @contextlib.contextmanager
     def _translate_errors(self, name: str) -> Iterator[None]:
-        """Raise DataError, in one sentence, for any exception of a template."""
+        """Convert any exception of a template into a DataError of one sentence, which begins with `name`."""
         try:
             yield
         except JumpaheadError:
@@ -175,17 +182,17 @@ class _Span(NamedTuple):
     start: int
     end: int
     is_exact: bool
-    """The text before and after the span does not depend on the content."""
+    """True if the text before and after the span does not depend on the message's content."""
 
 
 def _common_prefix_length(one: str, other: str) -> int:
-    """Return the number of characters at the beginning that two texts share."""
+    """Return the length of the longest common prefix of two texts, in characters."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((number for number, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _with_fixed_date(template: str) -> str:
-    """Return the template with a `strftime_now` that always formats `TEMPLATE_DATE`."""
+    """Return the template with its function `strftime_now` replaced by a macro that formats `TEMPLATE_DATE`."""
     if "strftime_now" not in template:
         return template
     codes = "".join(f" | replace('%{code}', '{TEMPLATE_DATE.strftime('%' + code)}')" for code in "aAbBdHIjmMpSyY")
@@ -194,14 +201,14 @@ def _with_fixed_date(template: str) -> str:
 
 
 def _tokens_in_spans(offsets: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return the mask of tokens that have a character in one of the spans, bool [n].
+    """Return the mask of tokens that overlap one of the spans, bool [n].
 
-    offsets: start and end of each token's characters, int64 [n, 2]. White space between tokens, which some tokenizers
-    leave out of the offsets, belongs to the token after it.
+    offsets: start and end of each token in characters, int64 [n, 2]. White space between tokens, which some tokenizers
+    exclude from the offsets, counts as part of the following token.
     """
     end = offsets[:, 1]
     start = np.minimum(offsets[:, 0], np.concatenate([[0], np.maximum.accumulate(end)[:-1]]))
-    found = np.zeros(len(offsets), bool)
+    mask = np.zeros(len(offsets), bool)
     for low, high in spans:
-        found |= (start < high) & (end > low)
-    return found
+        mask |= (start < high) & (end > low)
+    return mask

@@ -1,4 +1,4 @@
-"""The table `text` of a study. No torch here."""
+"""The configuration table `text` of a study. No torch here."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Contexts: the token ids of a study's text, cut into the sequences that the language model runs. No torch here.
+"""Contexts: the token sequences that the language model runs, cut from a study's text. No torch here.
 
     n, t      contexts in a group, positions (of the longest context in the group)
 
-A context is [BOS] and one chunk of ONE document; with packing, several: [BOS] chunk [BOS] chunk …, each of another
-document. The order of contexts is fixed: it looks random and depends on no seed of a study. A group is `batch`
-consecutive contexts, which the language model runs in one forward pass. Padding is on the right, where a causal model
-cannot see it.
+A chunk is a token sequence from ONE document. A context is [BOS] chunk; with packing, [BOS] chunk [BOS] chunk …, each
+chunk from a different document. The order of contexts is a fixed permutation that no seed of a study changes. A group
+is `batch` consecutive contexts, which the language model runs in one forward pass. Padding is on the right, where a
+causal model does not attend to it.
 
     position      0      1   2   3   4   5      6   7   8
     token         BOS    a   b   ◆   c   BOS    d   e   pad     ◆ is a special token inside the text
@@ -13,12 +13,12 @@ cannot see it.
     scored               ×   ×                  ×               and its chunk has a next token (here: b, ◆, e)
     position_ids  0      1   2   3   4   0      1   2   3       passed to the model with isolated packing
 
-In conversations (`text.chat`) only tokens of the chosen roles are trained and scored: `role_mask`. A chunk in which
-nothing could be scored is dropped. lm/isolation.py checks that a model isolates documents.
+In conversations (`text.chat`) only tokens of trained roles are trained and scored: `role_mask`. Chunks without a scored
+token are dropped. lm/isolation.py checks that a model isolates documents.
 
     tokens-00000.safetensors     token ids in shards (token_files.py)
     contexts.safetensors         chunk_start, chunk_length, chunk_document; is_special; chunks_per_context if packed
-    contexts.json                written last: the remaining fields, and the digest of everything
+    contexts.json                written last: the remaining fields, and the digest of all data
 """
 
 from __future__ import annotations
@@ -42,40 +42,40 @@ Packing = Literal["none", "isolated", "plain"]
 SPLITS: tuple[Split, Split] = ("train", "held_out")
 SCHEMA = "jumpahead.contexts/3"
 _TOKENS_AT_ONCE = 2**22
-"""Tokens per step of a count, so that its temporaries stay small."""
+"""Number of tokens counted at a time, which bounds the memory of temporary arrays."""
 
 
 class _Layout(NamedTuple):
-    """The grid of a group: which token of which chunk stands at each position."""
+    """The padded grid of a group of contexts: the token and chunk at each position."""
 
     ids: np.ndarray
     """int64 [n, t]"""
     chunk: np.ndarray
-    """int64 [n, t]: index of the chunk within the group, its BOS included; −1 for padding."""
+    """int64 [n, t]: index within the group of the chunk (with BOS) at each position; −1 for padding."""
     role_mask: np.ndarray
-    """bool [n, t]: the token is by a role that is trained on."""
+    """bool [n, t]: True for tokens of trained roles; True everywhere if the text is not conversations."""
     local: np.ndarray
-    """int64 [n, t]: position within the chunk, BOS included; padding continues the chunk before it."""
+    """int64 [n, t]: position within the chunk, counted from BOS; padding continues the count of the preceding chunk."""
     size: np.ndarray
-    """int64 [chunks]: tokens of each chunk, BOS included."""
+    """int64 [chunks]: number of tokens of each chunk, with BOS."""
 
 
 @dataclass(frozen=True, eq=False)
 class Contexts:
-    """All contexts of one split, in their fixed order."""
+    """All contexts of one split (training or held-out), in a fixed order."""
 
     tokens: np.ndarray | ShardedArray
     """uint16 or uint32 [tokens]: the token ids of all documents, concatenated, without BOS."""
     chunk_start: np.ndarray
     """int64 [chunks]: index of each chunk's first token in `tokens`, in the order of contexts."""
     chunk_length: np.ndarray
-    """int64 [chunks]: tokens in each chunk, without BOS."""
+    """int64 [chunks]: number of tokens of each chunk, without BOS."""
     chunk_document: np.ndarray
-    """int32 [chunks]: the document that each chunk is a part of, an index into `document_ids`."""
+    """int32 [chunks]: the document of each chunk, as an index into `document_ids`."""
     document_ids: tuple[str, ...]
     """Identity of each document (documents.py)."""
     document_names: tuple[str, ...]
-    """Name of each document in messages."""
+    """Name of each document, for error messages."""
     is_special: np.ndarray
     """bool [V]: token ids that are neither trained on nor spliced."""
     bos_id: int | None
@@ -84,9 +84,9 @@ class Contexts:
     split: Split
     packing: Packing = "none"
     chunks_per_context: np.ndarray | None = None
-    """int64 [contexts]: chunks in each context; None without packing, when every context is one chunk."""
+    """int64 [contexts]: number of chunks of each context; None without packing (one chunk per context)."""
     role_mask: np.ndarray | ShardedArray | None = None
-    """bool [tokens]: the token is by a role that is trained on; None if the text is not conversations."""
+    """bool [tokens]: True for tokens of trained roles; None if the text is not conversations."""
 
     # ------------------------------------------------------------------------------------------ groups
 
@@ -95,7 +95,7 @@ class Contexts:
         return len(self.chunk_start if self.chunks_per_context is None else self.chunks_per_context)
 
     @cached_property
-    def _first_chunk(self) -> np.ndarray:
+    def _chunk_offsets(self) -> np.ndarray:
         """Return the index of each context's first chunk, followed by the number of chunks: int64 [contexts + 1]."""
         if self.chunks_per_context is None:
             return np.arange(len(self.chunk_start) + 1)
@@ -103,36 +103,36 @@ class Contexts:
 
     @property
     def num_groups(self) -> int:
-        """Return the number of groups; the last one may hold fewer than `batch` contexts."""
+        """Return the number of groups of contexts; the last group may hold fewer than `batch` contexts."""
         return -(-len(self) // self.batch)
 
-    def contexts_in(self, group: int) -> slice:
-        """Return the indices of a group's contexts as a slice."""
+    def context_slice(self, group: int) -> slice:
+        """Return the slice of context indices in a group."""
         assert 0 <= group < self.num_groups, f"group {group} of {self.num_groups}"
         return slice(group * self.batch, min((group + 1) * self.batch, len(self)))
 
     def _chunks_in(self, group: int) -> slice:
-        """Return the indices of a group's chunks as a slice."""
-        contexts = self.contexts_in(group)
-        return slice(self._first_chunk[contexts.start], self._first_chunk[contexts.stop])
+        """Return the slice of chunk indices in a group."""
+        contexts = self.context_slice(group)
+        return slice(self._chunk_offsets[contexts.start], self._chunk_offsets[contexts.stop])
 
     def _chunk_origins(self, group: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the row and the first column of each chunk in the group's grid: int64 [chunks] each."""
-        contexts, chunks = self.contexts_in(group), self._chunks_in(group)
+        """Return the row and the first column of each chunk in the grid of a group, two arrays int64 [chunks]."""
+        contexts, chunks = self.context_slice(group), self._chunks_in(group)
         size = self.chunk_length[chunks] + self._bos_tokens
         first = np.cumsum(size) - size  # of each chunk, if all contexts of the group were concatenated
         row = np.repeat(
-            np.arange(contexts.stop - contexts.start), np.diff(self._first_chunk[contexts.start : contexts.stop + 1])
+            np.arange(contexts.stop - contexts.start), np.diff(self._chunk_offsets[contexts.start : contexts.stop + 1])
         )
-        return row, first - first[self._first_chunk[contexts] - chunks.start][row]
+        return row, first - first[self._chunk_offsets[contexts] - chunks.start][row]
 
     def _layout(self, group: int) -> _Layout:
-        """Return the grid of a group."""
-        contexts, chunks = self.contexts_in(group), self._chunks_in(group)
+        """Return the padded grid of a group of contexts."""
+        contexts, chunks = self.context_slice(group), self._chunks_in(group)
         size = self.chunk_length[chunks] + self._bos_tokens
         row, column = self._chunk_origins(group)
         shape = (contexts.stop - contexts.start, int((column + size).max()))
-        number, local = _ranges(size)
+        number, local = _concatenate_ranges(size)
         at = (row * shape[1] + column)[number] + local
         is_text = local >= self._bos_tokens
         ids, chunk = np.full(shape, self.bos_id or 0), np.full(shape, -1)
@@ -146,13 +146,13 @@ class Contexts:
         return _Layout(ids, chunk, role_mask, np.arange(shape[1]) - column[last], size)
 
     def ids(self, group: int) -> np.ndarray:
-        """Return the token ids of a group, int64 [n, t], padded on the right with BOS (or 0)."""
+        """Return the token ids of a group, int64 [n, t], padded on the right with BOS (0 if there is no BOS)."""
         return self._layout(group).ids
 
     def position_ids(self, group: int) -> np.ndarray | None:
-        """Return the positions to pass to the model, int64 [n, t], or None if the model counts them itself.
+        """Return the position ids to pass to the model, int64 [n, t]; None unless packing is `isolated`.
 
-        They start at 0 in every chunk, which isolates the documents of one context.
+        Position ids start at 0 in every chunk, which isolates the documents of one context.
         """
         return self._layout(group).local if self.packing == "isolated" else None
 
@@ -161,41 +161,42 @@ class Contexts:
 
         Excludes the first position of every chunk, special tokens, padding, and tokens of other roles.
         """
-        return self._usable(group, last=0)
+        return self._usable(group, excluded_end=0)
 
     def scored_mask(self, group: int) -> np.ndarray:
-        """Return the mask of trained positions t whose token t + 1 belongs to the same chunk, bool [n, t]."""
-        return self._usable(group, last=1)
+        """Return the mask of trained positions that have a next token in the same chunk, bool [n, t]."""
+        return self._usable(group, excluded_end=1)
 
     def chunk_index(self, group: int) -> np.ndarray:
         """Return the index within the group of the chunk at each position, int64 [n, t]; −1 for padding."""
         return self._layout(group).chunk
 
     def chunk_documents(self, group: int) -> np.ndarray:
-        """Return the document of each chunk of a group, int32 [chunks]: indices into `document_ids`."""
+        """Return the document of each chunk of a group as an index into `document_ids`, int32 [chunks]."""
         return self.chunk_document[self._chunks_in(group)]
 
     def token_labels(self, group: int) -> dict[str, np.ndarray]:
-        """Return `token`, `document` and `position` (in the context) of a group's trained positions, int32 [rows] each.
+        """Return a dict with `token`, `document` and `position` (in the context) of each trained position of a group.
 
-        Equal to what `ids`, `chunk_documents` and `trained_mask` say, but computed without the padded grid.
+        Each array is int32 [rows] and agrees with `ids`, `chunk_documents` and `trained_mask`. The computation avoids
+        the padded grid.
         """
         chunks, skipped = self._chunks_in(group), 1 - self._bos_tokens  # the first position of a chunk is not trained
         size = self.chunk_length[chunks] - skipped
-        number, local = _ranges(size)
+        number, local = _concatenate_ranges(size)
         token = (self.chunk_start[chunks] + skipped)[number] + local
         ids = self.tokens[token]
         usable = ~self.is_special[ids]
         if self.role_mask is not None:
             usable &= self.role_mask[token]
         number, position = number[usable], (self._chunk_origins(group)[1] + 1)[number] + local
-        found = {"token": ids[usable], "document": self.chunk_documents(group)[number], "position": position[usable]}
-        return {name: value.astype(np.int32) for name, value in found.items()}
+        labels = {"token": ids[usable], "document": self.chunk_documents(group)[number], "position": position[usable]}
+        return {name: value.astype(np.int32) for name, value in labels.items()}
 
-    def _usable(self, group: int, last: int) -> np.ndarray:
-        """Return the mask of trained positions without the `last` final positions of every chunk, bool [n, t]."""
+    def _usable(self, group: int, excluded_end: int) -> np.ndarray:
+        """Return the mask of trained positions, except the last `excluded_end` positions of each chunk, bool [n, t]."""
         ids, chunk, role_mask, local, size = self._layout(group)
-        return (chunk >= 0) & (local > 0) & (local < size[chunk] - last) & ~self.is_special[ids] & role_mask
+        return (chunk >= 0) & (local > 0) & (local < size[chunk] - excluded_end) & ~self.is_special[ids] & role_mask
 
     # ------------------------------------------------------------------------------------------ counts
 
@@ -204,18 +205,18 @@ class Contexts:
         """Return the number of BOS tokens before each chunk: 1, or 0 if contexts begin with text."""
         return int(self.bos_id is not None)
 
-    def usable_per_chunk(self, last: int) -> np.ndarray:
-        """Return the usable positions of each chunk without its `last` final ones, int64 [chunks], from prefix sums."""
+    def usable_per_chunk(self, excluded_end: int) -> np.ndarray:
+        """Return the number of trained positions per chunk, without the last `excluded_end`, int64 [chunks]."""
         first = self.chunk_start + (1 - self._bos_tokens)  # without BOS, the first token stands at position 0
-        return self._usable_before(self.chunk_start + self.chunk_length - last) - self._usable_before(first)
+        return self._usable_before(self.chunk_start + self.chunk_length - excluded_end) - self._usable_before(first)
 
     def _usable_before(self, index: np.ndarray) -> np.ndarray:
-        """Return the number of trainable tokens before each index into `tokens`, int64 like `index`.
+        """Return the number of trainable tokens before each index into `tokens`, int64 of the shape of `index`.
 
-        Trainable means not special and of a chosen role. Reads `_TOKENS_AT_ONCE` tokens at a time.
+        A token is trainable if it is not special and its role is trained. Reads `_TOKENS_AT_ONCE` tokens at a time.
         """
         order = np.argsort(index, kind="stable")
-        found, before = np.empty(len(index), np.int64), 0
+        counts, before = np.empty(len(index), np.int64), 0
         for first in range(0, len(self.tokens) + 1, _TOKENS_AT_ONCE):
             usable = ~self.is_special[self.tokens[first : first + _TOKENS_AT_ONCE]]
             if self.role_mask is not None:
@@ -223,30 +224,30 @@ class Contexts:
             sums = np.concatenate([[0], np.cumsum(usable, dtype=np.int64)])
             low, high = np.searchsorted(index, [first, first + _TOKENS_AT_ONCE], sorter=order)
             here = order[low:high]
-            found[here] = before + sums[index[here] - first]
+            counts[here] = before + sums[index[here] - first]
             before += int(sums[-1])
-        return found
+        return counts
 
     @cached_property
     def rows_per_group(self) -> np.ndarray:
-        """Return the number of trained positions, that is of activation vectors, of each group: int64 [groups]."""
-        return np.add.reduceat(self.usable_per_chunk(last=0), self._first_chunk[: -1 : self.batch])
+        """Return the number of trained positions (activation vectors) in each group, int64 [groups]."""
+        return np.add.reduceat(self.usable_per_chunk(excluded_end=0), self._chunk_offsets[: -1 : self.batch])
 
     @cached_property
     def scored_per_group(self) -> np.ndarray:
-        """Return the number of scored tokens of each group: int64 [groups]."""
-        return np.add.reduceat(self.usable_per_chunk(last=1), self._first_chunk[: -1 : self.batch])
+        """Return the number of scored tokens in each group, int64 [groups]."""
+        return np.add.reduceat(self.usable_per_chunk(excluded_end=1), self._chunk_offsets[: -1 : self.batch])
 
     @property
     def rows(self) -> int:
-        """Return the number of trained positions in all: the distinct training tokens of a study."""
+        """Return the total number of trained positions, that is the number of distinct activation vectors."""
         return int(self.rows_per_group.sum())
 
     # ------------------------------------------------------------------------------------------ files
 
     @cached_property
     def digest(self) -> str:
-        """Return the SHA-256 of everything that decides the groups."""
+        """Return the SHA-256 of all data that determines the tokens and order of the groups."""
         sha = hashlib.sha256()
         packed = () if self.chunks_per_context is None else (self.chunks_per_context,)
         roles = () if self.role_mask is None else (self.role_mask,)
@@ -259,7 +260,7 @@ class Contexts:
         return digest_json([sha.hexdigest(), self.document_ids, self.bos_id, self.batch, self.split, *how])
 
     def save(self, folder: str | Path) -> None:
-        """Write the contexts into a folder, their tokens included."""
+        """Write the contexts, including their tokens, to a folder."""
         parts = array_parts(self.tokens)
         masks = [None] * len(parts) if self.role_mask is None else array_parts(self.role_mask)
         for number, (part, mask) in enumerate(zip(parts, masks, strict=True)):
@@ -267,7 +268,7 @@ class Contexts:
         self.save_without_tokens(Path(folder), len(parts))
 
     def save_without_tokens(self, folder: Path, shards: int) -> None:
-        """Write everything except the tokens, which stand in `shards` files of the folder already."""
+        """Write all data except the tokens, which the folder already holds in `shards` files."""
         arrays = {"chunk_start": self.chunk_start, "chunk_length": self.chunk_length}
         arrays |= {"chunk_document": self.chunk_document, "is_special": self.is_special}
         packed = {} if self.chunks_per_context is None else {"chunks_per_context": self.chunks_per_context}
@@ -280,9 +281,9 @@ class Contexts:
 
     @classmethod
     def load(cls, folder: str | Path) -> Contexts:
-        """Return the contexts of a folder, their tokens memory-mapped.
+        """Load contexts from a folder, with memory-mapped tokens.
 
-        Raises ArtefactError if a file is missing or damaged, or if its content does not match its digest.
+        Raises ArtefactError if a file is missing or damaged, or if the contexts do not match the stored digest.
         """
         folder = Path(folder)
         head = read_json(folder / "contexts.json", SCHEMA)
@@ -301,10 +302,10 @@ class Contexts:
         return contexts
 
 
-def _ranges(size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Concatenate range(size[k]) for all k; return each element's k and its value, int64 [Σ size] each.
+def _concatenate_ranges(size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Concatenate range(size[k]) for all k; return k and the value of each element, two arrays int64 [Σ size].
 
-    For sizes 3 and 2: 0 0 0 1 1 and 0 1 2 0 1.
+    Sizes 3 and 2 give [0 0 0 1 1] and [0 1 2 0 1].
     """
     number = np.repeat(np.arange(len(size)), size)
     return number, np.arange(len(number)) - (np.cumsum(size) - size)[number]

@@ -1,9 +1,9 @@
-"""Documents: the units of a study's text, of which a fixed share is held out. No torch here.
+"""Documents: the units of a study's text, of which a fixed fraction is held out. No torch here.
 
-A document is a file, a row of a dataset, or a part of either between separators. A hash of its identity alone decides
-whether it is held out (the relative path for files, the content for rows and parts): the split does not depend on
-order, on the machine or on other documents. Exact duplicates are dropped; a set keeps 16 bytes of each document's hash.
-`sources/` defines what can be read, and in which order.
+A document is a file, a row of a dataset, or a section of a file or row between separators. The hash of the document's
+identity (relative path of a file, content hash of a row or section) decides whether the document is held out: the split
+does not depend on order, machine or other documents. Exact duplicates are dropped; memory holds 16 bytes per document.
+`sources/` defines the readable formats and the order of documents.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from jumpahead.text.sources import source_of
 from jumpahead.text.utf8 import MAX_BYTES_IN_MEMORY
 
 MAX_PIECE_CHARACTERS = 2**24
-"""Maximum characters that are tokenised at once: a tokenizer needs some 130 bytes of memory for each."""
+"""Maximum number of characters per tokenizer input: a tokenizer needs about 130 bytes of memory per character."""
 
 
 def is_held_out(identity: str, share: float) -> bool:
-    """Return True for a `share` of all identities, decided by the SHA-256 of `jumpahead/<identity>` alone."""
+    """Return True if a document is held out: for a fraction `share` of identities, chosen by a SHA-256 hash."""
     digest = hashlib.sha256(f"jumpahead/{identity}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
@@ -33,7 +33,8 @@ def is_held_out(identity: str, share: float) -> bool:
 def documents(text: TextConfig | Source, folder: Path | None = None) -> Iterator[Document]:
     """Yield every distinct document of a study's text, training and held-out, in a fixed order.
 
-    folder: the run's. Raises DataError, naming the file, if the source is missing, not UTF-8 text, or empty.
+    folder: the run's folder, where standard input is stored. Raises DataError, naming the file, if the source is
+    missing, not UTF-8 text, or empty.
     """
     source = text if isinstance(text, Source) else source_of(text, folder)
     seen: set[bytes] = set()
@@ -54,9 +55,9 @@ def documents(text: TextConfig | Source, folder: Path | None = None) -> Iterator
 
 
 def split_pieces(document: Document) -> Iterator[str]:
-    """Yield a document's text in pieces of at most `MAX_PIECE_CHARACTERS` characters; mostly there is one.
+    """Yield a document's text in pieces of at most `MAX_PIECE_CHARACTERS` characters.
 
-    Pieces end after a line break if there is one.
+    Each piece but the last ends after a line break, if the piece contains one.
     """
     buffer = ""
     for piece in chain([document.text], document.continuation):
@@ -70,9 +71,10 @@ def split_pieces(document: Document) -> Iterator[str]:
 
 
 def _split_document(document: Document, separator: str | None) -> Iterator[Document]:
-    """Yield the document, or with a separator its parts, without line breaks at their ends; skips white space.
+    """Yield the document, or if `separator` is given, its sections as documents without outer line breaks.
 
-    Parts come in the order of their hashes; those of a document that is too long for memory, in order of appearance.
+    Skips blank documents and sections. Sections are sorted by hash, or in order of appearance if the document is too
+    long for memory.
     """
     if separator is None:
         if document.continuation or document.text.strip():
@@ -84,13 +86,13 @@ def _split_document(document: Document, separator: str | None) -> Iterator[Docum
 
 
 def _part_document(document: Document, text: str, number: int) -> Document:
-    """Return a part of a document as a document of its own, identified by the SHA-256 of its text."""
+    """Return section `number` of a document as a new document, identified by the SHA-256 of the section's text."""
     content_hash = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     return Document(content_hash, text, f"{document.name}, part {number}")
 
 
 def _split_at_separator(document: Document, separator: str) -> Iterator[str]:
-    """Yield the texts between separators. Raises DataError if one is too long for memory."""
+    """Yield the texts between separators. Raises DataError if a text between two separators is too long for memory."""
     buffer = ""
     for piece in chain([document.text], document.continuation):
         *complete, buffer = (buffer + piece).split(separator)

@@ -1,4 +1,4 @@
-"""Files of a text source: finding them, their order, and what shows that they changed. No torch here."""
+"""Files of a text source: find files, order documents by hash, and list file metadata. No torch here."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from jumpahead.text.config import TextConfig
 
 
 def find_files(config: TextConfig) -> dict[str, Path]:
-    """Return the files of `text.source` by relative path: one file, or those of a folder that match `text.pattern`.
+    """Return the paths of the files of `text.source` by relative path.
 
-    Empty if it is neither a file nor a folder. Hidden files and folders are left out.
+    A folder gives its files that match `text.pattern`, except hidden files and folders. The result is empty if
+    `text.source` is neither a file nor a folder.
     """
     source = Path(config.source).expanduser()
     if source.is_file():
@@ -30,11 +31,11 @@ def find_files(config: TextConfig) -> dict[str, Path]:
 
 
 def file_stats(files: Mapping[str, Path]) -> list[tuple[str, int, int]]:
-    """Return name, size in bytes and modification time in ns of every file, in the order of names."""
+    """Return (name, size in bytes, modification time in ns) of each file, sorted by name."""
     stats = {name: path.stat() for name, path in files.items()}
     return [(name, stats[name].st_size, stats[name].st_mtime_ns) for name in sorted(stats)]
 
 
 def order_key(identity: str) -> bytes:
-    """Return the sort key of a document in the order by hash; independent of whether it is held out."""
+    """Return the SHA-256 by which documents are sorted; it is independent of the held-out selection."""
     return hashlib.sha256(f"jumpahead order/{identity}".encode("utf-8", "surrogatepass")).digest()

@@ -1,4 +1,4 @@
-"""Cutting documents into chunks, and packing chunks into contexts of a fixed number of tokens."""
+"""Cut documents into chunks (token sequences that fit a context), and pack chunks into contexts."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import numpy as np
 from jumpahead.text.permutation import fixed_permutation
 
 ORDER_SEED = 2407_14435
-"""Seed of the fixed order of contexts. Another seed would be another stream of activations for every study."""
+"""Seed of the fixed order of contexts. Changing the seed would change the stream of activations of every study."""
 
 
 def cut_documents(
     document_tokens: list[int], chunk_tokens: int, min_tokens: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut documents into chunks of at most `chunk_tokens` tokens, dropping those of less than `min_tokens`.
+    """Cut documents into chunks of at most `chunk_tokens` tokens; drop chunks with fewer than `min_tokens` tokens.
 
-    document_tokens: the number of tokens of each document. Return the start of each chunk in the concatenated documents
-    and its length, int64 [chunks] each, and its document, int32 [chunks].
+    document_tokens: number of tokens of each document. Return, for each chunk, the index of its first token in the
+    concatenated documents, int64 [chunks], its length, int64 [chunks], and its document index, int32 [chunks].
     """
     size = np.asarray(document_tokens, dtype=np.int64)
     first, count = np.cumsum(size) - size, -(-size // chunk_tokens)
@@ -29,10 +29,11 @@ def cut_documents(
 
 
 def pack_best_fit(size: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pack chunks of `size` tokens, int64 [chunks], into contexts of at most `capacity` tokens (best fit, decreasing).
+    """Pack chunks into contexts of at most `capacity` tokens by best-fit decreasing bin packing.
 
-    Return the order of the chunks, int64 [chunks], and the number of chunks in each context, int64 [contexts]. Each
-    chunk goes into the fullest context that still takes it; within a context chunks keep the order of the documents.
+    size: number of tokens of each chunk, int64 [chunks]. Return the chunk indices in the order of contexts, int64
+    [chunks], and the number of chunks in each context, int64 [contexts]. Each chunk, the longest first, goes into the
+    fullest context that has room. Within a context, chunks keep the order of the documents.
     """
     context = np.empty(len(size), np.int64)
     contexts_by_free: list[list[int]] = [[] for _ in range(capacity + 1)]

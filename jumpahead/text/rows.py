@@ -1,6 +1,6 @@
-"""Sources whose documents are rows with a column: JSON Lines, Parquet, Hugging Face datasets. No torch here.
+"""Base classes of sources whose documents are rows: JSON Lines, Parquet, Hugging Face datasets. No torch here.
 
-With `text.chat` each row holds a conversation.
+The column `text.column` of a row holds the text, or with `text.chat` a conversation.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from jumpahead.text.chat import Conversation, parse_conversation
 from jumpahead.text.source import Document, Source
 
 _DESCRIPTION_FILES = re.compile(r"(readme|licen[cs]e|dataset_infos?)\b.*", re.IGNORECASE)
-"""Files of a dataset's folder that hold no rows."""
+"""Names of files in a dataset's folder that hold no rows."""
 
 
 class RowSource(Source):
-    """A source whose documents are rows."""
+    """Base class of sources whose documents are rows."""
 
     has_rows = True
 
     def row_document(self, value: Any, where: str) -> Document | None:
-        """Return the document in a row's column, identified by its content; None if it has no text to use.
+        """Return a row as a document identified by the hash of its content, or None if the row has no usable text.
 
-        where: the name of the row. Raises DataError if the value is neither text nor, with `text.chat`, messages.
+        value: content of the row's column. where: name of the row, for error messages. Raises DataError if the value is
+        not text, or with `text.chat` not a list of messages.
         """
         column = self.config.column
         if value is None:
@@ -45,26 +46,32 @@ class RowSource(Source):
                 "valid Unicode."
             ) from exc
 
-    def _conversation_document(self, found: Conversation, where: str) -> Document | None:
-        """Return a conversation as a document; None if the chosen roles say nothing in it."""
-        self.roles_seen |= {message["role"] for message in found.messages}
-        if not found.trained_text.strip():
+    def _conversation_document(self, conversation: Conversation, where: str) -> Document | None:
+        """Return a conversation as a document, or None if it has no text by a trained role.
+
+        where: name of the row, for error messages.
+        """
+        self.roles_seen |= {message["role"] for message in conversation.messages}
+        if not conversation.trained_text.strip():
             return None
-        return Document(found.digest.hex(), found.text, where, content_hash=found.digest, conversation=found)
+        digest = conversation.digest
+        return Document(digest.hex(), conversation.text, where, content_hash=digest, conversation=conversation)
 
 
 class RowFiles(RowSource):
-    """Files of rows: one file, or a folder in which all files are of this kind."""
+    """Base class of sources that read rows from one file or from a folder of files of one format."""
 
     suffixes: ClassVar[tuple[str, ...]]
-    """Endings of the files' names, in lower case."""
+    """File name endings of the format, in lower case."""
 
     @classmethod
     def recognises_files(cls, files: Mapping[str, Path]) -> bool:
+        """Return True if all files except dataset descriptions (README, licence) have one of `suffixes`."""
         names = [name for name in files if not _DESCRIPTION_FILES.fullmatch(name.rpartition("/")[2])]
         return bool(names) and all(name.lower().endswith(cls.suffixes) for name in names)
 
     def documents(self) -> Iterator[Document]:
+        """Yield the documents of all files, in the order of file names."""
         self.bytes_read = 0
         for name in sorted(name for name in self.files if name.lower().endswith(self.suffixes)):
             before = self.bytes_read
@@ -73,11 +80,11 @@ class RowFiles(RowSource):
 
     @abstractmethod
     def file_documents(self, name: str, path: Path) -> Iterator[Document]:
-        """Yield the documents of one file, updating `bytes_read` if that is cheap."""
+        """Yield the documents of one file; implementations may update `bytes_read` while they read."""
 
 
 def _text_document(value: Any, where: str, column: str) -> Document | None:
-    """Return a row's text as a document; None if it is empty or white space."""
+    """Return a row's text as a document, or None if the text is blank. Raises DataError if `value` is not text."""
     if isinstance(value, list):
         raise messages_error(f"{where} has a list in its column '{column}'")
     if not isinstance(value, str):
@@ -88,20 +95,20 @@ def _text_document(value: Any, where: str, column: str) -> Document | None:
 
 
 def messages_error(subject: str) -> DataError:
-    """Return the error for a column of lists in a study without `text.chat`. `subject` begins the sentence."""
+    """Return the DataError for a column of lists in a study without `text.chat`; its message begins with `subject`."""
     return DataError(
         f'{subject}, not text. If these are messages, text.chat = ["assistant"] trains on the assistant\'s.'
     )
 
 
 def unknown_column_error(column: str, columns: Iterable[str], where: str) -> DataError:
-    """Return the error for a `text.column` that does not exist; it lists those that do, the most similar first."""
+    """Return the DataError for a missing `text.column`; it lists the existing columns, the most similar first."""
     known = sorted(columns, key=lambda name: -difflib.SequenceMatcher(None, column, name).ratio())
     return DataError(f"{where} has no column '{column}' (text.column), but {', '.join(known) or 'none at all'}.")
 
 
 def missing_package_clause(package: str) -> str | None:
-    """Return a clause beginning with `which` if a package that reads a source is not installed; else None."""
+    """Return an error clause that begins with `which` if the Python package is not installed, else None."""
     if importlib.util.find_spec(package) is None:
         return f"which needs the package {package}: pip install 'jumpahead[data]'"
     return None

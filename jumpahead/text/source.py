@@ -3,7 +3,7 @@
     files, stdlib, stdin    a document is a file; files are ordered by a hash of their path
     jsonl, parquet, hub     a document is a row, in the order of the rows; rows are read a few at a time (rows.py)
 
-Contexts are shuffled whatever this order (packing.py); it only decides which text `text.max_tokens` takes.
+The order of documents only decides which text `text.max_tokens` includes: packing.py shuffles the contexts.
 """
 
 from __future__ import annotations
@@ -20,79 +20,82 @@ from jumpahead.text.files import file_stats
 
 
 class Document(NamedTuple):
-    """One document of a text."""
+    """A document: a file, a row of a dataset, or a section between separators."""
 
     identity: str
-    """What decides whether it is held out: a relative path, or the SHA-256 of a part's or a row's content."""
+    """Relative path of a file, or SHA-256 of a row's or section's content; decides if the document is held out."""
     text: str
     label: str = ""
-    """Name in messages, for instance `stories.txt, part 17`; empty if the identity is the name."""
+    """Name for error messages, for instance `stories.txt, part 17`; empty if the identity serves as name."""
     continuation: Iterable[str] = ()
-    """The text after `text`, piece by piece, if the document is too long to be held in memory."""
+    """Text that follows `text`, as pieces read from disk; empty unless the document is too long for memory."""
     content_hash: bytes = b""
-    """SHA-256 of the whole text if it has a continuation, and of a conversation; else empty."""
+    """SHA-256 of a text with a continuation, or of a conversation; empty for any other document."""
     conversation: Conversation | None = None
-    """The messages, which are tokenised instead of `text`; `text` then only shows how long they are."""
+    """Messages to tokenise instead of `text`; `text` then only serves to estimate their length."""
 
     @property
     def name(self) -> str:
-        """Return the name of the document in messages."""
+        """Return the name of the document for error messages."""
         return self.label or self.identity
 
 
 class Source(ABC):
-    """A study's text. Every call of `documents` reads it from the beginning.
+    """Base class of text sources. Every call of `documents` reads the text from the beginning.
 
-    A new kind of source extends this class, says which `text.source` it recognises, and yields documents.
+    A subclass implements `documents`, and `recognises` or `recognises_files` to select the values of `text.source`.
     """
 
     is_streamed: ClassVar[bool] = False
-    """The source may be endless, or too long to read: reading stops when there is enough training text."""
+    """True if the source may be too long to read completely: reading stops once there is enough training text."""
     has_rows: ClassVar[bool] = False
-    """Documents are rows, whose column may hold conversations (`text.chat`)."""
+    """True if documents are rows, which may hold conversations (`text.chat`)."""
 
     def __init__(self, config: TextConfig, files: Mapping[str, Path], folder: Path | None) -> None:
-        """files: by relative path, if it was recognised by its files. folder: of the run, if there is one."""
+        """Create the source without reading text.
+
+        files: paths by relative path if `recognises_files` selected the source, else empty. folder: the run's folder.
+        """
         self.config, self.files, self.folder = config, files, folder
         self.bytes_read = 0
-        """Bytes of `total_bytes` that the current pass has read."""
+        """Number of bytes read so far by the current call of `documents`, out of `total_bytes`."""
         self.roles_seen: set[str] = set()
-        """Roles of the messages that were read."""
+        """Roles of all messages read so far; empty if the text is not conversations."""
 
     @classmethod
     def recognises(cls, source: str) -> bool:
-        """Return True if a `text.source` is of this kind by its spelling alone, such as a prefix."""
+        """Return True if this class reads a `text.source`, judged by the string alone, for instance by a prefix."""
         return False
 
     @classmethod
     def recognises_files(cls, files: Mapping[str, Path]) -> bool:
-        """Return True if these files, by relative path and at least one, are of this kind.
+        """Return True if this class reads these files, given by relative path; there is at least one.
 
-        Called only if no kind recognises the source by its spelling.
+        Called only if no source class recognises the string `text.source`.
         """
         return False
 
     def problem(self) -> str | None:
-        """Return why the source cannot be used, as a clause that begins with `which`; None if it seems usable.
+        """Return the reason why the source is unusable, as a clause that begins with `which`, or None if it is usable.
 
-        Reads no text.
+        The check reads no text.
         """
         if self.config.chat and not self.has_rows:
             return "which is text: text.chat needs rows of messages, in JSON Lines, Parquet or a Hugging Face dataset"
         return None
 
     def prepare(self, progress: Progress) -> None:  # noqa: B027 - most kinds have nothing to store
-        """Store text that can be read only once in the run's folder."""
+        """Copy text that can be read only once (standard input) into the run's folder; do nothing for other sources."""
 
     @property
     def total_bytes(self) -> int | None:
-        """Return the size of the text in bytes; None if it is not known."""
+        """Return the size of the text in bytes, or None if the size is unknown."""
         return sum(path.stat().st_size for path in self.files.values())
 
     @abstractmethod
     def documents(self) -> Iterator[Document]:
-        """Yield every file or row that is not empty, in a fixed order. Raises DataError if one is unusable."""
+        """Yield every file or row that is not blank, in a fixed order. Raises DataError if one of them is unusable."""
 
     def fingerprint(self) -> Any:
-        """Return JSON that changes when the text does, without reading it: names, sizes and times of the files."""
+        """Return JSON values that change with the text: names, sizes and modification times of its files."""
         return file_stats(self.files)

@@ -1,7 +1,7 @@
-"""Token ids on disk: shards that are written while the text is read, and memory-mapped when it is used.
+"""Token ids on disk, in shards (files of about `TOKENS_PER_SHARD` tokens) that are memory-mapped for reading.
 
-tokens-00000.safetensors     `tokens`; `piece_lengths`, the tokens of each piece of text in it, in order;
-                             `role_mask` if the text is conversations
+tokens-00000.safetensors     `tokens`; `piece_lengths`, the number of tokens of each piece of text in the shard, in
+                             order; `role_mask` if the text is conversations
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from jumpahead.storage.tensors import map_array, write_tensors
 
 TOKENS_PER_SHARD = 2**26
-"""Tokens in a file; a piece of text is not divided, so that there may be a few more."""
+"""Number of tokens after which a shard ends. A shard may hold more, because a piece of text is never divided."""
 
 
 class ShardedArray:
@@ -26,11 +26,11 @@ class ShardedArray:
         self.shape = (int(self._first[-1]),)
 
     def __len__(self) -> int:
-        """Return the number of elements of all parts together."""
+        """Return the total number of elements."""
         return self.shape[0]
 
     def __getitem__(self, index: np.ndarray | slice) -> np.ndarray:
-        """Return a copy of the elements at these indices, or of a slice of step 1."""
+        """Return a copy of the elements at an array of indices, or of a slice with step 1."""
         if isinstance(index, slice):
             low, high, step = index.indices(len(self))
             assert step == 1, "a sharded array takes slices of step 1"
@@ -38,21 +38,21 @@ class ShardedArray:
             return np.concatenate([part[max(0, low - first) : max(0, high - first)] for part, first in bounds])
         if len(self.parts) == 1:
             return self.parts[0][index]
-        found = np.empty(index.shape, self.dtype)
+        elements = np.empty(index.shape, self.dtype)
         part = np.searchsorted(self._first, index, side="right") - 1
         for number in np.unique(part):
             here = part == number
-            found[here] = self.parts[number][index[here] - self._first[number]]
-        return found
+            elements[here] = self.parts[number][index[here] - self._first[number]]
+        return elements
 
 
 def array_parts(array: np.ndarray | ShardedArray) -> list[np.ndarray]:
-    """Return the parts of a sharded array in order; a plain array is its only part."""
+    """Return the arrays whose concatenation is `array`: one per file of a sharded array, or the array itself."""
     return array.parts if isinstance(array, ShardedArray) else [array]
 
 
 def shard_path(folder: Path, number: int) -> Path:
-    """Return the path of one shard of a split's folder."""
+    """Return the path of shard `number` in a folder."""
     return folder / f"tokens-{number:05d}.safetensors"
 
 
@@ -64,11 +64,17 @@ def write_shard(
     piece_lengths: np.ndarray,
     info: dict[str, str],
 ) -> None:
-    """Write one shard. `info` is kept in the file's header."""
+    """Write shard `number` of a folder.
+
+    tokens: uint16 or uint32 [tokens].
+    role_mask: bool [tokens], or None if the text is not conversations.
+    piece_lengths: number of tokens of each piece of text, int64 [pieces].
+    info: strings to store in the header of the file.
+    """
     mask = {} if role_mask is None else {"role_mask": role_mask}
     write_tensors(shard_path(folder, number), {"tokens": tokens, "piece_lengths": piece_lengths, **mask}, info)
 
 
 def map_shards(folder: Path, shards: int, key: str) -> ShardedArray:
-    """Return one array of a folder's first `shards` shards, memory-mapped."""
+    """Return the array named `key`, memory-mapped and concatenated over the first `shards` shards of a folder."""
     return ShardedArray([map_array(shard_path(folder, number), key) for number in range(shards)])

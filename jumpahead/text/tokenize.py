@@ -1,6 +1,6 @@
-"""Tokenising: the documents of a study as token ids, in memory or in shards on disk. No torch here.
+"""Tokenise the documents of a study, in memory or into shards (token files of bounded size). No torch here.
 
-Shards are written while the text is read. A call that was interrupted continues after the last complete one.
+Shards are written while the text is read. After an interruption, the next call continues after the last stored shard.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from jumpahead.text.source import Document
 from jumpahead.text.token_files import TOKENS_PER_SHARD, ShardedArray, map_shards, shard_path, write_shard
 
 _CHARACTERS_AT_ONCE = 2_000_000
-"""Characters per call of the tokenizer: enough to keep every core busy."""
+"""Minimum number of characters per call of the tokenizer; large enough to use every core."""
 _SPLIT_TITLES: dict[Split, str] = {"train": "training text", "held_out": "held-out text"}
 
 
 class TokenizingLM(Protocol):
-    """The part of an LM that tokenising needs."""
+    """Interface of a language model that tokenising needs; `lm.model.LM` implements it."""
 
     bos_id: int | None
     context: int
@@ -50,7 +50,10 @@ class TokenizingLM(Protocol):
         ...
 
     def encode_conversations(self, conversations: Sequence[tuple[Conversation, str]]) -> list[EncodedConversation]:
-        """Return the tokens of each conversation, given with its name in messages, without a leading BOS."""
+        """Return the tokens of each conversation, without a leading BOS.
+
+        conversations: pairs of a conversation and the document name to use in error messages.
+        """
         ...
 
 
@@ -63,9 +66,10 @@ def tokenize(
     max_tokens: int | None = None,
     packing: Packing = "none",
 ) -> Contexts:
-    """Return the contexts of one split of the documents, from at most `max_tokens` tokens (BOS excluded), in memory.
+    """Tokenise one split of the documents in memory; return its contexts, from at most `max_tokens` tokens without BOS.
 
-    Raises DataError if the split has less text than one full context.
+    held_out: fraction of the documents in the held-out split. Raises DataError if the split has less text than one full
+    context.
     """
     builder = _SplitBuilder(split, lm, max_tokens)
     _tokenize_documents(documents, lm, {split: builder}, held_out)
@@ -84,19 +88,24 @@ def tokenize_splits(
     is_streamed: bool = False,
     on_progress: Callable[[int], None] = lambda tokens: None,
 ) -> dict[Split, Contexts]:
-    """Write both splits into shards below `folder` in one pass over the documents; return their contexts.
+    """Tokenise both splits into shards below `folder` in one pass over the documents; return the contexts by split.
 
-    inputs: a digest; shards that an interrupted call wrote for the same inputs are used. max_tokens: of each split.
-    is_streamed: stop as soon as the training split has `max_tokens`. on_progress: called with the tokens so far.
+    inputs: digest of all inputs; shards of an interrupted call with an equal digest are reused.
+    held_out: fraction of the documents in the held-out split.
+    max_tokens: maximum number of tokens per split.
+    is_streamed: stop as soon as the training split has `max_tokens` tokens.
+    on_progress: called with the number of tokens so far.
     """
     builders: dict[Split, _SplitBuilder] = {
         split: _SplitBuilder(split, lm, max_tokens, folder / split, inputs) for split in SPLITS
     }
     _tokenize_documents(documents, lm, builders, held_out, is_streamed, on_progress)
-    found: dict[Split, Contexts] = {split: builder.contexts(held_out, packing) for split, builder in builders.items()}
-    for split, contexts in found.items():
+    contexts_by_split: dict[Split, Contexts] = {
+        split: builder.contexts(held_out, packing) for split, builder in builders.items()
+    }
+    for split, contexts in contexts_by_split.items():
         contexts.save_without_tokens(folder / split, builders[split].shards)
-    return found
+    return contexts_by_split
 
 
 def _tokenize_documents(
@@ -107,7 +116,10 @@ def _tokenize_documents(
     is_streamed: bool = False,
     on_progress: Callable[[int], None] = lambda tokens: None,
 ) -> None:
-    """Add the tokens of every document to its split, until all splits (only training, if streamed) are full."""
+    """Add the tokens of each document to the builder of its split, until the builders are full.
+
+    is_streamed: stop as soon as the builder of the training split is full.
+    """
     batch: list[tuple[_SplitBuilder, Document, str]] = []
     characters = 0
     until_full = [builders["train"]] if is_streamed else list(builders.values())
@@ -129,7 +141,7 @@ def _tokenize_documents(
                 if characters >= _CHARACTERS_AT_ONCE:
                     encode()
                     batch, characters = [], 0
-        if all(one.is_full for one in until_full):
+        if all(builder.is_full for builder in until_full):
             return
     encode()
 
@@ -137,9 +149,10 @@ def _tokenize_documents(
 def encode_pieces(
     pieces: Sequence[tuple[Document, str]], lm: TokenizingLM
 ) -> Sequence[tuple[np.ndarray, np.ndarray | None]]:
-    """Return the token ids of each piece of a document, int64 [tokens], and its role mask, bool [tokens].
+    """Return the token ids, int64 [tokens], and role mask, bool [tokens], of each piece of text.
 
-    A conversation is one piece. The role mask of other text is None.
+    pieces: pairs of a document and a piece of its text; a conversation is a single piece. The role mask marks tokens of
+    trained roles (`text.chat`), and is None for text that is not a conversation.
     """
     conversations = [(document.conversation, document.name) for document, _ in pieces if document.conversation]
     if conversations:
@@ -154,7 +167,10 @@ class _SplitBuilder:
     def __init__(
         self, split: Split, lm: TokenizingLM, limit: int | None, folder: Path | None = None, inputs: str = ""
     ) -> None:
-        """Start with the stored shards of the same inputs. limit: at most so many tokens."""
+        """Start an empty split, or continue after the shards in `folder` that match `inputs`.
+
+        limit: maximum number of tokens. folder: of the shards; None collects in memory. inputs: digest of all inputs.
+        """
         self.split: Split = split
         self.lm, self.limit, self.folder, self.inputs = lm, limit, folder, inputs
         self.dtype = np.dtype(np.uint16 if lm.vocab_size <= 2**16 else np.uint32)
@@ -167,20 +183,20 @@ class _SplitBuilder:
         self.shards = 0
         """Number of shards written."""
         self._buffer: list[np.ndarray] = []
-        """Token ids of the pieces that are not in a shard yet."""
+        """Token ids of each piece of text that is not written to a shard yet."""
         self._mask_buffer: list[np.ndarray] = []
-        """Role masks of the same pieces, if the text is conversations."""
+        """Role mask of each piece in `_buffer`; empty if the text is not conversations."""
         self._has_roles = False
         self._tokens_in_shards = 0
         self._stored_pieces: deque[tuple[int, str | None]] = deque()
-        """Tokens of each piece in an earlier call's shards; with a shard's last piece, `_ids_hash` after it."""
+        """For each piece in shards of an earlier call: its number of tokens, and `_ids_hash` if it ends a shard."""
         self._ids_hash = hashlib.sha256()
         """Hash of the identities of the documents so far."""
         if folder is not None:
-            self._take_stored_shards(folder)
+            self._register_stored_shards(folder)
 
-    def _take_stored_shards(self, folder: Path) -> None:
-        """Register the consecutive shards of the same inputs; remove all others."""
+    def _register_stored_shards(self, folder: Path) -> None:
+        """Register the consecutive shards whose stored digest equals `inputs`; remove all other shards."""
         remove_path(folder / "contexts.json")
         for path in sorted(folder.glob("tokens-*.safetensors")):
             try:
@@ -201,28 +217,31 @@ class _SplitBuilder:
 
     @property
     def is_full(self) -> bool:
-        """Return True if the limit of tokens is reached."""
+        """Return True if the split holds the maximum number of tokens."""
         return self.limit is not None and self.total_tokens >= self.limit
 
     def skip_if_stored(self, document: Document) -> bool:
-        """Count the next piece of text and return True if an earlier call stored its tokens, else return False.
+        """Return True, and count the tokens, if an earlier call stored the tokens of the next piece; else return False.
 
-        Raises DataError if the documents up to here are not those of the earlier call.
+        Raises DataError if the documents so far differ from the documents of the earlier call.
         """
         if not self._stored_pieces:
             return False
         tokens, ids_hash = self._stored_pieces.popleft()
-        self._count(document, tokens)
+        self._add_to_counts(document, tokens)
         if ids_hash not in (None, self._ids_hash.hexdigest()):
-            raise self._text_changed()
+            raise self._text_changed_error()
         return True
 
-    def _text_changed(self) -> DataError:
-        """Return the error for shards that belong to another version of the text."""
+    def _text_changed_error(self) -> DataError:
+        """Return the DataError for stored shards of a different version of the text."""
         return DataError(f"The text has changed since {self.folder} was begun: remove that folder, then run again.")
 
     def add(self, document: Document, ids: np.ndarray, role_mask: np.ndarray | None) -> None:
-        """Add the tokens of the next piece of text, as many as the limit allows; write a shard if there are enough."""
+        """Add the tokens of the next piece of text up to the limit; write a shard once the buffer is large enough.
+
+        Raises DataError if a token id is not below the model's vocabulary size.
+        """
         if self.is_full:
             return
         if self.limit is not None:
@@ -235,13 +254,13 @@ class _SplitBuilder:
                 f"The tokenizer of '{self.lm.name}' gives token {ids.max()} for {document.name}, but the model has "
                 f"only {self.lm.vocab_size} tokens: use the tokenizer that belongs to the model."
             )
-        self._count(document, len(ids))
+        self._add_to_counts(document, len(ids))
         self._buffer.append(ids.astype(self.dtype))
         if self.folder is not None and self.total_tokens - self._tokens_in_shards >= TOKENS_PER_SHARD:
             self._write_shard(self.folder)
 
-    def _count(self, document: Document, tokens: int) -> None:
-        """Add a piece of `tokens` tokens to the counts of its document."""
+    def _add_to_counts(self, document: Document, tokens: int) -> None:
+        """Add the number of tokens of a piece to the counts of its document and of the split."""
         if document is not self._document:
             self._document = document
             self._ids_hash.update(f"{document.identity}\n".encode("utf-8", "surrogatepass"))
@@ -260,8 +279,8 @@ class _SplitBuilder:
         self._buffer, self._mask_buffer = [], []
         self._tokens_in_shards, self.shards = self.total_tokens, self.shards + 1
 
-    def _tokens(self) -> tuple[np.ndarray | ShardedArray, np.ndarray | ShardedArray | None]:
-        """Return all token ids, and the role mask if the text is conversations; writes the last shard."""
+    def _finish_tokens(self) -> tuple[np.ndarray | ShardedArray, np.ndarray | ShardedArray | None]:
+        """Write the last shard; return all token ids, and the role mask if the text is conversations, else None."""
         if self.folder is None:
             return np.concatenate(self._buffer), np.concatenate(self._mask_buffer) if self._has_roles else None
         if self._buffer:
@@ -270,15 +289,15 @@ class _SplitBuilder:
         return map_shards(self.folder, self.shards, "tokens"), role_mask
 
     def contexts(self, held_out: float, packing: Packing) -> Contexts:
-        """Return the tokens cut into contexts, in their fixed order. Raises DataError if there are too few."""
+        """Return the contexts of the split, in a fixed order. Raises DataError if the split has too few tokens."""
         if self._stored_pieces:
-            raise self._text_changed()
+            raise self._text_changed_error()
         lm, bos_tokens = self.lm, int(self.lm.bos_id is not None)
         chunk = lm.context - bos_tokens
         start, length, document = cut_documents(self.document_tokens, chunk, 3 - bos_tokens)
         if self.total_tokens < chunk or not len(start):
             raise DataError(_too_short_message(self.split, held_out, self.document_names, self.total_tokens, chunk))
-        tokens, role_mask = self._tokens()
+        tokens, role_mask = self._finish_tokens()
         whole = Contexts(
             tokens=tokens,
             chunk_start=start,
@@ -293,7 +312,7 @@ class _SplitBuilder:
             packing=packing,
             role_mask=role_mask,
         )
-        kept = np.arange(len(start)) if role_mask is None else np.flatnonzero(whole.usable_per_chunk(last=1))
+        kept = np.arange(len(start)) if role_mask is None else np.flatnonzero(whole.usable_per_chunk(excluded_end=1))
         if not len(kept):
             raise DataError(
                 f"The {_SPLIT_TITLES[self.split]} has no token by a role of text.chat to train on: give more text."
@@ -314,7 +333,7 @@ class _SplitBuilder:
 
 
 def _too_short_message(split: Split, held_out: float, names: list[str], total: int, needed: int) -> str:
-    """Return the error message for a split of `total` tokens where `needed` are required."""
+    """Return the error message for a split that has `total` tokens but needs `needed`; `names` are its documents."""
     title = _SPLIT_TITLES[split]
     if not names:
         return (

@@ -1,4 +1,4 @@
-"""Reading UTF-8 text files, in pieces if they are long. No torch here."""
+"""Read UTF-8 text files, long files in pieces. No torch here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jumpahead.errors import DataError
 from jumpahead.text.source import Document
 
 MAX_BYTES_IN_MEMORY = 2**28
-"""A longer file is never held in memory as a whole; it is read twice, the first time for its hash."""
+"""Size limit in bytes: a longer file is read in pieces, twice, the first time to compute its hash."""
 _BYTES_AT_ONCE = 2**23
 _ADVICE = "convert it to UTF-8, or leave it out with text.pattern."
 _COMPRESSION_MAGIC = {
@@ -25,25 +25,28 @@ _COMPRESSION_MAGIC = {
 
 
 def read_document(identity: str, path: Path, on_read: Callable[[int], None]) -> Document:
-    """Return a text file as one document. `on_read` is called with the number of bytes of each piece that is read."""
+    """Return a text file as one document. Raises DataError if the file is not UTF-8 text.
 
-    def counted() -> Iterator[str]:
+    on_read: called with the number of bytes of each piece after reading it.
+    """
+
+    def count_and_yield() -> Iterator[str]:
         for piece in read_utf8(path):
             on_read(len(piece.encode()))
             yield piece
 
     if path.stat().st_size <= MAX_BYTES_IN_MEMORY:
-        return Document(identity, "".join(counted()))
+        return Document(identity, "".join(count_and_yield()))
     sha = hashlib.sha256()
     for piece in read_utf8(path):
         sha.update(piece.encode())
-    return Document(identity, "", continuation=counted(), content_hash=sha.digest())
+    return Document(identity, "", continuation=count_and_yield(), content_hash=sha.digest())
 
 
 def read_utf8(path: Path) -> Iterator[str]:
-    """Yield the text of a UTF-8 file piece by piece, with line ends as newlines and without a byte order mark.
+    """Yield the text of a UTF-8 file in pieces, with all line ends converted to newlines and no byte order mark.
 
-    Raises DataError if it is not UTF-8 text; the message names the file and the format that it seems to have.
+    Raises DataError, naming the file and its apparent format, if the file is not UTF-8 text.
     """
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
     try:
@@ -65,7 +68,7 @@ def read_utf8(path: Path) -> Iterator[str]:
 
 
 def _refuse_other_formats(path: Path, start: bytes) -> None:
-    """Raise DataError if the first bytes of a file are those of UTF-16 or of a compressed format."""
+    """Raise DataError if the first bytes of a file indicate UTF-16 or a compressed format."""
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"{path} is UTF-16: {_ADVICE}")
     for magic, name in _COMPRESSION_MAGIC.items():
@@ -73,13 +76,16 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
             raise DataError(f"{path} is compressed ({name}): unpack it, or leave it out with text.pattern.")
 
 
-def _decode(decoder: io.IncrementalNewlineDecoder, content: bytes, path: Path, read: int) -> str:
-    """Return the next piece of text. `read` is the number of bytes of the file up to the end of `content`."""
+def _decode(decoder: io.IncrementalNewlineDecoder, content: bytes, path: Path, bytes_read: int) -> str:
+    """Decode the next bytes of a file and return the text. Raises DataError if they are not UTF-8 text.
+
+    content: the next bytes; empty at the end of the file. bytes_read: number of bytes up to the end of `content`.
+    """
     try:
         text = decoder.decode(content, final=not content)
     except UnicodeDecodeError as exc:
         wrong = exc.object  # starts with the bytes of an incomplete character that the decoder held back
-        at = read - len(wrong) + exc.start
+        at = bytes_read - len(wrong) + exc.start
         what = "is binary" if b"\0" in wrong else f"is not UTF-8 (byte 0x{wrong[exc.start]:02x} at {at})"
         raise DataError(f"{path} {what}: {_ADVICE}") from exc
     if "\0" in text:

@@ -19,6 +19,7 @@ from jumpahead.evaluation.sums import count_per_chunk, evaluation_json, sum_per_
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.losses import next_token_nats
 from jumpahead.lm.model import LM
+from jumpahead.metrics import ratio_standard_error
 from jumpahead.sae.recipe import Setting
 from jumpahead.sae.saved import SAE
 from jumpahead.storage.json_files import to_json
@@ -296,7 +297,7 @@ def test_the_document_holds_what_a_frontier_needs(lm, text):
     assert made["metrics"]["delta_lm_loss"] == pytest.approx(delta, rel=1e-9)
     assert made["text"]["documents"] == made["text"]["clusters"] == len(documents["identity"])
     assert all(name.endswith(".txt") for name in documents["identity"])
-    error = metrics.standard_error(np.subtract(documents["spliced"], documents["clean"]), np.array(documents["tokens"]))
+    error = ratio_standard_error(np.subtract(documents["spliced"], documents["clean"]), np.array(documents["tokens"]))
     assert made["standard_errors"]["delta_lm_loss"] == pytest.approx(error)
     assert made["notes"][0] == "said before."
     assert (error > 0.05 * abs(delta)) == any("standard error" in note for note in made["notes"])

@@ -13,9 +13,8 @@ import tokenizers
 import transformers
 
 from jumpahead.errors import ArtefactError, DataError, StudyError
-from jumpahead.lm import fingerprint
 from jumpahead.lm.config import LMConfig
-from jumpahead.lm.fingerprint import chat_template_digests, tokens_digest
+from jumpahead.lm.fingerprint import chat_template_digests, to_json_values, tokens_digest
 from jumpahead.text import contexts as contexts_module
 from jumpahead.text import tokenize as tokenize_module
 from jumpahead.text.chat import Conversation
@@ -311,7 +310,7 @@ def trained(contexts, model):
         assert labels["position"].tolist() == np.nonzero(mask)[1].tolist()
         chunk = contexts.chunk_index(group)[mask]
         assert labels["document"].tolist() == contexts.chunk_documents(group)[chunk].tolist()
-        first = contexts._first_chunk[contexts.contexts_in(group).start]
+        first = contexts._chunk_offsets[contexts.context_slice(group).start]
         for number, token in zip(chunk.tolist(), labels["token"].tolist(), strict=True):
             found.setdefault(int(contexts.chunk_start[first + number]), []).append(token)
     said = {}
@@ -477,6 +476,6 @@ def test_roles_and_templates_are_part_of_the_tokens_digest(tmp_path):
     assert tokens(None) == plain
     assert tokens(("assistant",)) != roles
     assert chat_template_digests(config).keys() == {"chat_template.jinja"}
-    assert json.loads(json.dumps(fingerprint.config_values(TextConfig(chat=("user",))))) == fingerprint.config_values(
+    assert json.loads(json.dumps(to_json_values(TextConfig(chat=("user",))))) == to_json_values(
         TextConfig(chat=("user",))
     )

@@ -43,10 +43,10 @@ class Live(Activations):
         assert lm is not None
         assert contexts is not None
         parse_options(cls, config)
-        return cls.at_sites(config, lm, contexts, config.sites)
+        return cls.from_config(config, lm, contexts, config.sites)
 
     @classmethod
-    def at_sites(cls, config: ActivationsConfig, lm: LM, contexts: Contexts, sites: Sequence[str]) -> Live:
+    def from_config(cls, config: ActivationsConfig, lm: LM, contexts: Contexts, sites: Sequence[str]) -> Live:
         """Return activations with a study's dtype and block size at the given sites."""
         return cls(lm, contexts, sites, config.dtype, config.block)
 

@@ -82,7 +82,7 @@ class Shards(Activations):
         shard_mib = cls.shard_mib(config)
         if lm is not None and contexts is not None:
             write_missing_sites(
-                lambda sites: Live.at_sites(config, lm, contexts, sites), folder, config.sites, shard_mib=shard_mib
+                lambda sites: Live.from_config(config, lm, contexts, sites), folder, config.sites, shard_mib=shard_mib
             )
         return cls(folder, config.block, config.sites)
 

@@ -1,4 +1,4 @@
-"""The bundled language model: a folder that `from_pretrained` loads. Its card is README.md in the same folder."""
+"""The bundled language model: a folder that `from_pretrained` loads. README.md in this folder is the model card."""
 
 from __future__ import annotations
 

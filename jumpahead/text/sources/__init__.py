@@ -1,7 +1,7 @@
-"""Kinds of text source: one file each, which defines `SOURCE`. A new kind is one new file here and nothing else.
+"""Text source classes: one module each, which defines `SOURCE`. Adding a source class takes one new module here.
 
-`SOURCES` lists them, and those of other packages, without importing them (registry.py). A `text.source` that no kind
-recognises is read as UTF-8 text files. No torch here.
+`SOURCES` lists the source classes of this and other packages without importing them (registry.py). If no source class
+recognises a `text.source`, it is read as UTF-8 text files. No torch here.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ SOURCES = Registry("kind of text source", __name__, "SOURCE", "jumpahead.text_so
 
 
 def source_of(config: TextConfig, folder: Path | None = None) -> Source:
-    """Return the source that `text.source` means.
+    """Return the text source for `text.source`, an instance of the source class that recognises it.
 
-    folder: the run's, in which text that can be read only once is stored. Raises StudyError if several kinds recognise
-    the source, or if a kind of another package fails.
+    folder: the run's folder, where standard input is stored. Raises StudyError if several source classes recognise
+    `text.source`, or if a source class of another package fails.
     """
     kinds, load_error = _load_kinds()
     files: dict[str, Path] = {}
@@ -35,9 +35,9 @@ def source_of(config: TextConfig, folder: Path | None = None) -> Source:
 
 
 def _load_kinds() -> tuple[dict[str, type[Source]], StudyError | None]:
-    """Return all kinds that can be loaded, by name, and the error of one that cannot, if there is one.
+    """Return the source classes by name, and the error of a source class that failed to load (None if all loaded).
 
-    A package that is broken does not keep studies from using other kinds.
+    A broken package does not prevent the use of other source classes.
     """
     kinds: dict[str, type[Source]] = {}
     error: StudyError | None = None
@@ -57,7 +57,10 @@ def _load_kinds() -> tuple[dict[str, type[Source]], StudyError | None]:
 def _recognising_kind(
     kinds: dict[str, type[Source]], source: str, recognises: Callable[[type[Source]], bool]
 ) -> type[Source] | None:
-    """Return the one kind that recognises a source; None if no kind does. Raises StudyError if several do."""
+    """Return the only source class for which `recognises` is True, or None if there is no such class.
+
+    source: value of `text.source`, for error messages. Raises StudyError if several classes match.
+    """
     found: list[str] = []
     for name, kind in kinds.items():
         try:

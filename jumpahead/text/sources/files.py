@@ -1,4 +1,4 @@
-"""A UTF-8 text file, or a folder of them: a document is a file, identified by its path within the folder."""
+"""A UTF-8 text file, or a folder of text files: a document is a file, identified by its path within the folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jumpahead.text.utf8 import read_document
 
 
 class Files(Source):
-    """Text files. The kind of every source that no other kind recognises."""
+    """UTF-8 text files. This class reads every `text.source` that no other source class recognises."""
 
     def problem(self) -> str | None:
         exists = self.files or Path(self.config.source).expanduser().exists()
@@ -26,11 +26,11 @@ class Files(Source):
             raise DataError(f"text.source = '{source}' does not exist: give a text file, a folder, or 'stdlib'.")
         self.bytes_read = 0
         for identity in sorted(self.files, key=order_key):
-            yield read_document(identity, self.files[identity], self._count)
+            yield read_document(identity, self.files[identity], self._add_bytes_read)
 
-    def _count(self, read: int) -> None:
-        """Add `read` bytes to those that were read."""
-        self.bytes_read += read
+    def _add_bytes_read(self, num_bytes: int) -> None:
+        """Increase `bytes_read` by `num_bytes`."""
+        self.bytes_read += num_bytes
 
 
 SOURCE = Files

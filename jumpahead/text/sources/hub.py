@@ -1,8 +1,8 @@
 """`hf:owner/name`, `hf:owner/name:configuration`, `hf:./folder`: a Hugging Face dataset, read as a stream.
 
-Nothing is downloaded beyond what is read, and reading stops once there are `text.max_tokens` tokens of training text.
-The split is `text.split`, and the text stands in `text.column`. A dataset on the hub is identified by its name, not by
-its content.
+Rows are downloaded while they are read, and reading stops once there are `text.max_tokens` tokens of training text.
+`text.split` selects the split and `text.column` the column. The digest of a dataset on the hub depends on the name of
+the dataset, not on its content.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PREFIX = "hf:"
 
 
 class Hub(RowSource):
-    """A Hugging Face dataset: a document is a row. Needs datasets."""
+    """A Hugging Face dataset: a document is a row. Requires the package `datasets`."""
 
     is_streamed = True
 
@@ -65,19 +65,19 @@ class Hub(RowSource):
                 yield document._replace(label=f"row {number}")  # the study names the dataset already
 
     def _open(self) -> Any:
-        """Return the rows of the split as an iterable dataset, of the text's column alone if its names are known."""
+        """Return the rows of the split as an iterable dataset, reduced to the text column if column names are known."""
         import datasets
 
         path = str(Path(self.path).expanduser()) if self.path.startswith("~") else self.path
         name = self.configuration or None
-        found: Any = datasets.load_dataset(path, name, split=self.config.split, streaming=True)
-        if self.config.column in (found.column_names or ()):
-            found = found.select_columns([self.config.column])
-        return found
+        dataset: Any = datasets.load_dataset(path, name, split=self.config.split, streaming=True)
+        if self.config.column in (dataset.column_names or ()):
+            dataset = dataset.select_columns([self.config.column])
+        return dataset
 
     @contextlib.contextmanager
     def _translate_errors(self) -> Iterator[None]:
-        """Raise DataError, in one sentence, for any exception of datasets."""
+        """Convert any exception of the package `datasets` into a DataError of one sentence."""
         try:
             yield
         except JumpaheadError:
@@ -88,7 +88,7 @@ class Hub(RowSource):
             raise DataError(f"text.source = '{self.config.source}' cannot be read: {reason}.") from exc
 
     def fingerprint(self) -> Any:
-        """Return names, sizes and times of a local folder's files; of a dataset on the hub nothing."""
+        """Return names, sizes and modification times of a local folder's files; empty for a dataset on the hub."""
         return file_stats(find_files(TextConfig(source=self.path)))
 
 

@@ -1,6 +1,6 @@
-"""JSON Lines, plain or gzipped: one JSON object per line, its text or messages in `text.column`. Skips blank lines.
+"""JSON Lines, plain or gzipped: one JSON object per line, with text or messages in `text.column`. Skips blank lines.
 
-A text may hold U+0000: in JSON it was written as an escape, and is not the sign of a binary file.
+A text may contain U+0000: JSON writes this character as an escape, so it does not indicate a binary file.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class JSONLines(RowFiles):
     suffixes = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 
     def file_documents(self, name: str, path: Path) -> Iterator[Document]:
+        """Yield one document per line that is not blank. Raises DataError, naming the line, if a line is unusable."""
         column = self.config.column
         for number, line in enumerate(self._lines(path), start=1):
             if number == 1:
@@ -39,7 +40,7 @@ class JSONLines(RowFiles):
                 yield document
 
     def _lines(self, path: Path) -> Iterator[bytes]:
-        """Yield the lines of a file, updating `bytes_read`. Raises DataError if it cannot be read or unpacked."""
+        """Yield the lines of a file and update `bytes_read`. Raises DataError if the file is unreadable."""
         before, is_gzipped = self.bytes_read, path.name.lower().endswith(".gz")
         try:
             with open(path, "rb") as raw:
@@ -57,7 +58,7 @@ class JSONLines(RowFiles):
 
 
 def _parse_object(line: bytes, path: Path, number: int) -> dict[str, object]:
-    """Return the JSON object of a line. Raises DataError, naming the line, if it is not one."""
+    """Return the JSON object of a line. Raises DataError, naming the line, if the line is not a JSON object."""
     if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"{path} is UTF-16: convert it to UTF-8.")
     try:

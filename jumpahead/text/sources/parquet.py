@@ -1,4 +1,4 @@
-"""Parquet: a file or a folder of them, with text or messages in `text.column`. Rows are read a few at a time."""
+"""A Parquet file, or a folder of Parquet files, with text or messages in `text.column`. Rows are read in batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ROWS_AT_ONCE = 256
 
 
 class Parquet(RowFiles):
-    """Parquet files: a document is a row. Needs pyarrow."""
+    """Parquet files: a document is a row. Requires the package `pyarrow`."""
 
     suffixes = (".parquet",)
 
@@ -44,7 +44,10 @@ class Parquet(RowFiles):
             raise DataError(f"{path} is torn or is not Parquet: {reason}.") from exc
 
     def _open(self, path: Path) -> Any:
-        """Return the opened file. Raises DataError if its column does not hold text, or lists with `text.chat`."""
+        """Open a Parquet file and return the reader. Raises DataError if `text.column` is missing or of the wrong type.
+
+        The column must hold text, or with `text.chat` lists of messages.
+        """
         import pyarrow.parquet
 
         file, column = pyarrow.parquet.ParquetFile(path), self.config.column

@@ -1,6 +1,6 @@
-"""`-`: UTF-8 text from standard input, as one document. It is stored in the run's folder, so that the run can continue.
+"""`-`: UTF-8 text from standard input, as one document. The run's folder stores the text.
 
-Continuing the run needs no input again. Another input replaces the text.
+A continued run reads the stored text and needs no new input. New input replaces the stored text.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ class Stdin(Source):
 
     @property
     def _stored(self) -> Path | None:
-        """Return the path of the stored text; None if none was read yet."""
+        """Return the path of the stored text, or None if no text is stored yet."""
         path = RunPaths(self.folder).stdin if self.folder else None
         return path if path and path.is_file() else None
 
     def prepare(self, progress: Progress) -> None:
+        """Store standard input in the run's folder; keep the stored text if the input is empty or a terminal."""
         assert self.folder is not None, "standard input is stored in a run's folder"
         if sys.stdin is None or sys.stdin.isatty():
             return
@@ -53,19 +54,19 @@ class Stdin(Source):
         if self._stored is None:
             raise DataError("text.source = '-', but standard input was empty: pipe text into `jumpahead run`.")
         self.bytes_read = 0
-        yield read_document("stdin", self._stored, self._count)
+        yield read_document("stdin", self._stored, self._add_bytes_read)
 
-    def _count(self, read: int) -> None:
-        """Add `read` bytes to those that were read."""
-        self.bytes_read += read
+    def _add_bytes_read(self, num_bytes: int) -> None:
+        """Increase `bytes_read` by `num_bytes`."""
+        self.bytes_read += num_bytes
 
     def fingerprint(self) -> Any:
-        """Return the SHA-256 of the text; None if none was read yet."""
+        """Return the SHA-256 of the stored text, or None if no text is stored yet."""
         return digest_file(self._stored) if self._stored else None
 
 
 def _copy_stdin(path: Path) -> None:
-    """Write standard input into a file."""
+    """Copy standard input to a file."""
     with open(path, "wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
 

@@ -1,6 +1,6 @@
-"""`stdlib`: the running Python's own library, one document per `.py` file, identified by its relative path.
+"""`stdlib`: the standard library of the running Python, one document per `.py` file, identified by relative path.
 
-Without the test suite, `encodings`, `lib2to3` and `site-packages`. Skips files that are not UTF-8.
+Excludes the test suite, `encodings`, `lib2to3` and `site-packages`. Skips files that are not UTF-8.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from jumpahead.text.source import Document, Source
 EXCLUDED_FOLDERS = frozenset(
     {"test", "tests", "idle_test", "encodings", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
 )
-"""Generated tables, the test suite, and installed packages."""
+"""Names of folders to skip: generated tables, the test suite, and installed packages."""
 
 
 class Stdlib(Source):
-    """Python's standard library: text that is on every machine that can run jumpahead."""
+    """Python's standard library, a text that is available on every machine with Python."""
 
     @classmethod
     def recognises(cls, source: str) -> bool:
@@ -38,27 +38,30 @@ class Stdlib(Source):
             yield document
 
     def fingerprint(self) -> Any:
-        """Return names and sizes; times are left out because the library is installed, not edited."""
+        """Return names and sizes of the files, without modification times, which differ between installations."""
         root = stdlib_root()
         return [(path.relative_to(root).as_posix(), path.stat().st_size) for path in stdlib_files(root)]
 
 
 def stdlib_root() -> Path:
-    """Return the folder of the running Python's own library."""
+    """Return the folder of the standard library of the running Python."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
 def stdlib_files(root: Path) -> list[Path]:
-    """Return the library's `.py` files in the order of relative paths, without those in excluded folders."""
-    found = []
+    """Return the `.py` files of the library outside `EXCLUDED_FOLDERS`, sorted by relative path."""
+    paths: list[Path] = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if name not in EXCLUDED_FOLDERS]
-        found += [Path(folder, name) for name in files if name.endswith(".py")]
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+        paths += [Path(folder, name) for name in files if name.endswith(".py")]
+    return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
 
 
 def stdlib_documents(root: Path | None = None) -> Iterator[Document]:
-    """Yield one document per file, in the order of relative paths."""
+    """Yield one document per readable file that is not blank, sorted by relative path.
+
+    root: folder of the library; None for the library of the running Python.
+    """
     root = root or stdlib_root()
     for path in stdlib_files(root):
         try:

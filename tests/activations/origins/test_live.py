@@ -42,7 +42,7 @@ def test_rows_are_the_trained_positions_of_each_context(live, contexts, lm_of):
                 whole[site][i, t]
                 for i, context in enumerate(contexts.ids(group))
                 for t, token in enumerate(context)
-                if t and token > 1 and t < 1 + contexts.chunk_length[contexts.contexts_in(group)][i]
+                if t and token > 1 and t < 1 + contexts.chunk_length[contexts.context_slice(group)][i]
             ]
             assert torch.equal(x, torch.stack(expected))
             assert len(x) == live.rows_per_group[group]

@@ -150,7 +150,10 @@ def upper_bound_mask(
 
 
 def round_bounds_down(bounds: np.ndarray, product: np.dtype) -> np.ndarray:
-    """Return bounds for `greater_mask` in the product's dtype, none above `bounds`; for int16, ordered bf16 bits."""
+    """Round `bounds` down to the dtype that `greater_mask` compares in, so that no result exceeds its bound.
+
+    For bfloat16 products the result is int16, whose integer order is the order of the bfloat16 values.
+    """
     if product != np.int16:
         return bounds
     bits = (bounds.view(np.int32) >> 16).astype(np.int32)

@@ -163,7 +163,7 @@ def _update_row(
     j, g_enc, g_dec, norm_gradient, is_unit_norm, w_enc, w_dec, v_enc, v_dec, last_touched, norms, bf16, rounding_norms,
     adam,
 ):  # fmt: skip
-    """Apply the gradient rows of feature j: decoder norm, lazy Adam, renormalisation.
+    """Update both rows of feature j: add the gradient of the decoder norm, take a lazy Adam step, renormalise.
 
     Also updates the norm and the bfloat16 copy of the encoder row.
     """

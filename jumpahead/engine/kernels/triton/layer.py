@@ -312,7 +312,7 @@ class TritonKernels(DefaultKernels):
         return self._adam_constants[2]
 
     def _on_device(self, number: Number, dtype: torch.dtype) -> Tensor:
-        """Return a number as [1] on the device. `full` does not synchronize; a copy from the host would."""
+        """Return a number as [1] on the device. `torch.full` does not synchronize; a copy from the host would."""
         if isinstance(number, Tensor):
             return number.to(dtype).reshape(1)
         return torch.full((1,), number, dtype=dtype, device=self.device)
