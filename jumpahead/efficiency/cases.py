@@ -50,10 +50,10 @@ class BenchmarkCase:
         self.dead = torch.zeros(shape.width, dtype=torch.bool).index_fill_(0, chosen, True) if len(chosen) else None
         self.dead = self.dead if self.arch.needs_dead_features else None
         parts = [one for one in self.arch.reconstructions if one.target == "input" or self.dead is not None]
-        parts = [one for one in parts if not one.continues]  # a prefix chain counts once, see cost_model.py
+        parts = [one for one in parts if not one.extends_previous]  # a prefix chain counts once, see cost_model.py
         self.size = cost_model.StepSize(
             shape.batch, shape.d, shape.width, entries=shape.batch * shape.l0, touched=shape.width,
-            reconstructions=len(parts), live=sum(part.live for part in parts),
+            reconstructions=len(parts), live=sum(part.trains_decoder for part in parts),
             unit_norm=self.arch.decoder_norm == "unit",
         )  # fmt: skip
 

@@ -15,7 +15,11 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if DEVICE.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("no GPU, and not in Triton's interpreter: make test-gpu", allow_module_level=True)
 
-from jumpahead.engine.kernels.triton import TritonKernels  # noqa: E402 — reads TRITON_INTERPRET when it is imported
+# Triton reads TRITON_INTERPRET when it is imported; the tests take these names from here, after the skips above.
+from jumpahead.engine.kernels.triton import TritonKernels, selection  # noqa: E402
+from jumpahead.engine.kernels.triton import layer as triton_layer  # noqa: E402
+
+__all__ = ["TritonKernels", "selection", "triton_layer"]
 
 PATHS: dict[str, dict[str, float]] = {
     "support": {"DENSE_SHARE": 1.0, "MIN_DENSE_FEATURES": 10**9},

@@ -10,11 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jumpahead.engine import async_step, dense_features, train_step
 from jumpahead.engine.async_step import launch_step
-from jumpahead.engine.kernels.triton import layer as triton_layer
 from jumpahead.engine.step import run_step
 from jumpahead.errors import DivergedError
 from tests.engine.cases import CASES, activations, assert_close, assert_same_bytes, random_state
-from tests.gpu.device import CASES_AND_PATHS, DEVICE, PATHS, copy_to, new_layer, to_cpu, to_device
+from tests.gpu.device import CASES_AND_PATHS, DEVICE, PATHS, copy_to, new_layer, to_cpu, to_device, triton_layer
 
 B, D, M = 8, 5, 12
 

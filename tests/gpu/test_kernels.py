@@ -7,8 +7,6 @@ import torch
 
 from jumpahead.engine import dense_features, kernel_layer, train_step
 from jumpahead.engine.batch_topk import select_support
-from jumpahead.engine.kernels.triton import TritonKernels, selection
-from jumpahead.engine.kernels.triton import layer as triton_layer
 from jumpahead.engine.reference import reference_step
 from jumpahead.sae.gradients import StepInputs
 from jumpahead.sae.support import AboveThreshold, TopKOfBatch, TopKPerToken
@@ -22,7 +20,17 @@ from tests.engine.cases import (
     untrained_state,
     with_current_moments,
 )
-from tests.gpu.device import CASES_AND_PATHS, DEVICE, PATHS, new_layer, to_cpu, to_device
+from tests.gpu.device import (
+    CASES_AND_PATHS,
+    DEVICE,
+    PATHS,
+    TritonKernels,
+    new_layer,
+    selection,
+    to_cpu,
+    to_device,
+    triton_layer,
+)
 
 
 @pytest.mark.parametrize(("case", "path"), CASES_AND_PATHS, ids=lambda one: getattr(one, "label", one))
