@@ -81,7 +81,7 @@ class LibrarySAE(ABC):
     module: ClassVar[str]
     architectures: ClassVar[tuple[str, ...]]
     aux: ClassVar[bool] = False
-    """Whether its TopK revives features that its own counters say are dead."""
+    """True if its TopK revives features that its own counters say are dead."""
     precision: ClassVar[str] = "highest"
     """The float32 matmul precision that it trains with by default: torch's, unless it sets another."""
     failed: str = ""

@@ -86,7 +86,7 @@ DIAGNOSTICS = (
 
 
 class Convergence(NamedTuple):
-    """When and where L0 converged in the training of one SAE."""
+    """Convergence of L0 in the training of one SAE: the value that it reached, and the step."""
 
     requested: float | None
     """The requested L0; None if a fixed λ was given instead."""

@@ -86,7 +86,7 @@ Domain = Literal["real", "non-negative", "features"]
 
 
 class QueryOption(NamedTuple):
-    """How a query of the frontier names a metric: `jumpahead ask RUN --delta-loss 0.2 --max-dead 3%`."""
+    """The options by which a query names a metric: `jumpahead ask RUN --delta-loss 0.2 --max-dead 3%`."""
 
     option: str
     """Name of the command-line option without leading dashes: `above-10%`; the limit is `--max-above-10%`."""
@@ -104,7 +104,7 @@ class QueryOption(NamedTuple):
 
 
 class CurveInterpolation(NamedTuple):
-    """How a metric is interpolated on the measured curve of a series.
+    """Interpolation of a metric on the measured curve of a series.
 
     A series is an architecture with its options. Evaluations save bootstrap replicates of metrics with this role.
     """
@@ -142,13 +142,13 @@ class Metric(NamedTuple):
     terms: Terms | None
     """Numerator and denominator if the metric is a ratio of two sums over clusters; used for the standard error."""
     format: Format = "number"
-    """How values are formatted: as a number, a count of features, or a share of all features."""
+    """Format of values: a number, a count of features, or a share of all features."""
     share_of: str = ""
     """If the metric is a share of all features: the key of the metric that counts these features; else empty."""
     curve: CurveInterpolation | None = None
     """Role on curves; None if the metric is not interpolated on curves."""
     query: QueryOption | None = None
-    """How queries name the metric; None if queries cannot use it."""
+    """Options by which queries name the metric; None if queries cannot use it."""
 
     def declaration(self, unit: SampleUnit) -> dict[str, Any]:
         """Return the metadata of the metric as a JSON-compatible dict, with the placeholders of `unit` filled in."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable
+from functools import cached_property
 from importlib import metadata
 from typing import Any, final
 
@@ -35,15 +35,15 @@ class Registry:
 
     def names(self) -> list[str]:
         """Return the names of all members in alphabetical order, without importing the members."""
-        return sorted({*self._files(), *self._entry_points(), *self._registered})
+        return sorted({*self._files, *self._entry_points, *self._registered})
 
     def get(self, name: str) -> type[Any]:
         """Return the class called `name`. Raises StudyError, suggesting a similar name, if no member has this name."""
         if name in self._registered:
             return self._registered[name]
-        if name in self._files():
+        if name in self._files:
             return getattr(importlib.import_module(f"{self.package}.{name}"), self.attribute)
-        entry_point = self._entry_points().get(name)
+        entry_point = self._entry_points.get(name)
         if entry_point is None:
             raise StudyError(f"There is no {self.kind} '{name}'.{did_you_mean(name, self.names())}")
         try:
@@ -55,15 +55,19 @@ class Registry:
 
     def register(self, member: type[Any], name: str) -> None:
         """Add a class under a name, in this process. Raises StudyError if another member has that name."""
-        if self._registered.get(name, member) is not member or name in self._files():
+        declared = self._entry_points.get(name)
+        is_declared_as_other = declared is not None and declared.value != f"{member.__module__}:{member.__qualname__}"
+        if self._registered.get(name, member) is not member or name in self._files or is_declared_as_other:
             raise StudyError(f"The name '{name}' is taken by another {self.kind}: choose a different one.")
         self._registered[name] = member
 
-    def _files(self) -> Iterable[str]:
+    @cached_property
+    def _files(self) -> list[str]:
         """Return the names of the package's files, without suffix."""
         package = importlib.import_module(self.package)
         return [module.name for module in pkgutil.iter_modules(package.__path__)]
 
+    @cached_property
     def _entry_points(self) -> dict[str, metadata.EntryPoint]:
         """Return the entry points of other packages, by name; `get` prefers a file of the folder with the same name."""
         return {entry_point.name: entry_point for entry_point in metadata.entry_points(group=self.group)}

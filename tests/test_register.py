@@ -119,6 +119,27 @@ def test_a_text_source_of_another_package_feeds_the_language_model(tmp_path: Pat
     run_program(program, tmp_path)
 
 
+def test_a_name_that_another_package_declares_is_taken(tmp_path: Path):
+    """A class may be registered under its own entry point's name, and no other class may."""
+    install(tmp_path)
+    program = """
+        import jumpahead
+        from extension import Mine
+        from jumpahead.errors import StudyError
+        from jumpahead.sae.architectures import ARCHITECTURES
+
+        class Other(Mine):
+            pass
+
+        try:
+            jumpahead.register(Other, "mine")
+        except StudyError as error:
+            print(error)
+        assert jumpahead.register(Mine) is ARCHITECTURES.get("mine") is Mine
+    """
+    assert "'mine' is taken by another architecture" in run_program(program, tmp_path)
+
+
 def test_register_is_enough_in_one_process(tmp_path: Path):
     """Without entry points: classes that are registered before the study is read."""
     (tmp_path / "extension.py").write_text(MODULE)

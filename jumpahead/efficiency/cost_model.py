@@ -37,7 +37,7 @@ class StepSize(NamedTuple):
     live: int = 1
     """Reconstructions that train W_dec."""
     unit_norm: bool = True
-    """Whether the rows of W_dec are kept at norm 1."""
+    """True if the rows of W_dec are kept at norm 1."""
 
 
 def product_flops(s: StepSize) -> float:

@@ -1,4 +1,4 @@
-"""What the engine's modules exchange: the state of an SAE in training, the protocol of a kernel layer, and tuples.
+"""Interfaces of the engine's modules: the state of an SAE in training, the protocol of a kernel layer, and tuples.
 
 B tokens · d activation dimensions · M features · |S| entries of the support. All tensors are float32 (float64 in
 tests); x is in the unit E‖x‖² = 1. Imports no other module of the engine than `supports` and `lazy_adam`.
@@ -94,7 +94,7 @@ class RowUpdate(NamedTuple):
     decoder_norm_gradient: Tensor | None
     """[M] ∂L/∂‖d_j‖, from a penalty on decoder norms; None without one."""
     is_unit_norm: bool
-    """Whether the rows of W_dec are kept at norm one."""
+    """True if the rows of W_dec are kept at norm one."""
     may_skip: tuple[bool, ...]
     """Per reconstruction: whether the projection may be left at 0 for entries whose value and slope are 0."""
     is_valid: Tensor | None
@@ -117,7 +117,7 @@ class Kernels(Protocol):
     name: str
     """The library, the device and the precision of the encoder product."""
     is_async: bool
-    """Whether steps are launched without waiting for the device: `find_support` then returns padded arrays
+    """True if steps are launched without waiting for the device: `find_support` then returns padded arrays
     (`supports.py`), and `async_step.py` checks later whether its buffers were large enough."""
 
     def prepare_encoder(self, w_enc: Tensor) -> EncoderWeights:

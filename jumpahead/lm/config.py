@@ -28,14 +28,14 @@ class LMConfig(BaseModel):
     device: str = "auto"
     """`auto` (a GPU if there is one, else the CPU), `cpu`, `cuda`, `cuda:1` or `mps`."""
     device_map: str | None = None
-    """How transformers spreads a model over several devices: `auto`, `balanced`, … Needs `accelerate`."""
+    """Distribution of the model over several devices by transformers: `auto`, `balanced`, … Needs `accelerate`."""
     attn_implementation: str | None = None
     """Attention implementation of transformers: `eager`, `sdpa`, `flash_attention_2`, …; by default its own choice."""
     quantization: dict[str, Any] = {}
     """Options of transformers for quantised loading: `{quant_method = "bitsandbytes", load_in_8bit = true}`. A model
     whose weights are stored quantised needs none."""
     packing: Literal["none", "isolated", "plain"] = "none"
-    """How documents share a context. `none`: a context is a chunk of one document. `isolated`: a context holds several
-    short documents and none sees another (checked for each model). `plain`: each sees those before it."""
+    """Rule by which documents share a context. `none`: a context is a chunk of one document. `isolated`: a context
+    holds several short documents and none sees another (checked for each model). `plain`: each sees those before it."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from jumpahead import frontier
@@ -20,13 +21,13 @@ class FrontierStage(Stage):
     name = "report"
 
     def inputs(self) -> str:
-        return self.provenance.frontier_digest([evaluation["inputs"] for evaluation in self._evaluations()])
+        return self.provenance.frontier_digest([evaluation["inputs"] for evaluation in self._evaluations])
 
     def is_done(self) -> bool:
         return has_inputs(self.folder.frontier, self.inputs()) and self.folder.report.exists()
 
     def run(self) -> None:
-        study, evaluations = self.study, self._evaluations()
+        study, evaluations = self.study, self._evaluations
         built = frontier.build_frontier(
             evaluations, name=study.name, study_text=to_toml(study), manifest=self.folder.read_manifest(),
             series=sort_series(series_legend(series.name, series.architecture) for series in study.series),
@@ -35,6 +36,7 @@ class FrontierStage(Stage):
         write_json(self.folder.frontier, {**built, "inputs": self.inputs()}, indent=None)
         write_report(self.folder.folder)
 
+    @cached_property
     def _evaluations(self) -> list[dict[str, Any]]:
         """Return the contents of every evaluation.json of the study, each with the SAE's `path` in the run."""
         evaluations = []

@@ -70,6 +70,11 @@ class Provenance:
         return model_digest(self.study.lm)
 
     @cached_property
+    def text_digest(self) -> str:
+        """Return the digest of the text source. Raises DataError if the text is missing."""
+        return text_digest(self._open_text())
+
+    @cached_property
     def template_digests(self) -> dict[str, str] | None:
         """Return the digests of the chat template's files by name; None if the text has no conversations."""
         return chat_template_digests(self.study.lm) if self.study.text.chat else None
@@ -87,7 +92,7 @@ class Provenance:
             is_folder = local_model_dir(self.study.lm.model) is not None
             files = [self.model_digest, self.template_digests] if is_folder else []
             is_same = is_same and (not is_folder or files == [known["model"], known.get("template")])
-            text_digest(self._open_text())
+            _ = self.text_digest
         except (StudyError, DataError):
             if is_same:
                 return known
@@ -157,7 +162,7 @@ class Provenance:
             return self.stored["source"]
         settings = to_json_values
         known: list[Any] = [self.model_digest, settings(self.lm_config())]
-        known += [text_digest(self._open_text()), settings(self.study.text)]
+        known += [self.text_digest, settings(self.study.text)]
         known += [self.template_digests] if self.template_digests is not None else []
         return digest_json(known)
 

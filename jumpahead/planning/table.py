@@ -87,7 +87,7 @@ class Plan:
     """The GPU of this machine that SAEs would be trained on."""
     notes: list[str] = field(default_factory=list)
     unit: SampleUnit = TOKENS
-    """What activations are called in the table: tokens, or rows without a language model."""
+    """Name of an activation in the table: token, or row without a language model."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values; sizes in bytes, times in seconds."""

@@ -70,7 +70,7 @@ class Architecture(ABC):
     settings: ClassVar[tuple[str, ...]]
     """The kinds of sparsity setting that the architecture accepts, among `l0`, `lambda` and `k`."""
     requires_integer_l0: ClassVar[bool] = False
-    """Whether `l0` must be a whole number."""
+    """True if `l0` must be a whole number."""
     vectors: ClassVar[tuple[str, ...]]
     """Names of the [M] parameters of a saved SAE. Every SAE also has W_enc, W_dec and b_dec."""
     Options: ClassVar[type[Options]] = Options

@@ -18,11 +18,11 @@ class Reconstruction(NamedTuple):
     target: Literal["input", "residual"]
     """`input`: x. `residual`: x − x̂, detached, where x̂ is the first reconstruction with those that extend it."""
     trains_decoder: bool
-    """Whether W_dec and b_dec get a gradient; if not, they are detached and only the values get a gradient."""
+    """True if W_dec and b_dec get a gradient; if not, they are detached and only the values get a gradient."""
     adds_bias: bool
-    """Whether b_dec is added to the reconstruction."""
+    """True if b_dec is added to the reconstruction."""
     extends_previous: bool = False
-    """Whether it extends the previous reconstruction: x̂ is the previous x̂ plus the decoded values of this one, and the
+    """True if it extends the previous reconstruction: x̂ is the previous x̂ plus the decoded values of this one, and the
     target is the same. The gradient of its error also reaches the previous values and b_dec. Decoding all nested
     reconstructions costs as much as decoding one."""
 
@@ -95,6 +95,6 @@ class Thresholds(NamedTuple):
     parameter: str
     """Name of the trained vector, a key of `Architecture.trained_vectors`."""
     is_log: bool
-    """Whether the trained vector is log θ; if not, it is θ."""
+    """True if the trained vector is log θ; if not, it is θ."""
     in_sqrt_lambda: bool = True
-    """Whether diagnostics report θ in units of √λ: true if the penalty of every active entry is λ."""
+    """True if diagnostics report θ in units of √λ: true if the penalty of every active entry is λ."""

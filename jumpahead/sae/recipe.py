@@ -46,7 +46,7 @@ class TrainConfig:
     threads: Annotated[int, GreaterThan(0)] | None = None
     """Number of CPU threads; by default all cores."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where SAEs are trained; `auto` uses a GPU if there is one."""
+    """Device that SAEs are trained on; `auto` uses a GPU if there is one."""
 
     @property
     def steps(self) -> int:
@@ -82,7 +82,7 @@ class Recipe(NamedTuple):
     bandwidth_share: float
     """ε as a share of the median θ, if `bandwidth` is None."""
     centre_b_dec: bool
-    """Whether b_dec starts at the mean activation (else at zero)."""
+    """True if b_dec starts at the mean activation (else at zero)."""
     dead_after_tokens: int
     """Tokens without firing after which a feature counts as dead."""
     dead_threshold_factor: float

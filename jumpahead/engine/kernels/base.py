@@ -1,4 +1,4 @@
-"""What the kernel layers share: default methods by torch operations, and the bounds that screening compares with."""
+"""Code that kernel layers share: default methods by torch operations, and the bounds that screening compares with."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class JumpReLUOptions(Options):
     frequency_scale: Annotated[float, GreaterThan(0), Finite()] | None = None
     """ω₀ of the quadratic-frequency penalty, a share of tokens (0.1 and 0.01 were tried); None: plain L0."""
     target: Literal["controller", "batch", "token"] = "controller"
-    """How a requested L0 is reached: by controlling λ, or by a loss of the batch's mean L0, or of every token's L0."""
+    """Means of reaching a requested L0: controlling λ, or a loss of the batch's mean L0, or of every token's L0."""
     target_weight: Annotated[float, GreaterThan(0), Finite()] = TARGET_WEIGHT
     """λ of that loss, in the unit E‖x‖² = 1: the loss at an L0 of twice the requested one, or of zero."""
 

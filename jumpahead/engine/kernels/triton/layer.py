@@ -68,7 +68,7 @@ class TritonKernels(DefaultKernels):
     def __init__(self, device: torch.device | str = "cuda", *, is_async: bool = False):
         self.device, self.is_async = torch.device(device), is_async
         self.screens_in_bf16 = is_within_error_bound(torch.mm, torch.bfloat16, self.device)
-        """Whether the encoder product of float32 tensors is computed in bfloat16."""
+        """True if the encoder product of float32 tensors is computed in bfloat16."""
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "an interpreter"
         dtype = "bfloat16" if self.screens_in_bf16 else "float32"
         self.name = f"Triton on {where}, encoder product in {dtype}"
