@@ -269,7 +269,7 @@ def test_a_kind_that_cannot_be_loaded_matters_only_to_unknown_sources(registered
         def load(self):
             raise ImportError("No module named 'no_such_package'")
 
-    monkeypatch.setattr(SOURCES, "_entry_points", lambda: {"gone": EntryPoint()})
+    monkeypatch.setattr(SOURCES, "_entry_points", {"gone": EntryPoint()})
     registered(int, "int")  # not a Source
     (tmp_path / "a.txt").write_text("a text")
     assert kind("stdlib") == "stdlib"
