@@ -170,16 +170,19 @@ class DenseFeatures:
             support_share[group] = is_in_support.sum(1).to(support_share.dtype) / len(update.x)
             input_gradient_sum += d_pre.sum(1) @ state.params["W_enc"][group]
             g_dec = torch.zeros_like(directions)
-            touched = (d_pre != 0).any(1)
+            has_enc_gradient = (d_pre != 0).any(1)
+            has_dec_gradient = torch.zeros_like(has_enc_gradient)
             for r in range(len(update.values)):
                 if is_skipped[r]:
                     continue
                 g_dec += matmul(block.values[r], update.residuals[r]).mul_(update.scales[r])
-                touched |= (block.values[r] != 0).any(1)
+                has_dec_gradient |= (block.values[r] != 0).any(1) & (update.scales[r] != 0)
             norm_gradient = None
             if rule.shrink is not None:
                 norm_gradient = d_pre.new_zeros(len(support_share))
                 norm_gradient[group] = rule.shrink.sum(1)
+                has_dec_gradient |= norm_gradient[group] != 0
+            touched = torch.stack([has_enc_gradient, has_dec_gradient], 1)
             g_enc = matmul(d_pre, update.x)
             self._cache.pop(number, None)
             self.kernels.apply_row_gradients(

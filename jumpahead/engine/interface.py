@@ -7,7 +7,7 @@ tests); x is in the unit E‖x‖² = 1. Imports no other module of the engine t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -190,8 +190,8 @@ class Kernels(Protocol):
         ...
 
     def update_rows(self, support: Support, update: RowUpdate, state: State, adam: AdamStep) -> RowUpdateResult:
-        """Step 5: update W_enc, W_dec, their second moments, `State.last_touched` and `State.encoder`, in place, for
-        every feature with a gradient; return the projections and the gradient of the encoder's input."""
+        """Step 5: update W_enc, W_dec, their moments, `State.last_touched` and `State.encoder`, in place, for every
+        feature with a gradient; return the projections and the gradient of the encoder's input."""
         ...
 
     def apply_row_gradients(
@@ -200,7 +200,8 @@ class Kernels(Protocol):
     ) -> None:  # fmt: skip
         """Apply the second half of step 5 to given gradient rows, in place: decoder norm, Adam, renormalisation.
 
-        features [m] int64; g_enc, g_dec [m, d]; touched [m] bool: the other rows are left alone.
+        features [m] int64; g_enc, g_dec [m, d]; touched [m, 2] bool: whether the row of W_enc, and of W_dec, has a
+        gradient. Features without either are left alone.
         """
         ...
 
@@ -244,7 +245,7 @@ class State:
     params: Params
     """The parameters by name."""
     second_moments: Params
-    """Adam's second moments, by the name of the parameter."""
+    """Adam's second moments, by the name of the trained parameter."""
     last_touched: Tensor
     """[M] int32: the step that last updated each feature's rows."""
     tokens_since_fired: Tensor
@@ -252,6 +253,8 @@ class State:
     support_share: Tensor
     """[M] float32: the share of the last batch's tokens with an entry of each feature. Features above
     `dense_features.DENSE_SHARE` go through dense products."""
+    first_moments: Params = field(default_factory=dict)
+    """Adam's first moments, by the name of the trained parameter; empty without momentum (β₁ = 0)."""
     steps_done: int = 0
     controller: ControllerState | None = None
     """The state of λ's controller; None if λ is fixed or the architecture has none."""
@@ -267,6 +270,12 @@ class State:
         """Return the controlled λ."""
         assert self.controller is not None
         return self.controller.penalty_scale * self.arch.sparsity_coefficient_scale(self.params)
+
+    def moment_tables(self) -> dict[str, Params]:
+        """Return the tables of Adam's moments by their attribute name; the empty one is left out."""
+        return {"second_moments": self.second_moments} | (
+            {"first_moments": self.first_moments} if self.first_moments else {}
+        )
 
     def encoder_for(self, kernels: Kernels) -> EncoderWeights:
         """Return the encoder weights in the form of this kernel layer; made anew if W_enc was replaced."""

@@ -5,14 +5,14 @@ Every `resample_every` steps, up to `revive_until_step`, features that have not 
 
     d_j = w_j = r_i/‖r_i‖       r_i = x_i − x̂_i, token i of the batch drawn with probability ∝ ‖r_i‖², no token twice
     a threshold at which j fires on as many of the batch's tokens as features do on average: L0/M
-    second moments equal to the mean of the other features'
+    second moments equal to the mean of the other features', and first moments of zero
 
 At most half as many features at once as there are tokens. The draw depends on the step's number alone, so a resumed run
 repeats it.
 
 Departures from the sources: directions are residuals, not activations; the threshold replaces their smaller encoder
-rows and zero biases; Adam's moments are not reset (β₁ = 0, and with a second moment of zero, late in a run, a first
-update is 1/√(1 − β₂) times too large); no warm-up of the learning rate.
+rows and zero biases; Adam's second moments are not reset (from zero, late in a run, a first update is 1/√(1 − β₂) times
+too large); no warm-up of the learning rate.
 """
 
 from __future__ import annotations
@@ -52,6 +52,9 @@ def resample_dead_features(state: State, x: CentredInput, error: Tensor, l0: flo
     for name, moment in state.second_moments.items():
         if name != "b_dec":
             moment[dead] = moment[alive].mean(0)
+    for name, moment in state.first_moments.items():
+        if name != "b_dec":
+            moment[dead] = 0.0
     state.arch.reinitialise_features(p, dead, torch.topk(pre, tokens_to_fire_on, dim=1).values[:, -1])
     state.last_touched[dead] = state.steps_done
     state.tokens_since_fired[dead] = 0

@@ -46,7 +46,7 @@ class Snapshot(NamedTuple):
 
 def take_snapshot(state: State) -> Snapshot:
     """Return a snapshot of the state before a step."""
-    kinds = {"params": state.params, "second_moments": state.second_moments}
+    kinds = {"params": state.params} | state.moment_tables()
     vectors = {(kind, name): t.clone() for kind, table in kinds.items() for name, t in table.items() if t.dim() == 1}
     return Snapshot(vectors, state.tokens_since_fired, state.support_share, state.controller)
 
@@ -55,7 +55,7 @@ def restore_if_failed(state: State, before: Snapshot, is_valid: Tensor | None) -
     """Restore the snapshot, in place and on the device, if the step was not valid. is_valid [1] int32."""
     assert is_valid is not None
     keep = is_valid > 0
-    kinds = {"params": state.params, "second_moments": state.second_moments}
+    kinds = {"params": state.params} | state.moment_tables()
     for (kind, name), old in before.vectors.items():
         now = kinds[kind][name]
         now.copy_(torch.where(keep, now, old))

@@ -35,6 +35,7 @@ def state_from_params(arch: Architecture, p: Params, sample: Tensor) -> State:
         arch=arch,
         params=p,
         second_moments={name: torch.zeros_like(p[name]) for name in trained},
+        first_moments={name: torch.zeros_like(p[name]) for name in trained} if arch.recipe.beta1 else {},
         last_touched=torch.zeros(width, dtype=torch.int32, device=sample.device),
         tokens_since_fired=torch.zeros(width, dtype=torch.int64, device=sample.device),
         support_share=estimate_support_share(arch, p, sample),

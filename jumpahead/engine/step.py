@@ -111,7 +111,7 @@ def run_step(
     result = measure_step(full, penalty, counts, support, totals)
     result, scales, is_valid, snapshot = check_loss(state, result, scales, kernels)
     state.steps_done += 1
-    adam = AdamStep(lr, arch.recipe.beta2, arch.recipe.adam_epsilon, state.steps_done)
+    adam = AdamStep(lr, arch.recipe.beta1, arch.recipe.beta2, arch.recipe.adam_epsilon, state.steps_done)
 
     # 5. Rows: per touched feature project, form the gradients of w_j and d_j, apply decoder norm and lazy Adam.
     errors, scales = accumulate_residual_gradients(parts, residuals, scales)
@@ -130,9 +130,10 @@ def run_step(
         dense_gradient = dense.update_rows(update, vector_gradients, counts, support_share, adam, observer)
         input_gradient = input_gradient + dense_gradient
     bias_gradient = decoder_bias_gradient(parts, errors, scales, input_gradient)
-    adam_update_(p["b_dec"], state.second_moments["b_dec"], bias_gradient, adam)
+    m, v = state.first_moments, state.second_moments
+    adam_update_(p["b_dec"], m.get("b_dec"), v["b_dec"], bias_gradient, adam)
     for name, rate in arch.trained_vectors.items():
-        adam_update_(p[name], state.second_moments[name], vector_gradients[name], adam, rate)
+        adam_update_(p[name], m.get(name), v[name], vector_gradients[name], adam, rate)
 
     if selected.smallest is not None:
         arch.update_inference_threshold(p, selected.smallest, lr)

@@ -29,6 +29,16 @@ class GreaterThan(NamedTuple):
         return {**handler(source), "gt": self.limit}
 
 
+class LessThan(NamedTuple):
+    """Annotation: the value is less than `limit`."""
+
+    limit: float
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """Return pydantic's schema of the type with the bound."""
+        return {**handler(source), "lt": self.limit}
+
+
 class Finite(NamedTuple):
     """Annotation: the value is neither infinite nor NaN."""
 

@@ -26,7 +26,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
-from jumpahead.sae.bounds import AtLeast, GreaterThan
+from jumpahead.sae.bounds import AtLeast, GreaterThan, LessThan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Recipe(NamedTuple):
     sparsity_warmup_steps: int
     """Steps over which λ rises linearly from zero (fixed λ only)."""
     beta2: float
-    """Adam's β₂; β₁ is always 0, which makes lazy Adam exact."""
+    """Adam's β₂."""
     adam_epsilon: float
     """Adam's ε."""
     threshold_form: Literal["log", "raw"]
@@ -103,6 +103,8 @@ class Recipe(NamedTuple):
     """The L0 (or k) requested at the first step, in multiples of the setting's."""
     l0_anneal_steps: Annotated[int, AtLeast(0)] = 0
     """Steps over which the requested L0 (or k) falls to the setting's, by the same factor in each."""
+    beta1: Annotated[float, AtLeast(0), LessThan(1)] = 0.0
+    """Adam's β₁. With 0, lazy Adam equals dense Adam; above, it has row momentum (engine/lazy_adam.py)."""
 
 
 class Setting(NamedTuple):

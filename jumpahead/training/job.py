@@ -1,7 +1,8 @@
 """A training job: one SAE in training, with its state, its log (train.jsonl) and its checkpoint.
 
-A checkpoint is one safetensors file: `p.NAME` parameters, `v.NAME` second moments, `last_touched`,
-`tokens_since_fired`, `support_share`; its header has the step, the controller and the digest of the SAE's inputs.
+A checkpoint is one safetensors file: `p.NAME` parameters, `m.NAME` first moments (with momentum), `v.NAME` second
+moments, `last_touched`, `tokens_since_fired`, `support_share`; its header has the step, the controller and the digest
+of the SAE's inputs.
 """
 
 from __future__ import annotations
@@ -161,6 +162,7 @@ class Job:
         state = self.state
         tensors = {f"p.{name}": tensor for name, tensor in state.params.items()}
         tensors |= {f"v.{name}": tensor for name, tensor in state.second_moments.items()}
+        tensors |= {f"m.{name}": tensor for name, tensor in state.first_moments.items()}
         tensors |= {
             "last_touched": state.last_touched,
             "tokens_since_fired": state.tokens_since_fired,
@@ -191,6 +193,7 @@ class Job:
         state, tensors = self.state, {name: tensor.to(self.device) for name, tensor in read.items()}
         state.params = {name: tensors[f"p.{name}"] for name in state.params}
         state.second_moments = {name: tensors[f"v.{name}"] for name in state.second_moments}
+        state.first_moments = {name: tensors[f"m.{name}"] for name in state.first_moments}
         state.last_touched, state.tokens_since_fired, state.support_share = (
             tensors["last_touched"],
             tensors["tokens_since_fired"],

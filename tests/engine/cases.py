@@ -44,15 +44,19 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "anthropic": {
         "": {},
+        "momentum": {"beta1": 0.87, "beta2": 0.93},
         # windows that reach below zero, as in its preset
         "raw": {"threshold_form": "raw", "initial_threshold": 0.07, "bandwidth": 0.19},
     },
+    "gated": {"": {}, "momentum": {"beta1": 0.87, "beta2": 0.93}},
     "jumprelu": {
         "": {},
+        "momentum": {"beta1": 0.87, "beta2": 0.93},
         "raw": {"threshold_form": "raw", "initial_threshold": 0.07},
         # ε > 2θ at first: rectified zeros fall into the window, every token of a feature is in its support.
         "paper": {"initial_threshold": 0.011, "bandwidth": 0.03, "centre_b_dec": False},
     },
+    "topk": {"": {}, "momentum": {"beta1": 0.87, "beta2": 0.93}},
 }
 VALUES = {"l0": 4.0, "lambda": 0.006, "k": 5.0}
 LAYERS = ("torch", "numba")
@@ -187,6 +191,8 @@ def random_state(
         p["W_dec"] /= p["W_dec"].norm(dim=1, keepdim=True)
     for name, tensor in v.items():
         v[name] = 1e-4 * standard_normal(*tensor.shape, seed=next(random)).square()
+    for name, tensor in state.first_moments.items():
+        state.first_moments[name] = 1e-2 * standard_normal(*tensor.shape, seed=next(random))
     state.steps_done = 17
     state.last_touched = (standard_normal(width, seed=next(random)).abs() * 7).clamp_max(17).int()
     dead_after_tokens = state.arch.recipe.dead_after_tokens
@@ -198,7 +204,8 @@ def in_dtype(state: State, dtype: torch.dtype) -> State:
     """Return a copy in another precision."""
     state = clone(state)
     state.params = {name: tensor.to(dtype).contiguous() for name, tensor in state.params.items()}
-    state.second_moments = {name: tensor.to(dtype).contiguous() for name, tensor in state.second_moments.items()}
+    for table in (state.first_moments, state.second_moments):
+        table |= {name: tensor.to(dtype).contiguous() for name, tensor in table.items()}
     state.encoder = None
     return state
 
@@ -221,7 +228,8 @@ def with_current_moments(state: State) -> State:
 def state_tensors(state: State) -> dict[str, Tensor]:
     """Return every tensor of a state by name."""
     found = {f"params.{name}": tensor for name, tensor in state.params.items()}
-    found |= {f"second_moments.{name}": tensor for name, tensor in state.second_moments.items()}
+    for table, moments in state.moment_tables().items():
+        found |= {f"{table}.{name}": tensor for name, tensor in moments.items()}
     return found | {
         "last_touched": state.last_touched, "tokens_since_fired": state.tokens_since_fired,
         "support_share": state.support_share,
@@ -238,6 +246,7 @@ def assert_close(found: State, wanted: State, tolerance: float) -> None:
     found, wanted = with_current_moments(found), with_current_moments(wanted)
     for kind, ours, theirs in [
         ("params", found.params, wanted.params),
+        ("first_moments", found.first_moments, wanted.first_moments),
         ("second_moments", found.second_moments, wanted.second_moments),
     ]:
         assert set(ours) == set(theirs)

@@ -42,6 +42,9 @@ def test_resampled_features_point_along_residuals_and_fire_as_often_as_others(ca
     for name, moment in state.second_moments.items():
         if name != "b_dec":
             torch.testing.assert_close(moment[4], before.second_moments[name][9:].mean(0))
+    for name, moment in state.first_moments.items():
+        assert (moment[:9] == 0).all() or name == "b_dec"
+        assert torch.equal(moment[9:], before.first_moments[name][9:])
     theta = state.arch.derive(state.params).get("theta")
     if theta is not None:  # as many tokens reach it as features have on average: 64·5/80 = 4
         reaching = (centred.x @ rows.T >= theta[:9] * (1 - 1e-12)).sum(0)

@@ -60,10 +60,10 @@ def copy_to(state: State, device: torch.device) -> State:
     kept = State(
         arch=state.arch, params=state.params, second_moments=state.second_moments, last_touched=state.last_touched,
         tokens_since_fired=state.tokens_since_fired, support_share=state.support_share, steps_done=state.steps_done,
-        controller=state.controller and state.controller.to_floats(),
+        first_moments=state.first_moments, controller=state.controller and state.controller.to_floats(),
     )  # fmt: skip
     kept = clone(kept)
-    for kind in (kept.params, kept.second_moments):
+    for kind in (kept.params, *kept.moment_tables().values()):
         kind |= {name: tensor.to(device) for name, tensor in kind.items()}
     kept.last_touched, kept.tokens_since_fired, kept.support_share = (
         tensor.to(device) for tensor in (kept.last_touched, kept.tokens_since_fired, kept.support_share)

@@ -231,10 +231,13 @@ class NumbaKernels:
         """Return the arguments of `sparse_ops._update_row` from `norm_gradient` to `adam`."""
         p, v, encoder = state.params, state.second_moments, state.encoder_for(self)
         dtype = update.x.numpy().dtype
+        no_moments = np.empty((0, 0), dtype)
+        m = {name: tensor.numpy() for name, tensor in state.first_moments.items() if tensor.dim() == 2}
         bf16 = np.empty((0, 0), np.int16) if encoder.bf16 is None else bf16_bits(encoder.bf16)
         return (
             array_or_empty(update.decoder_norm_gradient, dtype), update.is_unit_norm,
-            p["W_enc"].numpy(), p["W_dec"].numpy(), v["W_enc"].numpy(), v["W_dec"].numpy(),
-            state.last_touched.numpy(), encoder.norms.numpy(), bf16, encoder.rounding_norms.numpy(),
-            (adam.step, adam.lr, adam.beta2, adam.correction, adam.epsilon),
+            p["W_enc"].numpy(), p["W_dec"].numpy(), m.get("W_enc", no_moments), m.get("W_dec", no_moments),
+            v["W_enc"].numpy(), v["W_dec"].numpy(), state.last_touched.numpy(), encoder.norms.numpy(), bf16,
+            encoder.rounding_norms.numpy(),
+            (adam.step, adam.lr, adam.beta1, adam.beta2, adam.momentum_correction, adam.correction, adam.epsilon),
         )  # fmt: skip

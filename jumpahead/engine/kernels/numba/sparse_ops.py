@@ -159,15 +159,42 @@ def _lazy_adam(w, v, g, lr, decay, rest, correction, epsilon):
 
 
 @reassociating
+def _lazy_adam_with_momentum(w, m, v, g, lr, beta1, rest1, decay, rest, momentum_correction, correction, epsilon):
+    """Apply one lazy Adam step with row momentum to a row with a gradient, in place; rest1 = 1 − β₁."""
+    for t in range(len(w)):
+        momentum = beta1 * m[t] + rest1 * g[t]
+        moment = decay * v[t] + rest * g[t] * g[t]
+        m[t], v[t] = momentum, moment
+        w[t] -= lr * (momentum * momentum_correction) / (np.sqrt(moment) * correction + epsilon)
+
+
+@reassociating
+def _update_matrix_row(j, w, m, v, g, has_gradient, decay, adam):
+    """Take the lazy Adam step of row j of one matrix: without momentum if `m` is empty."""
+    _, lr, beta1, beta2, momentum_correction, correction, epsilon = adam
+    kind = w.dtype.type
+    if len(m) == 0:
+        _lazy_adam(w[j], v[j], g, kind(lr), decay, kind(1 - beta2), kind(correction), kind(epsilon))
+    elif has_gradient:
+        _lazy_adam_with_momentum(
+            w[j], m[j], v[j], g, kind(lr), kind(beta1), kind(1 - beta1), decay, kind(1 - beta2),
+            kind(momentum_correction), kind(correction), kind(epsilon),
+        )  # fmt: skip
+    else:
+        for t in range(v.shape[1]):
+            v[j, t] *= decay
+
+
+@reassociating
 def _update_row(
-    j, g_enc, g_dec, norm_gradient, is_unit_norm, w_enc, w_dec, v_enc, v_dec, last_touched, norms, bf16, rounding_norms,
-    adam,
+    j, g_enc, g_dec, has_enc_gradient, has_dec_gradient, norm_gradient, is_unit_norm, w_enc, w_dec, m_enc, m_dec,
+    v_enc, v_dec, last_touched, norms, bf16, rounding_norms, adam,
 ):  # fmt: skip
     """Update both rows of feature j: add the gradient of the decoder norm, take a lazy Adam step, renormalise.
 
     Also updates the norm and the bfloat16 copy of the encoder row.
     """
-    step, lr, beta2, correction, epsilon = adam
+    step, beta2 = adam[0], adam[3]
     kind = w_enc.dtype.type
     row = w_dec[j]
     if len(norm_gradient) and norm_gradient[j] != 0:
@@ -180,8 +207,8 @@ def _update_row(
             g_dec[t] -= along * row[t]
     decay = kind(math.pow(beta2, step - last_touched[j]))
     last_touched[j] = step
-    _lazy_adam(w_enc[j], v_enc[j], g_enc, kind(lr), decay, kind(1 - beta2), kind(correction), kind(epsilon))
-    _lazy_adam(row, v_dec[j], g_dec, kind(lr), decay, kind(1 - beta2), kind(correction), kind(epsilon))
+    _update_matrix_row(j, w_enc, m_enc, v_enc, g_enc, has_enc_gradient, decay, adam)
+    _update_matrix_row(j, w_dec, m_dec, v_dec, g_dec, has_dec_gradient, decay, adam)
     if is_unit_norm:
         scale = kind(1) / np.sqrt(dot(row, row))
         for t in range(len(row)):
@@ -194,8 +221,8 @@ def _update_row(
 @reassociating
 def update_rows(
     first, last, block, colptr, token, x, slopes, constant, values, live, residuals, scales, may_skip, norm_gradient,
-    is_unit_norm, w_enc, w_dec, v_enc, v_dec, last_touched, norms, bf16, rounding_norms, adam, projections,
-    input_gradient,
+    is_unit_norm, w_enc, w_dec, m_enc, m_dec, v_enc, v_dec, last_touched, norms, bf16, rounding_norms, adam,
+    projections, input_gradient,
 ):  # fmt: skip
     """Update the rows of the features in blocks first … last − 1, `block` features each, one gradient row at a time.
 
@@ -213,7 +240,7 @@ def update_rows(
         prefetch_row(w_enc, j)
         prefetch_row(v_enc, j)
         prefetch_row(v_dec, j)
-        touched, direction, tokens = False, w_dec[j], token[start : start + n]
+        has_dec_gradient, direction, tokens = False, w_dec[j], token[start : start + n]
         g_dec[:] = zero
         for q in range(n):
             d_pre[q] = constant[start + q] if len(constant) else zero
@@ -230,15 +257,16 @@ def update_rows(
                 m += is_on
                 projection[q] = scale * along
                 d_pre[q] += slope[q] * projection[q]
-            touched |= m > 0
+            has_dec_gradient |= m > 0
             add_scaled_rows(g_dec, residual, index, weight, m)
         m, total = 0, 0.0
         for q in range(n):
             total += np.float64(d_pre[q])
             index[m], weight[m] = tokens[q], d_pre[q]
             m += d_pre[q] != 0
-        touched |= m > 0
-        if not touched:
+        has_enc_gradient = m > 0
+        has_dec_gradient |= len(norm_gradient) > 0 and norm_gradient[j] != 0
+        if not (has_enc_gradient or has_dec_gradient):
             continue
         g_enc[:] = zero
         add_scaled_rows(g_enc, x, index, weight, m)
@@ -246,21 +274,24 @@ def update_rows(
         for t in range(d):
             block_sum[t] += d_bias * w_enc[j, t]
         _update_row(
-            j, g_enc, g_dec, norm_gradient, is_unit_norm, w_enc, w_dec, v_enc, v_dec, last_touched, norms, bf16,
-            rounding_norms, adam,
+            j, g_enc, g_dec, has_enc_gradient, has_dec_gradient, norm_gradient, is_unit_norm, w_enc, w_dec, m_enc,
+            m_dec, v_enc, v_dec, last_touched, norms, bf16, rounding_norms, adam,
         )  # fmt: skip
 
 
 @reassociating
 def apply_row_gradients(
-    first, last, features, g_enc, g_dec, touched, norm_gradient, is_unit_norm,
-    w_enc, w_dec, v_enc, v_dec, last_touched, norms, bf16, rounding_norms, adam,
+    first, last, features, g_enc, g_dec, touched, norm_gradient, is_unit_norm, w_enc, w_dec, m_enc, m_dec, v_enc, v_dec,
+    last_touched, norms, bf16, rounding_norms, adam,
 ):  # fmt: skip
-    """Apply given gradient rows [m, d] to the touched ones of `features` [m]. norm_gradient: [M] or empty."""
+    """Apply given gradient rows [m, d] to the touched ones of `features` [m]; touched [m, 2]: in W_enc, in W_dec.
+
+    norm_gradient: [M] or empty.
+    """
     for c in range(first, last):
         j = features[c]
-        if touched[c]:
+        if touched[c, 0] or touched[c, 1]:
             _update_row(
-                j, g_enc[c], g_dec[c], norm_gradient, is_unit_norm, w_enc, w_dec, v_enc, v_dec, last_touched, norms,
-                bf16, rounding_norms, adam,
+                j, g_enc[c], g_dec[c], touched[c, 0], touched[c, 1], norm_gradient, is_unit_norm, w_enc, w_dec, m_enc,
+                m_dec, v_enc, v_dec, last_touched, norms, bf16, rounding_norms, adam,
             )  # fmt: skip

@@ -132,15 +132,18 @@ class TorchKernels(DefaultKernels):
             d_pre = d_pre + slope * projection
         input_gradient_sum = self.sum_per_feature(support, d_pre) @ state.params["W_enc"]
         width = len(support.colptr) - 1
-        has_gradient = d_pre != 0
-        for value in update.values:
-            has_gradient = has_gradient | (value != 0)
-        touched = torch.zeros(width, dtype=torch.bool, device=support.pre.device)
-        touched[support.feature[has_gradient].long()] = True
+        has_value = torch.zeros_like(d_pre, dtype=torch.bool)
+        for value, scale in zip(update.values, update.scales, strict=False):
+            has_value = has_value | (value * scale != 0)
+        touched = torch.zeros(width, 2, dtype=torch.bool, device=support.pre.device)
+        touched[support.feature[d_pre != 0].long(), 0] = True
+        touched[support.feature[has_value].long(), 1] = True
+        if update.decoder_norm_gradient is not None:
+            touched[:, 1] |= update.decoder_norm_gradient != 0
         for block in feature_blocks(width, update.x.shape[1] * 4):
-            features = touched[block].nonzero()[:, 0] + block.start
+            features = touched[block].any(1).nonzero()[:, 0] + block.start
             if len(features):
-                self._update_block(features, block, support, d_pre, update, state, adam)
+                self._update_block(features, block, support, d_pre, touched, update, state, adam)
         return RowUpdateResult(projections, input_gradient_sum)
 
     def _project(self, support: Support, residual: Tensor, scale: Number, w_dec: Tensor) -> Tensor:
@@ -154,10 +157,10 @@ class TorchKernels(DefaultKernels):
         return out * scale
 
     def _update_block(
-        self, features: Tensor, block: slice, support: Support, d_pre: Tensor, update: RowUpdate, state: State,
-        adam: AdamStep,
+        self, features: Tensor, block: slice, support: Support, d_pre: Tensor, touched: Tensor, update: RowUpdate,
+        state: State, adam: AdamStep,
     ) -> None:  # fmt: skip
-        """Compute and apply the gradient rows of one block of features."""
+        """Compute and apply the gradient rows of one block of features. touched [M, 2]."""
         start, stop = int(support.colptr[block.start]), int(support.colptr[block.stop])
         token = support.token[start:stop].long()
         offsets = support.colptr[block.start : block.stop + 1] - start
@@ -171,21 +174,21 @@ class TorchKernels(DefaultKernels):
         g_dec = torch.zeros_like(g_enc)
         for value, residual, scale in zip(update.values, update.residuals, update.scales, strict=False):
             g_dec += sum_rows_per_feature(value * scale, residual)
-        self.apply_row_gradients(
-            features, g_enc, g_dec, torch.ones_like(features, dtype=torch.bool), update, state, adam
-        )
+        self.apply_row_gradients(features, g_enc, g_dec, touched[features], update, state, adam)
 
     def apply_row_gradients(self, features: Tensor, g_enc: Tensor, g_dec: Tensor, touched: Tensor, update: RowUpdate,
                    state: State, adam: AdamStep) -> None:  # fmt: skip
-        rows, g_enc, g_dec = features[touched], g_enc[touched], g_dec[touched]
+        either = touched.any(1)
+        rows, g_enc, g_dec, touched = features[either], g_enc[either], g_dec[either], touched[either]
         w_enc, w_dec, old = state.params["W_enc"], state.params["W_dec"], state.params["W_dec"][rows]
         if update.decoder_norm_gradient is not None:
             g_dec = g_dec + update.decoder_norm_gradient[rows, None] * old / old.norm(dim=1, keepdim=True)
         if update.is_unit_norm:
             g_dec = remove_radial_component(g_dec, old)
         skipped = adam.step - state.last_touched[rows]
-        lazy_adam_update_(w_enc, state.second_moments["W_enc"], g_enc, rows, skipped, adam)
-        lazy_adam_update_(w_dec, state.second_moments["W_dec"], g_dec, rows, skipped, adam)
+        m, v = state.first_moments, state.second_moments
+        lazy_adam_update_(w_enc, m.get("W_enc"), v["W_enc"], g_enc, rows, skipped, touched[:, 0], adam)
+        lazy_adam_update_(w_dec, m.get("W_dec"), v["W_dec"], g_dec, rows, skipped, touched[:, 1], adam)
         if update.is_unit_norm:
             new = w_dec[rows]
             w_dec[rows] = new / new.norm(dim=1, keepdim=True)

@@ -278,7 +278,7 @@ class TritonKernels(DefaultKernels):
         row_state, row_options = self._row_state(update, state, adam)
         block = next_power_of_two(d)
         sparse_ops.apply_row_gradients[(len(features),)](
-            features, g_enc.contiguous(), g_dec.contiguous(), touched.view(torch.uint8), *row_state,
+            features, g_enc.contiguous(), g_dec.contiguous(), touched.contiguous().view(torch.uint8), *row_state,
             self._always_valid if update.is_valid is None else update.is_valid, d, **row_options, BLOCK=block,
             num_warps=warps_for(2 * block), maxnreg=MAX_REGISTERS,
         )  # fmt: skip
@@ -286,28 +286,32 @@ class TritonKernels(DefaultKernels):
     def _row_state(self, update: RowUpdate, state: State, adam: AdamStep) -> tuple[tuple[Any, ...], dict[str, int]]:
         """Return the arguments of `sparse_ops._update_row` from `norm_gradient` to `step`, and its options."""
         p, v, encoder = state.params, state.second_moments, state.encoder_for(self)
+        m = state.first_moments or v  # without momentum they are not read
         skipped = (adam.step - state.last_touched).double()
         decays = torch.full_like(skipped, adam.beta2).pow_(skipped).to(p["W_enc"].dtype)
         norm_gradient = update.decoder_norm_gradient
         arguments = (
             encoder.norms if norm_gradient is None else norm_gradient,
-            p["W_enc"], p["W_dec"], v["W_enc"], v["W_dec"], state.last_touched, decays, encoder.norms,
-            optional_int16(encoder.bf16), encoder.rounding_norms, self._adam_on_device(adam, p["W_enc"].dtype),
-            adam.step,
+            p["W_enc"], p["W_dec"], m["W_enc"], m["W_dec"], v["W_enc"], v["W_dec"], state.last_touched, decays,
+            encoder.norms, optional_int16(encoder.bf16), encoder.rounding_norms,
+            self._adam_on_device(adam, p["W_enc"].dtype), adam.step,
         )  # fmt: skip
         options = {
             "NORM_GRADIENT": norm_gradient is not None, "UNIT_NORM": update.is_unit_norm,
-            "BF16_BYTES": bf16_store_bytes(encoder.bf16),
+            "BF16_BYTES": bf16_store_bytes(encoder.bf16), "MOMENTUM": bool(state.first_moments),
         }  # fmt: skip
         return arguments, options
 
     def _adam_on_device(self, adam: AdamStep, dtype: torch.dtype) -> Tensor:
-        """Return lr, 1 − β₂, the bias correction and ε on the device, [4].
+        """Return lr, 1 − β₂, the correction of √v, ε, β₁, 1 − β₁ and the correction of m on the device, [7].
 
         As kernel arguments they would be rounded to float32.
         """
         if self._adam_constants is None or self._adam_constants[:2] != (adam, dtype):
-            numbers = (adam.lr, 1 - adam.beta2, adam.correction, adam.epsilon)
+            numbers = (
+                adam.lr, 1 - adam.beta2, adam.correction, adam.epsilon, adam.beta1, 1 - adam.beta1,
+                adam.momentum_correction,
+            )  # fmt: skip
             self._adam_constants = (adam, dtype, torch.cat([self._on_device(number, dtype) for number in numbers]))
         return self._adam_constants[2]
 

@@ -135,7 +135,9 @@ def _add_reconstruction(position, offset, c, row, slopes, values, residual, scal
 def _gradient_rows(start, n, row, c, token, x, constant, slopes, values, residuals, scales, projections, d,
                    PARTS: tl.constexpr, LIVE: tl.constexpr, MAY_SKIP: tl.constexpr, CONSTANT: tl.constexpr,
                    BLOCK: tl.constexpr):  # fmt: skip
-    """Return (gradient row of w_j, of d_j, Σ ∂L/∂π, whether any entry has a gradient) of n entries of one feature.
+    """Return (gradient row of w_j, of d_j, Σ ∂L/∂π, `has_gradients`) of n entries of one feature.
+
+    Bit 0 of `has_gradients`: w_j has a gradient; bit 1: d_j has one.
 
     The entries start at `start`; row = d_j. There are slopes, values, residuals and projections of each of PARTS
     reconstructions; the first LIVE are live; bit r of MAY_SKIP is `may_skip` of reconstruction r. Entries are processed
@@ -145,7 +147,7 @@ def _gradient_rows(start, n, row, c, token, x, constant, slopes, values, residua
     g_enc = tl.zeros([BLOCK], kind)
     g_dec = tl.zeros([BLOCK], kind)
     total = tl.load(scales).to(tl.float64) * 0.0
-    any_touched = n < 0
+    has_gradients = n * 0
     for s in range(n):
         position = start + s
         offset = tl.load(token + position).to(tl.int64) * d + c
@@ -165,33 +167,45 @@ def _gradient_rows(start, n, row, c, token, x, constant, slopes, values, residua
             )  # fmt: skip
         g_enc += d_pre * x_row
         total += d_pre.to(tl.float64)
-        any_touched = any_touched | touched | (d_pre != 0)
-    return g_enc, g_dec, total, any_touched.to(tl.int32)
+        has_gradients = has_gradients | (d_pre != 0).to(tl.int32) | 2 * touched.to(tl.int32)
+    return g_enc, g_dec, total, has_gradients
 
 
 @jit
-def _lazy_adam(w, moment, g, lr, decay, rest, correction, epsilon):
-    """Return (row, moment) after one lazy Adam step; decay = β₂^(steps since last touched), rest = 1 − β₂."""
+def _lazy_adam(w, moment, g, m, offset, inside, has_gradient, decay, adam, MOMENTUM: tl.constexpr):
+    """Return (row, second moment) after one lazy Adam step; with MOMENTUM, update the first moments at m + offset too.
+
+    decay = β₂^(steps since last touched). adam: lr, 1 − β₂, correction, ε, β₁, 1 − β₁, momentum correction.
+    """
+    lr, rest, correction, epsilon = tl.load(adam), tl.load(adam + 1), tl.load(adam + 2), tl.load(adam + 3)
     moment = decay * moment + rest * g * g
+    if MOMENTUM:
+        momentum = tl.load(m + offset, mask=inside, other=0.0)
+        momentum = tl.load(adam + 4) * momentum + tl.load(adam + 5) * g
+        tl.store(m + offset, momentum, mask=inside & has_gradient)
+        g = tl.where(has_gradient, momentum * tl.load(adam + 6), 0.0)
     return w - lr * g / (tl.sqrt(moment) * correction + epsilon), moment
 
 
 @jit
-def _update_row(j, c, inside, g_enc, g_dec, encoder, row, norm_gradient, w_enc, w_dec, v_enc, v_dec, last_touched,
-                decays, norms, bf16, rounding_norms, adam, step, d, NORM_GRADIENT: tl.constexpr,
-                UNIT_NORM: tl.constexpr, BF16_BYTES: tl.constexpr):  # fmt: skip
+def _update_row(j, c, inside, g_enc, g_dec, has_gradients, encoder, row, norm_gradient, w_enc, w_dec, m_enc, m_dec,
+                v_enc, v_dec, last_touched, decays, norms, bf16, rounding_norms, adam, step, d,
+                NORM_GRADIENT: tl.constexpr, UNIT_NORM: tl.constexpr, BF16_BYTES: tl.constexpr,
+                MOMENTUM: tl.constexpr):  # fmt: skip
     """Apply the gradient rows of feature j with w_j = encoder, d_j = row: decoder norm, lazy Adam, renormalisation.
 
-    Also updates the norm and the bfloat16 copy of the encoder row.
+    Also updates the norm and the bfloat16 copy of the encoder row. has_gradients: as `_gradient_rows` returns it.
     """
     offset = j * d + c
-    m_enc = tl.load(v_enc + offset, mask=inside, other=0.0)
+    moment = tl.load(v_enc + offset, mask=inside, other=0.0)
     decay = tl.load(decays + j)
-    lr, rest, correction, epsilon = tl.load(adam), tl.load(adam + 1), tl.load(adam + 2), tl.load(adam + 3)
-    encoder, m_enc = _lazy_adam(encoder, m_enc, g_enc, lr, decay, rest, correction, epsilon)
-    tl.store(v_enc + offset, m_enc, mask=inside)
+    has_enc_gradient, has_dec_gradient = has_gradients % 2 == 1, has_gradients >= 2
+    encoder, moment = _lazy_adam(
+        encoder, moment, g_enc, m_enc, offset, inside, has_enc_gradient, decay, adam, MOMENTUM
+    )  # fmt: skip
+    tl.store(v_enc + offset, moment, mask=inside)
     tl.store(w_enc + offset, encoder, mask=inside)
-    m_dec = tl.load(v_dec + offset, mask=inside, other=0.0)  # prefetched during the reductions
+    moment = tl.load(v_dec + offset, mask=inside, other=0.0)  # prefetched during the reductions
     tl.store(norms + j, tl.sqrt(tl.sum(encoder * encoder, 0)))
     if BF16_BYTES:
         _store_bf16(encoder, offset, inside, bf16, rounding_norms + j, BF16_BYTES)
@@ -199,10 +213,11 @@ def _update_row(j, c, inside, g_enc, g_dec, encoder, row, norm_gradient, w_enc, 
         coefficient = tl.load(norm_gradient + j)
         if coefficient != 0:
             g_dec += coefficient / tl.sqrt(tl.sum(row * row, 0)) * row
+        has_dec_gradient = has_dec_gradient | (coefficient != 0)
     if UNIT_NORM:
         g_dec -= tl.sum(g_dec * row, 0) * row
-    row, m_dec = _lazy_adam(row, m_dec, g_dec, lr, decay, rest, correction, epsilon)
-    tl.store(v_dec + offset, m_dec, mask=inside)
+    row, moment = _lazy_adam(row, moment, g_dec, m_dec, offset, inside, has_dec_gradient, decay, adam, MOMENTUM)
+    tl.store(v_dec + offset, moment, mask=inside)
     if UNIT_NORM:
         row = row / tl.sqrt(tl.sum(row * row, 0))
     tl.store(w_dec + offset, row, mask=inside)
@@ -211,10 +226,10 @@ def _update_row(j, c, inside, g_enc, g_dec, encoder, row, norm_gradient, w_enc, 
 
 @jit(do_not_specialize=["step"])
 def update_rows(colptr, token, x, constant, slopes, values, residuals, scales, projections, input_gradient,
-                norm_gradient, w_enc, w_dec, v_enc, v_dec, last_touched, decays, norms, bf16, rounding_norms, adam,
-                step, is_valid, d, width, PARTS: tl.constexpr, LIVE: tl.constexpr, MAY_SKIP: tl.constexpr,
-                CONSTANT: tl.constexpr, NORM_GRADIENT: tl.constexpr, UNIT_NORM: tl.constexpr,
-                BF16_BYTES: tl.constexpr, FEATURES: tl.constexpr, PIECE: tl.constexpr,
+                norm_gradient, w_enc, w_dec, m_enc, m_dec, v_enc, v_dec, last_touched, decays, norms, bf16,
+                rounding_norms, adam, step, is_valid, d, width, PARTS: tl.constexpr, LIVE: tl.constexpr,
+                MAY_SKIP: tl.constexpr, CONSTANT: tl.constexpr, NORM_GRADIENT: tl.constexpr, UNIT_NORM: tl.constexpr,
+                BF16_BYTES: tl.constexpr, MOMENTUM: tl.constexpr, FEATURES: tl.constexpr, PIECE: tl.constexpr,
                 BLOCK: tl.constexpr):  # fmt: skip
     """Update the rows of features with at most PIECE entries, FEATURES of them per program.
 
@@ -233,16 +248,17 @@ def update_rows(colptr, token, x, constant, slopes, values, residuals, scales, p
         n = (tl.load(colptr + j + 1, mask=inside_width, other=0) - start).to(tl.int32)
         if (n > 0) & (n <= PIECE):
             row = tl.load(w_dec + j * d + c, mask=inside, other=0.0)
-            g_enc, g_dec, total, touched = _gradient_rows(
+            g_enc, g_dec, total, has_gradients = _gradient_rows(
                 start, n, row, c, token, x, constant, slopes, values, residuals, scales, projections, d,
                 PARTS, LIVE, MAY_SKIP, CONSTANT, BLOCK,
             )  # fmt: skip
-            if touched != 0:
+            if has_gradients != 0:
                 encoder = tl.load(w_enc + j * d + c, mask=inside, other=0.0)
                 block_sum += total.to(x.dtype.element_ty) * encoder
                 _update_row(
-                    j, c, inside, g_enc, g_dec, encoder, row, norm_gradient, w_enc, w_dec, v_enc, v_dec, last_touched,
-                    decays, norms, bf16, rounding_norms, adam, step, d, NORM_GRADIENT, UNIT_NORM, BF16_BYTES,
+                    j, c, inside, g_enc, g_dec, has_gradients, encoder, row, norm_gradient, w_enc, w_dec, m_enc, m_dec,
+                    v_enc, v_dec, last_touched, decays, norms, bf16, rounding_norms, adam, step, d, NORM_GRADIENT,
+                    UNIT_NORM, BF16_BYTES, MOMENTUM,
                 )  # fmt: skip
     tl.store(input_gradient + block * d + c, block_sum, mask=inside)
 
@@ -264,22 +280,22 @@ def piece_gradients(features, piece_numbers, colptr, token, x, constant, slopes,
         start = tl.load(colptr + j) + tl.load(piece_numbers + s) * PIECE
         n = tl.minimum(tl.load(colptr + j + 1) - start, PIECE).to(tl.int32)
         row = tl.load(w_dec + j * d + c, mask=inside, other=0.0)
-        g_enc, g_dec, total, touched = _gradient_rows(
+        g_enc, g_dec, total, has_gradients = _gradient_rows(
             start, n, row, c, token, x, constant, slopes, values, residuals, scales, projections, d,
             PARTS, LIVE, MAY_SKIP, CONSTANT, BLOCK,
         )  # fmt: skip
         tl.store(piece_enc + s * d + c, g_enc, mask=inside)
         tl.store(piece_dec + s * d + c, g_dec, mask=inside)
         tl.store(piece_totals + s, total)
-        tl.store(piece_touched + s, touched)
+        tl.store(piece_touched + s, has_gradients)
 
 
 @jit(do_not_specialize=["step"])
 def update_rows_from_pieces(features, piece_numbers, piece_enc, piece_dec, piece_totals, piece_touched, input_gradient,
-                            colptr, norm_gradient, w_enc, w_dec, v_enc, v_dec, last_touched, decays, norms, bf16,
-                            rounding_norms, adam, step, is_valid, d, width, NORM_GRADIENT: tl.constexpr,
-                            UNIT_NORM: tl.constexpr, BF16_BYTES: tl.constexpr, PIECE: tl.constexpr,
-                            BLOCK: tl.constexpr):  # fmt: skip
+                            colptr, norm_gradient, w_enc, w_dec, m_enc, m_dec, v_enc, v_dec, last_touched, decays,
+                            norms, bf16, rounding_norms, adam, step, is_valid, d, width, NORM_GRADIENT: tl.constexpr,
+                            UNIT_NORM: tl.constexpr, BF16_BYTES: tl.constexpr, MOMENTUM: tl.constexpr,
+                            PIECE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Add the pieces of each feature in order and update its rows. input_gradient [pieces, d]: as in `update_rows`."""
     s = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, BLOCK)
@@ -293,30 +309,33 @@ def update_rows_from_pieces(features, piece_numbers, piece_enc, piece_dec, piece
         g_enc = tl.zeros([BLOCK], kind)
         g_dec = tl.zeros([BLOCK], kind)
         total = tl.load(piece_totals + s) * 0.0
-        touched = tl.load(piece_touched + s) * 0
+        has_gradients = tl.load(piece_touched + s) * 0
         for k in range(count):
             g_enc += tl.load(piece_enc + (s + k) * d + c, mask=inside, other=0.0)
             g_dec += tl.load(piece_dec + (s + k) * d + c, mask=inside, other=0.0)
             total += tl.load(piece_totals + s + k)
-            touched = touched | tl.load(piece_touched + s + k)
-        if touched != 0:
+            has_gradients = has_gradients | tl.load(piece_touched + s + k)
+        if has_gradients != 0:
             encoder = tl.load(w_enc + j * d + c, mask=inside, other=0.0)
             row = tl.load(w_dec + j * d + c, mask=inside, other=0.0)
             block_sum += total.to(kind) * encoder
             _update_row(
-                j, c, inside, g_enc, g_dec, encoder, row, norm_gradient, w_enc, w_dec, v_enc, v_dec, last_touched,
-                decays, norms, bf16, rounding_norms, adam, step, d, NORM_GRADIENT, UNIT_NORM, BF16_BYTES,
+                j, c, inside, g_enc, g_dec, has_gradients, encoder, row, norm_gradient, w_enc, w_dec, m_enc, m_dec,
+                v_enc, v_dec, last_touched, decays, norms, bf16, rounding_norms, adam, step, d, NORM_GRADIENT,
+                UNIT_NORM, BF16_BYTES, MOMENTUM,
             )  # fmt: skip
     tl.store(input_gradient + s * d + c, block_sum, mask=inside)
 
 
 @jit(do_not_specialize=["step"])
-def apply_row_gradients(features, g_enc, g_dec, touched, norm_gradient, w_enc, w_dec, v_enc, v_dec, last_touched,
-                        decays, norms, bf16, rounding_norms, adam, step, is_valid, d, NORM_GRADIENT: tl.constexpr,
-                        UNIT_NORM: tl.constexpr, BF16_BYTES: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Apply gradient rows [m, d] to the touched ones of `features` [m]. One program per row."""
+def apply_row_gradients(features, g_enc, g_dec, touched, norm_gradient, w_enc, w_dec, m_enc, m_dec, v_enc, v_dec,
+                        last_touched, decays, norms, bf16, rounding_norms, adam, step, is_valid, d,
+                        NORM_GRADIENT: tl.constexpr, UNIT_NORM: tl.constexpr, BF16_BYTES: tl.constexpr,
+                        MOMENTUM: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """Apply gradient rows [m, d] to the touched ones of `features` [m]; touched [m, 2]. One program per row."""
     s = tl.program_id(0).to(tl.int64)
-    if (tl.load(touched + s) != 0) & (tl.load(is_valid) != 0):
+    has_gradients = tl.load(touched + 2 * s).to(tl.int32) + 2 * tl.load(touched + 2 * s + 1).to(tl.int32)
+    if (has_gradients != 0) & (tl.load(is_valid) != 0):
         c = tl.arange(0, BLOCK)
         inside = c < d
         j = tl.load(features + s)
@@ -324,6 +343,7 @@ def apply_row_gradients(features, g_enc, g_dec, touched, norm_gradient, w_enc, w
         row = tl.load(w_dec + j * d + c, mask=inside, other=0.0)
         _update_row(
             j, c, inside, tl.load(g_enc + s * d + c, mask=inside, other=0.0),
-            tl.load(g_dec + s * d + c, mask=inside, other=0.0), encoder, row, norm_gradient, w_enc, w_dec, v_enc, v_dec,
-            last_touched, decays, norms, bf16, rounding_norms, adam, step, d, NORM_GRADIENT, UNIT_NORM, BF16_BYTES,
+            tl.load(g_dec + s * d + c, mask=inside, other=0.0), has_gradients, encoder, row, norm_gradient, w_enc,
+            w_dec, m_enc, m_dec, v_enc, v_dec, last_touched, decays, norms, bf16, rounding_norms, adam, step, d,
+            NORM_GRADIENT, UNIT_NORM, BF16_BYTES, MOMENTUM,
         )  # fmt: skip
