@@ -8,8 +8,8 @@ chooses many of them.
 
 Which features are frequent follows from counts (the share of the last batch's tokens with an entry of the feature),
 never from timings, so runs are reproducible. An asynchronous layer updates that share at every
-SHARE_UPDATE_INTERVAL-th step and at a few early ones, and waits for its device only then; it leaves AuxK's dead
-features in the support.
+SHARE_UPDATE_INTERVAL-th step and at a few early ones, and waits for its device only then, and in steps with an AuxK
+loss of a threshold architecture; it leaves the dead features of TopK architectures in the support.
 
 A block does what the support does, with the same functions of the architecture:
 
@@ -81,10 +81,12 @@ class DenseFeatures:
 
     def __init__(
         self, groups: list[Tensor], selection: Selection, state: State, centred: CentredInput, derived: Params,
-        step_inputs: StepInputs, kernels: Kernels,
+        step_inputs: StepInputs, kernels: Kernels, dead_group: int | None = None,
     ):  # fmt: skip
         self.groups = groups
         """The features of each block, ascending, int64 [m]."""
+        self.dead_group = dead_group
+        """The index of the block that holds AuxK's dead features; None without one."""
         self.selection, self.state, self.centred, self.kernels = selection, state, centred, kernels
         self.derived, self.step_inputs = derived, step_inputs
         empty = torch.empty(0, dtype=torch.int64, device=centred.x.device)
@@ -98,10 +100,10 @@ class DenseFeatures:
 
     def take_entries(self, support: Support) -> Support:
         """Move the entries of the blocks' features from the support to their block, as MAIN; return the rest."""
+        if self.selection.dead is not None and support.part is None:
+            support = support._replace(part=torch.full_like(support.pre, MAIN, dtype=torch.uint8))
         if isinstance(self.selection, AboveThreshold) or not self.groups:
             return support  # `split_dense_sparse` has excluded them from the selection
-        if support.part is None:
-            support = support._replace(part=torch.full(support.pre.shape, MAIN, dtype=torch.uint8))
         counts = support.colptr.diff()
         is_dense = torch.zeros(len(counts), dtype=torch.bool, device=counts.device)
         for group in self.groups:
@@ -166,8 +168,8 @@ class DenseFeatures:
             d_pre = rule.pre.evaluate(projections)
             for name, gradient in rule.vectors.items():
                 vector_gradients[name][group] = gradient.evaluate(projections).sum(1)
-            is_in_support = self._is_in_support(block.entries, group)
-            support_share[group] = is_in_support.sum(1).to(support_share.dtype) / len(update.x)
+            is_main = self._is_main(block.entries, group)
+            support_share[group] = is_main.sum(1).to(support_share.dtype) / len(update.x)
             input_gradient_sum += d_pre.sum(1) @ state.params["W_enc"][group]
             g_dec = torch.zeros_like(directions)
             has_enc_gradient = (d_pre != 0).any(1)
@@ -202,10 +204,15 @@ class DenseFeatures:
 
     def _is_in_support(self, entries: Entries, group: Tensor) -> Tensor:
         """Return which entries of a block belong to the support, [m, B] bool."""
-        if entries.part is not None:
-            return entries.part != 0
-        assert isinstance(self.selection, AboveThreshold)
-        return entries.pre > self.selection.lower[group][:, None]
+        return self._is_main(entries, group) if entries.part is None else entries.part != 0
+
+    def _is_main(self, entries: Entries, group: Tensor) -> Tensor:
+        """Return which entries of a block count in the support share, [m, B] bool: not those of a threshold
+        architecture that AuxK alone has selected."""
+        if isinstance(self.selection, AboveThreshold):
+            return entries.pre > self.selection.lower[group][:, None]
+        assert entries.part is not None
+        return entries.part != 0
 
     def _make_entries(self, number: int) -> Entries:
         """Return the entries of a block, with the canonical π wherever an error of the product could decide."""
@@ -214,19 +221,29 @@ class DenseFeatures:
         pre = self.kernels.matmul(w, x.T).add_(b[:, None])
         norms = self.state.encoder_for(self.kernels).norms[group]
         margin = torch.outer(product_error_bound(x, norms), self.centred.norms).add_(2 * bias_error_bound(b)[:, None])
-        if not isinstance(self.selection, AboveThreshold):
-            return self._make_dead_topk_entries(number, pre, margin)
-        near = torch.zeros_like(pre, dtype=torch.bool)
-        for edge in (self.selection.lower, *self.selection.edges):
-            near |= (pre - edge[group][:, None]).abs_() <= margin
-        self.kernels.write_exact(pre, near, group, x, p["W_enc"], p["b_enc"])
-        return Entries(pre, group)
+        part = None
+        if isinstance(self.selection, AboveThreshold):
+            near = torch.zeros_like(pre, dtype=torch.bool)
+            for edge in (self.selection.lower, *self.selection.edges):
+                near |= (pre - edge[group][:, None]).abs_() <= margin
+            self.kernels.write_exact(pre, near, group, x, p["W_enc"], p["b_enc"])
+            if self.selection.dead is not None:
+                part = (pre > self.selection.lower[group][:, None]).to(torch.uint8) * MAIN
+        else:
+            row, token = self.main_entries[number]
+            part = torch.zeros_like(pre, dtype=torch.uint8)
+            part[row, token] = MAIN
+        if number == self.dead_group:
+            assert part is not None
+            part |= self._dead_topk(group, pre, margin) * DEAD
+        return Entries(pre, group, part)
 
-    def _make_dead_topk_entries(self, number: int, pre: Tensor, margin: Tensor) -> Entries:
-        """Return the entries of the block of dead features: as part DEAD the k_dead largest positive π of each token
-        (ties go to the lower feature), as part MAIN those that `take_entries` moved here. pre, margin [m, B]."""
-        assert not isinstance(self.selection, AboveThreshold)
-        group, k = self.groups[number], self.selection.k_dead
+    def _dead_topk(self, group: Tensor, pre: Tensor, margin: Tensor) -> Tensor:
+        """Return the mask of the k_dead largest positive π of each token, [m, B] uint8; ties go to the lower feature.
+
+        Overwrites pre with the canonical π where an error of the product could decide. pre, margin [m, B].
+        """
+        k = self.selection.k_dead
         lows, highs = pre - margin, pre + margin
         low = high = pre.new_zeros(pre.shape[1])
         if k < len(group):
@@ -235,10 +252,7 @@ class DenseFeatures:
         row, token, exact = self._write_exact(pre, (highs >= low) & ~is_chosen, group)
         is_largest = topk_per_token(token, exact, k - is_chosen.sum(0), pre.shape[1])
         is_chosen[row[is_largest], token[is_largest]] = True
-        part = torch.where(is_chosen, DEAD, 0).to(torch.uint8)
-        row, token = self.main_entries[number]
-        part[row, token] |= MAIN
-        return Entries(pre, group, part)
+        return is_chosen.to(torch.uint8)
 
     def _write_exact(self, pre: Tensor, unsure: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Overwrite pre [m, B] with the canonical π where unsure is set, in place; return (row, token, π) of those."""
@@ -257,16 +271,20 @@ def split_dense_sparse(
     tokens, groups = len(centred.x), []
     if isinstance(selection, AboveThreshold):
         features = frequent_features(state, selection, kernels)
+        if selection.dead is not None:
+            groups = [group for group in (selection.dead.nonzero()[:, 0],) if len(group)]
+            features = features[~selection.dead[features]]
+        dead_group = 0 if groups else None
         if len(features) >= MIN_DENSE_FEATURES:
-            groups = list(features.split(max(1, BLOCK_ENTRIES // tokens)))
-            sparse: Selection = AboveThreshold(selection.lower.index_fill(0, features, torch.inf))
-        else:
-            sparse = selection
-        return sparse, DenseFeatures(groups, selection, state, centred, derived, step_inputs, kernels)
+            groups += features.split(max(1, BLOCK_ENTRIES // tokens))
+        sparse: Selection = selection._replace(dead=None)
+        if groups:
+            sparse = AboveThreshold(selection.lower.index_fill(0, torch.cat(groups), torch.inf))
+        return sparse, DenseFeatures(groups, selection, state, centred, derived, step_inputs, kernels, dead_group)
     if selection.dead is not None and not kernels.is_async:
         features = selection.dead.nonzero()[:, 0]
         if len(features) <= MAX_DEAD_PER_SELECTED * selection.k_dead and len(features) * tokens <= BLOCK_ENTRIES:
-            dense = DenseFeatures([features], selection, state, centred, derived, step_inputs, kernels)
+            dense = DenseFeatures([features], selection, state, centred, derived, step_inputs, kernels, dead_group=0)
             return selection._replace(dead=None), dense
     return selection, DenseFeatures([], selection, state, centred, derived, step_inputs, kernels)
 

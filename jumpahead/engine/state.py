@@ -14,6 +14,9 @@ from jumpahead.sae.parameters import Params
 from jumpahead.sae.recipe import requested_l0_at
 from jumpahead.sae.support import Number
 
+MAX_DEAD_FEATURES = 2048
+"""Dead features that the AuxK loss of a threshold architecture trains in one step: bounds its memory and time."""
+
 
 def initial_state(arch: Architecture, d: int, width: int, seed: int, sample: Tensor) -> State:
     """Return the state of an untrained SAE, on the device of sample [n, d], activations in the unit E‖x‖² = 1.
@@ -55,11 +58,28 @@ def make_step_inputs(state: State, warmup: float, kernels: Kernels | None = None
     arch = state.arch
     is_fixed = state.controller is None
     sparsity_coefficient = arch.fixed_sparsity_coefficient * warmup if is_fixed else state.sparsity_coefficient
-    dead = state.tokens_since_fired >= arch.recipe.dead_after_tokens if arch.needs_dead_features else None
+    dead = dead_features(state) if arch.needs_dead_features else None
     l0 = None if arch.setting.kind == "lambda" else requested_l0_at(arch.recipe, arch.setting, state.steps_done)
     if kernels is not None and kernels.is_async:
         return StepInputs(sparsity_coefficient, dead, l0)
     return StepInputs(sparsity_coefficient, dead if dead is not None and bool(dead.any()) else None, l0)
+
+
+def dead_features(state: State) -> Tensor | None:
+    """Return the mask [M] of the features that count as dead in the next step; None in steps without an AuxK loss.
+
+    For an AuxK loss from the recipe's `aux_weight`, at most MAX_DEAD_FEATURES: every n-th of them, others in other steps.
+    """
+    recipe = state.arch.recipe
+    turn, is_other_step = divmod(state.steps_done, recipe.aux_every)
+    if is_other_step:
+        return None
+    dead = state.tokens_since_fired >= (recipe.aux_after_tokens or recipe.dead_after_tokens)
+    if not recipe.aux_weight or len(dead) <= MAX_DEAD_FEATURES:
+        return dead
+    number = dead.cumsum(0)
+    parts = (number[-1] + MAX_DEAD_FEATURES - 1).clamp_min(MAX_DEAD_FEATURES) // MAX_DEAD_FEATURES
+    return dead & (number % parts == turn % parts)
 
 
 def update_counters_and_controller(state: State, fired: Tensor, tokens: int, l0: Number) -> None:

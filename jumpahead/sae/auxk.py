@@ -1,9 +1,13 @@
-"""The AuxK loss (arXiv 2406.04093) of TopK architectures: dead features reconstruct the residual.
+"""The AuxK loss (arXiv 2406.04093): dead features reconstruct the residual.
 
 x̂ = W_decᵀ f + b_dec          f = ReLU(π) at the kept entries (MAIN), which the architecture selects
 e = x − x̂, as a constant
 ê = W_decᵀ ReLU(TopK_kaux(π among dead features))                   (DEAD); an entry can belong to both
 L = ‖x − x̂‖² + α·(Var x/Var e)·‖e − ê‖²      means over tokens; Var x = mean ‖x − x̄‖² of the batch, a constant
+
+`WithAuxK` is the base of the TopK architectures. Others (jumprelu.py) add α·‖e − ê‖² with the functions below if their
+recipe's `aux_weight` α is not 0. The recipe also says in which steps there is an AuxK loss, and after how many tokens
+without firing it trains a feature.
 """
 
 from __future__ import annotations
@@ -31,15 +35,19 @@ class AuxKOptions(Options):
     """Number of dead features per token that reconstruct the residual; None: d/2."""
 
 
+RECONSTRUCTIONS = (
+    Reconstruction("input", trains_decoder=True, adds_bias=True),
+    Reconstruction("residual", trains_decoder=True, adds_bias=False),
+)
+"""The reconstructions of a loss with AuxK: x̂ and ê."""
+
+
 class WithAuxK(Architecture):
     """Base class of architectures that select the largest π and add the AuxK loss."""
 
     settings = ("l0", "k")
     Options = AuxKOptions
-    reconstructions = (
-        Reconstruction("input", trains_decoder=True, adds_bias=True),
-        Reconstruction("residual", trains_decoder=True, adds_bias=False),
-    )
+    reconstructions = RECONSTRUCTIONS
     options: AuxKOptions
 
     @property
@@ -48,7 +56,7 @@ class WithAuxK(Architecture):
 
     def k_dead(self, params: Params) -> int:
         """Return the number of dead features per token that reconstruct the residual."""
-        return self.options.k_aux or max(1, params["W_enc"].shape[1] // 2)
+        return self.options.k_aux or default_k_aux(params)
 
     def values(self, entries: Entries, params: Params, derived: Params) -> tuple[Tensor, ...]:
         f = entries.pre.relu()
@@ -85,8 +93,21 @@ class WithAuxK(Architecture):
         if selection.dead is None:
             return loss
         e = error.detach()
-        dead = topk_relu(pre.masked_fill(~selection.dead, -torch.inf), selection.k_dead)
-        return loss + self.error_weights(x, e)[-1] * (e - dead @ params["W_dec"]).square().sum(1).mean()
+        return loss + self.error_weights(x, e)[-1] * auxk_error(params, pre, e, selection.dead, selection.k_dead)
+
+
+def default_k_aux(params: Params) -> int:
+    """Return the default number of dead features per token that reconstruct the residual: d/2."""
+    return max(1, params["W_enc"].shape[1] // 2)
+
+
+def auxk_error(params: Params, pre: Tensor, e: Tensor, dead: Tensor, k: int) -> Tensor:
+    """Return the mean over tokens of ‖e − ê‖², 0-d, for autograd.
+
+    pre [B, M]: pre-activations. e [B, d]: x − x̂, detached. dead [M] bool. k: features per token that make ê.
+    """
+    f = topk_relu(pre.masked_fill(~dead, -torch.inf), k)
+    return (e - f @ params["W_dec"]).square().sum(1).mean()
 
 
 def sum_of_squared_deviations(rows: Tensor) -> Tensor:

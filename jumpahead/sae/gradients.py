@@ -33,7 +33,8 @@ class StepInputs(NamedTuple):
     sparsity_coefficient: Number = 0.0
     """λ in this step, with warm-up applied."""
     dead: Tensor | None = None
-    """[M] bool: features that count as dead; None if the architecture does not need them."""
+    """[M] bool: features that count as dead; None if there are none, or if the architecture does not need them in this
+    step."""
     requested_l0: float | None = None
     """The L0 (or k) requested in this step; None: the value of the sparsity setting."""
 

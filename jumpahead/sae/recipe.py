@@ -105,6 +105,12 @@ class Recipe(NamedTuple):
     """Steps over which the requested L0 (or k) falls to the setting's, by the same factor in each."""
     beta1: Annotated[float, AtLeast(0), LessThan(1)] = 0.0
     """Adam's β₁. With 0, lazy Adam equals dense Adam; above, it has row momentum (engine/lazy_adam.py)."""
+    aux_weight: Annotated[float, AtLeast(0)] = 0.0
+    """Weight of the AuxK loss of an architecture that has none in its paper (sae/auxk.py); 0 switches it off."""
+    aux_every: Annotated[int, GreaterThan(0)] = 1
+    """Steps between two steps with an AuxK loss."""
+    aux_after_tokens: Annotated[int, GreaterThan(0)] | None = None
+    """Tokens without firing after which AuxK trains a feature; None: `dead_after_tokens`."""
 
 
 class Setting(NamedTuple):

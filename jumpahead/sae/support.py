@@ -22,6 +22,11 @@ class AboveThreshold(NamedTuple):
     edges: tuple[Tensor, ...] = ()
     """[M] each: further values of π at which `values` or `entry_gradients` are discontinuous. Near them and near
     `lower`, π is computed in float64 (engine/canonical.py), so that all kernel layers agree."""
+    dead: Tensor | None = None
+    """[M] bool mask of dead features: the `k_dead` largest positive π of each token among them are selected too, and
+    marked with the bit DEAD of `Entries.part`."""
+    k_dead: int = 0
+    """Number of entries per token among the dead features."""
 
 
 class TopKPerToken(NamedTuple):
@@ -57,7 +62,8 @@ PerTokenSelection = AboveThreshold | TopKPerToken
 """Selections in which tokens are independent of each other; kernel layers implement these themselves."""
 Selection = PerTokenSelection | TopKOfBatch
 MAIN, DEAD = 1, 2
-"""Bits of `Entries.part`: the entry is among the k largest; the entry is among the `k_dead` largest dead features."""
+"""Bits of `Entries.part`: the entry has π > lower, or is among the k largest; the entry is among the `k_dead` largest
+dead features."""
 
 
 class EntryOps(Protocol):

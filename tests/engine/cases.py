@@ -52,6 +52,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "jumprelu": {
         "": {},
         "momentum": {"beta1": 0.87, "beta2": 0.93},
+        "auxk": {"aux_weight": 0.7, "aux_every": 2, "aux_after_tokens": 41, "beta1": 0.87},
         "raw": {"threshold_form": "raw", "initial_threshold": 0.07},
         # ε > 2θ at first: rectified zeros fall into the window, every token of a feature is in its support.
         "paper": {"initial_threshold": 0.011, "bandwidth": 0.03, "centre_b_dec": False},

@@ -80,7 +80,7 @@ def test_many_steps_equal_dense_autograd_with_dense_adam(case, name, path):
     for i in range(steps):
         x = activations(tokens, d, seed=7 * i)
         lr, warmup = learning_rate_at(recipe, i, steps), sparsity_warmup_share(recipe, i)
-        had_dead += bool((ours.tokens_since_fired >= recipe.dead_after_tokens).any())
+        had_dead += bool((ours.tokens_since_fired >= (recipe.aux_after_tokens or recipe.dead_after_tokens)).any())
         num_dense += train_step(ours, x, lr, warmup, kernels).num_dense_features
         reference_step(theirs, x, lr, warmup)
         skipped += int((ours.last_touched < ours.steps_done).sum())
@@ -91,7 +91,7 @@ def test_many_steps_equal_dense_autograd_with_dense_adam(case, name, path):
         assert had_dead > steps / 4, "no feature was ever dead: their handling was not tested"
     if case.is_topk:
         assert skipped > 3 * steps, "no row was ever skipped: lazy Adam was not tested"
-    wanted = {"support": [False], "products": [case.options.get("aux") != 0], "both": [False, True]}
+    wanted = {"support": [bool(recipe.aux_weight)], "products": [case.options.get("aux") != 0], "both": [False, True]}
     assert (num_dense > 0) in wanted[path], "the path was not taken"
     if case.setting.kind == "l0" and ours.controller is not None:
         assert ours.controller.penalty_scale != ours.arch.initial_penalty_scale
@@ -208,6 +208,21 @@ def test_auxk_with_fewer_dead_features_than_k_aux(name):
     state.tokens_since_fired[[4, 17]] = 10**7
     after = assert_step_is_exact(state, activations(15, 6, seed=1), name)
     assert not torch.equal(after.params["W_dec"][[4, 17]], state.params["W_dec"][[4, 17]])
+
+
+def test_auxk_of_a_threshold_architecture_takes_turns_if_many_features_are_dead(monkeypatch):
+    """Every fourth step; at most five features at once, and every dead one within the turns."""
+    case = next(c for c in CASES if c.label == "jumprelu-auxk-l0")._replace(changes={"aux_weight": 0.7, "aux_every": 4})
+    state = random_state(case, 6, 40, seed=3, dead_after_tokens=1000)
+    monkeypatch.setattr("jumpahead.engine.state.MAX_DEAD_FEATURES", 5)
+    state.tokens_since_fired = torch.where(torch.arange(40) % 3 == 0, 1000, 999)  # 14 of 40: three turns
+    seen = []
+    for state.steps_done in range(12):
+        dead = make_step_inputs(state, 1.0).dead
+        assert (dead is None) == (state.steps_done % 4 != 0)
+        seen += [] if dead is None else [dead]
+    assert max(int(dead.sum()) for dead in seen) <= 5
+    assert torch.equal(torch.stack(seen).sum(0), (state.tokens_since_fired == 1000).long())
 
 
 @layers

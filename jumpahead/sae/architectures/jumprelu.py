@@ -52,10 +52,12 @@ from torch import Tensor
 
 from jumpahead.sae import ste
 from jumpahead.sae.architecture import Options
+from jumpahead.sae.auxk import RECONSTRUCTIONS, auxk_error, default_k_aux
 from jumpahead.sae.bounds import Finite, GreaterThan
 from jumpahead.sae.gradients import Affine, Counts, Gradients, StepInputs
 from jumpahead.sae.parameters import Params
-from jumpahead.sae.support import Entries, Number
+from jumpahead.sae.recipe import Recipe, Setting
+from jumpahead.sae.support import DEAD, AboveThreshold, Entries, Number
 from jumpahead.sae.threshold import WithThreshold
 
 TARGET_WEIGHT = 1.0
@@ -108,6 +110,28 @@ class JumpReLU(WithThreshold):
     def fixed_sparsity_coefficient(self) -> float:
         return super().fixed_sparsity_coefficient if self.options.target == "controller" else self.options.target_weight
 
+    def __init__(self, options: JumpReLUOptions, setting: Setting, recipe: Recipe):
+        super().__init__(options, setting, recipe)
+        if recipe.aux_weight:
+            self.reconstructions = RECONSTRUCTIONS
+
+    @property
+    def needs_dead_features(self) -> bool:
+        return self.recipe.aux_weight > 0
+
+    def selection(self, params: Params, derived: Params, step_inputs: StepInputs, *, training: bool) -> AboveThreshold:
+        selection = super().selection(params, derived, step_inputs, training=training)
+        if not training or step_inputs.dead is None:
+            return selection
+        return selection._replace(dead=step_inputs.dead, k_dead=default_k_aux(params))
+
+    def values(self, entries: Entries, params: Params, derived: Params) -> tuple[Tensor, ...]:
+        values = super().values(entries, params, derived)
+        return values if entries.part is None else (*values, entries.pre.relu() * entries.part_mask(DEAD))
+
+    def error_weights(self, x: Tensor, errors: Tensor) -> tuple[Number, ...]:
+        return 1.0, self.recipe.aux_weight
+
     def derive(self, params: Params) -> Params:
         derived = super().derive(params)  # a rectified zero is in a window that reaches below 0
         return derived | {"lower": torch.where(derived["lower"] < 0, -torch.inf, derived["lower"])}
@@ -127,7 +151,9 @@ class JumpReLU(WithThreshold):
         if self.options.target == "token":
             assert counts.active is not None
             sparsity = sparsity * entries.per_token(counts.active / self.requested_l0(step_inputs) - 1)
-        d_pre, d_theta = Affine((entries.between(derived["theta"]),)), Affine((slope,), sparsity)
+        of_aux = [(value > 0).to(value.dtype) for value in values[1:]]
+        d_pre = Affine((entries.between(derived["theta"]), *of_aux))
+        d_theta = Affine((slope, *[None] * len(of_aux)), sparsity)
         return Gradients(d_pre, {"b_enc": d_pre, self.sparsity_parameter: d_theta}, None)
 
     def _active_entry_cost(self, counts: Counts, step_inputs: StepInputs) -> Number:
@@ -158,11 +184,16 @@ class JumpReLU(WithThreshold):
 
     def loss(self, params: Params, x: Tensor, step_inputs: StepInputs) -> Tensor:
         derived = self.derive(params)
-        pre = ((x - params["b_dec"]) @ params["W_enc"].T + params["b_enc"]).relu()
-        f = ste.jumprelu(pre, derived["theta"], derived["epsilon"])
-        error = (x - f @ params["W_dec"] - params["b_dec"]).square().sum(1)
-        on = ste.step(pre, derived["theta"], derived["epsilon"])
-        return error.mean() + step_inputs.sparsity_coefficient * self._sparsity(on, self.requested_l0(step_inputs))
+        pre = (x - params["b_dec"]) @ params["W_enc"].T + params["b_enc"]
+        f = ste.jumprelu(pre.relu(), derived["theta"], derived["epsilon"])
+        e = x - f @ params["W_dec"] - params["b_dec"]
+        on = ste.step(pre.relu(), derived["theta"], derived["epsilon"])
+        sparsity = self._sparsity(on, self.requested_l0(step_inputs))
+        loss = e.square().sum(1).mean() + step_inputs.sparsity_coefficient * sparsity
+        if step_inputs.dead is None or not self.needs_dead_features:
+            return loss
+        k = default_k_aux(params)
+        return loss + self.recipe.aux_weight * auxk_error(params, pre, e.detach(), step_inputs.dead, k)
 
     def _sparsity(self, on: Tensor, requested_l0: float) -> Tensor:
         """Return the sparsity term without λ, 0-d. on: [B, M] H(π − θ), 1 for active entries."""

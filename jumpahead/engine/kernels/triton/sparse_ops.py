@@ -175,15 +175,17 @@ def _gradient_rows(start, n, row, c, token, x, constant, slopes, values, residua
 def _lazy_adam(w, moment, g, m, offset, inside, has_gradient, decay, adam, MOMENTUM: tl.constexpr):
     """Return (row, second moment) after one lazy Adam step; with MOMENTUM, update the first moments at m + offset too.
 
-    decay = β₂^(steps since last touched). adam: lr, 1 − β₂, correction, ε, β₁, 1 − β₁, momentum correction.
+    has_gradient: 1, or 0 if the row's gradient is exactly zero. decay = β₂^(steps since last touched). adam: lr,
+    1 − β₂, correction of √v, ε, β₁, 1 − β₁, correction of m.
     """
     lr, rest, correction, epsilon = tl.load(adam), tl.load(adam + 1), tl.load(adam + 2), tl.load(adam + 3)
     moment = decay * moment + rest * g * g
     if MOMENTUM:
         momentum = tl.load(m + offset, mask=inside, other=0.0)
         momentum = tl.load(adam + 4) * momentum + tl.load(adam + 5) * g
-        tl.store(m + offset, momentum, mask=inside & has_gradient)
-        g = tl.where(has_gradient, momentum * tl.load(adam + 6), 0.0)
+        acts = tl.where(inside, has_gradient, 0) != 0
+        tl.store(m + offset, momentum, mask=acts)
+        g = tl.where(acts, momentum * tl.load(adam + 6), 0.0)
     return w - lr * g / (tl.sqrt(moment) * correction + epsilon), moment
 
 
@@ -199,7 +201,7 @@ def _update_row(j, c, inside, g_enc, g_dec, has_gradients, encoder, row, norm_gr
     offset = j * d + c
     moment = tl.load(v_enc + offset, mask=inside, other=0.0)
     decay = tl.load(decays + j)
-    has_enc_gradient, has_dec_gradient = has_gradients % 2 == 1, has_gradients >= 2
+    has_enc_gradient, has_dec_gradient = has_gradients % 2, has_gradients // 2
     encoder, moment = _lazy_adam(
         encoder, moment, g_enc, m_enc, offset, inside, has_enc_gradient, decay, adam, MOMENTUM
     )  # fmt: skip
@@ -213,7 +215,7 @@ def _update_row(j, c, inside, g_enc, g_dec, has_gradients, encoder, row, norm_gr
         coefficient = tl.load(norm_gradient + j)
         if coefficient != 0:
             g_dec += coefficient / tl.sqrt(tl.sum(row * row, 0)) * row
-        has_dec_gradient = has_dec_gradient | (coefficient != 0)
+        has_dec_gradient = has_dec_gradient | (coefficient != 0).to(tl.int32)
     if UNIT_NORM:
         g_dec -= tl.sum(g_dec * row, 0) * row
     row, moment = _lazy_adam(row, moment, g_dec, m_dec, offset, inside, has_dec_gradient, decay, adam, MOMENTUM)
