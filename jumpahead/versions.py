@@ -9,7 +9,7 @@ from __future__ import annotations
 
 TRAINING_VERSION = 4
 """Version of training; part of the input digest of every trained SAE."""
-TRAINING_DIGEST = "c9ba58fd1be589b8"
+TRAINING_DIGEST = "1abd70f486ae8e0d"
 
 EVALUATION_VERSION = 4
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""

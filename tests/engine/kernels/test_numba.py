@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from numba import njit
+from numba.core.dispatcher import Dispatcher
 
-from jumpahead.engine.kernels.numba import matmul_backends
+from jumpahead.engine.kernels.numba import entry_loops, matmul_backends, screen, sparse_ops
 from jumpahead.engine.kernels.numba.matmul_backends import BACKENDS, TORCH_DEFAULT, float32_backend
 from jumpahead.engine.kernels.numba.simd import (
     LANES,
@@ -204,6 +205,62 @@ def test_no_index_is_out_of_bounds(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "steps done:" in done.stdout
+
+
+def test_compiled_functions_inline_every_compiled_function_that_they_call():
+    """A callee that is not inlined exists twice under one name, and which of the two runs depends on the cache."""
+    loops = {
+        loop for module in (entry_loops, screen, sparse_ops) for loop in vars(module).values() if is_compiled(loop)
+    }
+    calls = [(loop, loop.py_func.__globals__.get(name)) for loop in loops for name in loop.py_func.__code__.co_names]
+    calls = [(caller, callee) for caller, callee in calls if is_compiled(callee)]
+    assert len(calls) > 10
+    for caller, callee in calls:
+        assert callee.targetoptions.get("forceinline"), f"{callee.__name__}, which {caller.__name__} calls"
+
+
+def is_compiled(value):
+    """Return whether a value is a function compiled with numba."""
+    return isinstance(value, Dispatcher)
+
+
+def test_a_process_that_compiles_and_one_that_loads_give_the_same_bytes(tmp_path):
+    """The row update with a gradient of the decoder norm: float32 rows, as in training, and a cache empty at first."""
+    program = """
+        import hashlib
+        import torch
+        from jumpahead.engine.interface import RowUpdate
+        from jumpahead.engine.kernels.numba import NumbaKernels
+        from jumpahead.engine.kernels.numba.matmul_backends import TORCH_DEFAULT
+        from jumpahead.engine.lazy_adam import AdamStep
+        from tests.engine.cases import CASES, random_state, standard_normal
+
+        torch.set_num_threads(1)
+        case = next(case for case in CASES if case.architecture == "relu")
+        width, d = 40, 23
+        state = random_state(case, d, width, 5, torch.float32)
+        g_enc, g_dec, norm, x = (standard_normal(width, n, seed=n, dtype=torch.float32) for n in (d, d, 1, d))
+        update = RowUpdate(x, (), None, (), (), (), norm[:, 0].contiguous(), False, (), None)
+        every = torch.arange(width)
+        NumbaKernels(TORCH_DEFAULT).apply_row_gradients(
+            every, g_enc, g_dec, every >= 0, update, state, AdamStep(0.01, 0.98, 1e-8, 18)
+        )
+        for tensors in (state.params, state.second_moments):
+            for name in ("W_enc", "W_dec"):
+                print(name, hashlib.sha256(tensors[name].numpy().tobytes()).hexdigest())
+    """
+    program = "\n".join(line[8:] for line in program.splitlines())
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    found = []
+    for _ in ("compiles", "loads"):
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment, timeout=200
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(done.stdout)
+    assert list(tmp_path.rglob("sparse_ops.apply_row_gradients*.nbc")), "nothing was cached"
+    assert found[0].count("W_") == 4
+    assert found[0] == found[1]
 
 
 def test_the_backend_of_products_that_reach_the_weights_does_not_depend_on_timings(monkeypatch):

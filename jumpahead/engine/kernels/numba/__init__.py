@@ -9,7 +9,7 @@
     sparse_ops.py        compiled loops of steps 3 and 5
     entry_ops.py         sums per feature, lookups at entries
     simd.py              SIMD operations that numba does not generate by itself
-    jit.py               the compilers: strict floating point, or sums reassociated
+    jit.py               the compilers: strict floating point, sums reassociated, inlined into the caller
     threads.py           running compiled loops on all cores
     workspace.py         scratch memory
     arrays.py            tensors as numpy arrays

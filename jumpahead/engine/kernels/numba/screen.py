@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jumpahead.engine.kernels.numba.jit import reassociating
+from jumpahead.engine.kernels.numba.jit import inlined, reassociating
 from jumpahead.engine.kernels.numba.simd import LANES, greater_mask, lowest_bit, to_float, upper_bound_mask
 
 BISECTIONS = 14
@@ -25,14 +25,14 @@ MAX_PAIRWISE = 512
 """Number of values up to which comparing all pairs is faster than a partition."""
 
 
-@reassociating
+@inlined
 def widen_row(row, wide):
     """Copy `row` to `wide` in float64: once per feature, for all of its entries."""
     for t in range(len(row)):
         wide[t] = np.float64(row[t])
 
 
-@reassociating
+@inlined
 def canonical_preactivation(x, wide, bias):
     """Return x·wide + bias, computed in float64 and rounded to x's dtype."""
     total = 0.0
@@ -182,7 +182,7 @@ def canonical_preactivations(first, last, x, w_enc, b_enc, token, feature, pre):
         pre[q] = canonical_preactivation(x[token[q]], wide, b_enc[j])
 
 
-@reassociating
+@inlined
 def kth_largest(values, k):
     """Return the k-th largest value, counting duplicates. Few values are compared pairwise: no branch, no memory."""
     n = len(values)

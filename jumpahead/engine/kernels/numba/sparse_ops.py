@@ -10,11 +10,11 @@ import math
 
 import numpy as np
 
-from jumpahead.engine.kernels.numba.jit import reassociating, strict
+from jumpahead.engine.kernels.numba.jit import inlined, reassociating, strict
 from jumpahead.engine.kernels.numba.simd import prefetch_row, to_float
 
 
-@reassociating
+@inlined
 def dot(a, b):
     """Return Σ a·b in the dtype of a."""
     total = a.dtype.type(0)
@@ -23,7 +23,7 @@ def dot(a, b):
     return total
 
 
-@reassociating
+@inlined
 def add_scaled_rows(total, rows, index, weights, n):
     """Add Σ weights[q]·rows[index[q]] over q < n to `total`; four rows at a time, to write `total` less often."""
     for q in range(0, n - 3, 4):
@@ -37,7 +37,7 @@ def add_scaled_rows(total, rows, index, weights, n):
             total[t] += u * a[t]
 
 
-@reassociating
+@inlined
 def round_row_to_bf16(row, bf16):
     """Round `row` to bfloat16 bits in `bf16`, to nearest, ties to even; return ‖row − bf16‖."""
     bits = row.view(np.uint32)
@@ -149,7 +149,7 @@ def indicator_between(first, last, colptr, pre, low, high, weight, out):
             out[q] = here if (pre[q] > least) & (pre[q] < most) else pre.dtype.type(0)
 
 
-@reassociating
+@inlined
 def _lazy_adam(w, v, g, lr, decay, rest, correction, epsilon):
     """Apply one lazy Adam step to a row, in place; decay = β₂^(steps since last touched), rest = 1 − β₂."""
     for t in range(len(w)):
@@ -158,7 +158,7 @@ def _lazy_adam(w, v, g, lr, decay, rest, correction, epsilon):
         w[t] -= lr * g[t] / (np.sqrt(moment) * correction + epsilon)
 
 
-@reassociating
+@inlined
 def _lazy_adam_with_momentum(w, m, v, g, lr, beta1, rest1, decay, rest, momentum_correction, correction, epsilon):
     """Apply one lazy Adam step with row momentum to a row with a gradient, in place; rest1 = 1 − β₁."""
     for t in range(len(w)):
@@ -168,7 +168,7 @@ def _lazy_adam_with_momentum(w, m, v, g, lr, beta1, rest1, decay, rest, momentum
         w[t] -= lr * (momentum * momentum_correction) / (np.sqrt(moment) * correction + epsilon)
 
 
-@reassociating
+@inlined
 def _update_matrix_row(j, w, m, v, g, has_gradient, decay, adam):
     """Take the lazy Adam step of row j of one matrix: without momentum if `m` is empty."""
     _, lr, beta1, beta2, momentum_correction, correction, epsilon = adam
@@ -185,7 +185,7 @@ def _update_matrix_row(j, w, m, v, g, has_gradient, decay, adam):
             v[j, t] *= decay
 
 
-@reassociating
+@inlined
 def _update_row(
     j, g_enc, g_dec, has_enc_gradient, has_dec_gradient, norm_gradient, is_unit_norm, w_enc, w_dec, m_enc, m_dec,
     v_enc, v_dec, last_touched, norms, bf16, rounding_norms, adam,

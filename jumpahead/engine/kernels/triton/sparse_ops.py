@@ -215,7 +215,7 @@ def _update_row(j, c, inside, g_enc, g_dec, has_gradients, encoder, row, norm_gr
         coefficient = tl.load(norm_gradient + j)
         if coefficient != 0:
             g_dec += coefficient / tl.sqrt(tl.sum(row * row, 0)) * row
-        has_dec_gradient = has_dec_gradient | (coefficient != 0).to(tl.int32)
+        has_dec_gradient = tl.where(coefficient != 0, 1, has_dec_gradient)
     if UNIT_NORM:
         g_dec -= tl.sum(g_dec * row, 0) * row
     row, moment = _lazy_adam(row, moment, g_dec, m_dec, offset, inside, has_dec_gradient, decay, adam, MOMENTUM)
