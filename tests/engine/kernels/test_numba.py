@@ -241,9 +241,9 @@ def test_a_process_that_compiles_and_one_that_loads_give_the_same_bytes(tmp_path
         state = random_state(case, d, width, 5, torch.float32)
         g_enc, g_dec, norm, x = (standard_normal(width, n, seed=n, dtype=torch.float32) for n in (d, d, 1, d))
         update = RowUpdate(x, (), None, (), (), (), norm[:, 0].contiguous(), False, (), None)
-        every = torch.arange(width)
+        every, step = torch.arange(width), AdamStep(lr=0.01, beta1=0.0, beta2=0.98, epsilon=1e-8, step=18)
         NumbaKernels(TORCH_DEFAULT).apply_row_gradients(
-            every, g_enc, g_dec, every >= 0, update, state, AdamStep(0.01, 0.98, 1e-8, 18)
+            every, g_enc, g_dec, torch.ones(width, 2, dtype=torch.bool), update, state, step
         )
         for tensors in (state.params, state.second_moments):
             for name in ("W_enc", "W_dec"):
