@@ -42,7 +42,7 @@ class DenseTrainer:
         self.p = {name: tensor.detach().clone() for name, tensor in p.items()}
         for name in trained:
             self.p[name].requires_grad_()
-        groups = [{"params": [self.p[name]], "lr": lr * arch.trained_vectors.get(name, 1.0)} for name in trained]
+        groups = [{"params": [self.p[name]], "lr": lr * arch.lr_multiplier(name)} for name in trained]
         recipe = arch.recipe
         self.optimizer = torch.optim.Adam(groups, betas=(0.0, recipe.beta2), eps=recipe.adam_epsilon, fused=True)
 

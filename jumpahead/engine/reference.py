@@ -58,7 +58,7 @@ def reference_step(state: State, x: Tensor, lr: float, warmup: float) -> float:
         if w.dim() == 2:
             matrix_update_(w, m, v, g[name], adam, is_unit_norm and name == "W_dec")
         else:
-            adam_update_(w, m, v, g[name], adam, state.arch.trained_vectors.get(name, 1.0))
+            adam_update_(w, m, v, g[name], adam, state.arch.lr_multiplier(name))
     if is_unit_norm:
         state.params["W_dec"] /= state.params["W_dec"].norm(dim=1, keepdim=True)
     if bool((f > 0).any()):

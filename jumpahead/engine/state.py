@@ -68,7 +68,7 @@ def make_step_inputs(state: State, warmup: float, kernels: Kernels | None = None
 def dead_features(state: State) -> Tensor | None:
     """Return the mask [M] of the features that count as dead in the next step; None in steps without an AuxK loss.
 
-    For an AuxK loss from the recipe's `aux_weight`, at most MAX_DEAD_FEATURES: every n-th of them, others in other steps.
+    With the recipe's `aux_weight` at most MAX_DEAD_FEATURES: every n-th of them, others in other steps.
     """
     recipe = state.arch.recipe
     turn, is_other_step = divmod(state.steps_done, recipe.aux_every)

@@ -131,7 +131,7 @@ def run_step(
         input_gradient = input_gradient + dense_gradient
     bias_gradient = decoder_bias_gradient(parts, errors, scales, input_gradient)
     m, v = state.first_moments, state.second_moments
-    adam_update_(p["b_dec"], m.get("b_dec"), v["b_dec"], bias_gradient, adam)
+    adam_update_(p["b_dec"], m.get("b_dec"), v["b_dec"], bias_gradient, adam, arch.lr_multiplier("b_dec"))
     for name, rate in arch.trained_vectors.items():
         adam_update_(p[name], m.get(name), v[name], vector_gradients[name], adam, rate)
 

@@ -140,7 +140,11 @@ class Architecture(ABC):
     @property
     def trained_vectors(self) -> dict[str, float]:
         """Return the names of the trained [M] parameters, each with its multiplier of the recipe's learning rate."""
-        return dict.fromkeys(self.vectors, 1.0)
+        return {name: self.recipe.bias_lr_multiplier if name.startswith("b_") else 1.0 for name in self.vectors}
+
+    def lr_multiplier(self, name: str) -> float:
+        """Return the multiplier of the recipe's learning rate for a trained parameter, W_enc and W_dec included."""
+        return self.recipe.bias_lr_multiplier if name == "b_dec" else self.trained_vectors.get(name, 1.0)
 
     @property
     def sparsity_parameter(self) -> str:

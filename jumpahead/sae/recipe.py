@@ -105,6 +105,8 @@ class Recipe(NamedTuple):
     """Steps over which the requested L0 (or k) falls to the setting's, by the same factor in each."""
     beta1: Annotated[float, AtLeast(0), LessThan(1)] = 0.0
     """Adam's β₁. With 0, lazy Adam equals dense Adam; above, it has row momentum (engine/lazy_adam.py)."""
+    bias_lr_multiplier: Annotated[float, GreaterThan(0)] = 1.0
+    """Learning rate of b_dec and of the [M] biases of the encoder, in multiples of `lr`."""
     aux_weight: Annotated[float, AtLeast(0)] = 0.0
     """Weight of the AuxK loss of an architecture that has none in its paper (sae/auxk.py); 0 switches it off."""
     aux_every: Annotated[int, GreaterThan(0)] = 1

@@ -41,7 +41,10 @@ class WithThreshold(Architecture):
 
     @property
     def trained_vectors(self) -> dict[str, float]:
-        return {"b_enc": 1.0, self.sparsity_parameter: self.recipe.threshold_lr_multiplier}
+        return {
+            "b_enc": self.recipe.bias_lr_multiplier,
+            self.sparsity_parameter: self.recipe.threshold_lr_multiplier,
+        }
 
     @property
     def sparsity_parameter(self) -> str:

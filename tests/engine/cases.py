@@ -44,20 +44,20 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "anthropic": {
         "": {},
-        "momentum": {"beta1": 0.87, "beta2": 0.93},
+        "momentum": {"beta1": 0.87, "beta2": 0.93, "bias_lr_multiplier": 0.3},
         # windows that reach below zero, as in its preset
         "raw": {"threshold_form": "raw", "initial_threshold": 0.07, "bandwidth": 0.19},
     },
-    "gated": {"": {}, "momentum": {"beta1": 0.87, "beta2": 0.93}},
+    "gated": {"": {}, "momentum": {"beta1": 0.87, "beta2": 0.93, "bias_lr_multiplier": 0.3}},
     "jumprelu": {
         "": {},
-        "momentum": {"beta1": 0.87, "beta2": 0.93},
+        "momentum": {"beta1": 0.87, "beta2": 0.93, "bias_lr_multiplier": 0.3},
         "auxk": {"aux_weight": 0.7, "aux_every": 2, "aux_after_tokens": 41, "beta1": 0.87},
         "raw": {"threshold_form": "raw", "initial_threshold": 0.07},
         # ε > 2θ at first: rectified zeros fall into the window, every token of a feature is in its support.
         "paper": {"initial_threshold": 0.011, "bandwidth": 0.03, "centre_b_dec": False},
     },
-    "topk": {"": {}, "momentum": {"beta1": 0.87, "beta2": 0.93}},
+    "topk": {"": {}, "momentum": {"beta1": 0.87, "beta2": 0.93, "bias_lr_multiplier": 0.3}},
 }
 VALUES = {"l0": 4.0, "lambda": 0.006, "k": 5.0}
 LAYERS = ("torch", "numba")

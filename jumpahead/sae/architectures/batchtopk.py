@@ -44,7 +44,7 @@ class BatchTopK(WithAuxK):
 
     @property
     def trained_vectors(self) -> dict[str, float]:
-        return {"b_enc": 1.0}
+        return {"b_enc": self.recipe.bias_lr_multiplier}
 
     def initialise(self, d: int, width: int, generator: torch.Generator, sample: Tensor) -> Params:
         params, pre = initial_parameters(d, width, generator, sample, self.recipe)
