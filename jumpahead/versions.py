@@ -9,9 +9,9 @@ from __future__ import annotations
 
 TRAINING_VERSION = 4
 """Version of training; part of the input digest of every trained SAE."""
-TRAINING_DIGEST = "1abd70f486ae8e0d"
+TRAINING_DIGEST = "ab03481f4298b82e"
 
-EVALUATION_VERSION = 4
+EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
 EVALUATION_DIGEST = "0a14a78fe910d7b6"
 

@@ -15,7 +15,7 @@ from jumpahead.storage.digests import digest_file, digest_json
 from jumpahead.text.config import TextConfig
 from jumpahead.text.source import Source
 
-TOKENIZATION_VERSION = 2
+TOKENIZATION_VERSION = 3
 """Version number: increase it when a code change alters the tokens, contexts or token files of an unchanged text."""
 _TOKENIZER_FILES = ("config.json", "generation_config.json", "*token*.json", "vocab*", "merges.txt", "*.model", "*.py")
 

@@ -12,6 +12,7 @@ from jumpahead.storage.folders import hard_link_files, remove_path
 from jumpahead.storage.json_files import write_json
 from jumpahead.text.contexts import SPLITS, Contexts, Split
 from jumpahead.text.documents import documents
+from jumpahead.text.near_duplicates import MAX_SHARED
 from jumpahead.text.tokenize import tokenize_splits
 
 
@@ -53,6 +54,11 @@ class TokensStage(Stage):
             contexts_by_split = self._tokenize(folder)
         for split, contexts in contexts_by_split.items():
             write_json(folder / split / "source.json", {"inputs": self.inputs()})
+            if count := contexts.near_duplicates:
+                self.progress.say(
+                    f"{count:,} held-out document{'s' * (count > 1)} left out: more than {100 * MAX_SHARED:.0f} % of "
+                    f"{'their' if count > 1 else 'its'} text is in the training text too"
+                )
             self.progress.say(
                 f"{split.replace('_', '-')} text: {len(contexts.document_ids):,} documents, "
                 f"{contexts.rows:,} tokens to {'train on' if split == 'train' else 'measure on'}"

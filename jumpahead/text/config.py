@@ -26,7 +26,8 @@ class TextConfig(BaseModel):
     separator: str | None = None
     """Separator of the documents inside a file, for instance `<|endoftext|>`; by default a file is one document."""
     held_out: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the documents that is never trained on; evaluation uses only these."""
+    """Share of the documents that is never trained on; evaluation uses only these. Those of which the training text
+    contains more than 80 % are left out."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Maximum number of tokens of training text, and of held-out text; by default all. Takes the first rows of a file.
     Counts all tokens of conversations, context included."""

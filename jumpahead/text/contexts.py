@@ -87,6 +87,8 @@ class Contexts:
     """int64 [contexts]: number of chunks of each context; None without packing (one chunk per context)."""
     role_mask: np.ndarray | ShardedArray | None = None
     """bool [tokens]: True for tokens of trained roles; None if the text is not conversations."""
+    near_duplicates: int = 0
+    """Number of held-out documents that were left out because they are nearly copies of training text."""
 
     # ------------------------------------------------------------------------------------------ groups
 
@@ -276,6 +278,7 @@ class Contexts:
         head = {"schema": SCHEMA, "digest": self.digest, "split": self.split, "batch": self.batch}
         head |= {"bos_id": self.bos_id, "packing": self.packing, "contexts": len(self), "tokens": len(self.tokens)}
         head |= {} if self.role_mask is None else {"role_tokens": self.rows}
+        head |= {"near_duplicates": self.near_duplicates} if self.near_duplicates else {}
         texts = {"shards": shards, "document_ids": self.document_ids, "document_names": self.document_names}
         write_json(folder / "contexts.json", {**head, **texts}, indent=None)
 
@@ -292,6 +295,7 @@ class Contexts:
         role_mask = map_shards(folder, head["shards"], "role_mask") if "role_tokens" in head else None
         texts: Any = {name: tuple(head[name]) for name in ("document_ids", "document_names")}
         rest = {key: head[key] for key in ("bos_id", "batch", "split", "packing")}
+        rest["near_duplicates"] = head.get("near_duplicates", 0)
         contexts = cls(tokens, role_mask=role_mask, **arrays, **texts, **rest)
         if contexts.digest != head["digest"]:
             for number in range(head["shards"]):

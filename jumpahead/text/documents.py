@@ -3,6 +3,7 @@
 A document is a file, a row of a dataset, or a section of a file or row between separators. The hash of the document's
 identity (relative path of a file, content hash of a row or section) decides whether the document is held out: the split
 does not depend on order, machine or other documents. Exact duplicates are dropped; memory holds 16 bytes per document.
+Held-out documents that are nearly copies of training text are left out later, by their tokens (near_duplicates.py).
 `sources/` defines the readable formats and the order of documents.
 """
 

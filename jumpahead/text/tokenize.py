@@ -6,6 +6,7 @@ Shards are written while the text is read. After an interruption, the next call 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from jumpahead.text.chat import Conversation
 from jumpahead.text.chat_template import EncodedConversation
 from jumpahead.text.contexts import SPLITS, Contexts, Packing, Split
 from jumpahead.text.documents import is_held_out, split_pieces
+from jumpahead.text.near_duplicates import near_duplicates, shingle_length
 from jumpahead.text.packing import ORDER_SEED, cut_documents, pack_best_fit
 from jumpahead.text.permutation import fixed_permutation
 from jumpahead.text.source import Document
@@ -90,6 +92,9 @@ def tokenize_splits(
 ) -> dict[Split, Contexts]:
     """Tokenise both splits into shards below `folder` in one pass over the documents; return the contexts by split.
 
+    Held-out documents that are nearly copies of training text are left out of the contexts (near_duplicates.py), and
+    counted in `Contexts.near_duplicates`; the training split does not depend on them.
+
     inputs: digest of all inputs; shards of an interrupted call with an equal digest are reused.
     held_out: fraction of the documents in the held-out split.
     max_tokens: maximum number of tokens per split.
@@ -100,8 +105,12 @@ def tokenize_splits(
         split: _SplitBuilder(split, lm, max_tokens, folder / split, inputs) for split in SPLITS
     }
     _tokenize_documents(documents, lm, builders, held_out, is_streamed, on_progress)
+    train = builders["train"].contexts(held_out, packing)
+    length = shingle_length(lm.vocab_size)
+    dropped = builders["held_out"].find_near_duplicates(train.tokens, length)
     contexts_by_split: dict[Split, Contexts] = {
-        split: builder.contexts(held_out, packing) for split, builder in builders.items()
+        "train": train,
+        "held_out": builders["held_out"].contexts(held_out, packing, dropped),
     }
     for split, contexts in contexts_by_split.items():
         contexts.save_without_tokens(folder / split, builders[split].shards)
@@ -288,29 +297,48 @@ class _SplitBuilder:
         role_mask = map_shards(self.folder, self.shards, "role_mask") if self._has_roles else None
         return map_shards(self.folder, self.shards, "tokens"), role_mask
 
-    def contexts(self, held_out: float, packing: Packing) -> Contexts:
-        """Return the contexts of the split, in a fixed order. Raises DataError if the split has too few tokens."""
+    def find_near_duplicates(self, train: np.ndarray | ShardedArray, length: int) -> list[int]:
+        """Return the indices of the documents that are nearly copies of the training tokens (near_duplicates.py).
+
+        length: number of tokens of a shingle.
+        """
+        return (
+            near_duplicates(train, self._finish_tokens()[0], self.document_tokens, length) if self.total_tokens else []
+        )
+
+    def contexts(self, held_out: float, packing: Packing, dropped: Sequence[int] = ()) -> Contexts:
+        """Return the contexts of the split, in a fixed order. Raises DataError if the split has too few tokens.
+
+        dropped: indices of documents to leave out.
+        """
         if self._stored_pieces:
             raise self._text_changed_error()
         lm, bos_tokens = self.lm, int(self.lm.bos_id is not None)
         chunk = lm.context - bos_tokens
         start, length, document = cut_documents(self.document_tokens, chunk, 3 - bos_tokens)
-        if self.total_tokens < chunk or not len(start):
-            raise DataError(_too_short_message(self.split, held_out, self.document_names, self.total_tokens, chunk))
+        is_kept = np.ones(len(self.document_tokens), bool)
+        is_kept[list(dropped)] = False
+        start, length, document = (array[is_kept[document]] for array in (start, length, document))
+        document = (np.cumsum(is_kept, dtype=np.int32) - 1)[document]
+        ids, names = (tuple(itertools.compress(whole, is_kept)) for whole in (self.document_ids, self.document_names))
+        total = int(np.asarray(self.document_tokens, np.int64)[is_kept].sum())
+        if total < chunk or not len(start):
+            raise DataError(_too_short_message(self.split, held_out, names, total, chunk, len(dropped)))
         tokens, role_mask = self._finish_tokens()
         whole = Contexts(
             tokens=tokens,
             chunk_start=start,
             chunk_length=length,
             chunk_document=document,
-            document_ids=tuple(self.document_ids),
-            document_names=tuple(self.document_names),
+            document_ids=ids,
+            document_names=names,
             is_special=lm.is_special,
             bos_id=lm.bos_id,
             batch=lm.batch,
             split=self.split,
             packing=packing,
             role_mask=role_mask,
+            near_duplicates=len(dropped),
         )
         kept = np.arange(len(start)) if role_mask is None else np.flatnonzero(whole.usable_per_chunk(excluded_end=1))
         if not len(kept):
@@ -332,9 +360,19 @@ class _SplitBuilder:
         )
 
 
-def _too_short_message(split: Split, held_out: float, names: list[str], total: int, needed: int) -> str:
-    """Return the error message for a split that has `total` tokens but needs `needed`; `names` are its documents."""
+def _too_short_message(
+    split: Split, held_out: float, names: Sequence[str], total: int, needed: int, dropped: int
+) -> str:
+    """Return the error message for a split that has `total` tokens but needs `needed`.
+
+    names: of its documents. dropped: number of documents left out because they are nearly copies of training text.
+    """
     title = _SPLIT_TITLES[split]
+    if dropped:
+        return (
+            f"The {title} is too short: {total} tokens, but one full context needs {needed}. {dropped} held-out "
+            "documents were left out as near-duplicates of training text: give text that repeats itself less."
+        )
     if not names:
         return (
             f"The {title} is empty: text.held_out = {held_out:g} leaves no document for it. Give more documents "

@@ -41,6 +41,7 @@ from jumpahead.study import schema as studies
 from jumpahead.study.load import load
 from jumpahead.study.save import to_toml
 from jumpahead.text.contexts import Contexts
+from jumpahead.text.documents import is_held_out
 from tests.texts import random_words
 
 STUDY = """
@@ -446,6 +447,24 @@ def test_another_layer_of_the_same_run_reuses_the_tokens(study_file, copied):
     said = run(study_file, copied, "activations.sites=layers.2.mlp", until="train")
     assert [title for title, _ in said.phases] == ["training"]
     assert stamps(copied / "tokens") == before
+
+
+def test_held_out_documents_that_copy_training_text_are_left_out_and_counted_once(study_file, tmp_path):
+    text = Path(shutil.copytree(study_file.parent / "text", tmp_path / "text"))
+    names = sorted(path.name for path in text.iterdir())
+    ours = next(name for name in names if not is_held_out(name, 0.3))
+    copy = next(name for name in (f"copy-{i}.txt" for i in range(99)) if is_held_out(name, 0.3))
+    (text / copy).write_text("A new header of the file, which nothing else has.\n" + (text / ours).read_text())
+    plain = run(study_file, tmp_path / "plain", until="tokens")
+    said = run(study_file, tmp_path / "copy", f"text.source={text}", until="tokens")
+    assert not any("left out" in sentence for sentence in plain.sentences)
+    (told,) = [sentence for sentence in said.sentences if "left out" in sentence]
+    assert told == "1 held-out document left out: more than 80 % of its text is in the training text too"
+    found, expected = (Contexts.load(tmp_path / name / "tokens" / "held_out") for name in ("copy", "plain"))
+    assert found.document_ids == expected.document_ids
+    assert copy not in found.document_ids
+    trained = [Contexts.load(tmp_path / name / "tokens" / "train").digest for name in ("copy", "plain")]
+    assert trained[0] == trained[1]
 
 
 def test_runs_beside_one_another_share_tokens_and_neither_needs_the_other(study_file, tmp_path, monkeypatch):
