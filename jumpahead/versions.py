@@ -9,12 +9,12 @@ from __future__ import annotations
 
 TRAINING_VERSION = 4
 """Version of training; part of the input digest of every trained SAE."""
-TRAINING_DIGEST = "ab03481f4298b82e"
+TRAINING_DIGEST = "0e673814058b90d4"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
-EVALUATION_DIGEST = "0a14a78fe910d7b6"
+EVALUATION_DIGEST = "aebca498bc639190"
 
-FRONTIER_VERSION = 4
+FRONTIER_VERSION = 5
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""
-FRONTIER_DIGEST = "f7396336c9cf3c04"
+FRONTIER_DIGEST = "184b63421e74432a"

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jumpahead import metrics
+from jumpahead.evaluation.coverage import effective_clusters, interval_expansion
 from jumpahead.metrics import bootstrap_replicates
+from jumpahead.storage.packed_numbers import pack_numbers
 
 SERIES: list[dict[str, Any]] = [
     {"name": "jumprelu", "title": "JumpReLU", "architecture": "jumprelu"},
@@ -122,18 +124,20 @@ def _measured(
     ]
     rows = int(measured.rows.sum())
     return {
-        "schema": "jumpahead.evaluation/1",
+        "schema": "jumpahead.evaluation/2",
         "path": f"saes/{site}/{width}/{series}/{setting['kind']}-{setting['value']:g}_seed-{seed}",
         "sae": {"site": site, "width": width, "d": measured.x_sum.shape[1], "series": series, "architecture": series,
                 "setting": setting, "sae_seed": seed, "stream_seed": 0},
         "metrics": metrics.measure(measured),
         "standard_errors": metrics.standard_errors(measured),
-        "bootstrap": {key: values.tolist() for key, values in bootstrap_replicates(measured, weights).items()},
+        "bootstrap": {key: pack_numbers(values) for key, values in bootstrap_replicates(measured, weights).items()},
         "documents": {"identity": [f"package/module_{g}.py" for g in range(clusters)],
                       "tokens": texts.tokens.tolist(), "clean": measured.clean.tolist(),
                       "spliced": measured.spliced.tolist()},
         "histogram": metrics.frequency_histogram(measured.firing.sum(0), rows),
-        "text": {"tokens": int(texts.tokens.sum()), "documents": clusters, "clusters": clusters, "digest": "f00d"},
+        "text": {"tokens": int(texts.tokens.sum()), "rows": rows, "documents": clusters, "clusters": clusters,
+                 "effective_clusters": effective_clusters(texts.tokens),
+                 "interval_expansion": interval_expansion(texts.tokens), "digest": "f00d"},
         "notes": [],
         "training": {"tokens": 2_000_000, "distinct_tokens": 1_800_000, "epochs": 1.11,
                      "seconds": round(20 + l0 / 3, 1), "steps": 977},
@@ -158,9 +162,11 @@ def evaluation(
     sae_seed: int = 0,
     stream_seed: int = 0,
     width: int = 1000,
-    clusters: int = 1_000_000,
+    clusters: int = 40,
+    expansion: float = 1.0,
     site: str = "layers.1.residual",
     sparsity_coefficient: Mapping[str, float] | None = None,
+    rows: int = 50_040,
     digest: str = "f00d",
 ) -> dict[str, Any]:
     """One SAE's evaluation with the numbers as given; `error` is the standard error of the loss."""
@@ -168,14 +174,19 @@ def evaluation(
     setting = dict(setting or {"kind": "l0", "value": l0})
     shares = {f"share_{key}": values[key] / width for key in ("above_10pct", "above_1pct", "dead")}
     return {
-        "schema": "jumpahead.evaluation/1",
+        "schema": "jumpahead.evaluation/2",
         "path": f"saes/{site}/{width}/{series}/{setting['kind']}-{setting['value']:g}_seed-{sae_seed}-{stream_seed}",
         "sae": {"site": site, "width": width, "d": 16, "series": series, "architecture": series, "setting": setting,
                 "sae_seed": sae_seed, "stream_seed": stream_seed},
         "metrics": {**values, **shares, "ce_clean": 2.5, "ce_zero": 9.5, "ce_mean": 7.5},
         "standard_errors": {"delta_lm_loss": error},
-        "bootstrap": {key: list(map(float, (replicates or {}).get(key, [value] * 4))) for key, value in values.items()},
-        "text": {"tokens": 50_000, "documents": 40, "clusters": clusters, "digest": digest},
+        "bootstrap": {
+            key: pack_numbers(np.asarray((replicates or {}).get(key, [value] * 4), float))
+            for key, value in values.items()
+        },
+        "text": {"tokens": 50_000, "rows": rows, "documents": 40, "clusters": clusters,
+                 "effective_clusters": 0.9 * clusters, "interval_expansion": None if clusters == 1 else expansion,
+                 "digest": digest},
         "notes": [],
         "training": {"tokens": 10**6, "seconds": 3.0},
         "sparsity_coefficient": dict(sparsity_coefficient or {}),

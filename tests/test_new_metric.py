@@ -17,6 +17,7 @@ from jumpahead.frontier import Frontier, build_frontier
 from jumpahead.metrics import METRICS, CurveInterpolation, Metric, QueryOption, bootstrap_replicates, replicate_weights
 from jumpahead.report import terminal
 from jumpahead.report.page import render_html
+from jumpahead.storage.packed_numbers import pack_numbers
 from tests.frontiers import documents, example, sums
 
 KEY = "mean_square"
@@ -41,7 +42,7 @@ def run(metric: Metric, tmp_path: Path) -> Path:
     made = example(l0s=(4, 12, 37), replicates=40, clusters=12, width=512, d=8)
     for i, one in enumerate(made.evaluations):
         one["metrics"][KEY] = 1 + 0.1 * (i % 3)
-        one["bootstrap"][KEY] = [one["metrics"][KEY] + 0.001 * (r % 5) for r in range(40)]
+        one["bootstrap"][KEY] = pack_numbers(one["metrics"][KEY] + 0.001 * (np.arange(40) % 5))
     (tmp_path / "manifest.json").write_text(json.dumps({"schema": "jumpahead.run/1"}))
     (tmp_path / "frontier.json").write_text(json.dumps(build_frontier(made.evaluations, **made.keywords)))
     return tmp_path

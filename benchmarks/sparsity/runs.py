@@ -25,6 +25,7 @@ from jumpahead.storage.atomic import write_atomic
 from jumpahead.storage.digests import digest_json
 from jumpahead.storage.json_files import read_json, write_json
 from jumpahead.storage.layout import sae_key
+from jumpahead.storage.packed_numbers import unpack_numbers
 from jumpahead.storage.run_folder import Run
 from jumpahead.study import schema as studies
 from jumpahead.study.load import parse
@@ -153,7 +154,8 @@ def bootstrap_replicates(one: RequestedRun, evaluation: dict[str, Any]) -> dict[
     if one.part != "final":
         return {}
     kept = {
-        name: [round_to_five_digits(value) for value in evaluation["bootstrap"][name]] for name in BOOTSTRAPPED_METRICS
+        name: [round_to_five_digits(value) for value in unpack_numbers(evaluation["bootstrap"][name])]
+        for name in BOOTSTRAPPED_METRICS
     }
     return {"clusters": evaluation["text"]["clusters"], "bootstrap": kept}
 

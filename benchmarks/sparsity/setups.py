@@ -71,7 +71,7 @@ def study_tables(
         "activations": {"sites": [place.site], "origin": "shards", "dtype": "bfloat16"},
         "sae": {"width": [place.width], "seed": list(seeds)},
         "train": {"tokens": tokens, "batch": BATCH, "checkpoint_minutes": 5.0},
-        "evaluate": {"tokens": held_out},
+        "evaluate": {"tokens": held_out, "replicates": 200},
         "series": series,
     }
 

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from jumpahead import metrics
 from jumpahead.engine import SparseFeatures
+from jumpahead.evaluation.coverage import effective_clusters, interval_expansion
 from jumpahead.evaluation.held_out import HeldOut, HeldOutRows
 from jumpahead.metrics import bootstrap_replicates, ratio_standard_error
 from jumpahead.sae.saved import SAE
+from jumpahead.storage.packed_numbers import pack_numbers
 
 
 class EvaluationSums(NamedTuple):
@@ -95,10 +97,10 @@ def evaluation_json(
             "raise evaluate.tokens, or hold out more text, for a sharper number."
         )
     return {
-        "schema": "jumpahead.evaluation/1",
+        "schema": "jumpahead.evaluation/2",
         "metrics": values,
         "standard_errors": errors,
-        "bootstrap": {key: replicates.tolist() for key, replicates in bootstrap_replicates(sums, weights).items()},
+        "bootstrap": {key: pack_numbers(values) for key, values in bootstrap_replicates(sums, weights).items()},
         "documents": {
             "identity": [text.names[i] for i in seen],
             **{key: documents[key][seen].tolist() for key in ("tokens", "clean", "spliced")},
@@ -107,7 +109,10 @@ def evaluation_json(
         "text": {
             "tokens": text.tokens,
             "documents": len(seen),
+            "rows": int(sums.rows.sum()),
             "clusters": text.clusters,
+            "effective_clusters": effective_clusters(sums.tokens),
+            "interval_expansion": interval_expansion(sums.tokens),
             "digest": text.digest,
         },
         "notes": all_notes,

@@ -6,7 +6,7 @@ A panel contains the SAEs of one site and width; a point is one SAE.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -15,14 +15,19 @@ import numpy as np
 
 from jumpahead.diagnostics import DIAGNOSTICS, requested_l0
 from jumpahead.errors import ArtefactError
-from jumpahead.formatting import format_setting, sample_unit
+from jumpahead.formatting import SampleUnit, format_setting, sample_unit
 from jumpahead.frontier.curve import CONFIDENCE_LEVEL, centre_replicates, estimate_with_interval
 from jumpahead.frontier.frontier import SCHEMA, Frontier
 from jumpahead.frontier.matched import matched_tables
 from jumpahead.frontier.seeds import seed_weights, seeds_of
 from jumpahead.frontier.series import choose_fidelity, count_replicates, is_finite_number, point_sort_key
 from jumpahead.metrics import METRICS, count_key_by_share, curve_metrics
+from jumpahead.storage.packed_numbers import pack_numbers, unpack_numbers
 
+FEW_DOCUMENTS = 20
+"""Number of documents below which intervals may be too narrow (measured: docs/LOG.md)."""
+SEED_COVERAGE = {2: 61, 3: 80, 4: 85, 5: 87}
+"""Measured coverage in per cent of intervals that cover the variation between that many seeds (docs/LOG.md)."""
 Evaluation = Mapping[str, Any]
 """The content of an evaluation.json, plus "path": the folder of the SAE relative to the run."""
 
@@ -54,6 +59,7 @@ def build_frontier(
         "level": CONFIDENCE_LEVEL,
         "covers": "text",
         "replicates": min(map(count_replicates, points), default=0),
+        "narrow": [],
     }
     data = {
         "schema": SCHEMA,
@@ -76,7 +82,31 @@ def build_frontier(
         panel["matched"] = matched_tables(curves, panel["fidelity"])
     if covers and set(covers) == {"text and seeds"}:
         interval["covers"] = "text and seeds"
+    interval["narrow"] = _narrow_intervals(panels, interval["covers"], unit)
     return data
+
+
+def _narrow_intervals(panels: Sequence[Mapping[str, Any]], covers: str, unit: SampleUnit) -> list[str]:
+    """Return a sentence per reason why intervals cover less often than they say: few documents, few seeds."""
+    sentences = []
+    documents = min((panel["documents"] for panel in panels), default=FEW_DOCUMENTS)
+    if documents < FEW_DOCUMENTS:
+        sentences.append(
+            f"With fewer than {FEW_DOCUMENTS} {unit.groups} they may be too narrow: hold out more {unit.text}."
+        )
+    if covers != "text":
+        settings = Counter(
+            (i, point["series"], point["setting"]["kind"], point["setting"]["value"])
+            for i, panel in enumerate(panels)
+            for point in panel["points"]
+        )
+        seeds = min(settings.values())
+        if seeds in SEED_COVERAGE:
+            sentences.append(
+                f"With {seeds} seeds they are too narrow: where seeds alone differ, they cover the truth in "
+                f"{SEED_COVERAGE[seeds]} % of cases. Train more seeds."
+            )
+    return sentences
 
 
 # ---------------------------------------------------------------------------------------------- panels and points
@@ -119,7 +149,9 @@ def _panel_json(evaluations: list[Evaluation], names: list[str]) -> dict[str, An
         "fidelity": choose_fidelity(points),
         **{key: metrics.get(key) for key in ("ce_clean", "ce_zero", "ce_mean")},
         "tokens": text["tokens"],
+        "rows": text["rows"],
         "documents": text["documents"],
+        "effective_documents": text["effective_clusters"],
         "points": points,
     }
 
@@ -137,7 +169,7 @@ def _add_seed_weights(points: list[dict[str, Any]]) -> None:
         if len(group) > 1:
             weights = seed_weights([seeds_of(point) for point in group], panel_seeds, min(map(count_replicates, group)))
             for point, column in zip(group, weights[1:].T, strict=True):
-                point["seed_weights"] = column.tolist()
+                point["seed_weights"] = pack_numbers(column)
 
 
 def _check_comparable(evaluations: list[Evaluation]) -> None:
@@ -160,15 +192,16 @@ def _check_comparable(evaluations: list[Evaluation]) -> None:
 
 def _point_json(evaluation: Evaluation) -> dict[str, Any]:
     """Return the JSON of one SAE: metrics, centred bootstrap replicates (`curve.centre_replicates`) and intervals."""
-    sae, metrics, clusters = evaluation["sae"], evaluation["metrics"], evaluation["text"].get("clusters") or 0
-    replicates: dict[str, list[float]] = {}
+    sae, metrics, text = evaluation["sae"], evaluation["metrics"], evaluation["text"]
+    expansion = math.inf if text["interval_expansion"] is None else text["interval_expansion"]  # null: one document
+    replicates: dict[str, dict[str, Any]] = {}
     intervals: dict[str, list[float]] = {}
     for key in curve_metrics():
-        raw = (evaluation.get("bootstrap") or {}).get(key) or []
-        if not is_finite_number(metrics.get(key)):
+        packed = (evaluation.get("bootstrap") or {}).get(key)
+        if not packed or not is_finite_number(metrics.get(key)):
             continue
-        shifted = centre_replicates(metrics[key], np.asarray(raw, np.float64), clusters)
-        replicates[key] = shifted.tolist()
+        shifted = centre_replicates(metrics[key], unpack_numbers(packed), expansion)
+        replicates[key] = pack_numbers(shifted)
         interval, role = estimate_with_interval(np.concatenate([[metrics[key]], shifted])), METRICS[key].curve
         if interval.low is not None and interval.high is not None:
             low = interval.low if role and role.domain == "real" else max(interval.low, 0.0)

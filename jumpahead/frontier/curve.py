@@ -48,18 +48,18 @@ def estimate_with_interval(values: np.ndarray) -> Estimate:
     return Estimate(float(values[0]), float(min(low, values[0])), float(max(high, values[0])))
 
 
-def centre_replicates(value: float, replicates: np.ndarray, clusters: int) -> np.ndarray:
-    """Return value + √(G/(G−1)) · (replicates − mean of replicates), [R]; empty if G = 1 or R < 2.
+def centre_replicates(value: float, replicates: np.ndarray, expansion: float) -> np.ndarray:
+    """Return value + expansion · (replicates − mean of replicates), [R]; empty if the expansion is infinite or R < 2.
 
-    G is `clusters`. Corrects two biases of the bootstrap. Resampling shifts counts: a feature that fires in only one
-    document is dead in every replicate without this document. The variance of a bootstrap mean is (G−1)/G of the
-    unbiased variance.
+    Corrects three biases of the bootstrap. Resampling shifts counts: a feature that fires in only one document never
+    fires in a replicate without this document. The variance of a bootstrap mean is too small, and its percentiles are
+    those of a normal distribution: `expansion` is `evaluation.coverage.interval_expansion` of the documents.
     """
     replicates = np.asarray(replicates, np.float64)
-    if len(replicates) < 2 or clusters < 2:
+    if len(replicates) < 2 or not np.isfinite(expansion):
         return np.empty(0)
     deviations = replicates - replicates.mean() if np.ptp(replicates) else np.zeros(len(replicates))
-    return value + np.sqrt(clusters / (clusters - 1)) * deviations
+    return value + expansion * deviations
 
 
 class CurvePosition(NamedTuple):

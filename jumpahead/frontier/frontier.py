@@ -19,7 +19,7 @@ from jumpahead.metrics import METRICS, fidelity_metrics
 from jumpahead.storage.json_files import read_json
 from jumpahead.storage.run_folder import Run
 
-SCHEMA = "jumpahead.frontier/1"
+SCHEMA = "jumpahead.frontier/2"
 
 
 class Frontier:
@@ -141,7 +141,7 @@ class Frontier:
 
     @cached_property
     def covers(self) -> str:
-        """Return a sentence on the variation that intervals cover: of held-out text, and of seeds if varied."""
+        """Return sentences on the variation that intervals cover, of text and of seeds, and on intervals too narrow."""
         interval, panels = self.data["interval"], self.data["panels"]
         if not interval["replicates"]:
             return "There are no intervals: the evaluations hold no resamples."
@@ -157,7 +157,8 @@ class Frontier:
             kinds = [f"{saes} initialisations"] if saes > 1 else ["one initialisation"]
             kinds += [f"{streams} data orders"] if streams > 1 else ["one data order"]
             seeds_text = f"and seeds: {', '.join(kinds)}"
-        return f"The {format_percent(interval['level'])} intervals cover {text} {seeds_text}."
+        sentences = [f"The {format_percent(interval['level'])} intervals cover {text} {seeds_text}."]
+        return " ".join([*sentences, *interval["narrow"]])
 
     def _parse_query(self, target: Mapping[str, float | str | None], limits: Mapping[str, float | str]) -> Query:
         """Return the query with parsed target and limits. Raises StudyError unless exactly one target is given."""

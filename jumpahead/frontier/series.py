@@ -20,6 +20,7 @@ import numpy as np
 from jumpahead.frontier.curve import Curve, CurvePosition, Estimate, estimate_with_interval
 from jumpahead.frontier.seeds import Seeds, seed_weights, seeds_of
 from jumpahead.metrics import METRICS, CurveInterpolation, count_key_by_share, curve_metrics, fidelity_metrics
+from jumpahead.storage.packed_numbers import packed_length, unpack_numbers
 
 Point = Mapping[str, Any]
 """One SAE in frontier.json: an element of `points` of a panel."""
@@ -48,9 +49,8 @@ def point_sort_key(point: Point) -> tuple:
 def count_replicates(point: Point) -> int:
     """Return the number of bootstrap replicates of an SAE: the minimum over curve metrics that have a value."""
     saved = point.get("bootstrap") or {}
-    return min(
-        (len(saved.get(key) or []) for key in curve_metrics() if is_finite_number(point["metrics"].get(key))), default=0
-    )
+    measured = [key for key in curve_metrics() if is_finite_number(point["metrics"].get(key))]
+    return min((packed_length(saved.get(key)) for key in measured), default=0)
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _setting_values(group: list[Point], panel_seeds: Sequence[Seeds], replicates
         for j, key in enumerate(keys):
             if is_finite_number(point["metrics"].get(key)):
                 values[i, 0, j] = point["metrics"][key]
-                values[i, 1:, j] = point["bootstrap"][key][:replicates] if replicates else []
+                values[i, 1:, j] = unpack_numbers(point["bootstrap"][key])[:replicates] if replicates else []
     weights = seed_weights([seeds_of(point) for point in group], panel_seeds, replicates)
     mean = np.einsum("rs,srm->rm", weights, values)
     low = [-np.inf if _curve_role(key).domain == "real" else 0 for key in keys]

@@ -22,6 +22,7 @@ from jumpahead.activations.origins import ORIGINS
 from jumpahead.errors import DataError, StudyError
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.fingerprint import (
+    TOKENIZATION_VERSION,
     chat_template_digests,
     dtype_choice_digest,
     model_digest,
@@ -175,7 +176,7 @@ class Provenance:
 
         It includes `evaluate.tokens`, the number of held-out activations that are written.
         """
-        return digest_json([self.activations_digest(sites), self.study.evaluate.tokens])
+        return digest_json([self.activations_digest(sites), self.study.evaluate.tokens, TOKENIZATION_VERSION])
 
     def sae_digest(self, spec: SAESpec) -> str:
         """Return the digest of all inputs of a trained SAE."""

@@ -9,9 +9,21 @@
 const SNAP = 0.01; // a target outside the measured range by at most this share of its end is answered with the end
 const FINITE = Number.isFinite;
 const data = JSON.parse(document.getElementById("data").textContent);
+for (const point of data.panels.flatMap((panel) => panel.points)) { // storage/packed_numbers.py
+  for (const key of Object.keys(point.bootstrap)) point.bootstrap[key] = unpackNumbers(point.bootstrap[key]);
+  point.weights = point.weights ? unpackNumbers(point.weights) : [];
+}
 const METRICS = Object.fromEntries(data.metrics.map((one) => [one.key, one])); // the declarations of frontier.json
 const KEYS = data.metrics.filter((one) => one.curve).map((one) => one.key); // the metrics on curves, L0 first
 const SHARE_OF = Object.fromEntries(data.metrics.filter((one) => one.share_of).map((one) => [one.share_of, one.key]));
+
+function unpackNumbers({ first, step, codes }) { // 16 bits each, the low byte first
+  const bytes = atob(codes);
+  return Float64Array.from({ length: bytes.length / 2 }, (_, i) => {
+    const code = bytes.charCodeAt(2 * i) + 256 * bytes.charCodeAt(2 * i + 1);
+    return code === 65535 ? NaN : first + step * code;
+  });
+}
 
 function roleOf(key) { return METRICS[key].curve; }
 
@@ -132,7 +144,8 @@ function estimateOf(values, level) { // values[r]: the estimate, and the central
   if (!FINITE(values[0])) return { value: null, low: null, high: null };
   const replicates = values.slice(1).filter(FINITE).sort((a, b) => a - b);
   if (replicates.length < 2) return { value: values[0], low: null, high: null };
-  return { value: values[0], low: quantile(replicates, (1 - level) / 2), high: quantile(replicates, (1 + level) / 2) };
+  const low = quantile(replicates, (1 - level) / 2), high = quantile(replicates, (1 + level) / 2);
+  return { value: values[0], low: Math.min(low, values[0]), high: Math.max(high, values[0]) };
 }
 
 function quantile(sorted, q) { // linear between order statistics, as numpy's default

@@ -10,9 +10,6 @@ from jumpahead.report.findings import findings, typical_entry
 from jumpahead.report.panel import Panel
 from jumpahead.report.tables import diagnostics_table, matched_tables, sae_row_cells, sae_table_heads
 
-REPLICATE_DIGITS = 8
-"""Significant digits of bootstrap replicates on the page: enough for intervals, and half the size of all digits."""
-
 
 def panel_view(panel: Panel) -> dict[str, Any]:
     """Return the template values of a panel."""
@@ -138,21 +135,15 @@ def panel_data(panel: Panel) -> dict[str, Any]:
                 "sparsity_coefficient": point["sparsity_coefficient"],
                 "seeds": [point["sae_seed"], point["stream_seed"]],
                 "is_only_seed": panel.is_only_seed[i],
-                "weights": point.get("seed_weights")
-                or [],  # per replicate, among the SAEs of the same sparsity setting
+                "weights": point.get("seed_weights"),  # per replicate, among the SAEs of the same sparsity setting
                 "path": str(point["path"]),
                 "pareto": point["pareto"],
                 "metrics": point["metrics"],
                 "errors": point["standard_errors"],
                 "intervals": point["intervals"],
-                "bootstrap": {key: _round_replicates(replicates) for key, replicates in point["bootstrap"].items()},
+                "bootstrap": point["bootstrap"],
                 "histogram": point["histogram"],
             }
             for i, point in enumerate(panel.points)
         ],
     }
-
-
-def _round_replicates(replicates: list[float | None]) -> list[float | None]:
-    """Return replicates with DIGITS significant digits."""
-    return [None if value is None else float(f"{value:.{REPLICATE_DIGITS}g}") for value in replicates]

@@ -58,14 +58,21 @@ def shingle_hashes(tokens: np.ndarray, length: int) -> np.ndarray:
 
 
 def near_duplicates(
-    train: np.ndarray | ShardedArray, held_out: np.ndarray | ShardedArray, document_tokens: Sequence[int], length: int
+    train: np.ndarray | ShardedArray,
+    held_out: np.ndarray | ShardedArray,
+    document_tokens: Sequence[int],
+    length: int,
+    role_mask: np.ndarray | ShardedArray | None = None,
 ) -> list[int]:
     """Return the indices of the held-out documents of which the training tokens contain more than `MAX_SHARED`.
 
-    train, held_out: token ids of all documents of a split, concatenated. document_tokens: number of tokens of each
-    held-out document. length: tokens of a shingle. Documents with fewer tokens are never returned.
+    train, held_out: token ids of all documents of a split, concatenated.
+    document_tokens: number of tokens of each held-out document.
+    length: tokens of a shingle. Documents with fewer tokens are never returned.
+    role_mask: mask of the held-out tokens of trained roles, bool, or None. Only shingles that end in such tokens count,
+    because many conversations share a prompt.
     """
-    sketches = list(_sketches(held_out, document_tokens, length))
+    sketches = list(_sketches(held_out, document_tokens, length, role_mask))
     wanted = np.unique(np.concatenate([np.empty(0, np.uint64), *sketches]))
     is_found = _find(wanted, (shingle_hashes(block, length) for block in _overlapping_blocks(train, length)))
     return [
@@ -74,11 +81,19 @@ def near_duplicates(
     ]  # fmt: skip
 
 
-def _sketches(tokens: np.ndarray | ShardedArray, document_tokens: Sequence[int], length: int) -> Iterator[np.ndarray]:
+def _sketches(
+    tokens: np.ndarray | ShardedArray,
+    document_tokens: Sequence[int],
+    length: int,
+    role_mask: np.ndarray | ShardedArray | None,
+) -> Iterator[np.ndarray]:
     """Yield, per document, its `SKETCH_SHINGLES` smallest distinct hashes in increasing order."""
     start = 0
     for size in document_tokens:
-        yield np.unique(shingle_hashes(tokens[start : start + size], length))[:SKETCH_SHINGLES].copy()
+        hashes = shingle_hashes(tokens[start : start + size], length)
+        if role_mask is not None:
+            hashes = hashes[role_mask[start : start + size][length - 1 :]]
+        yield np.unique(hashes)[:SKETCH_SHINGLES].copy()
         start += size
 
 

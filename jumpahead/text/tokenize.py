@@ -302,9 +302,10 @@ class _SplitBuilder:
 
         length: number of tokens of a shingle.
         """
-        return (
-            near_duplicates(train, self._finish_tokens()[0], self.document_tokens, length) if self.total_tokens else []
-        )
+        if not self.total_tokens:
+            return []
+        tokens, role_mask = self._finish_tokens()
+        return near_duplicates(train, tokens, self.document_tokens, length, role_mask)
 
     def contexts(self, held_out: float, packing: Packing, dropped: Sequence[int] = ()) -> Contexts:
         """Return the contexts of the split, in a fixed order. Raises DataError if the split has too few tokens.

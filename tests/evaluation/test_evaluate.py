@@ -23,6 +23,7 @@ from jumpahead.metrics import ratio_standard_error
 from jumpahead.sae.recipe import Setting
 from jumpahead.sae.saved import SAE
 from jumpahead.storage.json_files import to_json
+from jumpahead.storage.packed_numbers import packed_length
 from jumpahead.text.documents import is_held_out
 from jumpahead.text.source import Document
 from jumpahead.text.tokenize import tokenize
@@ -287,9 +288,9 @@ def test_the_document_holds_what_a_frontier_needs(lm, text):
     measured = evaluate({"it": sae}, lm, text, SITE, torch.zeros(sae.d))["it"]
     weights = metrics.replicate_weights(text.clusters, 25)
     made = json.loads(to_json(evaluation_json(measured, text, weights, ["said before."])))
-    assert made["schema"] == "jumpahead.evaluation/1"
+    assert made["schema"] == "jumpahead.evaluation/2"
     assert set(made["metrics"]) == set(metrics.METRICS)
-    assert all(len(values) == 25 for values in made["bootstrap"].values())
+    assert all(packed_length(values) == 25 for values in made["bootstrap"].values())
     assert set(made["bootstrap"]) == set(metrics.curve_metrics())
     documents = made["documents"]
     assert sum(documents["tokens"]) == made["text"]["tokens"] == text.tokens

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from jumpahead.evaluation.coverage import interval_expansion
 from jumpahead.frontier.curve import Curve, CurvePosition, centre_replicates, estimate_with_interval
 from jumpahead.metrics import replicate_weights
 
@@ -252,9 +253,9 @@ def test_estimate_takes_the_central_95_percent():
 
 
 def test_centred_replicates_keep_their_spread_around_the_estimate():
-    moved = centre_replicates(10.0, np.array([12.0, 14.0, 16.0]), clusters=5)
-    np.testing.assert_allclose(moved, 10 + np.sqrt(5 / 4) * np.array([-2, 0, 2]))
-    assert len(centre_replicates(10.0, np.array([12.0, 14.0]), clusters=1)) == 0
+    moved = centre_replicates(10.0, np.array([12.0, 14.0, 16.0]), expansion=1.3)
+    np.testing.assert_allclose(moved, 10 + 1.3 * np.array([-2, 0, 2]))
+    assert len(centre_replicates(10.0, np.array([12.0, 14.0]), expansion=np.inf)) == 0
 
 
 # ---------------------------------------------------------------------------------------------- coverage
@@ -273,7 +274,8 @@ def test_intervals_cover_the_true_l0_in_simulation():
         nats = tokens[:, None] * 1.2 * l0**-0.6 * (shared[:, None] + own)
         loss = nats.sum(0) / tokens.sum()
         drawn = (weights @ nats) / (weights @ tokens)[:, None]
-        replicates = np.stack([centre_replicates(loss[i], drawn[:, i], clusters) for i in range(4)], axis=1)
+        expansion = interval_expansion(tokens)
+        replicates = np.stack([centre_replicates(loss[i], drawn[:, i], expansion) for i in range(4)], axis=1)
         values = np.stack([np.broadcast_to(l0, (401, 4)), np.concatenate([loss[None], replicates])], axis=-1)
         found = estimate_with_interval(Curve(values, (True, True)).positions(1, 0.3)[0].values[:, 0])
         assert found.low is not None
@@ -290,13 +292,14 @@ def test_centring_makes_the_interval_of_dead_features_cover():
     rates = rng.exponential(0.06, width)  # chance to fire in a document
     expected = ((1 - rates) ** clusters).sum()
     weights, plain, moved = replicate_weights(clusters, 200), 0, 0
+    expansion = interval_expansion(np.full(clusters, 700))
     for _ in range(times):
         fires = rng.random((clusters, width)) < rates
         dead = float((fires.sum(0) == 0).sum())
         drawn = ((weights @ fires) == 0).sum(1)
         low, high = np.quantile(drawn, [0.025, 0.975])
         plain += low <= expected <= high
-        found = estimate_with_interval(np.concatenate([[dead], centre_replicates(dead, drawn, clusters)]))
+        found = estimate_with_interval(np.concatenate([[dead], centre_replicates(dead, drawn, expansion)]))
         assert found.low is not None
         assert found.high is not None
         moved += found.low <= expected <= found.high

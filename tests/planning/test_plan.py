@@ -32,6 +32,7 @@ from jumpahead.storage.json_files import to_json, write_json
 from jumpahead.storage.run_folder import Run
 from jumpahead.study.load import parse
 from jumpahead.study.schema import Study, sae_specs
+from tests.texts import hex_words
 
 SHAPE = {
     "num_hidden_layers": 3, "hidden_size": 24, "num_attention_heads": 4, "head_dim": 8, "vocab_size": 300,
@@ -49,7 +50,7 @@ def model(tmp_path: Path) -> Path:
 def text(tmp_path: Path) -> Path:
     """40 documents of 700 bytes each."""
     for number in range(40):
-        write_atomic(tmp_path / "text" / f"{number}.txt", f"{number:02d}" + "abcdefg" * 99 + "hijkl")
+        write_atomic(tmp_path / "text" / f"{number}.txt", hex_words(number, 200)[:700])
     return tmp_path / "text"
 
 

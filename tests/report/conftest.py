@@ -13,6 +13,7 @@ import pytest
 
 from jumpahead import frontier as frontier_
 from jumpahead.metrics import METRICS, frequency_histogram
+from jumpahead.storage.packed_numbers import pack_numbers
 
 WIDTH, REPLICATES = 4096, 60
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
@@ -56,7 +57,7 @@ def evaluation(series: int, l0: float, seed: int = 0, **changes: Any) -> dict[st
     value = {"l0": l0, "lambda": 0.004 / l0, "k": int(l0)}[kind]
     counts = np.round(60_000 * 10 ** rng.normal(-3, 0.7, WIDTH)).clip(0, 60_000)
     return {
-        "schema": "jumpahead.evaluation/1",
+        "schema": "jumpahead.evaluation/2",
         "path": f"saes/layers.1.residual/{WIDTH}/{name}/{kind}-{value:g}_seed-{seed}",
         "sae": {
             "site": "layers.1.residual",
@@ -71,12 +72,20 @@ def evaluation(series: int, l0: float, seed: int = 0, **changes: Any) -> dict[st
         "metrics": metrics,
         "standard_errors": {"delta_lm_loss": error, "kl": 0.003},
         "bootstrap": {
-            key: (metrics[key] + sd * rng.normal(size=REPLICATES)).tolist()
+            key: pack_numbers(metrics[key] + sd * rng.normal(size=REPLICATES))
             for key, sd in spread.items()
             if metrics[key] is not None
         },
         "histogram": frequency_histogram(counts, 60_000),
-        "text": {"tokens": 61_000, "documents": 143, "clusters": 143, "digest": "same"},
+        "text": {
+            "tokens": 61_000,
+            "rows": 61_143,
+            "documents": 143,
+            "clusters": 143,
+            "effective_clusters": 88.0,
+            "interval_expansion": 1.02,
+            "digest": "same",
+        },
         "notes": [],
         "training": {"tokens": 1_000_000, "distinct_tokens": 910_000, "epochs": 1.1, "seconds": 44.2, "steps": 488},
         "sparsity_coefficient": {"lambda": 0.003 / l0} if kind != "k" else {"k": value},

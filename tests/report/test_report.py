@@ -413,7 +413,7 @@ def test_what_is_no_run_or_no_frontier_is_named(make, save, tmp_path: Path) -> N
     with pytest.raises(ArtefactError, match=r"is not a run \(it has no manifest.json\)"):
         write_report(tmp_path)
     folder = save(make.build([]))
-    (folder / "frontier.json").write_text('{"schema": "jumpahead.frontier/1", "na')
+    (folder / "frontier.json").write_text('{"schema": "jumpahead.frontier/2", "na')
     with pytest.raises(ArtefactError, match=r"frontier\.json is torn"):
         write_report(folder)
     (folder / "frontier.json").unlink()

@@ -145,8 +145,19 @@ def test_it_does_not_depend_on_files_or_blocks_and_memory_is_bounded(monkeypatch
     assert near_duplicates(parts, held_out, sizes, 13) == [0, 2]
     assert asked[:4] == sizes
     assert max(asked[4:]) <= 100 + 12
-    sketches = list(module._sketches(held_out, sizes, 13))
+    sketches = list(module._sketches(held_out, sizes, 13, None))
     assert [len(sketch) for sketch in sketches] == [SKETCH_SHINGLES] * 3 + [0]
+
+
+def test_a_prompt_that_conversations_share_does_not_make_them_near_duplicates():
+    rng = np.random.default_rng(6)
+    prompt, answers = rng.integers(0, 5_000, 500), rng.integers(0, 5_000, (5, 60))
+    talks = [np.concatenate([prompt, answer]) for answer in answers]
+    copy = np.concatenate([rng.integers(0, 5_000, 500), answers[0]])  # another prompt, the same answer
+    train, held_out = np.concatenate(talks[:3]), np.concatenate([talks[3], copy, talks[4]])
+    is_answer = np.tile(np.arange(560) >= 500, 3)
+    assert near_duplicates(train, held_out, [560] * 3, 10) == [0, 2]
+    assert near_duplicates(train, held_out, [560] * 3, 10, is_answer) == [1]
 
 
 def test_no_held_out_text_has_no_near_duplicates():
