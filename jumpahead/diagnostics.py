@@ -77,7 +77,7 @@ DIAGNOSTICS = (
     Diagnostic("window_features", "features in window", "share", "Features with a pre-activation in their threshold’s "
             "window in one batch"),
     Diagnostic("threshold_travel", "travel", "nats", "How far the learning rates of the whole run can move log θ"),
-    Diagnostic("dead", "dead", "share", "Features that had been silent for the recipe’s dead_after "
+    Diagnostic("dead", "dead", "share", "Features that had not fired for the recipe’s dead_after_tokens "
             "{unit.plural} at the end"),
     Diagnostic("above_1pct", "above 1 %", "share", "Features that fired on more than 1 % of the last batch"),
     Diagnostic("above_10pct", "above 10 %", "share", "Features that fired on more than 10 % of the last batch"),
@@ -160,7 +160,7 @@ def training_warnings(
     """
     if not lines:
         return []
-    warnings = (_sparsity_warning(lines, setting, unit), _dead_features_warning(lines, width, requested_l0(setting)))
+    warnings = (_sparsity_warning(lines, setting, unit), _dead_features_warning(lines, width, setting, unit))
     return [warning for warning in warnings if warning]
 
 
@@ -281,15 +281,17 @@ def _request_warning(lines: Sequence[Line], convergence: Convergence, unit: Samp
     return f"{said}; lambda changed by a factor of {format_number(moved)} in the last fifth: raise train.tokens."
 
 
-def _dead_features_warning(lines: Sequence[Line], width: int, requested: float | None) -> str | None:
+def _dead_features_warning(
+    lines: Sequence[Line], width: int, setting: Mapping[str, Any], unit: SampleUnit
+) -> str | None:
     """Return a warning if too many features are dead at the end of training, else None."""
     now, before = (lines[i]["dead"] / width for i in (-1, int(LATE_SHARE * (len(lines) - 1))))
     if now <= MAX_DEAD_SHARE:
         return None
-    said = f"{_percent(now)} of the {width:,} features are dead at the end of training"
+    said = f"{_percent(now)} of the {width:,} features had not fired for dead_after_tokens {unit.plural} at the end"
     if now < before * (1 - DRIFT_TOLERANCE):
         return f"{said}, {_percent(before)} were a fifth before: raise train.tokens."
-    advice = "lower lambda" if requested is None else "request a larger L0"
+    advice = "lower lambda" if requested_l0(setting) is None else "request a larger L0"
     return f"{said}, and no fewer than a fifth before: lower sae.width, or {advice}."
 
 

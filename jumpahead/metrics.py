@@ -86,7 +86,7 @@ Domain = Literal["real", "non-negative", "features"]
 
 
 class QueryOption(NamedTuple):
-    """The options by which a query names a metric: `jumpahead ask RUN --delta-loss 0.2 --max-dead 3%`."""
+    """The options by which a query names a metric: `jumpahead ask RUN --delta-loss 0.2 --max-never-fired 3%`."""
 
     option: str
     """Name of the command-line option without leading dashes: `above-10%`; the limit is `--max-above-10%`."""
@@ -120,7 +120,8 @@ class CurveInterpolation(NamedTuple):
 class Metric(NamedTuple):
     """An evaluation metric, with the metadata used by tables, figures, text and command-line options.
 
-    `{unit.singular}` and `{unit.plural}` in `title` and `unit` are placeholders for fields of `formatting.SampleUnit`.
+    `title` and `unit` have placeholders: `{unit.singular}` and `{unit.plural}` for fields of `formatting.SampleUnit`,
+    `{rows}` for the number of held-out activations.
     """
 
     key: str
@@ -149,14 +150,16 @@ class Metric(NamedTuple):
     """Role on curves; None if the metric is not interpolated on curves."""
     query: QueryOption | None = None
     """Options by which queries name the metric; None if queries cannot use it."""
+    depends_on_rows: bool = False
+    """True if more activations change the expected value, so that texts say how many there were."""
 
-    def declaration(self, unit: SampleUnit) -> dict[str, Any]:
-        """Return the metadata of the metric as a JSON-compatible dict, with the placeholders of `unit` filled in."""
+    def declaration(self, unit: SampleUnit, rows: int) -> dict[str, Any]:
+        """Return the metadata of the metric as a JSON-compatible dict, with the placeholders filled in."""
         words = {field: getattr(self, field) for field in ("key", "name", "short", "better", "formula", "format")}
         return {
             **words,
-            "title": self.title.format(unit=unit),
-            "unit": self.unit.format(unit=unit),
+            "title": self.title.format(unit=unit, rows=f"{rows:,}"),
+            "unit": self.unit.format(unit=unit, rows=f"{rows:,}"),
             "share_of": self.share_of,
             "curve": self.curve._asdict() if self.curve else None,
             "is_target": bool(self.query and self.query.is_target),
@@ -178,7 +181,14 @@ def _ratio(
 
 
 def _count_and_share(
-    key: str, name: str, title: str, short: str, formula: str, which: Callable[[Sums], Any], option: QueryOption
+    key: str,
+    name: str,
+    title: str,
+    short: str,
+    formula: str,
+    which: Callable[[Sums], Any],
+    option: QueryOption,
+    depends_on_rows: bool = False,
 ) -> list[Metric]:
     """Return two metrics: the number of features selected by `which`, and their share of all M features.
 
@@ -194,12 +204,12 @@ def _count_and_share(
         return count(s) / s.firing.shape[-1]
 
     curve = CurveInterpolation("linear", "features")
-    lower = title[0].lower() + title[1:]
+    lower, among = title[0].lower() + title[1:], ", in {rows} {unit.plural}" if depends_on_rows else ""
     return [
-        Metric(key, name, title, short, "features", "lower", f"|{{{formula}}}|", count, None, "count",
-               curve=curve, query=option),
-        Metric(f"share_{key}", name, f"Share of {lower}", short, "share of features", "lower", f"|{{{formula}}}| / M",
-               share, None, "share", share_of=key),
+        Metric(key, name, title, short, f"features{among}", "lower", f"|{{{formula}}}|", count, None, "count",
+               curve=curve, query=option, depends_on_rows=depends_on_rows),
+        Metric(f"share_{key}", name, f"Share of {lower}", short, f"share of features{among}", "lower",
+               f"|{{{formula}}}| / M", share, None, "share", share_of=key, depends_on_rows=depends_on_rows),
     ]  # fmt: skip
 
 
@@ -213,7 +223,7 @@ def _is_above_1_percent(s: Sums) -> Any:
     return ONE_IN_100 * s.firing > s.rows[..., None]
 
 
-def _is_dead(s: Sums) -> Any:
+def _has_never_fired(s: Sums) -> Any:
     """Return a mask of the features that never fire, [..., M] bool."""
     return s.firing == 0
 
@@ -241,9 +251,10 @@ _DECLARED = [
     *_count_and_share("above_1pct", "features above 1 %", "Features active on more than 1 % of {unit.plural}",
             ">1 %", "i : frequency_i > 1 %", _is_above_1_percent,
             QueryOption("above-1%", "Features active on more than 1 % of tokens: 12, or 0.06%.", is_limit=True)),
-    *_count_and_share("dead", "features dead", "Features that never fire on the held-out {unit.text}", "dead",
-            "i : frequency_i = 0", _is_dead,
-            QueryOption("dead", "Features that never fire on held-out text: 12, or 3%.", False, is_limit=True)),
+    *_count_and_share("never_fired", "features that never fired", "Features that never fired in {rows} held-out "
+            "{unit.plural}", "never fired", "i : frequency_i = 0", _has_never_fired,
+            QueryOption("never-fired", "Features that never fired on held-out text: 12, or 3%.", False, is_limit=True),
+            depends_on_rows=True),
     _ratio("ce_spliced", "loss with the SAE", "Loss with the SAE spliced in", "spliced", _NATS, "lower",
            "Σ nats spliced / scored positions", lambda s: (s.spliced, s.tokens)),
     _ratio("loss_recovered_zero", "loss recovered", "Loss recovered, against zero ablation", "recovered", "", "higher",
@@ -293,12 +304,16 @@ def format_value(key: str, value: float | None) -> str:
     return format_percent(value) if METRICS[key].format == "share" else format_number(value)
 
 
-def format_with_name(key: str, value: float | None) -> str:
-    """Return a value with the name of the metric `key`: `delta LM loss 0.2`, `12 features dead`."""
+def format_with_name(key: str, value: float | None, sample: str = "") -> str:
+    """Return a value with the name of the metric `key`: `delta LM loss 0.2`, `12 features above 10 %`.
+
+    sample: the activations it was measured on, `50,000 tokens`: `3 features that never fired in 50,000 tokens`.
+    """
     metric, text = METRICS[key], format_value(key, value)
     if metric.format == "number":
         return f"{metric.name} {text}"
-    return f"{text} of {metric.name}" if metric.format == "share" else f"{text} {metric.name}"
+    among = f" in {sample}" if metric.depends_on_rows and sample else ""
+    return f"{text} {'of ' if metric.format == 'share' else ''}{metric.name}{among}"
 
 
 def totals(sums: Sums, weights: np.ndarray | None = None) -> Sums:
@@ -377,21 +392,3 @@ def bootstrap_replicates(sums: Sums, weights: np.ndarray) -> dict[str, np.ndarra
     weights [R, G]: see `replicate_weights`.
     """
     return measure(sums, weights, curve_metrics())
-
-
-BINS_PER_DECADE = 4
-"""Bins per factor of 10 of the firing-frequency histogram."""
-
-
-def frequency_histogram(counts: np.ndarray, rows: int) -> dict[str, list]:
-    """Return a histogram of log10 firing frequencies as {"log10_edges", "counts"}, lists of numbers.
-
-    counts [M]: number of rows on which each feature fires, of `rows` rows. Features that never fire are left out.
-    Bin edges depend only on `rows`, so all SAEs evaluated on the same text have the same edges.
-    """
-    decades = max(1, int(np.ceil(np.log10(rows))))
-    edges = np.arange(-decades * BINS_PER_DECADE, 1) / BINS_PER_DECADE
-    alive = np.asarray(counts, np.float64)
-    alive = alive[alive > 0]
-    log10_frequency = np.clip(np.log10(alive) - np.log10(rows), edges[0], edges[-1])
-    return {"log10_edges": edges.tolist(), "counts": np.histogram(log10_frequency, edges)[0].tolist()}

@@ -13,8 +13,8 @@ TRAINING_DIGEST = "0e673814058b90d4"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
-EVALUATION_DIGEST = "aebca498bc639190"
+EVALUATION_DIGEST = "09627fd4133c6638"
 
 FRONTIER_VERSION = 5
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""
-FRONTIER_DIGEST = "184b63421e74432a"
+FRONTIER_DIGEST = "d7ead924e1372651"

@@ -15,6 +15,7 @@ import numpy as np
 
 from jumpahead import metrics
 from jumpahead.evaluation.coverage import effective_clusters, interval_expansion
+from jumpahead.evaluation.histogram import frequency_histogram
 from jumpahead.metrics import bootstrap_replicates
 from jumpahead.storage.packed_numbers import pack_numbers
 
@@ -134,7 +135,7 @@ def _measured(
         "documents": {"identity": [f"package/module_{g}.py" for g in range(clusters)],
                       "tokens": texts.tokens.tolist(), "clean": measured.clean.tolist(),
                       "spliced": measured.spliced.tolist()},
-        "histogram": metrics.frequency_histogram(measured.firing.sum(0), rows),
+        "histogram": frequency_histogram(measured.firing.sum(0), rows),
         "text": {"tokens": int(texts.tokens.sum()), "rows": rows, "documents": clusters, "clusters": clusters,
                  "effective_clusters": effective_clusters(texts.tokens),
                  "interval_expansion": interval_expansion(texts.tokens), "digest": "f00d"},
@@ -155,7 +156,7 @@ def evaluation(
     fvu: float = 0.1,
     above_10: float = 5,
     above_1: float = 50,
-    dead: float = 7,
+    never_fired: float = 7,
     setting: Mapping[str, Any] | None = None,
     error: float = 1e-6,
     replicates: Mapping[str, Sequence[float]] | None = None,
@@ -170,9 +171,16 @@ def evaluation(
     digest: str = "f00d",
 ) -> dict[str, Any]:
     """One SAE's evaluation with the numbers as given; `error` is the standard error of the loss."""
-    values = {"l0": l0, "delta_lm_loss": loss, "fvu": fvu, "above_10pct": above_10, "above_1pct": above_1, "dead": dead}
+    values = {
+        "l0": l0,
+        "delta_lm_loss": loss,
+        "fvu": fvu,
+        "above_10pct": above_10,
+        "above_1pct": above_1,
+        "never_fired": never_fired,
+    }
     setting = dict(setting or {"kind": "l0", "value": l0})
-    shares = {f"share_{key}": values[key] / width for key in ("above_10pct", "above_1pct", "dead")}
+    shares = {f"share_{key}": values[key] / width for key in ("above_10pct", "above_1pct", "never_fired")}
     return {
         "schema": "jumpahead.evaluation/2",
         "path": f"saes/{site}/{width}/{series}/{setting['kind']}-{setting['value']:g}_seed-{sae_seed}-{stream_seed}",

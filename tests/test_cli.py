@@ -215,12 +215,12 @@ def test_ask_prints_an_answer_and_json(run: Path):
     assert "jumprelu" in result.stdout.lower()
     result = jumpahead(
         "ask", run, "--delta-loss", 0.3, "--series", "jumprelu", "--series", "topk", "--max-above-10%", "2%",
-        "--max-l0", 30, "--max-dead", 400, "--json",
+        "--max-l0", 30, "--max-never-fired", 400, "--json",
     )  # fmt: skip
     answer = json.loads(result.stdout)
     assert answer["target"] == "delta_lm_loss"
     assert answer["value"] == 0.3
-    assert answer["limits"] == {"share_above_10pct": 0.02, "l0": 30.0, "dead": 400.0}
+    assert answer["limits"] == {"share_above_10pct": 0.02, "l0": 30.0, "never_fired": 400.0}
     assert [each["series"] for each in answer["panels"][0]["series"]] == ["jumprelu", "topk"]
 
 

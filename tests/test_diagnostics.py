@@ -180,14 +180,13 @@ def test_a_requested_l0_that_came_late_or_never() -> None:
 
 def test_many_dead_features() -> None:
     lines = log([6.0] * 100, 0.5, measured=GOOD)
-    before = "50 % of the 200 features are dead at the end of training, and no fewer than a fifth before: "
+    counted = "of the 200 features had not fired for dead_after_tokens tokens at the end"
+    before = f"50 % {counted}, and no fewer than a fifth before: "
     assert said(lines) == f"{before}lower sae.width, or lower lambda."
     assert said(lines, "l0", 6.0) == f"{before}lower sae.width, or request a larger L0."
     for line in lines[:80]:
         line["dead"] = 120
-    assert said(lines) == (
-        "50 % of the 200 features are dead at the end of training, 60 % were a fifth before: raise train.tokens."
-    )
+    assert said(lines) == (f"50 % {counted}, 60 % were a fifth before: raise train.tokens.")
 
 
 def test_every_measure_is_declared_once() -> None:

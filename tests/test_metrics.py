@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from jumpahead import metrics
 from jumpahead.errors import DataError
+from jumpahead.evaluation.histogram import frequency_histogram
 from jumpahead.metrics import METRICS, Sums, bootstrap_replicates, count_key_by_share, measure, ratio_standard_error
 
 CONTRACT = {
     "delta_lm_loss", "ce_clean", "ce_spliced", "loss_recovered_zero", "loss_recovered_mean", "kl", "l0", "fvu",
-    "cosine", "shrinkage", "above_10pct", "above_1pct", "share_above_10pct", "share_above_1pct", "dead", "share_dead",
+    "cosine", "shrinkage", "above_10pct", "above_1pct", "share_above_10pct", "share_above_1pct", "never_fired",
+    "share_never_fired",
 }  # fmt: skip
 
 
@@ -81,8 +83,8 @@ def dense(documents) -> dict[str, float]:
         "above_1pct": (frequency > 0.01).sum(),
         "share_above_10pct": (frequency > 0.1).mean(),
         "share_above_1pct": (frequency > 0.01).mean(),
-        "dead": (frequency == 0).sum(),
-        "share_dead": (frequency == 0).mean(),
+        "never_fired": (frequency == 0).sum(),
+        "share_never_fired": (frequency == 0).mean(),
     }
 
 
@@ -150,7 +152,7 @@ def test_two_documents_by_hand():
     assert found["shrinkage"] == 120 / 136
     assert found["above_10pct"] == 0  # 3 of 30 rows is 10 %, not more
     assert found["above_1pct"] == 3
-    assert (found["dead"], found["share_dead"]) == (1, 0.25)
+    assert (found["never_fired"], found["share_never_fired"]) == (1, 0.25)
 
 
 @pytest.mark.parametrize("rows", [10, 30, 70, 110, 1_000_030])
@@ -222,7 +224,8 @@ def test_one_document_has_no_standard_error():
 
 def test_every_ratio_has_a_standard_error():
     found = metrics.standard_errors(sums_of(raw(np.random.default_rng(5))))
-    without = {"fvu", "above_10pct", "above_1pct", "share_above_10pct", "share_above_1pct", "dead", "share_dead"}
+    counts = {"above_10pct", "above_1pct", "never_fired"}
+    without = {"fvu", *counts, *(f"share_{key}" for key in counts)}
     assert set(found) == set(METRICS) - without
     assert all(error > 0 for error in found.values())
 
@@ -270,7 +273,7 @@ def test_replicate_weights_are_multinomial_and_repeatable():
 
 
 def test_histogram_by_hand():
-    found = metrics.frequency_histogram(np.array([0, 0, 1, 9, 10, 100, 1000]), rows=1000)
+    found = frequency_histogram(np.array([0, 0, 1, 9, 10, 100, 1000]), rows=1000)
     assert found["log10_edges"] == [i / 4 for i in range(-12, 1)]
     #        10^-3 … 10^-2.25 … 10^-2 (10 of 1000) … 10^-1 (100) … 10^0 (1000)
     assert found["counts"] == [1, 0, 0, 1, 1, 0, 0, 0, 1, 0, 0, 1]
@@ -279,7 +282,7 @@ def test_histogram_by_hand():
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 777), min_size=1, max_size=50))
 def test_histogram_counts_every_feature_that_fires(counts):
-    found = metrics.frequency_histogram(np.array(counts), rows=777)
+    found = frequency_histogram(np.array(counts), rows=777)
     assert sum(found["counts"]) == sum(count > 0 for count in counts)
     assert len(found["log10_edges"]) == len(found["counts"]) + 1
-    assert found["log10_edges"] == metrics.frequency_histogram(np.array([1]), rows=777)["log10_edges"]
+    assert found["log10_edges"] == frequency_histogram(np.array([1]), rows=777)["log10_edges"]

@@ -137,8 +137,9 @@ def result_line(one: RequestedRun, run: Run) -> dict[str, Any]:
     key = sae_key(place.site, place.width, folder_name(one), studies.Setting(*one.setting), one.seed, 0)
     evaluation = read_json(run.sae_folder(key).evaluation)
     metrics, errors = evaluation["metrics"], evaluation.get("standard_errors") or {}
-    kept = ("l0", "delta_lm_loss", "fvu", "above_10pct", "above_1pct", "dead", "kl", "loss_recovered_zero")
+    kept = ("l0", "delta_lm_loss", "fvu", "above_10pct", "above_1pct", "kl", "loss_recovered_zero")
     found = {name: round_to_five_digits(metrics[name]) for name in kept}
+    found["dead"] = round_to_five_digits(metrics["never_fired"])
     return {
         "key": one.key, "series": one.series, "place": one.place, "part": one.part, "tokens": one.tokens,
         "architecture": one.architecture, "options": json.loads(one.options), "recipe": json.loads(one.recipe),

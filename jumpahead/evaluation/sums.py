@@ -13,6 +13,7 @@ from jumpahead import metrics
 from jumpahead.engine import SparseFeatures
 from jumpahead.evaluation.coverage import effective_clusters, interval_expansion
 from jumpahead.evaluation.held_out import HeldOut, HeldOutRows
+from jumpahead.evaluation.histogram import frequency_histogram
 from jumpahead.metrics import bootstrap_replicates, ratio_standard_error
 from jumpahead.sae.saved import SAE
 from jumpahead.storage.packed_numbers import pack_numbers
@@ -105,7 +106,7 @@ def evaluation_json(
             "identity": [text.names[i] for i in seen],
             **{key: documents[key][seen].tolist() for key in ("tokens", "clean", "spliced")},
         },
-        "histogram": metrics.frequency_histogram(sums.firing.sum(0), int(sums.rows.sum())),
+        "histogram": frequency_histogram(sums.firing.sum(0), int(sums.rows.sum())),
         "text": {
             "tokens": text.tokens,
             "documents": len(seen),

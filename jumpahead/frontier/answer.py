@@ -106,12 +106,21 @@ class Answer:
     panels: list[PanelAnswer]
     unit: SampleUnit = TOKENS
     """Nouns for activations in sentences."""
+    rows: int = 0
+    """Number of held-out activations that the SAEs were measured on."""
+
+    @property
+    def sample(self) -> str:
+        """Return the activations that the SAEs were measured on as text: `50,000 tokens`."""
+        return f"{self.rows:,} {self.unit.plural}"
 
     @property
     def question(self) -> str:
         """Return the query as a question: `What does each series cost at delta LM loss 0.2?`"""
-        limits = " and ".join(f"at most {format_with_name(metric, most)}" for metric, most in self.limits.items())
-        target = f"{format_with_name(self.target, self.value)}{', with ' if limits else ''}{limits}"
+        limits = " and ".join(
+            f"at most {format_with_name(metric, most, self.sample)}" for metric, most in self.limits.items()
+        )
+        target = f"{format_with_name(self.target, self.value, self.sample)}{', with ' if limits else ''}{limits}"
         return f"What does each series cost at {target}?"
 
     def to_json(self) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def build_frontier(
     """
     panels = _panels_json(evaluations, [each["name"] for each in series])
     points = [point for panel in panels for point in panel["points"]]
-    unit = sample_unit({"lm": lm})
+    unit, rows = sample_unit({"lm": lm}), max((panel["rows"] for panel in panels), default=0)
     interval = {
         "level": CONFIDENCE_LEVEL,
         "covers": "text",
@@ -67,7 +67,7 @@ def build_frontier(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "lm": dict(lm),
         "text": dict(text),
-        "metrics": [metric.declaration(unit) for metric in METRICS.values() if _is_defined(metric.key, points)],
+        "metrics": [metric.declaration(unit, rows) for metric in METRICS.values() if _is_defined(metric.key, points)],
         "health": [item.declaration(unit) for item in DIAGNOSTICS if any(item.key in p["health"] for p in points)],
         "series": [dict(each) for each in series],
         "interval": interval,
@@ -125,6 +125,7 @@ def _panels_json(evaluations: Sequence[Evaluation], names: list[str]) -> list[di
     names: names of the series. Raises ArtefactError if an evaluation belongs to a series that is not in `names`.
     """
     grouped: dict[tuple[str, int], list[Evaluation]] = defaultdict(list)
+    _check_same_text(evaluations)
     for evaluation in evaluations:
         sae = evaluation["sae"]
         if sae["series"] not in names:
@@ -135,7 +136,7 @@ def _panels_json(evaluations: Sequence[Evaluation], names: list[str]) -> list[di
 
 def _panel_json(evaluations: list[Evaluation], names: list[str]) -> dict[str, Any]:
     """Return the JSON of one panel; its points are sorted by series, sparsity setting and seeds."""
-    _check_comparable(evaluations)
+    _check_distinct(evaluations)
     points = [_point_json(evaluation) for evaluation in evaluations]
     points.sort(key=lambda point: (names.index(point["series"]), *point_sort_key(point)))
     for point, is_best in zip(points, pareto_flags(points, choose_fidelity(points)), strict=True):
@@ -172,18 +173,26 @@ def _add_seed_weights(points: list[dict[str, Any]]) -> None:
                 point["seed_weights"] = pack_numbers(column)
 
 
-def _check_comparable(evaluations: list[Evaluation]) -> None:
-    """Raise ArtefactError if evaluations used different text or if an SAE occurs twice.
+def _check_same_text(evaluations: Sequence[Evaluation]) -> None:
+    """Raise ArtefactError if two evaluations of a run used different text, or different amounts of it.
 
-    Differences per replicate require the same text for all SAEs.
+    Differences per replicate require the same text for all SAEs, and so does a number of features that never fired.
     """
-    first, seen = evaluations[0], {}
     for evaluation in evaluations:
-        if any(evaluation["text"].get(key) != first["text"].get(key) for key in ("digest", "tokens", "clusters")):
+        first = evaluations[0]
+        if any(
+            evaluation["text"].get(key) != first["text"].get(key) for key in ("digest", "tokens", "rows", "clusters")
+        ):
             raise ArtefactError(
                 f"{evaluation['path']} was evaluated on other text than {first['path']}: remove its evaluation.json, "
                 "and `jumpahead run` makes it again."
             )
+
+
+def _check_distinct(evaluations: list[Evaluation]) -> None:
+    """Raise ArtefactError if an SAE occurs twice."""
+    seen: dict[tuple, str] = {}
+    for evaluation in evaluations:
         key = (evaluation["sae"]["series"], *point_sort_key(evaluation["sae"]))
         if key in seen:
             raise ArtefactError(f"{evaluation['path']} and {seen[key]} are the same SAE: remove one of them.")

@@ -66,6 +66,11 @@ class Frontier:
         return sample_unit(self.data)
 
     @property
+    def rows(self) -> int:
+        """Return the number of held-out activations that every SAE was measured on; 0 if none was."""
+        return max((panel["rows"] for panel in self.data["panels"]), default=0)
+
+    @property
     def series(self) -> list[str]:
         """Return the names of the series, in the order of legends."""
         return [series["name"] for series in self.data["series"]]
@@ -109,7 +114,7 @@ class Frontier:
 
         target: exactly one keyword: `delta_loss` in nats per token, `l0` in features per token, `fvu`, or `above_10`
         or `above_1` as a count (12) or as a share of all features ("0.06%").
-        limits: largest accepted values, such as {"above_10": "0.06%", "dead": 100}.
+        limits: largest accepted values, such as {"above_10": "0.06%", "never_fired": 100}.
         series: restrict the answer to these series.
         panel: restrict the answer to a site, a width, or `site/width`.
         Raises StudyError for unknown names, or if the target metric was not measured.
@@ -137,6 +142,7 @@ class Frontier:
                 for each in panels
             ],
             unit=self.unit,
+            rows=self.rows,
         )
 
     @cached_property
@@ -170,7 +176,8 @@ class Frontier:
         if len(given) != 1:
             ways = ", ".join(METRICS[key].name for key in names.values())
             raise StudyError(f"Ask by exactly one of: {ways}{f'; you gave {len(given)}' if given else ''}.")
-        return Query(*parse_value(*given[0]), dict(parse_value(*limit) for limit in limits.items()))
+        parsed = dict(parse_value(*limit) for limit in limits.items())
+        return Query(*parse_value(*given[0]), parsed, f"{self.rows:,} {self.unit.plural}")
 
     def _select_series(self, names: str | Sequence[str] | None) -> list[str]:
         """Return the selected names of series (None: all) in the order of legends. Raises StudyError if unknown."""

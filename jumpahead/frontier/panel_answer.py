@@ -81,7 +81,7 @@ def _answer_series(curve: SeriesCurve, query: Query) -> tuple[SeriesAnswer, Best
         ),
         key=lambda each: each.objective[0],
     )
-    best = next((each for each in by_objective if not _exceeded_limits(each.crossing, query.limits)), None)
+    best = next((each for each in by_objective if not _exceeded_limits(each.crossing, query)), None)
     notes = []
     if len(crossings) > 1:
         notes.append(f"its curve is there {len(crossings)} times; the smallest L0 comes first")
@@ -89,7 +89,7 @@ def _answer_series(curve: SeriesCurve, query: Query) -> tuple[SeriesAnswer, Best
     if len(counts) > 1:
         notes.append(f"its settings have between {counts[0]} and {counts[-1]} seeds")
     if best:
-        notes += _limit_notes(best.crossing, query.limits)
+        notes += _limit_notes(best.crossing, query)
     scale = curve.width if query.metric in count_key_by_share() else 1
     answer = SeriesAnswer(
         series=curve.name,
@@ -98,7 +98,7 @@ def _answer_series(curve: SeriesCurve, query: Query) -> tuple[SeriesAnswer, Best
         measured=(low / scale, high / scale),
         crossings=crossings,
         end=None if crossings else _crossing(curve, curve.curve.nearest_end(column, target), query),
-        exceeds=_exceeded_limits(by_objective[0].crossing, query.limits) if by_objective and not best else [],
+        exceeds=_exceeded_limits(by_objective[0].crossing, query) if by_objective and not best else [],
         covers=curve.covers,
         notes=notes,
     )
@@ -141,23 +141,23 @@ def _max_relative_standard_error(points: Sequence[Mapping[str, Any]]) -> float:
     )
 
 
-def _exceeded_limits(crossing: Crossing, limits: Mapping[str, float]) -> list[str]:
-    """Return one text per limit that a crossing exceeds: `12 features dead (at most 10)`."""
-    values = {metric: crossing.metrics[metric].value for metric in limits}
+def _exceeded_limits(crossing: Crossing, query: Query) -> list[str]:
+    """Return one text per limit that a crossing exceeds: `12 features above 10 % (at most 10)`."""
+    values = {metric: crossing.metrics[metric].value for metric in query.limits}
     return [
-        f"{format_with_name(metric, value)} (at most {format_value(metric, limits[metric])})"
+        f"{format_with_name(metric, value, query.sample)} (at most {format_value(metric, query.limits[metric])})"
         for metric, value in values.items()
-        if value is None or value > limits[metric]
+        if value is None or value > query.limits[metric]
     ]
 
 
-def _limit_notes(crossing: Crossing, limits: Mapping[str, float]) -> list[str]:
+def _limit_notes(crossing: Crossing, query: Query) -> list[str]:
     """Return one note per limit that is smaller than the upper bound of the metric at a crossing."""
-    highs = {metric: crossing.metrics[metric].high for metric in limits}
+    highs = {metric: crossing.metrics[metric].high for metric in query.limits}
     return [
-        f"its interval extends beyond the limit, up to {format_with_name(metric, high)}"
+        f"its interval extends beyond the limit, up to {format_with_name(metric, high, query.sample)}"
         for metric, high in highs.items()
-        if high is not None and high > limits[metric]
+        if high is not None and high > query.limits[metric]
     ]
 
 

@@ -25,6 +25,8 @@ class Query(NamedTuple):
     """Target value."""
     limits: dict[str, float]
     """Largest accepted values by key of metric."""
+    sample: str = ""
+    """The activations that the metrics were measured on: `50,000 tokens`."""
 
     def metric_index(self) -> int:
         """Return the index of the target metric in `curve_metrics()`; for a share, the index of the matching count."""
@@ -43,7 +45,7 @@ class Query(NamedTuple):
 
     def __str__(self) -> str:
         """Return the target as text: `delta LM loss 0.2`."""
-        return format_with_name(self.metric, self.value)
+        return format_with_name(self.metric, self.value, self.sample)
 
 
 def metric_by_target() -> dict[str, str]:

@@ -116,7 +116,7 @@ def test_zero_output_is_the_zero_ablation_and_the_means_the_mean_ablation(lm, te
         sums = found[name].sums
         assert np.array_equal(sums.spliced, getattr(sums, name))
         m = metrics.measure(sums)
-        assert (m["l0"], m["dead"], m["share_dead"]) == (0, d, 1)
+        assert (m["l0"], m["never_fired"], m["share_never_fired"]) == (0, d, 1)
         assert m[f"loss_recovered_{name}"] == 0
         assert m["kl"] > 0.001
     assert not np.array_equal(found["zero"].sums.spliced, found["mean"].sums.spliced)
@@ -208,7 +208,7 @@ def test_every_number_recomputed_context_by_context(lm, text, site, name):
         "shrinkage": (guess.square().sum() / (x * guess).sum()).item(),
         "above_10pct": int((10 * firing > len(f)).sum()),
         "above_1pct": int((100 * firing > len(f)).sum()),
-        "dead": int((firing == 0).sum()),
+        "never_fired": int((firing == 0).sum()),
     }
     for key, value in wanted.items():
         assert m[key] == pytest.approx(value, rel=2e-5, abs=1e-7), key

@@ -26,7 +26,14 @@ def power_law(name: str, a: float, b: float, l0s=(4, 16, 64), **kinds) -> list[d
     """loss = a·L0^−b, FVU half of it, one feature above 10 % per two of L0, ten times as many above 1 %."""
     return [
         evaluation(
-            name, l0=l0, loss=a * l0**-b, fvu=a * l0**-b / 2, above_10=l0 / 2, above_1=5 * l0, dead=70 / l0, **kinds
+            name,
+            l0=l0,
+            loss=a * l0**-b,
+            fvu=a * l0**-b / 2,
+            above_10=l0 / 2,
+            above_1=5 * l0,
+            never_fired=70 / l0,
+            **kinds,
         )
         for l0 in l0s
     ]
@@ -57,7 +64,7 @@ def test_by_delta_loss(two):
     assert crossing.metrics["above_10pct"].value == pytest.approx(2 + 6 / 2)  # halfway from 2 to 8 in log L0
     assert crossing.metrics["share_above_10pct"].value == pytest.approx(5 / 1000)
     assert crossing.metrics["above_1pct"].value == pytest.approx((20 + 80) / 2)
-    assert crossing.metrics["dead"].value == pytest.approx(70 * (1 / 4 + 1 / 16) / 2)
+    assert crossing.metrics["never_fired"].value == pytest.approx(70 * (1 / 4 + 1 / 16) / 2)
     assert crossing.setting == {"kind": "l0", "value": 8.0}
     assert crossing.label == "l0 = 8"
     assert crossing.nearest["path"].endswith(("l0-4_seed-0-0", "l0-16_seed-0-0"))
@@ -101,8 +108,8 @@ def test_unknown_names_say_what_is_near(two):
         two.ask(l0=8, series="topj")
     with pytest.raises(StudyError, match=r"no panel 'layers.2.residual'. Did you mean 'layers.1.residual/1000'"):
         two.ask(l0=8, panel="layers.2.residual")
-    with pytest.raises(StudyError, match=r"asked about 'deed'. Did you mean 'dead'"):
-        two.ask(l0=8, limits={"deed": 3})
+    with pytest.raises(StudyError, match=r"asked about 'never_fire'. Did you mean 'never_fired'"):
+        two.ask(l0=8, limits={"never_fire": 3})
 
 
 @pytest.mark.parametrize(
@@ -111,9 +118,9 @@ def test_unknown_names_say_what_is_near(two):
         ("above_10", "0.06%", ("share_above_10pct", 0.0006)),
         ("above_10", "12", ("above_10pct", 12)),
         ("above_1pct", 12.5, ("above_1pct", 12.5)),
-        ("dead", "3 %", ("share_dead", 0.03)),
-        ("share_dead", "3%", None),
-        ("share_dead", 0.03, ("share_dead", 0.03)),
+        ("never_fired", "3 %", ("share_never_fired", 0.03)),
+        ("share_never_fired", "3%", None),
+        ("share_never_fired", 0.03, ("share_never_fired", 0.03)),
         ("delta_loss", "-0.1", ("delta_lm_loss", -0.1)),
         ("l0", 40, ("l0", 40)),
         ("l0", "40%", None),
@@ -222,11 +229,21 @@ def test_limits_choose_among_series(two):
     assert panel.recommendation.series == "jumprelu"
     assert panel.series[1].exceeds == ["6.75 features above 10 % (at most 5.5)"]  # TopK at L0 12
     assert "TopK has 6.75 features above 10 % (at most 5.5)" in panel.recommendation.reason
-    (panel,) = two.ask(delta_loss=0.2, limits={"above_10": "0.1%", "dead": 50}).panels
+    (panel,) = two.ask(delta_loss=0.2, limits={"above_10": "0.1%", "never_fired": 50}).panels
     assert panel.recommendation.series is None
     assert "JumpReLU has 0.5 % of features above 10 % (at most 0.1 %)" in panel.recommendation.reason
     (panel,) = two.ask(delta_loss=0.2, limits={"l0": 9}).panels
     assert panel.recommendation.series == "jumprelu"
+
+
+def test_a_limit_on_features_that_never_fired_names_the_number_of_tokens():
+    saes = [evaluation(l0=l0, loss=1.6 / l0, never_fired=40, rows=11_000) for l0 in (4, 16)]
+    answer = frontier(*saes).ask(delta_loss=0.2, limits={"never_fired": 30})
+    assert answer.question.endswith("with at most 30 features that never fired in 11,000 tokens?")
+    assert answer.panels[0].series[0].exceeds == ["40 features that never fired in 11,000 tokens (at most 30)"]
+    assert answer.to_json()["rows"] == 11_000
+    share = frontier(*saes).ask(delta_loss=0.2, limits={"never_fired": "3%"}).panels[0].series[0].exceeds
+    assert share == ["4 % of features that never fired in 11,000 tokens (at most 3 %)"]
 
 
 def test_a_limit_that_is_met_exactly_is_kept(two):
@@ -234,9 +251,9 @@ def test_a_limit_that_is_met_exactly_is_kept(two):
 
 
 def test_among_several_crossings_the_best_one_within_the_limits():
-    saes = [evaluation(l0=l0, loss=loss, dead=dead) for l0, loss, dead in
+    saes = [evaluation(l0=l0, loss=loss, never_fired=dead) for l0, loss, dead in
             ((2, 0.8, 90), (4, 0.25, 90), (8, 0.4, 10), (16, 0.1, 10))]  # fmt: skip
-    (panel,) = frontier(*saes).ask(delta_loss=0.3, limits={"dead": 70}).panels
+    (panel,) = frontier(*saes).ask(delta_loss=0.3, limits={"never_fired": 70}).panels
     assert len(panel.series[0].crossings) == 3
     assert panel.recommendation.setting == panel.series[0].crossings[1].setting
     assert panel.series[0].exceeds == []

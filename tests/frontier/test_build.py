@@ -91,14 +91,14 @@ def test_intervals_are_centred_on_the_estimate():
     """Counts of replicates sit higher than the count; deviations are expanded."""
     replicates = {key: [10.0, 12, 14, 20] for key in curve_metrics()}
     point = build_frontier(
-        [evaluation(l0=3, loss=0.5, dead=2, expansion=1.25, replicates=replicates)], **keywords("jumprelu")
+        [evaluation(l0=3, loss=0.5, never_fired=2, expansion=1.25, replicates=replicates)], **keywords("jumprelu")
     )["panels"][0]["points"][0]
-    found = unpack_numbers(point["bootstrap"]["dead"])
+    found = unpack_numbers(point["bootstrap"]["never_fired"])
     np.testing.assert_allclose(found, 2 + 1.25 * np.array([-4, -2, 0, 6]), atol=1e-4)
-    low, high = point["intervals"]["dead"]
+    low, high = point["intervals"]["never_fired"]
     assert low == 0  # not below zero
     assert high == pytest.approx(2 + 1.25 * (0 + 6 * 0.925))  # 97.5 %: 2.925 of 3 steps
-    assert point["intervals"]["share_dead"] == [0, pytest.approx(high / 1000)]
+    assert point["intervals"]["share_never_fired"] == [0, pytest.approx(high / 1000)]
 
 
 def test_one_cluster_has_no_interval():
@@ -194,6 +194,26 @@ def test_the_measured_coverage_of_seeds_is_what_is_said():
             assert found.high is not None
             hits += found.low <= 0 <= found.high
         assert hits / 1_000 == pytest.approx(percent / 100, abs=0.045)
+
+
+# ---------------------------------------------------------------------------------------------- equal numbers of tokens
+
+
+def test_features_that_never_fired_are_counted_on_the_same_number_of_tokens():
+    """222 features did not fire in 11,000 tokens, 81 of the same SAE did not in 139,000."""
+    saes = [evaluation(l0=4, loss=0.5, never_fired=222, rows=11_000)]
+    other = evaluation(l0=8, loss=0.3, never_fired=81, rows=139_000)
+    with pytest.raises(ArtefactError, match=r"l0-8_seed-0-0 was evaluated on other text than .*l0-4_seed-0-0"):
+        build_frontier([*saes, other], **keywords("jumprelu"))
+    elsewhere = evaluation(l0=4, loss=0.5, rows=139_000, site="layers.2.residual")
+    with pytest.raises(ArtefactError, match="was evaluated on other text"):
+        build_frontier([*saes, elsewhere], **keywords("jumprelu"))
+    built = build_frontier(saes, **keywords("jumprelu"))
+    declared = {one["key"]: one for one in built["metrics"]}
+    assert declared["never_fired"]["title"] == "Features that never fired in 11,000 held-out tokens"
+    assert declared["never_fired"]["unit"] == "features, in 11,000 tokens"
+    assert declared["share_never_fired"]["unit"] == "share of features, in 11,000 tokens"
+    assert built["panels"][0]["rows"] == 11_000
 
 
 # ---------------------------------------------------------------------------------------------- refusals

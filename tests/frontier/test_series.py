@@ -46,7 +46,7 @@ def test_loss_is_linear_where_a_point_is_not_positive_or_has_no_error():
 def test_l0_and_fvu_are_logarithmic_and_counts_are_not():
     found = series(evaluation(l0=4, loss=0.8), evaluation(l0=16, loss=0.1))
     assert dict(zip(curve_metrics(), found.curve.is_log, strict=True)) == {
-        "l0": True, "delta_lm_loss": True, "fvu": True, "above_10pct": False, "above_1pct": False, "dead": False,
+        "l0": True, "delta_lm_loss": True, "fvu": True, "above_10pct": False, "above_1pct": False, "never_fired": False,
     }  # fmt: skip
 
 
@@ -190,12 +190,17 @@ def test_seeds_widen_the_interval():
 
 def test_replicates_stay_possible():
     """Centring and seeds can push a count below 0 or a loss below 0; only the second may be."""
-    jumps = {"above_10pct": [0, 0, 0, 8], "dead": [1000, 1000, 1000, 996], "delta_lm_loss": [0.1, 0.1, -0.5, 0.7]}
+    jumps = {
+        "above_10pct": [0, 0, 0, 8],
+        "never_fired": [1000, 1000, 1000, 996],
+        "delta_lm_loss": [0.1, 0.1, -0.5, 0.7],
+    }
     full = {key: jumps.get(key, [5.0] * 4) for key in curve_metrics()}
     found = series(
-        evaluation(l0=5, loss=0.1, above_10=1, dead=999, replicates=full), evaluation(l0=9, loss=0.01, above_10=1)
+        evaluation(l0=5, loss=0.1, above_10=1, never_fired=999, replicates=full),
+        evaluation(l0=9, loss=0.01, above_10=1),
     )
     columns = dict(zip(curve_metrics(), np.moveaxis(found.curve.values[1:, 0], 1, 0), strict=True))
     assert columns["above_10pct"].min() == 0
-    assert columns["dead"].max() == 1000
+    assert columns["never_fired"].max() == 1000
     assert columns["delta_lm_loss"].min() < 0

@@ -810,7 +810,7 @@ def test_a_model_and_a_text_that_are_gone_stop_nothing_but_the_loss(study_file, 
     for path, point in here.items():
         assert point["metrics"]["delta_lm_loss"] is None
         assert any("Delta LM loss was not measured: lm.model = " in note for note in point["notes"])
-        for key in ("l0", "fvu", "cosine", "shrinkage", "above_10pct", "dead"):
+        for key in ("l0", "fvu", "cosine", "shrinkage", "above_10pct", "never_fired"):
             assert point["metrics"][key] == pytest.approx(whole[path]["metrics"][key], rel=1e-6), key
             if key in point["bootstrap"]:
                 ours, theirs = (unpack_numbers(each["bootstrap"][key]) for each in (point, whole[path]))

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from jumpahead import frontier as frontier_
-from jumpahead.metrics import METRICS, frequency_histogram
+from jumpahead.evaluation.histogram import frequency_histogram
+from jumpahead.metrics import METRICS
 from jumpahead.storage.packed_numbers import pack_numbers
 
 WIDTH, REPLICATES = 4096, 60
@@ -44,16 +45,16 @@ def evaluation(series: int, l0: float, seed: int = 0, **changes: Any) -> dict[st
         "fvu": 0.4 * (l0 / 4) ** -0.4,
         "above_10pct": float(round(frequent * l0 / 16)),
         "above_1pct": float(round(20 * frequent * l0 / 16)),
-        "dead": 300.0 - l0,
+        "never_fired": 300.0 - l0,
     }
     metrics |= changes
     for share, count in {
         "share_above_10pct": "above_10pct",
         "share_above_1pct": "above_1pct",
-        "share_dead": "dead",
+        "share_never_fired": "never_fired",
     }.items():
         metrics[share] = metrics[count] / WIDTH if metrics[count] is not None else None
-    spread = {"delta_lm_loss": error, "l0": 0.05, "fvu": 0.004, "above_10pct": 1.3, "above_1pct": 5, "dead": 6}
+    spread = {"delta_lm_loss": error, "l0": 0.05, "fvu": 0.004, "above_10pct": 1.3, "above_1pct": 5, "never_fired": 6}
     value = {"l0": l0, "lambda": 0.004 / l0, "k": int(l0)}[kind]
     counts = np.round(60_000 * 10 ** rng.normal(-3, 0.7, WIDTH)).clip(0, 60_000)
     return {

@@ -172,7 +172,7 @@ def panel(matched_l0: list, matched_loss: list) -> Panel:
         {"series": "j", "metrics": {"l0": 4.0, "delta_lm_loss": 0.9}, "setting": {"kind": "l0", "value": 4}, **seeds},
         {"series": "t", "metrics": {"l0": 64.0, "delta_lm_loss": 0.03}, "setting": {"kind": "k", "value": 64}, **seeds},
     ]
-    declared = {key: metric.declaration(TOKENS) for key, metric in METRICS.items()}
+    declared = {key: metric.declaration(TOKENS, 61_143) for key, metric in METRICS.items()}
     context = PageContext({name: i for i, name in enumerate(TITLES)}, TITLES, declared, "95 %", [], TOKENS)
     matched = {"l0": matched_l0, "delta_lm_loss": matched_loss}
     data = {"width": 8192, "points": points, "ce_clean": 1.84, "ce_zero": 7.1, "fidelity": "delta_lm_loss"}
@@ -245,7 +245,7 @@ def test_the_tables_hold_every_metric_of_every_sae(make) -> None:
     data = make.build(make.sweep())
     text = Text(render_html(data)).text
     for declared in METRICS.values():
-        assert declared.declaration(TOKENS)["title"] in text
+        assert declared.declaration(TOKENS, 61_143)["title"] in text
         assert declared.formula in text
     for point in data["panels"][0]["points"]:
         assert point["path"] in text

@@ -59,12 +59,14 @@ Run made-up, LM tiny. The 95% intervals cover the held-out text (40 documents)
 only, not seeds: one seed per SAE.
 
 layers.1.residual, width 1,000
-series           L0          FVU       >10%    >1%  dead  train with
-JumpReLU       53.3        0.100       28.8     50     7  l0 = 53.3
-          53.3-53.3  0.100-0.100      2.88%     5%  0.7%
-                                  28.8-28.8  50-50   7-7
+                                                    never
+series           L0          FVU       >10%    >1%  fired  train with
+JumpReLU       53.3        0.100       28.8     50      7  l0 = 53.3
+          53.3-53.3  0.100-0.100      2.88%     5%   0.7%
+                                  28.8-28.8  50-50    7-7
 >10%: features active on more than 10% of tokens; >1%: features active on more
-than 1% of tokens; dead: features that never fire on the held-out text
+than 1% of tokens; never fired: features that never fired in 50,040 held-out
+tokens
 
 Nearest trained SAE
   JumpReLU, l0 = 64: L0 64, delta LM loss 0.025
@@ -85,7 +87,7 @@ measured only from 0.0375 to 0.6.""".splitlines()
     "question",
     [
         {"delta_loss": 0.2},
-        {"delta_loss": 0.12, "limits": {"above_10": "0.06%", "dead": 3, "share_above_1pct": 0.001}},
+        {"delta_loss": 0.12, "limits": {"above_10": "0.06%", "never_fired": 3, "share_above_1pct": 0.001}},
         {"delta_loss": 1e-5},
         {"l0": 21.5},
         {"fvu": 0.2},
@@ -109,7 +111,7 @@ def test_an_answer_shows_every_metric_of_every_series(demo):
     for series in answer.panels[0].series:
         (crossing,) = series.crossings
         row = next(line for line in text.splitlines() if line.startswith(f"{series.title} "))
-        for key in ("l0", "fvu", "above_10pct", "above_1pct", "dead"):
+        for key in ("l0", "fvu", "above_10pct", "above_1pct", "never_fired"):
             assert format_aligned(crossing.metrics[key].value) in row.split()
             low, high = crossing.metrics[key][1:]
             assert format_range(low, high) in text

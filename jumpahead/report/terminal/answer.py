@@ -11,7 +11,15 @@ from rich.text import Text
 from jumpahead.formatting import format_aligned, format_number, format_percent, format_range, format_setting
 from jumpahead.frontier import Answer, Crossing, Estimate, PanelAnswer, SeriesAnswer
 from jumpahead.metrics import METRICS, count_key_by_share, curve_metrics, format_value, format_with_name
-from jumpahead.report.terminal.layout import compact_percent, lm_name, make_table, print_heading, print_item, print_line
+from jumpahead.report.terminal.layout import (
+    compact_percent,
+    lm_name,
+    make_table,
+    print_heading,
+    print_item,
+    print_line,
+    stack_words,
+)
 
 
 def print_answer(answer: Answer, console: Console | None = None) -> None:
@@ -69,7 +77,7 @@ def _metrics_shown(answer: Answer, rows: list[tuple[SeriesAnswer, Crossing]]) ->
 
 def _answer_table(panel: PanelAnswer, shown: list[str], rows: list[tuple[SeriesAnswer, Crossing]]) -> Table:
     """Return a table with one row per crossing. shown: keys of the metrics. rows: series with their crossings."""
-    table = make_table("series", *(METRICS[key].short for key in shown), last="train with")
+    table = make_table("series", *(stack_words(METRICS[key].short) for key in shown), last="train with")
     for series, crossing in rows:
         style = "bold" if series.series == panel.recommendation.series else ""
         cells = [_metric_cell(crossing.metrics, key) for key in shown]
@@ -89,12 +97,12 @@ def _metric_cell(metrics: Mapping[str, Estimate], key: str) -> Text:
 
 
 def _legend(answer: Answer, shown: list[str]) -> str:
-    """Return explanations of the counts in the table: `dead: features that never fire on the held-out text`."""
+    """Return explanations of the counts in the table: `>10 %: features active on more than 10 % of tokens`."""
     texts = []
     for key in shown:
         metric = METRICS[key]
         if metric.format == "count":
-            title = metric.title.format(unit=answer.unit)
+            title = metric.title.format(unit=answer.unit, rows=f"{answer.rows:,}")
             texts.append(f"{metric.short}: {title[0].lower()}{title[1:]}")
     return "; ".join(texts)
 
@@ -102,7 +110,7 @@ def _legend(answer: Answer, shown: list[str]) -> str:
 def _out_of_range_sentence(answer: Answer, series: SeriesAnswer, fidelity: str) -> str:
     """Return sentences on the measured range of a series and on the end of the curve nearest to the target."""
     low, high = (format_value(answer.target, bound) for bound in series.measured)
-    target = format_with_name(answer.target, answer.value)
+    target = format_with_name(answer.target, answer.value, answer.sample)
     text = f"{series.title}: {target} is {series.reach} the measured range, "
     text += f"{low}." if low == high else f"{low} to {high}."
     if series.end is None:

@@ -12,7 +12,7 @@ from rich.text import Text
 from jumpahead.formatting import SampleUnit, format_aligned, format_number, format_range
 from jumpahead.frontier import Estimate, Frontier
 from jumpahead.metrics import METRICS, curve_metrics
-from jumpahead.report.terminal.layout import compact_percent, lm_name, make_table, print_heading, print_item, print_line
+from jumpahead.report.terminal.layout import lm_name, make_table, print_heading, print_item, print_line, stack_words
 
 Json = Mapping[str, Any]
 
@@ -61,7 +61,7 @@ def _sae_table(panel: Json, titles: Mapping[str, str]) -> Table:
     table.add_column("setting", no_wrap=True)
     keys = _measured_metrics(panel)
     for heading in ("requested", *(heading for key in keys for heading in _headings(key))):
-        table.add_column(compact_percent(heading), justify="right", no_wrap=True)
+        table.add_column(stack_words(heading), justify="right", no_wrap=True)
     for name, title in titles.items():
         points = [point for point in panel["points"] if point["series"] == name]
         if points:

@@ -27,6 +27,11 @@ def compact_percent(text: str) -> str:
     return text.replace(" %", "%")
 
 
+def stack_words(heading: str) -> str:
+    """Return a heading with each word on its own line, which keeps columns of numbers narrow."""
+    return compact_percent(heading).replace(" ", "\n")
+
+
 def print_line(console: Console, text: str, style: str = "") -> None:
     """Print a paragraph in a rich style."""
     console.print(Text(compact_percent(text), style))
