@@ -2,6 +2,7 @@
 
     G  clusters of held-out text: one document each, or several documents     R  bootstrap replicates
     d  dimension of the activations                                          M  number of features of the SAE
+    F  number of true features, which activations are made of; 0 if they are not known
 
 An evaluation accumulates `Sums` per cluster. A metric is a function of the totals over clusters. A bootstrap replicate
 of the metric is the same function of totals with random weights per cluster:
@@ -64,12 +65,22 @@ class Sums(NamedTuple):
     """[G] Σ x·x̂ / (‖x‖‖x̂‖)."""
     firing: np.ndarray
     """[G, M] int64, number of rows on which each feature is active."""
+    true_firing: np.ndarray
+    """[G, F] int64, number of rows on which each true feature is active."""
+    matched_firing: np.ndarray
+    """[G, F] int64, the same of the feature matched to it; 0 if there is none."""
+    both_firing: np.ndarray
+    """[G, F] int64, the same of the two together."""
 
     @classmethod
-    def zeros(cls, clusters: int, d: int, width: int) -> Sums:
-        """Return sums initialised to zero, with G = `clusters` and M = `width`: int64 for counts, float64 otherwise."""
-        counts = {"tokens", "rows", "l0", "firing"}
-        trailing = {"x_sum": (d,), "firing": (width,)}
+    def zeros(cls, clusters: int, d: int, width: int, true_features: int = 0) -> Sums:
+        """Return sums initialised to zero: int64 for counts, float64 otherwise.
+
+        G = `clusters`, M = `width`, F = `true_features`.
+        """
+        truth = ("true_firing", "matched_firing", "both_firing")
+        counts = {"tokens", "rows", "l0", "firing", *truth}
+        trailing = {"x_sum": (d,), "firing": (width,), **dict.fromkeys(truth, (true_features,))}
         return cls(
             *(
                 np.zeros((clusters, *trailing.get(name, ())), np.int64 if name in counts else np.float64)
@@ -233,6 +244,12 @@ def _fvu(s: Sums) -> Any:
     return _divide_or_nan(s.error, s.x_sq - (s.x_sum**2).sum(-1) / s.rows)
 
 
+def _f1(s: Sums) -> Any:
+    """Return the mean over true features that fire of the F1 of the rows on which they and their match fire, [...]."""
+    scores = 2 * s.both_firing / np.maximum(s.true_firing + s.matched_firing, 1)
+    return _divide_or_nan(scores.sum(-1), (s.true_firing > 0).sum(-1))
+
+
 _NATS = "nats per {unit.singular}"
 _DECLARED = [
     _ratio("l0", "L0", "Active features per {unit.singular}", "L0", "features per {unit.singular}", "lower",
@@ -255,6 +272,9 @@ _DECLARED = [
             "{unit.plural}", "never fired", "i : frequency_i = 0", _has_never_fired,
             QueryOption("never-fired", "Features that never fired on held-out text: 12, or 3%.", False, is_limit=True),
             depends_on_rows=True),
+    Metric("f1", "F1", "F1 of the true features", "F1", "", "higher",
+           "mean over true features of 2·|both active| / (|true active| + |matched active|)", _f1, None,
+           curve=CurveInterpolation("linear", "non-negative")),
     _ratio("ce_spliced", "loss with the SAE", "Loss with the SAE spliced in", "spliced", _NATS, "lower",
            "Σ nats spliced / scored positions", lambda s: (s.spliced, s.tokens)),
     _ratio("loss_recovered_zero", "loss recovered", "Loss recovered, against zero ablation", "recovered", "", "higher",
@@ -348,7 +368,7 @@ def measure(sums: Sums, weights: np.ndarray | None = None, keys: Iterable[str] |
     if weights is None:
         total = totals(sums)
         return {metric.key: float(metric.compute(total)) for metric in chosen}
-    at_once = max(1, MAX_REPLICATE_ELEMENTS // sums.firing.shape[1])
+    at_once = max(1, MAX_REPLICATE_ELEMENTS // max(sums.firing.shape[1], sums.true_firing.shape[1]))
     parts = []
     for start in range(0, len(weights), at_once):
         total = totals(sums, weights[start : start + at_once])

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 TRAINING_VERSION = 4
 """Version of training; part of the input digest of every trained SAE."""
-TRAINING_DIGEST = "0e673814058b90d4"
+TRAINING_DIGEST = "6a01ac1990afadae"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
-EVALUATION_DIGEST = "09627fd4133c6638"
+EVALUATION_DIGEST = "96ce881a94aa1a97"
 
 FRONTIER_VERSION = 5
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""

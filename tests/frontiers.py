@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jumpahead import metrics
+<<<<<<< HEAD
 from jumpahead.evaluation.coverage import effective_clusters, interval_expansion
+=======
+>>>>>>> e57e036 (Synthetic activations take children that fire only with their parent and correlated groups; F1 of the true features is a metric)
 from jumpahead.evaluation.histogram import frequency_histogram
 from jumpahead.metrics import bootstrap_replicates
 from jumpahead.storage.packed_numbers import pack_numbers
@@ -72,6 +75,7 @@ def sums(texts: Documents, l0: float, loss: float, spread: float, width: int, d:
         tokens=tokens, clean=clean, spliced=clean + rise, zero=clean + 6.2 * tokens, mean=clean + 4.4 * tokens,
         kl=1.1 * rise, rows=rows, l0=firing.sum(1), error=error, x_sq=x_sq, x_sum=rows[:, None] * mean,
         xhat_sq=x_sq - 1.05 * error, x_dot_xhat=x_sq - error, cosine=rows * np.sqrt(1 - fvu), firing=firing,
+        **dict.fromkeys(("true_firing", "matched_firing", "both_firing"), np.zeros((clusters, 0), np.int64)),
     )  # fmt: skip
 
 
@@ -129,16 +133,20 @@ def _measured(
         "path": f"saes/{site}/{width}/{series}/{setting['kind']}-{setting['value']:g}_seed-{seed}",
         "sae": {"site": site, "width": width, "d": measured.x_sum.shape[1], "series": series, "architecture": series,
                 "setting": setting, "sae_seed": seed, "stream_seed": 0},
-        "metrics": metrics.measure(measured),
+        "metrics": {key: None if np.isnan(value) else value for key, value in metrics.measure(measured).items()},
         "standard_errors": metrics.standard_errors(measured),
         "bootstrap": {key: pack_numbers(values) for key, values in bootstrap_replicates(measured, weights).items()},
         "documents": {"identity": [f"package/module_{g}.py" for g in range(clusters)],
                       "tokens": texts.tokens.tolist(), "clean": measured.clean.tolist(),
                       "spliced": measured.spliced.tolist()},
         "histogram": frequency_histogram(measured.firing.sum(0), rows),
+<<<<<<< HEAD
         "text": {"tokens": int(texts.tokens.sum()), "rows": rows, "documents": clusters, "clusters": clusters,
                  "effective_clusters": effective_clusters(texts.tokens),
                  "interval_expansion": interval_expansion(texts.tokens), "digest": "f00d"},
+=======
+        "text": {"tokens": int(texts.tokens.sum()), "documents": clusters, "clusters": clusters, "digest": "f00d"},
+>>>>>>> e57e036 (Synthetic activations take children that fire only with their parent and correlated groups; F1 of the true features is a metric)
         "notes": [],
         "training": {"tokens": 2_000_000, "distinct_tokens": 1_800_000, "epochs": 1.11,
                      "seconds": round(20 + l0 / 3, 1), "steps": 977},

@@ -12,10 +12,16 @@ from jumpahead.errors import DataError
 from jumpahead.evaluation.histogram import frequency_histogram
 from jumpahead.metrics import METRICS, Sums, bootstrap_replicates, count_key_by_share, measure, ratio_standard_error
 
+TRUTH = ("true_firing", "matched_firing", "both_firing")
 CONTRACT = {
     "delta_lm_loss", "ce_clean", "ce_spliced", "loss_recovered_zero", "loss_recovered_mean", "kl", "l0", "fvu",
+<<<<<<< HEAD
     "cosine", "shrinkage", "above_10pct", "above_1pct", "share_above_10pct", "share_above_1pct", "never_fired",
     "share_never_fired",
+=======
+    "cosine", "shrinkage", "above_10pct", "above_1pct", "share_above_10pct", "share_above_1pct", "dead", "share_dead",
+    "f1",
+>>>>>>> e57e036 (Synthetic activations take children that fire only with their parent and correlated groups; F1 of the true features is a metric)
 }  # fmt: skip
 
 
@@ -30,7 +36,8 @@ def raw(rng: np.random.Generator, lengths=(5, 40, 17), d=6, width=30):
         x = rng.normal(size=(n, d)) * 3 + 7
         f = (rng.random((n, width)) < rates) * rng.exponential(2, (n, width))
         nats = {key: rng.exponential(2, n - 2) for key in ("clean", "spliced", "zero", "mean", "kl")}
-        documents.append({"x": x, "xhat": 0.8 * x + rng.normal(size=x.shape), "f": f, **nats})
+        truth = (f[:, 3:10] > 0) ^ (rng.random((n, 7)) < 0.2)  # true feature i is matched with feature 3 + i
+        documents.append({"x": x, "xhat": 0.8 * x + rng.normal(size=x.shape), "f": f, "truth": truth, **nats})
     return documents
 
 
@@ -56,6 +63,9 @@ def sums_of(documents) -> Sums:
         x_dot_xhat=each(lambda doc: (doc["x"] * doc["xhat"]).sum()),
         cosine=each(row_cosine),
         firing=each(lambda doc: (doc["f"] > 0).sum(0)),
+        true_firing=each(lambda doc: doc["truth"].sum(0)),
+        matched_firing=each(lambda doc: (doc["f"][:, 3:10] > 0).sum(0)),
+        both_firing=each(lambda doc: (doc["truth"] & (doc["f"][:, 3:10] > 0)).sum(0)),
     )
 
 
@@ -65,6 +75,12 @@ def dense(documents) -> dict[str, float]:
     x, xhat, fires = joined["x"], joined["xhat"], joined["f"] > 0
     clean, spliced, zero, mean = (joined[key].mean() for key in ("clean", "spliced", "zero", "mean"))
     frequency = fires.mean(0)
+    f1 = []
+    for found, truth in zip(fires[:, 3:10].T, joined["truth"].T, strict=True):
+        precision = (found & truth).sum() / found.sum() if found.any() else 0.0
+        recall = (found & truth).sum() / truth.sum() if truth.any() else None
+        if recall is not None:
+            f1.append(2 * precision * recall / (precision + recall) if precision + recall else 0.0)
     cosines = [np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(x, xhat, strict=True)]
     return {
         "delta_lm_loss": spliced - clean,
@@ -83,8 +99,14 @@ def dense(documents) -> dict[str, float]:
         "above_1pct": (frequency > 0.01).sum(),
         "share_above_10pct": (frequency > 0.1).mean(),
         "share_above_1pct": (frequency > 0.01).mean(),
+<<<<<<< HEAD
         "never_fired": (frequency == 0).sum(),
         "share_never_fired": (frequency == 0).mean(),
+=======
+        "dead": (frequency == 0).sum(),
+        "share_dead": (frequency == 0).mean(),
+        "f1": np.mean(f1),
+>>>>>>> e57e036 (Synthetic activations take children that fire only with their parent and correlated groups; F1 of the true features is a metric)
     }
 
 
@@ -137,6 +159,8 @@ def by_hand(**changes) -> Sums:
         "kl": [4.0, 1.0], "rows": [10, 20], "l0": [30, 90], "error": [3.0, 9.0], "x_sq": [100.0, 50.0],
         "x_sum": [[30.0, 0.0], [0.0, 30.0]], "xhat_sq": [90.0, 30.0], "x_dot_xhat": [95.0, 41.0],
         "cosine": [9.0, 18.0], "firing": [[3, 0, 1, 0], [0, 1, 0, 0]],
+        "true_firing": [[4, 0, 2], [2, 0, 0]], "matched_firing": [[1, 5, 3], [1, 0, 0]],
+        "both_firing": [[1, 0, 1], [0, 0, 0]],
     }  # fmt: skip
     return Sums(**{key: np.asarray(changes.get(key, value)) for key, value in fields.items()})
 
@@ -152,7 +176,13 @@ def test_two_documents_by_hand():
     assert found["shrinkage"] == 120 / 136
     assert found["above_10pct"] == 0  # 3 of 30 rows is 10 %, not more
     assert found["above_1pct"] == 3
+<<<<<<< HEAD
     assert (found["never_fired"], found["share_never_fired"]) == (1, 0.25)
+=======
+    assert (found["dead"], found["share_dead"]) == (1, 0.25)
+    assert found["f1"] == (2 * 1 / (6 + 2) + 2 * 1 / (2 + 3)) / 2  # the second true feature never fires
+    assert np.isnan(measure(by_hand(**{key: [[], []] for key in TRUTH}))["f1"])
+>>>>>>> e57e036 (Synthetic activations take children that fire only with their parent and correlated groups; F1 of the true features is a metric)
 
 
 @pytest.mark.parametrize("rows", [10, 30, 70, 110, 1_000_030])
@@ -224,8 +254,12 @@ def test_one_document_has_no_standard_error():
 
 def test_every_ratio_has_a_standard_error():
     found = metrics.standard_errors(sums_of(raw(np.random.default_rng(5))))
+<<<<<<< HEAD
     counts = {"above_10pct", "above_1pct", "never_fired"}
     without = {"fvu", *counts, *(f"share_{key}" for key in counts)}
+=======
+    without = {"fvu", "f1", "above_10pct", "above_1pct", "share_above_10pct", "share_above_1pct", "dead", "share_dead"}
+>>>>>>> e57e036 (Synthetic activations take children that fire only with their parent and correlated groups; F1 of the true features is a metric)
     assert set(found) == set(METRICS) - without
     assert all(error > 0 for error in found.values())
 
@@ -267,6 +301,7 @@ def test_replicate_weights_are_multinomial_and_repeatable():
     assert weights.var(0).mean() == pytest.approx(1 - 1 / 37, rel=0.02)
     np.testing.assert_array_equal(weights, metrics.replicate_weights(37, 5000, seed=3))
     assert (weights != metrics.replicate_weights(37, 5000, seed=4)).any()
+<<<<<<< HEAD
 
 
 # ---------------------------------------------------------------------------------------------- histogram
@@ -286,3 +321,5 @@ def test_histogram_counts_every_feature_that_fires(counts):
     assert sum(found["counts"]) == sum(count > 0 for count in counts)
     assert len(found["log10_edges"]) == len(found["counts"]) + 1
     assert found["log10_edges"] == frequency_histogram(np.array([1]), rows=777)["log10_edges"]
+=======
+>>>>>>> e57e036 (Synthetic activations take children that fire only with their parent and correlated groups; F1 of the true features is a metric)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -56,6 +57,8 @@ class Activations(ABC):
     """True if a stream reads the next block in another thread while SAEs train on the current block."""
     device: torch.device = torch.device("cpu")
     """The device of the rows. On a GPU, the next block's groups are computed on a second GPU stream during training."""
+    dictionary: Mapping[str, Tensor] = MappingProxyType({})
+    """float32 [features, d] with unit rows, by site: the directions that rows are made of, if they are known."""
     digest: str
     """SHA-256 of all inputs that determine the rows. `live` and `shards` have equal digests for equal rows."""
 
@@ -99,6 +102,13 @@ class Activations(ABC):
     def held_out(self) -> Activations | None:
         """Return the held-out activations for evaluation without a language model; None if the origin has none."""
         return None
+
+    def feature_activations(self, group: int) -> dict[str, Tensor]:
+        """Return the true activations of the features of `dictionary` on a group's rows: [n, features] by site.
+
+        Empty if they are not known.
+        """
+        return {}
 
     def document_ids(self, group: int) -> np.ndarray:
         """Return the document index of every row of a group, [n] int64. By default each group is one document."""

@@ -13,6 +13,7 @@ from jumpahead.errors import DataError
 from jumpahead.evaluation.batches import encoder_batches
 from jumpahead.evaluation.held_out import HeldOutRows
 from jumpahead.evaluation.sums import EvaluationSums, firing_counts, reconstruction_sums
+from jumpahead.evaluation.truth import FeatureMatch, match_features
 from jumpahead.progress import Progress, SilentProgress
 from jumpahead.sae.saved import SAE
 
@@ -28,15 +29,17 @@ def reconstruct(
 ) -> dict[str, EvaluationSums]:
     """Return the evaluation sums of every SAE, by name, computed without a language model.
 
-    Sums in nats are NaN; each row counts as a token. unit: the name of rows in progress messages. layer: the kernel
-    layer, by default the device's. device: the device on which SAEs encode and decode. Raises DataError if an SAE's d
-    differs from the activations' d.
+    Sums in nats are NaN; each row counts as a token. True features are compared if the activations' origin knows them.
+    unit: the name of rows in progress messages. layer: the kernel layer, by default the device's. device: the device on
+    which SAEs encode and decode. Raises DataError if an SAE's d differs from the activations' d.
     """
     width = text.activations.widths[site]
     for name, sae in saes.items():
         if sae.d != width:
             raise DataError(f"{name} takes activations of width {sae.d}; {site} has {width}.")
-    totals = {name: EvaluationSums.zeros(sae, text) for name, sae in saes.items()}
+    directions = text.activations.dictionary.get(site, torch.empty(0, width))
+    matches = {name: match_features(directions, sae.params["W_dec"]) for name, sae in saes.items()}
+    totals = {name: EvaluationSums.zeros(sae, text, len(directions)) for name, sae in saes.items()}
     rows, progress = int(text.activations.rows_per_group[: text.groups].sum()), progress or SilentProgress()
     batches = encoder_batches(saes, device, layer, 0)
     encoders = next(batches, {})
@@ -44,12 +47,15 @@ def reconstruct(
         while encoders:
             for group in range(text.groups):
                 x = text.activations.rows(group)[site].float().to(device)
+                active = text.activations.feature_activations(group).get(site, x.new_empty(len(x), 0)).cpu() > 0
                 document, row_document = np.unique(text.activations.document_ids(group), return_inverse=True)
                 for name in encoders:
                     _add_rows(
                         totals[name],
                         encoders[name],
+                        matches[name],
                         x,
+                        active,
                         document,
                         torch.from_numpy(row_document),
                         text.cluster[document],
@@ -67,13 +73,16 @@ def reconstruct(
 def _add_rows(
     totals: EvaluationSums,
     encoder: SparseEncoder,
+    match: FeatureMatch,
     x: Tensor,
+    active: Tensor,
     document: np.ndarray,
     row_document: Tensor,
     cluster: np.ndarray,
 ) -> None:
     """Add the rows x [n, d] to the sums of one SAE.
 
+    match: of the true features with the SAE's. active: bool [n, F], the active true features; F = 0 if unknown.
     document [documents]: indices of the documents that occur in x. row_document [n]: the position in `document` of each
     row's document. cluster [documents]: the bootstrap cluster of each of these documents.
     """
@@ -86,6 +95,7 @@ def _add_rows(
         for name, value in row_terms.items()
     }
     sums["firing"] = firing_counts(features, row_document, count, encoder.sae.width)
+    sums |= match.firing_counts(features, active, row_document, count)
     sums["tokens"] = sums["rows"]
     for name, value in sums.items():
         np.add.at(getattr(totals.sums, name), cluster, value)

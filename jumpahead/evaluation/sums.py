@@ -27,10 +27,10 @@ class EvaluationSums(NamedTuple):
     """float64 [documents] each: number of `tokens`, and LM loss `clean` and `spliced`, summed in nats."""
 
     @classmethod
-    def zeros(cls, sae: SAE, text: HeldOut | HeldOutRows) -> EvaluationSums:
-        """Return sums of zeros with the shapes for an SAE and its held-out data."""
+    def zeros(cls, sae: SAE, text: HeldOut | HeldOutRows, true_features: int = 0) -> EvaluationSums:
+        """Return sums of zeros with the shapes for an SAE, its held-out data and a number of true features."""
         documents = {key: np.zeros(len(text.cluster)) for key in ("tokens", "clean", "spliced")}
-        return cls(metrics.Sums.zeros(text.clusters, sae.d, sae.width), documents)
+        return cls(metrics.Sums.zeros(text.clusters, sae.d, sae.width, true_features), documents)
 
 
 def reconstruction_sums(x_float64: Tensor, x_hat: Tensor, features: SparseFeatures) -> dict[str, Tensor]:
@@ -101,7 +101,11 @@ def evaluation_json(
         "schema": "jumpahead.evaluation/2",
         "metrics": values,
         "standard_errors": errors,
-        "bootstrap": {key: pack_numbers(values) for key, values in bootstrap_replicates(sums, weights).items()},
+        "bootstrap": {
+            key: pack_numbers(replicates)
+            for key, replicates in bootstrap_replicates(sums, weights).items()
+            if not np.isnan(values[key])
+        },
         "documents": {
             "identity": [text.names[i] for i in seen],
             **{key: documents[key][seen].tolist() for key in ("tokens", "clean", "spliced")},

@@ -67,6 +67,8 @@ def value_sentence(found: Mapping[str, Any], key: str) -> str:
         return f"'{key}' must be {words} {context[limit]:g}, not {value}."
     if found["type"] == "too_short":
         return f"'{key}' must not be empty."
+    if found["type"] == "value_error":
+        return f"'{key}': {context['error']}."
     type_name = _TYPE_NAMES.get(found["type"].partition("_")[0])
     return f"'{key}' must be {type_name}, not {value}." if type_name else f"'{key}': {found['msg']}."
 

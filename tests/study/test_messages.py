@@ -247,6 +247,11 @@ def test_every_key_has_a_description():
         ("shards", "shard_mb = 3", "there is no key 'activations.options.shard_mb'. Did you mean 'shard_mib'?"),
         ("live", "x = 3", "there is no key 'activations.options.x'. There are no options."),
         ("synthetic", "l0 = -2", "'activations.options.l0' must be greater than 0, not -2."),
+        (
+            "synthetic",
+            "features = 10, child_probability = [0.1, 0.4]",
+            "'activations.options.child_probability': features must be a multiple of 3, a parent and its children.",
+        ),
     ],
 )
 def test_wrong_options_of_an_origin_are_named(tmp_path: Path, origin: str, options: str, message: str):
