@@ -1,4 +1,4 @@
-.PHONY: help setup demo test lint types unit test-readme test-triton test-wheel test-gpu bench-gpu bench-peers bench-disk bench-sparsity reference clean
+.PHONY: help setup demo test lint types unit test-readme test-triton test-wheel test-gpu bench-gpu bench-peers bench-disk bench-sparsity bench-quality reference clean
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
@@ -74,6 +74,9 @@ bench-disk: setup  ## activations on disk against plain copying; ARGS=--quick, A
 
 bench-sparsity: setup  ## tuning runs, and the table of requested L0; ARGS=tune, ARGS=requested, ARGS=--help
 	$(BIN)/python -m benchmarks.sparsity $(or $(ARGS),tables)
+
+bench-quality: .venv-peers/.done  ## SAEs of other libraries and ours at the same data; ARGS=plan, ARGS=--quick, ARGS=--help
+	$(PEERS)/python -m benchmarks.quality $(ARGS)
 
 # torchvision, which overcomplete asks for, loads only beside the build of torch that it was made for; where it does not,
 # it is taken out again: transformers would import it, and nothing here needs it.

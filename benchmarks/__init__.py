@@ -11,6 +11,8 @@
     gpu.py                  steps on a GPU: gpu_setup.py sizes, gpu_steps.py timers, gpu_report.py tables, gpu_peers.py
     disk.py                 activations on disk against plain file copies
     sparsity/               recipe tuning, and the tables of requested L0
+    quality/                SAEs of jumpahead and other libraries at the same data, judged by one evaluator
+    result_lines.py         results as JSON lines, one per SAE
     synthetic.py            activations from a known sparse dictionary
     machine.py              hardware and versions
     table.py                tables for the terminal and for RESULTS/

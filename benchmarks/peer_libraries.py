@@ -26,7 +26,7 @@ import io
 import os
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any, final
 
@@ -213,13 +213,17 @@ class Sparsify(LibrarySAE):
             coder, batch_size=1, hookpoints=["site"], log_to_wandb=False, save_every=DEAD_AFTER, **alpha
         )
         with contextlib.redirect_stdout(io.StringIO()):
-            self.trainer = lib.Trainer(settings, DummyTokenDataset(start.tokens), stub_language_model(d, self.channel))
+            self.trainer = lib.Trainer(settings, DummyTokenDataset(start.tokens), stub_language_model(d, self.receive))
         self.sae = self.trainer.saes["site"]
         fill_(self.sae.encoder.weight, start.w_enc)
         fill_(self.sae.W_dec, start.w_dec)
         fill_(self.sae.b_dec, start.b_dec)
         self.dead = start.dead
         self.channel.start(self.trainer.fit)
+
+    def receive(self) -> Tensor | None:
+        """Return the next batch; None before training."""
+        return None if self.channel.thread is None else self.channel.receive()
 
     def prepare(self) -> None:
         if self.dead is not None:
@@ -241,18 +245,21 @@ class Sparsify(LibrarySAE):
 class DummyTokenDataset:
     """A data set of sequences of B zero tokens: only their number matters."""
 
-    def __init__(self, tokens: int):
-        self.row = {"input_ids": torch.zeros(tokens, dtype=torch.int64)}
+    def __init__(self, tokens: int, sequences: int = NOMINAL_STEPS):
+        self.row, self.sequences = {"input_ids": torch.zeros(tokens, dtype=torch.int64)}, sequences
 
     def __len__(self) -> int:
-        return NOMINAL_STEPS
+        return self.sequences
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
         return self.row
 
 
-def stub_language_model(d: int, channel: BatchChannel) -> Any:
-    """Return a Hugging Face language model whose only module returns the batch sent by the channel, as [1, B, d]."""
+def stub_language_model(d: int, receive: Callable[[], Tensor | None]) -> Any:
+    """Return a Hugging Face language model whose only module returns the batch [B, d] of `receive`, as [1, B, d].
+
+    If `receive` returns None, the module returns zeros: the trainer first determines the width.
+    """
     import transformers
 
     class StubLanguageModel(transformers.PreTrainedModel):
@@ -262,9 +269,8 @@ def stub_language_model(d: int, channel: BatchChannel) -> Any:
             self.anchor = torch.nn.Parameter(torch.zeros(1))  # from which the trainer infers the device
 
         def forward(self, input_ids: Tensor) -> Tensor:
-            if channel.thread is None:  # the trainer first determines the width
-                return self.site(torch.zeros(1, input_ids.numel(), d))
-            return self.site(channel.receive()[None])
+            x = receive()
+            return self.site(torch.zeros(1, input_ids.numel(), d) if x is None else x[None])
 
     return StubLanguageModel()
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.result_lines import load_results, save_results
 from benchmarks.sparsity import final, runs, setups
 from benchmarks.sparsity.final import render_fixed_lambda, render_matched, render_reached
-from benchmarks.sparsity.runs import BOOTSTRAPPED_METRICS, RequestedRun, load_results, save_results, train_missing
+from benchmarks.sparsity.runs import BOOTSTRAPPED_METRICS, RequestedRun, train_missing
 from benchmarks.sparsity.setups import SETUPS, study_tables, text_file
 from benchmarks.sparsity.tune import LOSS_SLOPE, load_protocol, protocol_runs, score_line
 from jumpahead import versions

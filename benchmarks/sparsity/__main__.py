@@ -14,9 +14,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from benchmarks.result_lines import load_results
 from benchmarks.sparsity import final, tune
 from benchmarks.sparsity.final import TOKEN_BUDGETS, fixed_lambda_runs, render_page, requested_runs
-from benchmarks.sparsity.runs import RequestedRun, load_results, train_missing, write_report
+from benchmarks.sparsity.runs import RequestedRun, train_missing, write_report
 from benchmarks.sparsity.setups import SETUPS
 from benchmarks.sparsity.tune import load_protocol, protocol_runs, render_scores
 from jumpahead.storage.atomic import write_atomic

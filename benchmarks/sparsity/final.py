@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.result_lines import Lines
 from benchmarks.sparsity.runs import BOOTSTRAPPED_METRICS, RequestedRun
 from benchmarks.sparsity.setups import SETUPS
 from benchmarks.table import render_table
@@ -25,7 +26,6 @@ FIXED_LAMBDA_SAES = 7
 LAMBDA_MARGIN = 1.4
 """Factor by which that curve extends beyond the λ of the SAEs with requested L0."""
 REFERENCE_SERIES = "jumprelu"
-Lines = dict[str, dict[str, Any]]
 
 
 def requested_runs(budgets: Iterable[int], series: list[str] | None = None) -> list[RequestedRun]:

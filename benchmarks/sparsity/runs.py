@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.result_lines import load_results, round_to_five_digits, save_results
 from benchmarks.sparsity import setups
 from benchmarks.sparsity.setups import SETUPS, TextPart, study_tables
 from jumpahead import frontier, report, versions
@@ -21,7 +22,6 @@ from jumpahead.pipeline.frontier import series_legend
 from jumpahead.progress import make_progress
 from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.recipe import Recipe, Setting, Shape, TrainConfig
-from jumpahead.storage.atomic import write_atomic
 from jumpahead.storage.digests import digest_json
 from jumpahead.storage.json_files import read_json, write_json
 from jumpahead.storage.layout import sae_key
@@ -70,20 +70,6 @@ class RequestedRun(NamedTuple):
         known = [versions.TRAINING_VERSION, self.place, place.site, place.width, self.part, self.tokens, self.held_out,
                  self.architecture, options, plain, self.setting, self.seed]  # fmt: skip
         return digest_json(known)[:16]
-
-
-def load_results(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the results in a file, by key."""
-    if not path.exists():
-        return {}
-    return {line["key"]: line for line in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
-
-
-def save_results(path: Path, results: dict[str, dict[str, Any]]) -> None:
-    """Write the results, sorted by key; lines added by other processes in the meantime are kept."""
-    merged = load_results(path) | results
-    text = "".join(json.dumps(merged[key], ensure_ascii=False) + "\n" for key in sorted(merged))
-    write_atomic(path, text)
 
 
 def train_missing(wanted: Iterable[RequestedRun], path: Path, folder: Path, threads: int | None = None) -> None:
@@ -159,11 +145,6 @@ def bootstrap_replicates(one: RequestedRun, evaluation: dict[str, Any]) -> dict[
         for name in BOOTSTRAPPED_METRICS
     }
     return {"clusters": evaluation["text"]["clusters"], "bootstrap": kept}
-
-
-def round_to_five_digits(value: float) -> float:
-    """Round to five significant digits."""
-    return float(f"{value:.5g}")
 
 
 def write_report(wanted: list[RequestedRun], folder: Path) -> Path:

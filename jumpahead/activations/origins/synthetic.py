@@ -80,7 +80,7 @@ class SyntheticOptions(OriginOptions):
         return self.features // (1 + self.children)
 
 
-FAMILY_OPTIONS = ("child_probability", "correlated_groups", "group_correlation")
+FAMILY_OPTIONS: tuple[str, ...] = ("child_probability", "correlated_groups", "group_correlation")
 """Options that are in the digest only if families or groups are asked for, so that older digests stay valid."""
 
 
@@ -98,7 +98,7 @@ class Synthetic(Activations):
         self.widths = dict.fromkeys(config.sites, options.d)
         self.rows_per_group = np.full(options.groups, options.rows_per_group, dtype=np.int64)
         self.groups_per_block = max(1, config.block // 16)
-        left_out = set() if options.children or options.correlated_groups else set(FAMILY_OPTIONS)
+        left_out: set[str] = set() if options.children or options.correlated_groups else set(FAMILY_OPTIONS)
         known = options.model_dump(exclude=left_out)
         self.digest = digest_json(["synthetic", known, sorted(self.widths), config.dtype])
         given_parent = np.array(options.child_probability)
