@@ -9,7 +9,7 @@ from __future__ import annotations
 
 TRAINING_VERSION = 4
 """Version of training; part of the input digest of every trained SAE."""
-TRAINING_DIGEST = "6a01ac1990afadae"
+TRAINING_DIGEST = "0bf37141c098031c"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""

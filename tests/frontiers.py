@@ -14,10 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jumpahead import metrics
-<<<<<<< HEAD
 from jumpahead.evaluation.coverage import effective_clusters, interval_expansion
-=======
->>>>>>> e57e036 (Synthetic activations take children that fire only with their parent and correlated groups; F1 of the true features is a metric)
 from jumpahead.evaluation.histogram import frequency_histogram
 from jumpahead.metrics import bootstrap_replicates
 from jumpahead.storage.packed_numbers import pack_numbers
@@ -140,13 +137,9 @@ def _measured(
                       "tokens": texts.tokens.tolist(), "clean": measured.clean.tolist(),
                       "spliced": measured.spliced.tolist()},
         "histogram": frequency_histogram(measured.firing.sum(0), rows),
-<<<<<<< HEAD
         "text": {"tokens": int(texts.tokens.sum()), "rows": rows, "documents": clusters, "clusters": clusters,
                  "effective_clusters": effective_clusters(texts.tokens),
                  "interval_expansion": interval_expansion(texts.tokens), "digest": "f00d"},
-=======
-        "text": {"tokens": int(texts.tokens.sum()), "documents": clusters, "clusters": clusters, "digest": "f00d"},
->>>>>>> e57e036 (Synthetic activations take children that fire only with their parent and correlated groups; F1 of the true features is a metric)
         "notes": [],
         "training": {"tokens": 2_000_000, "distinct_tokens": 1_800_000, "epochs": 1.11,
                      "seconds": round(20 + l0 / 3, 1), "steps": 977},

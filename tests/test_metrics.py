@@ -15,13 +15,8 @@ from jumpahead.metrics import METRICS, Sums, bootstrap_replicates, count_key_by_
 TRUTH = ("true_firing", "matched_firing", "both_firing")
 CONTRACT = {
     "delta_lm_loss", "ce_clean", "ce_spliced", "loss_recovered_zero", "loss_recovered_mean", "kl", "l0", "fvu",
-<<<<<<< HEAD
     "cosine", "shrinkage", "above_10pct", "above_1pct", "share_above_10pct", "share_above_1pct", "never_fired",
-    "share_never_fired",
-=======
-    "cosine", "shrinkage", "above_10pct", "above_1pct", "share_above_10pct", "share_above_1pct", "dead", "share_dead",
-    "f1",
->>>>>>> e57e036 (Synthetic activations take children that fire only with their parent and correlated groups; F1 of the true features is a metric)
+    "share_never_fired", "f1",
 }  # fmt: skip
 
 
@@ -99,14 +94,9 @@ def dense(documents) -> dict[str, float]:
         "above_1pct": (frequency > 0.01).sum(),
         "share_above_10pct": (frequency > 0.1).mean(),
         "share_above_1pct": (frequency > 0.01).mean(),
-<<<<<<< HEAD
         "never_fired": (frequency == 0).sum(),
         "share_never_fired": (frequency == 0).mean(),
-=======
-        "dead": (frequency == 0).sum(),
-        "share_dead": (frequency == 0).mean(),
         "f1": np.mean(f1),
->>>>>>> e57e036 (Synthetic activations take children that fire only with their parent and correlated groups; F1 of the true features is a metric)
     }
 
 
@@ -176,13 +166,9 @@ def test_two_documents_by_hand():
     assert found["shrinkage"] == 120 / 136
     assert found["above_10pct"] == 0  # 3 of 30 rows is 10 %, not more
     assert found["above_1pct"] == 3
-<<<<<<< HEAD
     assert (found["never_fired"], found["share_never_fired"]) == (1, 0.25)
-=======
-    assert (found["dead"], found["share_dead"]) == (1, 0.25)
     assert found["f1"] == (2 * 1 / (6 + 2) + 2 * 1 / (2 + 3)) / 2  # the second true feature never fires
     assert np.isnan(measure(by_hand(**{key: [[], []] for key in TRUTH}))["f1"])
->>>>>>> e57e036 (Synthetic activations take children that fire only with their parent and correlated groups; F1 of the true features is a metric)
 
 
 @pytest.mark.parametrize("rows", [10, 30, 70, 110, 1_000_030])
@@ -254,12 +240,8 @@ def test_one_document_has_no_standard_error():
 
 def test_every_ratio_has_a_standard_error():
     found = metrics.standard_errors(sums_of(raw(np.random.default_rng(5))))
-<<<<<<< HEAD
     counts = {"above_10pct", "above_1pct", "never_fired"}
-    without = {"fvu", *counts, *(f"share_{key}" for key in counts)}
-=======
-    without = {"fvu", "f1", "above_10pct", "above_1pct", "share_above_10pct", "share_above_1pct", "dead", "share_dead"}
->>>>>>> e57e036 (Synthetic activations take children that fire only with their parent and correlated groups; F1 of the true features is a metric)
+    without = {"fvu", "f1", *counts, *(f"share_{key}" for key in counts)}
     assert set(found) == set(METRICS) - without
     assert all(error > 0 for error in found.values())
 
@@ -301,7 +283,6 @@ def test_replicate_weights_are_multinomial_and_repeatable():
     assert weights.var(0).mean() == pytest.approx(1 - 1 / 37, rel=0.02)
     np.testing.assert_array_equal(weights, metrics.replicate_weights(37, 5000, seed=3))
     assert (weights != metrics.replicate_weights(37, 5000, seed=4)).any()
-<<<<<<< HEAD
 
 
 # ---------------------------------------------------------------------------------------------- histogram
@@ -321,5 +302,3 @@ def test_histogram_counts_every_feature_that_fires(counts):
     assert sum(found["counts"]) == sum(count > 0 for count in counts)
     assert len(found["log10_edges"]) == len(found["counts"]) + 1
     assert found["log10_edges"] == frequency_histogram(np.array([1]), rows=777)["log10_edges"]
-=======
->>>>>>> e57e036 (Synthetic activations take children that fire only with their parent and correlated groups; F1 of the true features is a metric)

@@ -29,15 +29,9 @@ def test_schema(small):
         "schema", "name", "created", "lm", "text", "metrics", "health", "series", "interval", "panels", "study",
         "manifest",
     ]  # fmt: skip
-<<<<<<< HEAD
     assert data["schema"] == "jumpahead.frontier/2"
-    assert [metric["key"] for metric in data["metrics"]] == list(METRICS)
-    assert data["interval"] == {"level": 0.95, "covers": "text", "replicates": 40, "narrow": []}
-=======
-    assert data["schema"] == "jumpahead.frontier/1"
     assert [metric["key"] for metric in data["metrics"]] == [key for key in METRICS if key != "f1"]
-    assert data["interval"] == {"level": 0.95, "covers": "text", "replicates": 40}
->>>>>>> e57e036 (Synthetic activations take children that fire only with their parent and correlated groups; F1 of the true features is a metric)
+    assert data["interval"] == {"level": 0.95, "covers": "text", "replicates": 40, "narrow": []}
     (panel,) = data["panels"]
     assert (panel["site"], panel["width"], panel["d"], panel["documents"]) == ("layers.1.residual", 512, 8, 20)
     assert panel["ce_zero"] > panel["ce_mean"] > panel["ce_clean"] > 0

@@ -46,12 +46,8 @@ def test_loss_is_linear_where_a_point_is_not_positive_or_has_no_error():
 def test_l0_and_fvu_are_logarithmic_and_counts_are_not():
     found = series(evaluation(l0=4, loss=0.8), evaluation(l0=16, loss=0.1))
     assert dict(zip(curve_metrics(), found.curve.is_log, strict=True)) == {
-<<<<<<< HEAD
         "l0": True, "delta_lm_loss": True, "fvu": True, "above_10pct": False, "above_1pct": False, "never_fired": False,
-=======
-        "l0": True, "delta_lm_loss": True, "fvu": True, "above_10pct": False, "above_1pct": False, "dead": False,
         "f1": False,
->>>>>>> e57e036 (Synthetic activations take children that fire only with their parent and correlated groups; F1 of the true features is a metric)
     }  # fmt: skip
 
 

@@ -647,12 +647,8 @@ def test_a_study_without_a_language_model_has_a_frontier_by_fvu(study_file, tmp_
     for point in panel["points"]:
         assert point["metrics"]["delta_lm_loss"] is None
         assert 0 < point["metrics"]["fvu"] < 1
-<<<<<<< HEAD
-        assert packed_length(point["bootstrap"]["fvu"]) == 20
-=======
         assert 0 < point["metrics"]["f1"] < 1
-        assert len(point["bootstrap"]["fvu"]) == len(point["bootstrap"]["f1"]) == 20
->>>>>>> e57e036 (Synthetic activations take children that fire only with their parent and correlated groups; F1 of the true features is a metric)
+        assert packed_length(point["bootstrap"]["fvu"]) == packed_length(point["bootstrap"]["f1"]) == 20
         assert "Trained on repeated activations: 1.6 epochs." in point["notes"]
     assert any(point["pareto"] for point in panel["points"])
     best = frontier.ask(l0=5).panels[0].recommendation

@@ -14,10 +14,7 @@ import pytest
 from jumpahead import frontier as frontier_
 from jumpahead.evaluation.histogram import frequency_histogram
 from jumpahead.metrics import METRICS
-<<<<<<< HEAD
 from jumpahead.storage.packed_numbers import pack_numbers
-=======
->>>>>>> e57e036 (Synthetic activations take children that fire only with their parent and correlated groups; F1 of the true features is a metric)
 
 WIDTH, REPLICATES = 4096, 60
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
@@ -48,12 +45,8 @@ def evaluation(series: int, l0: float, seed: int = 0, **changes: Any) -> dict[st
         "fvu": 0.4 * (l0 / 4) ** -0.4,
         "above_10pct": float(round(frequent * l0 / 16)),
         "above_1pct": float(round(20 * frequent * l0 / 16)),
-<<<<<<< HEAD
         "never_fired": 300.0 - l0,
-=======
-        "dead": 300.0 - l0,
         "f1": 0.3,
->>>>>>> e57e036 (Synthetic activations take children that fire only with their parent and correlated groups; F1 of the true features is a metric)
     }
     metrics |= changes
     for share, count in {
@@ -62,19 +55,7 @@ def evaluation(series: int, l0: float, seed: int = 0, **changes: Any) -> dict[st
         "share_never_fired": "never_fired",
     }.items():
         metrics[share] = metrics[count] / WIDTH if metrics[count] is not None else None
-<<<<<<< HEAD
     spread = {"delta_lm_loss": error, "l0": 0.05, "fvu": 0.004, "above_10pct": 1.3, "above_1pct": 5, "never_fired": 6}
-=======
-    spread = {
-        "delta_lm_loss": error,
-        "l0": 0.05,
-        "fvu": 0.004,
-        "above_10pct": 1.3,
-        "above_1pct": 5,
-        "dead": 6,
-        "f1": 0.01,
-    }
->>>>>>> e57e036 (Synthetic activations take children that fire only with their parent and correlated groups; F1 of the true features is a metric)
     value = {"l0": l0, "lambda": 0.004 / l0, "k": int(l0)}[kind]
     counts = np.round(60_000 * 10 ** rng.normal(-3, 0.7, WIDTH)).clip(0, 60_000)
     return {
