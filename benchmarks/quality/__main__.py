@@ -31,7 +31,7 @@ from jumpahead.training.devices import set_threads
 
 RESULTS = Path(__file__).parents[1] / "RESULTS" / "quality"
 QUICK_SETUP = SETUPS["tiny"]._replace(width=512)
-QUICK = places.Place("quick", QUICK_SETUP, "layers.1.residual", 256, 512, (8,), (8,), (), 2_000)
+QUICK = places.Place("quick", QUICK_SETUP, "layers.1.residual", 256, 512, (8,), (8,), (), 2_000, 60_000)
 QUICK_TOKENS = 20 * places.BATCH
 
 
@@ -50,15 +50,17 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "plan":
         print(describe_plan(chosen, development, tested, options.folder))
         return 0
-    if options.command in ("run", "tune"):
-        only_default = chosen.rates == ("default",)  # then only penalties are missing
-        make((one for one in tuning_runs() if not only_default or (one.penalty and one.rate == "× 1")), development)
-    if options.command == "run":
-        make(table_runs(load_results(development).values()), tested)
-    if tested.exists():
-        page = render_page(load_results(tested))
-        write_atomic(options.results / "quality.md", page)
-        print(page)
+    try:
+        if options.command in ("run", "tune"):
+            only_default = chosen.rates == ("default",)  # then only penalties are missing
+            make((one for one in tuning_runs() if not only_default or (one.penalty and one.rate == "× 1")), development)
+        if options.command == "run":
+            make(table_runs(load_results(development).values()), tested)
+    finally:
+        if tested.exists():
+            page = render_page(load_results(tested))
+            write_atomic(options.results / "quality.md", page)
+            print(page)
     return 0
 
 

@@ -113,8 +113,9 @@ def render_best(members: Sequence[Line]) -> str:
             continue
         best, rival, jumprelu = min(ours, key=ours.__getitem__), min(theirs, key=theirs.__getitem__), (OURS, "jumprelu")
         own = next((value for series, value in ours.items() if series[:2] == jumprelu), math.nan)
+        loss = "–" if math.isnan(own) else f"{own / ours[best]:.3f}"
         rows.append([f"{l0:g}", f"{best[1]} {ours[best]:.4f}", f"{' '.join(rival)} {theirs[rival]:.4f}",
-                     f"{ours[best] / theirs[rival]:.3f}", f"{own / ours[best]:.3f}"])  # fmt: skip
+                     f"{ours[best] / theirs[rival]:.3f}", loss])  # fmt: skip
     headings = ["L0", "best of jumpahead", "best of the others", "ratio", "JumpReLU / best of jumpahead"]
     return render_table(headings, rows) if rows else ""
 

@@ -61,6 +61,8 @@ class Place(NamedTuple):
     budgets: tuple[Budget, ...]
     held_out: int
     """Approximate number of held-out tokens."""
+    max_text_tokens: int | None = None
+    """Tokens of text that are used; None for all."""
 
     def missing(self) -> str:
         """Return a file that is missing on this machine; an empty string if there is none."""
@@ -70,14 +72,18 @@ class Place(NamedTuple):
         """Return the digest of the text, or of the dictionary's options."""
         if self.setup is None:
             return repr([sorted(DICTIONARY.items()), DICTIONARY_SEEDS[part]])
-        return hashlib.sha256(text_file(self.setup, part, folder).read_bytes()).hexdigest()
+        limit = b"" if self.max_text_tokens is None else f"first {self.max_text_tokens} tokens".encode()
+        return hashlib.sha256(text_file(self.setup, part, folder).read_bytes() + limit).hexdigest()
 
     def tables(
         self, part: TextPart, tokens: int, series: list[dict[str, Any]], folder: Path, seeds: tuple[int, ...]
     ) -> dict[str, Any]:
         """Return the tables of a study of jumpahead here."""
         if self.setup is not None:
-            return study_tables(self.setup, part, tokens, series, folder, self.held_out, seeds)
+            tables = study_tables(self.setup, part, tokens, series, folder, self.held_out, seeds)
+            if self.max_text_tokens is not None:
+                tables["text"]["max_tokens"] = self.max_text_tokens
+            return tables
         options = DICTIONARY | {"seed": DICTIONARY_SEEDS[part]}
         return {
             "name": f"{self.name}-{part}-{tokens}",
