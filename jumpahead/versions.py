@@ -7,9 +7,9 @@ fails if that code has changed, and says how to record the new digest.
 
 from __future__ import annotations
 
-TRAINING_VERSION = 4
+TRAINING_VERSION = 5
 """Version of training; part of the input digest of every trained SAE."""
-TRAINING_DIGEST = "0bf37141c098031c"
+TRAINING_DIGEST = "790a82e56f9bd093"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""

@@ -1,9 +1,9 @@
-"""The interface of every origin of activations: rows, group by group, and their scale.
+"""The interface of every origin of activations: rows, group by group.
 
     n, d      rows (activations) of a group, width of a site
 
 A group is a set of rows that are computed or read together, for instance the contexts of one LM batch. Rows are in the
-language model's own unit; dividing by `Scale.C` makes E‖x‖² = 1.
+language model's own unit; `sae.unit.Unit` changes them into the unit of training.
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ class SparseEncoder:
         derived = arch.derive(p)
         selection = arch.selection(p, derived, StepInputs(), training=False)
         assert not isinstance(selection, TopKOfBatch), "features of a saved SAE depend on their token alone"
-        centred = self._layer.centre_input(x, x.new_zeros(self.sae.d))
+        b_pre = x.new_zeros(self.sae.d) if self.sae.b_pre is None else self.sae.b_pre
+        centred = self._layer.centre_input(x, b_pre)
         support = self._layer.find_support(centred, self._encoder, p["b_enc"], selection)
         f = arch.features(arch.values(self._layer.support_entries(support), p, derived))
         order = support.order.long()

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from jumpahead.activations.base import Activations
+from jumpahead.activations.moments import Moments, measure_moments
 from jumpahead.activations.origins import ORIGINS
-from jumpahead.activations.scale import Scale, measure_scale
 from jumpahead.errors import ArtefactError, JumpaheadError
 from jumpahead.evaluation.held_out import HeldOut, HeldOutRows
 from jumpahead.formatting import ROWS, TOKENS, SampleUnit
@@ -17,6 +17,8 @@ from jumpahead.lm.fingerprint import model_checks_digest
 from jumpahead.lm.model import LM
 from jumpahead.pipeline.provenance import Provenance
 from jumpahead.progress import Progress
+from jumpahead.sae.recipe import Recipe
+from jumpahead.sae.unit import Unit
 from jumpahead.storage.digests import has_inputs
 from jumpahead.storage.folders import remove_path
 from jumpahead.storage.json_files import write_json
@@ -25,7 +27,7 @@ from jumpahead.study.schema import SAESpec, Study, sae_specs
 from jumpahead.text.contexts import Contexts, Split
 from jumpahead.text.source import Source
 from jumpahead.text.sources import source_of
-from jumpahead.training.devices import set_threads
+from jumpahead.training.devices import set_threads, training_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,14 +144,28 @@ class Resources:
 
         return self._load_once("activations", load)
 
-    def load_scales(self) -> dict[str, Scale]:
-        """Return the scale of every site: C, which activations are divided by, and their mean."""
+    def load_moments(self) -> dict[str, Moments]:
+        """Return the mean and the size of the activations of every site, with the norm limits of all SAEs."""
+
+        def load() -> dict[str, Moments]:
+            data = self.open_activations()
+            limits = {self.provenance.recipe(spec, data.widths[spec.site]).norm_limit: None for spec in self.specs}
+            return measure_moments(data, self.study.activations.scale_rows, limits)
+
+        return self._load_once("moments", load)
+
+    def load_unit(self, site: str, recipe: Recipe) -> Unit:
+        """Return the unit of training of an SAE, on the training device; SAEs with equal units share the object."""
+        key = f"unit, {site}, {recipe.unit}, {recipe.norm_limit}"
         return self._load_once(
-            "scales", lambda: measure_scale(self.open_activations(), self.study.activations.scale_rows)
+            key,
+            lambda: (
+                self.load_moments()[site].unit(recipe.unit, recipe.norm_limit).to(training_device(self.study.train))
+            ),
         )
 
     def load_sample(self) -> dict[str, Tensor]:
-        """Return the first activations of every site, float32 [n, d] with n ≤ SAMPLE_ROWS, not divided by C."""
+        """Return the first activations of every site, float32 [n, d] with n ≤ SAMPLE_ROWS, in the LM's unit."""
 
         def load() -> dict[str, Tensor]:
             import torch

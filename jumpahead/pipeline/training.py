@@ -65,7 +65,7 @@ class TrainingStage(Stage):
             training = {"tokens": tokens, "distinct_tokens": distinct, "epochs": tokens / data.total_rows}
             job.finish({"site": spec.site, "series": spec.series.name, "sae_seed": spec.sae_seed,
                         "stream_seed": spec.stream_seed, "training": training, **self._lm_metadata(spec),
-                        "mean": self.resources.load_scales()[spec.site].mean.tolist()})  # fmt: skip
+                        "mean": self.resources.load_moments()[spec.site].mean.tolist()})  # fmt: skip
 
     def _lm_metadata(self, spec: SAESpec) -> dict[str, Any]:
         """Return the fields of an SAE's config that describe the LM and the site; empty if there is no LM."""
@@ -97,9 +97,10 @@ class TrainingStage(Stage):
     def make_job(self, spec: SAESpec) -> Job:
         """Return the training job of an SAE: newly initialised, warm-started, or resumed from its checkpoint."""
         kind, series = ARCHITECTURES.get(spec.series.architecture), spec.series
-        d, scale = self.resources.open_activations().widths[spec.site], self.resources.load_scales()[spec.site].C
+        d = self.resources.open_activations().widths[spec.site]
         arch = kind(kind.Options(**series.options), spec.setting, self.provenance.recipe(spec, d))
-        sample = (self.resources.load_sample()[spec.site] / scale).to(training_device(self.study.train))
+        unit = self.resources.load_unit(spec.site, arch.recipe)
+        sample, _ = unit.apply(self.resources.load_sample()[spec.site].to(training_device(self.study.train)))
         state = initial_state(arch, d, spec.width, spec.sae_seed, sample)
         if series.start_from:
             start = self.provenance.warm_starts.load(series)
@@ -108,8 +109,8 @@ class TrainingStage(Stage):
                     f"series '{series.name}' cannot start from {series.start_from}, an {start!r}: "
                     f"{spec.site} has d = {d}."
                 )
-            warm_start(state, start, scale, sample)
+            warm_start(state, start, unit, sample)
         digest = self.provenance.sae_digest(spec)
-        job = Job(self.resources.label(spec), spec.site, scale, state, self.folder.sae_folder(spec.key), digest)
+        job = Job(self.resources.label(spec), spec.site, unit, state, self.folder.sae_folder(spec.key), digest)
         job.resume()
         return job

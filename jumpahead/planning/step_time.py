@@ -97,10 +97,12 @@ def _time_sae(study: Study, series: Series, setting: Setting, width: int, x: Ten
     from jumpahead.pipeline.resources import SAMPLE_ROWS
     from jumpahead.sae.recipe import Shape
     from jumpahead.sae.saved import SAE
+    from jumpahead.sae.unit import Unit
     from jumpahead.training.devices import training_device
 
-    scale = float(x.square().sum(1).mean().sqrt())
-    scaled = (x / scale).to(training_device(study.train))
+    centred = x - x.mean(0)
+    unit = Unit(float(centred.square().sum(1).mean().sqrt()), x.mean(0)).to(training_device(study.train))
+    scaled, _ = unit.apply(x.to(training_device(study.train)))
     kind, layer = ARCHITECTURES.get(series.architecture), kernel_layer(device=scaled.device)
     recipe = kind.recipe_for(study.train, Shape(x.shape[1], width, setting), series.recipe)
     arch = kind(kind.Options(**series.options), setting, recipe)
@@ -125,9 +127,9 @@ def _time_sae(study: Study, series: Series, setting: Setting, width: int, x: Ten
         if lower_biases(arch, state.params, scaled[:BIAS_SAMPLE_ROWS] - state.params["b_dec"], entries, training=True):
             run_steps(state, 1)
             trained = min(new, time_call(lambda: run_steps(state, 2))[0] / 2)
-    params = arch.fold({name: tensor.cpu() for name, tensor in state.params.items()}, scale)
+    params = unit.fold(arch, {name: tensor.cpu() for name, tensor in state.params.items()})
     if setting.kind == "l0":
-        lower_biases(arch, params, x[:BIAS_SAMPLE_ROWS].cpu(), setting.value, training=False)
+        lower_biases(arch, params, centred[:BIAS_SAMPLE_ROWS].cpu(), setting.value, training=False)
     share = _concurrency_share(state, run_steps, layer, len(sae_specs(study)))
     return StepTimes(first, share * new, share * trained), SAE(arch, params, {})
 
@@ -145,8 +147,8 @@ def _concurrency_share(state: State, run_steps: Callable[[State, int], None], la
 def lower_biases(arch: Architecture, p: Params, x: Tensor, entries: float, *, training: bool) -> bool:
     """Shift b_enc in place, by one value for all features, until the support has `entries` entries per row.
 
-    x [n, d]: activations with b_dec subtracted. Returns False if the architecture selects a fixed number of entries, or
-    if no finite shift does it.
+    x [n, d]: activations from which b_dec is subtracted in training, and b_pre in a saved SAE. Returns False if the
+    architecture selects a fixed number of entries, or if no finite shift does it.
     """
     import torch
 

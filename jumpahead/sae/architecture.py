@@ -3,8 +3,8 @@
 Shapes and units, here and in every file of this folder:
 
     B tokens · d activation dimensions · M features (the width) · |S| entries of the support
-    x      [B, d]  activations in the unit E‖x‖² = 1 (training), or the LM's own (a saved SAE: scale and pre-encoder
-                   bias are folded into its weights)
+    x      [B, d]  activations in the unit of training (unit.py), or the LM's own (a saved SAE: scale and pre-encoder
+                   bias are folded into its weights, and μ of the unit is its `b_pre`)
     W_enc  [M, d]  one row per feature          b_enc [M]
     W_dec  [M, d]  one row per feature: d_j     b_dec [d]
     π = W_enc·(x − b_dec) + b_enc  pre-activations          f ≥ 0  features          x̂ = Σ_j f_j d_j + b_dec

@@ -1,11 +1,12 @@
 """Hyper-parameters: the study's `[train]` table and the recipe that it resolves to.
 
-All numbers are in the unit E‖x‖² = 1. Two recipes:
+All numbers are in the unit of training, in which E‖x‖² = 1 (unit.py). Two recipes:
 
 `paper` — arXiv 2407.14435 appendix I and Gemma Scope (arXiv 2408.05147) section 3.2, unchanged: made for 8e9 tokens.
 `short` — the default, for any budget below the paper's: there its log θ hardly moves (Adam moves log θ by at most the
 learning rate per step). By rule from tokens, batch, d and L0:
 
+    unit             (x − μ)/C; rows longer than 10 times the median are scaled down to that
     lr               base_lr/√d·(16/L0)^¼·(tokens/2e6)^−¼      `short_recipe_lr`; `base_lr` is the architecture's
     its schedule     cosine warm-up over 1/20 of the steps, constant, linear decay to zero over the last third
     Adam             β₁ = 0, β₂ = 0.98: a rare feature's step is at most 1/√(1 − β₂) = 7 times lr, with 0.999 it is 32
@@ -27,6 +28,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 from jumpahead.sae.bounds import AtLeast, GreaterThan, LessThan
+
+UnitName = Literal["centred", "published"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +116,12 @@ class Recipe(NamedTuple):
     """Steps between two steps with an AuxK loss."""
     aux_after_tokens: Annotated[int, GreaterThan(0)] | None = None
     """Tokens without firing after which AuxK trains a feature; None: `dead_after_tokens`."""
+    unit: UnitName = "published"
+    """The unit of training: `centred`, (x − μ)/C with μ the mean and C = √E‖x − μ‖²; or `published`, x/C with
+    C = √E‖x‖²."""
+    norm_limit: Annotated[float, AtLeast(0)] = 0.0
+    """Rows with ‖x − μ‖ above this multiple of its median are scaled down to it, in training and in μ and C. 0 for no
+    limit; only for the unit `centred`."""
 
 
 class Setting(NamedTuple):
@@ -178,6 +187,8 @@ def base_recipe(config: TrainConfig) -> Recipe:
         dead_after_tokens=min(10_000_000, max(config.batch * 20, config.tokens // 20)),
         dead_threshold_factor=1.0,
         revive_until_step=steps // 2,
+        unit="centred",
+        norm_limit=10.0,
     )
 
 

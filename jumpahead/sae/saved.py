@@ -40,6 +40,11 @@ class SAE:
         """Return the architecture's name."""
         return self.arch.name
 
+    @property
+    def b_pre(self) -> Tensor | None:
+        """Return what is subtracted from activations before the encoder product, [d]; None for nothing (unit.py)."""
+        return self.params.get("b_pre")
+
     def to(self, device: torch.device | str) -> SAE:
         """Return the SAE on a device; returns this object if it is on that device already."""
         params = {name: tensor.to(device) for name, tensor in self.params.items()}
@@ -57,6 +62,7 @@ class SAE:
         For many tokens use `jumpahead.engine.encode`, which returns sparse features.
         """
         self._check_last_dimension(x, self.d, "Activations for this SAE")
+        x = x if self.b_pre is None else x - self.b_pre
         return self.arch.activate(self.params, x @ self.params["W_enc"].T + self.params["b_enc"])
 
     def decode(self, f: Tensor) -> Tensor:
@@ -101,6 +107,7 @@ class SAE:
             ) from error
         params = read_tensors(files.weights)
         shapes = {"W_enc": (width, d), "W_dec": (width, d), "b_dec": (d,), **dict.fromkeys(arch.vectors, (width,))}
+        shapes |= {"b_pre": (d,)} if "b_pre" in params else {}
         if {name: tuple(tensor.shape) for name, tensor in params.items()} != shapes:
             raise ArtefactError(f"{files.weights} does not hold a {width}×{d} {arch.name} SAE: train it again.")
         return cls(arch, params, {k: v for k, v in config.items() if k not in _CONFIG_KEYS})

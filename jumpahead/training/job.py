@@ -23,6 +23,7 @@ from jumpahead.errors import ArtefactError, DivergedError
 from jumpahead.sae.controller import ControllerState
 from jumpahead.sae.saved import SAE
 from jumpahead.sae.support import Number
+from jumpahead.sae.unit import Unit
 from jumpahead.storage.folders import remove_path
 from jumpahead.storage.json_files import read_json_lines, write_json_lines
 from jumpahead.storage.layout import SAEFolder
@@ -39,8 +40,8 @@ class Job:
     """The SAE's name in messages, such as `jumprelu l0 = 16`."""
     site: str
     """The site in the LM whose activations the SAE is trained on."""
-    scale: float
-    """C of the site: activations are divided by it."""
+    unit: Unit
+    """The unit of training, on the device of the state: activations x become (x − μ)/C."""
     state: State
     """Parameters, optimizer state and controller."""
     folder: SAEFolder | None = None
@@ -53,6 +54,8 @@ class Job:
     """Lines of train.jsonl."""
     l0_since_line: list[Number] = field(default_factory=list)
     """L0 of every step since the last line of the log."""
+    limited_rows: Number = 0
+    """Rows of all steps so far that were scaled down to the norm limit."""
     _unread_timings: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
     """Start and end events of GPU steps whose duration is not yet added to `seconds`."""
 
@@ -174,6 +177,7 @@ class Job:
             "inputs": self.inputs,
             "seconds": self.seconds,
             "l0_since_line": to_floats(self.l0_since_line),
+            "limited_rows": int(self.limited_rows),
         }
         self.folder.checkpoint.mkdir(parents=True, exist_ok=True)
         write_tensors(self.folder.checkpoint / STATE_FILE, tensors, info)
@@ -204,6 +208,7 @@ class Job:
             info["seconds"],
             list(info["l0_since_line"]),
         )
+        self.limited_rows = info["limited_rows"]
         state.controller = ControllerState(*info["controller"]) if info["controller"] else None
         if self.folder.log.exists():
             self.records = [line for line in read_json_lines(self.folder.log) if line["step"] <= state.steps_done]
@@ -222,13 +227,14 @@ class Job:
         )
         known = {
             "inputs": self.inputs,
-            "scale": self.scale,
+            "scale": self.unit.scale,
+            "limited_rows": int(self.limited_rows),
             "steps": state.steps_done,
             "seconds": self.seconds,
             "sparsity_coefficient": coefficient,
         }
         params = {name: tensor.cpu() for name, tensor in state.params.items()}
-        sae = SAE(state.arch, state.arch.fold(params, self.scale), {**known, **(about or {})})
+        sae = SAE(state.arch, self.unit.fold(state.arch, params), {**known, **(about or {})})
         if self.folder is not None:
             write_json_lines(self.folder.log, self.records)
             sae.save(self.folder.path)
@@ -243,14 +249,14 @@ def to_floats(values: Sequence[Number]) -> list[float]:
     return [next(read) if isinstance(value, Tensor) else value for value in values]
 
 
-def warm_start(state: State, sae: SAE, scale: float, sample: Tensor) -> None:
+def warm_start(state: State, sae: SAE, unit: Unit, sample: Tensor) -> None:
     """Replace the parameters of an untrained state, and its controller's λ, by those of a saved SAE.
 
     The saved SAE must have the same architecture, width and d as the state.
-    scale: C of the site.
-    sample: [n, d] activations in the unit E‖x‖² = 1.
+    unit: the unit of the training; that of the saved SAE may be another.
+    sample: [n, d] activations in this unit.
     """
-    params = state.arch.unfold(sae.params, scale)
+    params = unit.unfold(state.arch, sae.params)
     assert params.keys() == state.params.keys(), (sorted(params), sorted(state.params))
     state.params = {name: params[name].to(like) for name, like in state.params.items()}
     state.support_share = estimate_support_share(state.arch, state.params, sample)

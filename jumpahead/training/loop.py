@@ -2,7 +2,7 @@
 
 Every SAE is trained on every batch. Batch i depends on the study alone, and an SAE's state after batch i on the SAE's
 inputs and batches 0 … i. So an SAE that is added later, or resumed from a checkpoint, gets bit-identical weights.
-Activations x are divided by the site's scale C: training uses the unit E‖x‖² = 1.
+Activations x become (x − μ)/C, in the unit of each SAE (sae/unit.py): E‖x‖² = 1.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
 
 from jumpahead.engine import Kernels, StepDiagnostics
 from jumpahead.formatting import format_duration
 from jumpahead.progress import Progress, SilentProgress
 from jumpahead.sae.recipe import Recipe, TrainConfig, learning_rate_at, sparsity_warmup_share
+from jumpahead.sae.unit import Unit
 from jumpahead.training.interrupts import catch_interrupts
 from jumpahead.training.job import Job
 
@@ -56,14 +58,18 @@ def train(
         contextlib.closing(stream.batches(first)) as batches,
     ):
         for i, batch in zip(range(first, steps), batches, strict=False):
-            x, due = scaled_batch(batch, jobs), [job for job in jobs if job.state.steps_done == i]
+            due = [job for job in jobs if job.state.steps_done == i]
+            inputs = batches_in_units(batch, due)
             shown: dict[str, dict[str, float]] = {}
 
             def step_of(
-                job: Job, i: int = i, x: dict[str, Tensor] = x, shown: dict[str, dict[str, float]] = shown
+                job: Job,
+                i: int = i,
+                inputs: dict[UnitKey, UnitBatch] = inputs,
+                shown: dict[str, dict[str, float]] = shown,
             ) -> None:
                 if not interrupted():
-                    shown[job.label] = advance_job(job, i, x[job.site], config, kernels)
+                    shown[job.label] = advance_job(job, i, inputs[unit_key(job)], config, kernels)
 
             with attribute_shared_time(due):
                 kernels.run_concurrently(due, step_of)
@@ -111,10 +117,31 @@ def remaining_learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     return math.fsum(learning_rate_at(recipe, i, steps) for i in range(step, steps))
 
 
-def scaled_batch(batch: dict[str, Tensor], jobs: Sequence[Job]) -> dict[str, Tensor]:
-    """Return the batch of each site, [B, d] in the unit E‖x‖² = 1, on the device of the jobs at that site."""
-    units = {(job.site, job.scale, job.device) for job in jobs}
-    return {site: batch[site].to(device) * (1.0 / scale) for site, scale, device in units}
+class UnitBatch(NamedTuple):
+    """A batch of one site in one unit."""
+
+    x: Tensor
+    """[B, d] activations in the unit, on the device of the jobs."""
+    limited: Tensor | None
+    """Number of rows that were scaled down, 0-d; None if the unit has no limit."""
+
+
+UnitKey = tuple[str, Unit, torch.device]
+"""The site, unit and device of a job: jobs with equal keys share their batch."""
+
+
+def unit_key(job: Job) -> UnitKey:
+    """Return the key of a job's batch."""
+    return job.site, job.unit, job.device
+
+
+def batches_in_units(batch: dict[str, Tensor], jobs: Sequence[Job]) -> dict[UnitKey, UnitBatch]:
+    """Return the batch of each site in every unit in which a job needs it, on the device of the job.
+
+    batch: [B, d] activations by site, in the LM's unit.
+    """
+    keys = dict.fromkeys(map(unit_key, jobs))
+    return {key: UnitBatch(*key[1].apply(batch[key[0]].to(key[2]))) for key in keys}
 
 
 def checkpoint_all(jobs: Sequence[Job], progress: Progress, stopping: bool) -> None:
@@ -127,12 +154,13 @@ def checkpoint_all(jobs: Sequence[Job], progress: Progress, stopping: bool) -> N
         raise KeyboardInterrupt
 
 
-def advance_job(job: Job, i: int, x: Tensor, config: TrainConfig, kernels: Kernels) -> dict[str, float]:
+def advance_job(job: Job, i: int, batch: UnitBatch, config: TrainConfig, kernels: Kernels) -> dict[str, float]:
     """Run step i (0-based) of a job.
 
     Return the values for the progress display; an empty dict if the step is not logged.
-    x: [B, d] the batch of the job's site, in the unit E‖x‖² = 1.
+    batch: the batch of the job's site, in the job's unit.
     """
+    x = batch.x
     rules, steps = job.state.arch.recipe, config.steps
     every, is_last = max(1, steps // LOG_LINES) | 1, i + 1 == steps
     lr, warmup = learning_rate_at(rules, i, steps), sparsity_warmup_share(rules, i)
@@ -140,6 +168,8 @@ def advance_job(job: Job, i: int, x: Tensor, config: TrainConfig, kernels: Kerne
     if (i + 1) % (every * DIAGNOSTICS_EVERY) == 0 or is_last:
         diagnostics = StepDiagnostics(job.state, config.batch, warmup)
     result = job.step(x, lr, warmup, kernels, diagnostics)
+    if batch.limited is not None:
+        job.limited_rows = job.limited_rows + batch.limited
     if (i + 1) % every != 0 and not is_last:
         return {}
     job.synchronize(kernels)

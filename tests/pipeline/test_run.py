@@ -705,7 +705,7 @@ def test_no_steps_from_an_existing_sae_leave_it_what_it_is(study_file, copied, n
         assert float(job.state.sparsity_coefficient) == pytest.approx(
             sae.about["sparsity_coefficient"]["lambda"], rel=1e-5
         )
-    job.step(x[:128] / job.scale, 0.01, 1.0, kernel_layer())
+    job.step(job.unit.apply(x[:128])[0], 0.01, 1.0, kernel_layer())
     assert not torch.allclose(job.finish()(x), sae(x), rtol=1e-4, atol=1e-4)
 
 
@@ -723,7 +723,7 @@ def test_an_sae_that_cannot_be_started_from_is_named(study_file, copied, tmp_pat
     refused("config.json does not exist", {**topk, "start_from": str(tmp_path / "nowhere")})
     other = SAE.load(path)
     params = {
-        name: tensor[..., :10] if name in ("W_enc", "W_dec", "b_dec") else tensor
+        name: tensor[..., :10] if name in ("W_enc", "W_dec", "b_dec", "b_pre") else tensor
         for name, tensor in other.params.items()
     }
     params["W_dec"] = params["W_dec"] / params["W_dec"].norm(dim=1, keepdim=True)

@@ -19,6 +19,7 @@ from jumpahead.sae.gradients import Counts, StepInputs
 from jumpahead.sae.recipe import Setting
 from jumpahead.sae.saved import SAE
 from jumpahead.sae.support import Entries
+from jumpahead.sae.unit import Unit
 from jumpahead.training.job import warm_start
 from tests.engine.cases import CASES, LAYERS, activations, layer, random_state, standard_normal, untrained_state
 from tests.sae.variants import architecture, loss_terms, one_per, options, parametrisation
@@ -254,7 +255,7 @@ def test_saes_with_one_warm_start_share_no_memory(case):
     sample, layer = activations(300, saved.d, 5, torch.float32), kernel_layer("torch")
     one, other = (untrained_state(case, saved.d, saved.width, torch.float32) for _ in range(2))
     for state in (one, other):
-        warm_start(state, saved, C, sample)
+        warm_start(state, saved, Unit(C), sample)
     before = {name: tensor.clone() for name, tensor in other.params.items()}
     train_step(one, sample, 0.03, 0.37, layer)
     assert any(not torch.equal(one.params[name], tensor) for name, tensor in before.items())

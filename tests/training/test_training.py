@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from jumpahead.activations.config import ActivationsConfig
+from jumpahead.activations.moments import measure_moments
 from jumpahead.activations.origins import ORIGINS
-from jumpahead.activations.scale import measure_scale
 from jumpahead.activations.stream import Stream
 from jumpahead.diagnostics import training_warnings
 from jumpahead.engine import initial_state, kernel_layer
@@ -21,12 +21,20 @@ from jumpahead.errors import ArtefactError, DivergedError
 from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.recipe import Setting, TrainConfig, base_recipe
 from jumpahead.sae.saved import SAE
+from jumpahead.sae.unit import Unit
 from jumpahead.storage.json_files import read_json_lines, write_json_lines
 from jumpahead.storage.layout import SAEFolder
 from jumpahead.training import job as training_job
 from jumpahead.training import loop
 from jumpahead.training.job import STATE_FILE, Job
-from jumpahead.training.loop import attribute_shared_time, remaining_learning_rate, scaled_batch, time_breakdown, train
+from jumpahead.training.loop import (
+    attribute_shared_time,
+    batches_in_units,
+    remaining_learning_rate,
+    time_breakdown,
+    train,
+    unit_key,
+)
 from tests import golden
 from tests.engine.cases import CASES, assert_same_bytes
 
@@ -57,9 +65,10 @@ def config(steps, **changes):
 def job(data, spec, settings, folder=None, site=SITES[0], inputs="abc"):
     """A fresh job that has looked for its checkpoint."""
     name, options, setting = spec
-    kind, unit = ARCHITECTURES.get(name), measure_scale(data, 1000)[site].C
-    arch = kind(kind.Options(**options), setting, base_recipe(settings))
-    sample = torch.cat([data.rows(group)[site] for group in range(4)]) / unit
+    kind, recipe = ARCHITECTURES.get(name), base_recipe(settings)
+    unit = measure_moments(data, 1000, [recipe.norm_limit])[site].unit(recipe.unit, recipe.norm_limit)
+    arch = kind(kind.Options(**options), setting, recipe)
+    sample, _ = unit.apply(torch.cat([data.rows(group)[site] for group in range(4)]))
     made = Job(f"{name} {setting.label}", site, unit, initial_state(arch, D, WIDTH, 2, sample), folder, inputs)
     made.resume()
     return made
@@ -154,7 +163,7 @@ SENTENCES = {
     "paper": (("jumprelu", {}, Setting("lambda", 0.01)), {"recipe": "paper"}, "Thresholds could hardly move"),
     "gated": (("gated", {}, Setting("lambda", 0.01)), {"recipe": "paper"}, "lambda was still warming up"),
     "topk": (("topk", {}, Setting("k", 4.0)), {}, None),
-    "healthy": (("jumprelu", {}, Setting("lambda", 0.02)), {}, None),
+    "healthy": (("jumprelu", {}, Setting("lambda", 0.03)), {}, None),
 }
 
 
@@ -164,7 +173,7 @@ def test_the_sentence_comes_when_it_should_and_not_for_a_healthy_run(data, name)
     made = trained(data, spec, config(200, **changes))
     said = training_warnings(made.records, spec[2]._asdict(), WIDTH)
     said = [one for one in said if "are dead" not in one]  # a toy of 40 directions in 96 features
-    assert (len(said), all(words in one for one in said)) == (1, True) if words else said == []
+    assert (len(said), all(words in one for one in said)) == (1, True) if words else said == [], said
 
 
 def test_an_empty_window_is_told(data):
@@ -179,7 +188,7 @@ def test_an_empty_window_is_told(data):
 def activity(data, one):
     """[rows, M] bool: who is active on rows of the training set."""
     x = torch.cat([data.rows(group)[one.site] for group in range(20)])
-    sae_ = SAE(one.state.arch, one.state.arch.fold(one.state.params, one.scale))
+    sae_ = SAE(one.state.arch, one.unit.fold(one.state.arch, one.state.params))
     return sae_.encode(x) > 0
 
 
@@ -212,15 +221,23 @@ def test_the_frequency_penalty_lowers_the_highest_frequencies_at_the_same_l0(dat
     assert (penalised > 0).sum() > (plain > 0).sum()
 
 
-def test_a_step_sees_the_batch_divided_by_the_scale(data):
-    made = [job(data, SHORT["topk"], config(3), site=site) for site in SITES]
-    made[1].scale = 2.0
+def test_a_step_sees_the_batch_in_the_unit_of_its_sae(data):
+    """Jobs of one site may have different units; those with the same one share the batch."""
+    made = [job(data, SHORT["topk"], config(3), site=site) for site in (*SITES, SITES[0], SITES[0])]
+    made[2].unit = made[0].unit
+    made[3].unit = Unit(2.0)
     raw = next(iter(stream(data).batches()))
-    x = scaled_batch(raw, made)
-    assert set(x) == set(SITES)
-    torch.testing.assert_close(x[SITES[0]], raw[SITES[0]] / made[0].scale)
-    assert torch.equal(x[SITES[1]], raw[SITES[1]] * 0.5)
-    assert float(x[SITES[0]].square().sum(1).mean()) == pytest.approx(1.0, rel=0.2)
+    batches = batches_in_units(raw, made)
+    assert len(batches) == 3
+    x = [batches[unit_key(one)].x for one in made]
+    unit = made[0].unit
+    torch.testing.assert_close(x[0], (raw[SITES[0]] - unit.mean) / unit.scale)
+    assert x[2] is x[0]
+    assert torch.equal(x[3], raw[SITES[0]] * 0.5)
+    for one in x[:2]:
+        assert float(one.square().sum(1).mean()) == pytest.approx(1.0, rel=0.2)
+        assert float(one.mean(0).norm()) < 0.2
+    assert batches[unit_key(made[3])].limited is None
 
 
 def test_what_is_saved_takes_the_lms_own_activations(data, tmp_path):
@@ -230,11 +247,11 @@ def test_what_is_saved_takes_the_lms_own_activations(data, tmp_path):
     made.checkpoint()
     made.finish({"site": SITES[0]})
     again = SAE.load(tmp_path / "one")
-    for name, tensor in made.state.arch.fold(made.state.params, made.scale).items():
+    for name, tensor in made.unit.fold(made.state.arch, made.state.params).items():
         assert torch.equal(again.params[name], tensor)
     assert again.about["inputs"] == "abc"
     assert again.about["steps"] == 30
-    assert again.about["scale"] == made.scale
+    assert again.about["scale"] == made.unit.scale
     assert again.about["sparsity_coefficient"] == {"lambda": float(made.state.sparsity_coefficient)}
     assert not (tmp_path / "one" / "checkpoint").exists()
     assert SAEFolder(tmp_path / "one").is_done("abc")

@@ -8,8 +8,8 @@ import torch
 from pydantic import ValidationError
 
 from jumpahead.activations.config import ActivationsConfig
+from jumpahead.activations.moments import measure_moments
 from jumpahead.activations.origins import ORIGINS
-from jumpahead.activations.scale import measure_scale
 from jumpahead.activations.stream import Stream
 
 SITES = ("layers.0.residual", "layers.3.mlp")
@@ -62,9 +62,9 @@ def test_the_stream_and_the_scale_accept_it():
     assert not ORIGINS.get("synthetic").needs_lm
     batches = list(itertools.islice(Stream(data, 128, seed=2).batches(5), 3))
     assert [x[SITES[1]].shape for x in batches] == [(128, 24)] * 3
-    unit, _mean = measure_scale(data, 3000)[SITES[0]]
+    rms = measure_moments(data, 3000)[SITES[0]].rms
     x = torch.cat([data.rows(group)[SITES[0]] for group in range(40)])
-    assert unit**2 == pytest.approx(float(x.square().sum(1).mean()), rel=0.05)
+    assert rms**2 == pytest.approx(float(x.square().sum(1).mean()), rel=0.05)
 
 
 def family(**options):
