@@ -3,9 +3,9 @@
 Measured in one pass over the first groups with at least `activations.scale_rows` rows. Its first PILOT_ROWS rows, the
 pilot, give a centre p, the median of each coordinate, and the median m of ‖x − p‖. Sums of x − p are accumulated in
 float64: a mean that is large beside the spread then loses no digits. With a norm limit, rows longer than limit·m are
-scaled down to it, as in training:
+scaled down to m, as in training:
 
-    z = (x − p)·min(1, limit·m/‖x − p‖)        μ = p + E z        C² = E‖z‖² − ‖E z‖²
+    z = x − p, or (x − p)·m/‖x − p‖ if ‖x − p‖ > limit·m        μ = p + E z        C² = E‖z‖² − ‖E z‖²
 
 so that a few very long rows decide neither.
 """
@@ -64,12 +64,15 @@ class Moments(NamedTuple):
         return self.by_limit[OUTLIER_LIMIT].mean
 
     def unit(self, name: UnitName, norm_limit: float) -> Unit:
-        """Return the unit of training. norm_limit: in multiples of the median norm, 0 for none; only for the unit `centred`."""
+        """Return the unit of training.
+
+        norm_limit: in multiples of the median norm, 0 for none; the unit `published` has none.
+        """
         if name == "published":
             return Unit(self.rms)
         mean, spread = self.by_limit[norm_limit]
-        longest = norm_limit * self.median_norm / spread
-        return Unit(spread, mean, longest if longest > 0 else None)
+        median = self.median_norm / spread
+        return Unit(spread, mean, norm_limit * median if norm_limit * median > 0 else None, median)
 
 
 class _Sums:
@@ -91,10 +94,11 @@ class _Sums:
         self.count += len(x)
         self.square += float(x.square().sum())
         shifted = x - self.shift
-        norms = shifted.norm(dim=1)
+        norms = shifted.norm(dim=1, keepdim=True)
         for limit in self.totals:
             longest = limit * self.median_norm
-            z = shifted / (norms / longest).clamp_min(1.0)[:, None] if longest > 0 else shifted
+            is_long = norms > longest if longest > 0 else torch.zeros_like(norms, dtype=torch.bool)
+            z = torch.where(is_long, self.median_norm / norms, 1.0) * shifted
             self.totals[limit] += z.sum(0)
             self.squares[limit] += float(z.square().sum())
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from jumpahead.activations.stream import Stream
 from jumpahead.engine import initial_state, kernel_layer
 from jumpahead.errors import DataError, StudyError
+from jumpahead.formatting import format_percent
 from jumpahead.lm.fingerprint import to_json_values
 from jumpahead.lm.sites import parse_site
 from jumpahead.pipeline.stage import Stage
@@ -59,10 +61,12 @@ class TrainingStage(Stage):
         train(jobs, stream, config, kernels, self.progress, self.resources.sample_unit.plural)
         own = sum(job.seconds for job in jobs) - before
         self.progress.say(time_breakdown(time.monotonic() - began, own, stream.read_seconds, data.overlaps_training))
+        self._report_long_rows(jobs)
         distinct = stream.distinct_rows(config.steps)
         for job, spec in zip(jobs, specs, strict=True):
             tokens = config.steps * config.batch
-            training = {"tokens": tokens, "distinct_tokens": distinct, "epochs": tokens / data.total_rows}
+            training = {"tokens": tokens, "distinct_tokens": distinct, "epochs": tokens / data.total_rows,
+                        "limited_rows": int(job.limited_rows)}  # fmt: skip
             job.finish({"site": spec.site, "series": spec.series.name, "sae_seed": spec.sae_seed,
                         "stream_seed": spec.stream_seed, "training": training, **self._lm_metadata(spec),
                         "mean": self.resources.load_moments()[spec.site].mean.tolist()})  # fmt: skip
@@ -93,6 +97,18 @@ class TrainingStage(Stage):
         if epochs > 1:
             data, more = ("text is", "text") if self.provenance.needs_lm else ("activations are", "of them")
             self.progress.say(f"The {data} repeated: {epochs:.1f} epochs. More {more} would be better.")
+
+    def _report_long_rows(self, jobs: Sequence[Job]) -> None:
+        """Report, once per site, how many activations were scaled down because they were above the norm limit."""
+        limited = {(job.site, job.state.arch.recipe.norm_limit, int(job.limited_rows)): None for job in jobs}
+        trained = self.study.train.steps * self.study.train.batch
+        for site, limit, count in limited:
+            if count:
+                share = format_percent(count / trained)
+                self.progress.say(
+                    f"{site}: {count:,} of {trained:,} activations ({share}) are over {limit:g} times the median norm; "
+                    "they were scaled down to it in training."
+                )
 
     def make_job(self, spec: SAESpec) -> Job:
         """Return the training job of an SAE: newly initialised, warm-started, or resumed from its checkpoint."""

@@ -6,7 +6,7 @@ All numbers are in the unit of training, in which E‖x‖² = 1 (unit.py). Two 
 `short` — the default, for any budget below the paper's: there its log θ hardly moves (Adam moves log θ by at most the
 learning rate per step). By rule from tokens, batch, d and L0:
 
-    unit             (x − μ)/C; rows longer than 10 times the median are scaled down to that
+    unit             (x − μ)/C; rows longer than 10 times the median are scaled down to it
     lr               base_lr/√d·(16/L0)^¼·(tokens/2e6)^−¼      `short_recipe_lr`; `base_lr` is the architecture's
     its schedule     cosine warm-up over 1/20 of the steps, constant, linear decay to zero over the last third
     Adam             β₁ = 0, β₂ = 0.98: a rare feature's step is at most 1/√(1 − β₂) = 7 times lr, with 0.999 it is 32
@@ -120,8 +120,8 @@ class Recipe(NamedTuple):
     """The unit of training: `centred`, (x − μ)/C with μ the mean and C = √E‖x − μ‖²; or `published`, x/C with
     C = √E‖x‖²."""
     norm_limit: Annotated[float, AtLeast(0)] = 0.0
-    """Rows with ‖x − μ‖ above this multiple of its median are scaled down to it, in training and in μ and C. 0 for no
-    limit; only for the unit `centred`."""
+    """Rows with ‖x − μ‖ above this multiple of its median are scaled down to the median, in training and in μ and C. 0
+    for no limit; only for the unit `centred`."""
 
 
 class Setting(NamedTuple):

@@ -31,7 +31,9 @@ class Unit:
     mean: Tensor | None = None
     """float32 [d]: μ; None for the unit `published`, where μ = 0."""
     max_norm: float | None = None
-    """Largest ‖z‖ in training; longer rows are scaled down to it. None for no limit."""
+    """Largest ‖z‖ in training; longer rows are scaled down to `median_norm`. None for no limit."""
+    median_norm: float = 1.0
+    """The median of ‖z‖."""
 
     def to(self, device: torch.device | str) -> Unit:
         """Return the unit with μ on a device."""
@@ -47,9 +49,10 @@ class Unit:
         z = (x if self.mean is None else x - self.mean) * (1.0 / self.scale)
         if self.max_norm is None:
             return z, None
-        norms = z.norm(dim=1)
-        # Shorter rows are divided by exactly 1, so that their bits stay the same.
-        return z / (norms / self.max_norm).clamp_min(1.0)[:, None], (norms > self.max_norm).sum()
+        norms = z.norm(dim=1, keepdim=True)
+        is_long = norms > self.max_norm
+        # Shorter rows are multiplied by exactly 1, so that their bits stay the same.
+        return z * torch.where(is_long, self.median_norm / norms, 1.0), is_long.sum()
 
     def fold(self, arch: Architecture, params: Params) -> Params:
         """Return the float32 parameters of a saved SAE, which takes the LM's own activations."""

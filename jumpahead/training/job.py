@@ -228,7 +228,6 @@ class Job:
         known = {
             "inputs": self.inputs,
             "scale": self.unit.scale,
-            "limited_rows": int(self.limited_rows),
             "steps": state.steps_done,
             "seconds": self.seconds,
             "sparsity_coefficient": coefficient,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import os
 import signal
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,6 +30,7 @@ from jumpahead.training import job as training_job
 from jumpahead.training import loop
 from jumpahead.training.job import STATE_FILE, Job
 from jumpahead.training.loop import (
+    advance_job,
     attribute_shared_time,
     batches_in_units,
     remaining_learning_rate,
@@ -238,6 +241,22 @@ def test_a_step_sees_the_batch_in_the_unit_of_its_sae(data):
         assert float(one.square().sum(1).mean()) == pytest.approx(1.0, rel=0.2)
         assert float(one.mean(0).norm()) < 0.2
     assert batches[unit_key(made[3])].limited is None
+
+
+def test_rows_that_were_scaled_down_are_counted_across_a_resumption(data, tmp_path):
+    """A limit that about half of the rows exceed: the same number, stopped or not."""
+    settings, found = config(20), {}
+    for name, stops in (("once", (20,)), ("twice", (9, 20))):
+        for stop in stops:
+            made = job(data, SHORT["topk"], settings, SAEFolder(tmp_path / name))
+            made.unit = replace(made.unit, max_norm=1.0)
+            with contextlib.closing(stream(data).batches(made.state.steps_done)) as batches:
+                for i, batch in zip(range(made.state.steps_done, stop), batches, strict=False):
+                    advance_job(made, i, batches_in_units(batch, [made])[unit_key(made)], settings, kernel_layer())
+            made.checkpoint()
+        found[name] = int(made.limited_rows)
+    assert found["once"] == found["twice"]
+    assert 0.2 < found["once"] / (20 * BATCH) < 0.8
 
 
 def test_what_is_saved_takes_the_lms_own_activations(data, tmp_path):
