@@ -9,11 +9,11 @@ from __future__ import annotations
 
 TRAINING_VERSION = 5
 """Version of training; part of the input digest of every trained SAE."""
-TRAINING_DIGEST = "7a431bf1b220db35"
+TRAINING_DIGEST = "7d4772efadffb570"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
-EVALUATION_DIGEST = "96ce881a94aa1a97"
+EVALUATION_DIGEST = "87649f6b7f765a5a"
 
 FRONTIER_VERSION = 5
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""

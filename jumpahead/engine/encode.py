@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,8 +39,12 @@ class SparseEncoder:
         assert not self._layer.is_async, "an asynchronous layer checks its buffers only at the next step"
         self._encoder = self._layer.prepare_encoder(self.sae.params["W_enc"])
 
-    def encode(self, x: Tensor) -> SparseFeatures:
-        """Return the active features of x [n, d], activations as the LM produces them."""
+    def encode(self, x: Tensor | np.ndarray) -> SparseFeatures:
+        """Return the active features of x [..., d], activations as the LM produces them, of any floating-point dtype.
+
+        The n tokens of the features are those of x in the order of its leading dimensions.
+        """
+        x = self.sae.cast(x, self.sae.d, "Activations for this SAE").reshape(-1, self.sae.d)
         p, arch = self.sae.params, self.sae.arch
         derived = arch.derive(p)
         selection = arch.selection(p, derived, StepInputs(), training=False)
@@ -61,12 +66,12 @@ class SparseEncoder:
         return decode(self.sae, features)
 
 
-def encode(sae: SAE, x: Tensor, kernels: Kernels | None = None) -> SparseFeatures:
-    """Return the active features of x [n, d], activations as the LM produces them, on the device of x.
+def encode(sae: SAE, x: Tensor | np.ndarray, kernels: Kernels | None = None) -> SparseFeatures:
+    """Return the active features of x [..., d], activations as the LM produces them, on the device of x.
 
     For many batches use `SparseEncoder`, which prepares the SAE once.
     """
-    return SparseEncoder(sae, kernels, x.device).encode(x)
+    return SparseEncoder(sae, kernels, x.device if isinstance(x, Tensor) else "cpu").encode(x)
 
 
 def decode(sae: SAE, features: SparseFeatures) -> Tensor:

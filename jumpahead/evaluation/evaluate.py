@@ -26,6 +26,8 @@ from jumpahead.evaluation.held_out import HeldOut
 from jumpahead.evaluation.logits import LOGIT_BYTES, cross_entropies, logits_with_splice
 from jumpahead.evaluation.sums import EvaluationSums, count_per_chunk, firing_counts, reconstruction_sums, sum_per_chunk
 from jumpahead.lm.model import LM, ResumePoint
+from jumpahead.lm.sae_location import warn_if_elsewhere
+from jumpahead.lm.sites import parse_site
 from jumpahead.progress import Phase, Progress, SilentProgress
 from jumpahead.sae.saved import SAE
 
@@ -48,6 +50,7 @@ def evaluate(
     for name, sae in saes.items():
         if sae.d != lm.width_at(site):
             raise DataError(f"{name} takes activations of width {sae.d}; {site} has {lm.width_at(site)}.")
+        warn_if_elsewhere(sae, lm.name, lm.digest, parse_site(site))
     totals = {name: EvaluationSums.zeros(sae, text) for name, sae in saes.items()}
     logits = LOGIT_BYTES * lm.vocab_size * int(text.contexts.scored_per_group[: text.groups].max())
     batches = encoder_batches(saes, device, layer, logits)

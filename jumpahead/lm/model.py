@@ -37,6 +37,7 @@ from jumpahead.lm.hooks import (
     splice_activation,
 )
 from jumpahead.lm.loading import load_model, truncate_model
+from jumpahead.lm.sae_location import warn_if_elsewhere
 from jumpahead.lm.sites import Site, parse_site
 from jumpahead.text.chat import Conversation
 from jumpahead.text.chat_template import ChatTemplate, EncodedConversation
@@ -296,6 +297,7 @@ class LM:
         mask: the positions to replace, bool [b, t]; by default `spliceable(ids)`.
         """
         site, ids = parse_site(site), self._ids(ids)
+        warn_if_elsewhere(replacement, self.name, self.digest, site)
         is_replaced = (self.spliceable(ids) if mask is None else mask).unsqueeze(-1)
 
         def replace(value: Tensor) -> Tensor:

@@ -61,7 +61,11 @@ class Options:
 
 
 class Architecture(ABC):
-    """An SAE architecture. Instances hold options, sparsity setting and recipe; methods receive the parameters."""
+    """An SAE architecture. Instances hold options, sparsity setting and recipe; methods receive the parameters.
+
+    To encode with a saved SAE, neither setting nor recipe is needed (`encodes_by_setting` excepted): an SAE of another
+    make has none. To train, both are.
+    """
 
     name: ClassVar[str]
     """The architecture's name in studies and folders: the name of its file, or the name it is registered under."""
@@ -71,6 +75,8 @@ class Architecture(ABC):
     """The kinds of sparsity setting that the architecture accepts, among `l0`, `lambda` and `k`."""
     requires_integer_l0: ClassVar[bool] = False
     """True if `l0` must be a whole number."""
+    encodes_by_setting: ClassVar[bool] = False
+    """True if the features of a saved SAE depend on the setting, as on k of TopK."""
     vectors: ClassVar[tuple[str, ...]]
     """Names of the [M] parameters of a saved SAE. Every SAE also has W_enc, W_dec and b_dec."""
     Options: ClassVar[type[Options]] = Options
@@ -88,11 +94,31 @@ class Architecture(ABC):
     """The controller's integral gain g and proportional gain h, in both recipes: papers have no such controller. The
     `short` recipe increases them with the learning rate (`recipe.scale_controller_gains`)."""
 
-    def __init__(self, options: Options, setting: Setting, recipe: Recipe):
-        assert setting.kind in self.settings, (self.name, setting)
-        if contradiction := options.contradiction(setting.kind):
+    def __init__(self, options: Options, setting: Setting | None, recipe: Recipe | None):
+        assert setting is None or setting.kind in self.settings, (self.name, setting)
+        if contradiction := setting and options.contradiction(setting.kind):
             raise StudyError(f"{self.name}: {contradiction}")
-        self.options, self.setting, self.recipe = options, setting, recipe
+        self.options, self.known_setting, self.known_recipe = options, setting, recipe
+
+    @property
+    def setting(self) -> Setting:
+        """Return the sparsity setting; only if it is known, which `known_setting` tells."""
+        assert self.known_setting is not None, f"{self.name} without a setting"
+        return self.known_setting
+
+    @setting.setter
+    def setting(self, setting: Setting) -> None:
+        self.known_setting = setting
+
+    @property
+    def recipe(self) -> Recipe:
+        """Return the recipe that the SAE is trained with; only if it is known, which `known_recipe` tells."""
+        assert self.known_recipe is not None, f"{self.name} without a recipe"
+        return self.known_recipe
+
+    @recipe.setter
+    def recipe(self, recipe: Recipe) -> None:
+        self.known_recipe = recipe
 
     # ------------------------------------------------------------------------------------------ recipes
 
@@ -337,6 +363,15 @@ class Architecture(ABC):
             **self.fold_vectors(params, scale, norms),
         }
         return {name: tensor.float().contiguous() for name, tensor in folded.items()}
+
+    def rescale_features(self, params: Params, factors: Tensor) -> Params:
+        """Return the parameters of a saved SAE with the features factors·f and the same x̂. factors: [M] positive.
+
+        Not for TopK with unequal factors: they would change which features are the largest.
+        """
+        w_dec = params["W_dec"] / factors[:, None]
+        scaled = {name: factors * params[name] for name in self.vectors}
+        return {**params, "W_enc": params["W_enc"] * factors[:, None], "W_dec": w_dec, **scaled}
 
     def unfold_vectors(self, folded: Params, scale: float, shift: Tensor) -> Params:
         """Return the [M] training parameters from saved ones with unit d_j, float64: the inverse of `fold_vectors`.

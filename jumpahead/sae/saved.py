@@ -1,4 +1,4 @@
-"""Trained SAEs: encoding, decoding, saving and loading. Their inputs are the LM's activations without rescaling."""
+"""SAEs that are used: encoding, decoding, saving and loading. They take the LM's activations without rescaling."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from jumpahead.errors import ArtefactError, DataError, StudyError
 from jumpahead.sae.architecture import Architecture, Options
 from jumpahead.sae.architectures import ARCHITECTURES
+from jumpahead.sae.location import Location
 from jumpahead.sae.parameters import Params
-from jumpahead.sae.recipe import Setting, recipe_from
+from jumpahead.sae.recipe import Recipe, Setting, recipe_from
 from jumpahead.storage.json_files import read_json, write_json
 from jumpahead.storage.layout import SAEFolder
 from jumpahead.storage.tensors import read_tensors, write_tensors
@@ -21,7 +23,10 @@ from jumpahead.storage.tensors import read_tensors, write_tensors
 
 @final
 class SAE:
-    """A trained SAE. Its inputs are the LM's activations without rescaling.
+    """A trained SAE of any make. Its inputs are the LM's activations without rescaling.
+
+    Inputs may have any floating-point dtype and be on any device; they are cast to the SAE's. An SAE of another make
+    (`jumpahead.load`) has neither recipe nor, unless its features depend on it, setting.
 
     >>> sae = SAE.load("runs/demo/saes/layers.1.residual/4096/jumprelu/l0-16_seed-0")
     >>> f = sae.encode(x)       # [..., M], mostly zeros
@@ -31,9 +36,12 @@ class SAE:
     def __init__(self, arch: Architecture, params: Params, about: dict[str, Any] | None = None):
         self.arch, self.params, self.about = arch, params, about or {}
         self.width, self.d = params["W_dec"].shape
+        self.warned_of_location = False
+        """True once a warning said that the SAE is used where it does not belong (lm/sae_location.py)."""
 
     def __repr__(self) -> str:
-        return f"SAE({self.arch.name}, {self.arch.setting.label}, d={self.d}, width={self.width})"
+        setting = f", {self.setting.label}" if self.setting else ""
+        return f"SAE({self.arch.name}{setting}, d={self.d}, width={self.width})"
 
     @property
     def architecture(self) -> str:
@@ -45,33 +53,76 @@ class SAE:
         """Return what is subtracted from activations before the encoder product, [d]; None for nothing (unit.py)."""
         return self.params.get("b_pre")
 
+    @property
+    def setting(self) -> Setting | None:
+        """Return the sparsity setting; None if it is not known."""
+        return self.arch.known_setting
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """Return the recipe that the SAE was trained with; None if jumpahead did not train it."""
+        return self.arch.known_recipe
+
+    @property
+    def location(self) -> Location:
+        """Return where the SAE belongs: language model and site, as far as they are known."""
+        return Location.from_config(self.about)
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the parameters."""
+        return self.params["W_enc"].device
+
     def to(self, device: torch.device | str) -> SAE:
         """Return the SAE on a device; returns this object if it is on that device already."""
         params = {name: tensor.to(device) for name, tensor in self.params.items()}
         is_there = all(params[name] is tensor for name, tensor in self.params.items())
         return self if is_there else SAE(self.arch, params, self.about)
 
-    def _check_last_dimension(self, tensor: Tensor, size: int, label: str) -> None:
-        """Raise DataError unless the last dimension of a tensor is `size`. label: the tensor's name in the error."""
-        if tensor.shape[-1] != size:
-            raise DataError(f"{label} must have {size} values in their last dimension, not {tensor.shape[-1]}.")
+    def with_unit_decoder_rows(self) -> SAE:
+        """Return the SAE with decoder rows of norm one and features ‖d_j‖·f_j: x̂ stays the same.
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Return the features f [..., M] of activations x [..., d], dense.
+        Raises DataError for TopK, whose selection of features would change.
+        """
+        norms = self.params["W_dec"].norm(dim=1).clamp_min(1e-30)
+        if self.arch.encodes_by_setting:
+            raise DataError(f"{self!r} keeps the largest features of a token, which other decoder norms would change.")
+        return SAE(self.arch, self.arch.rescale_features(self.params, norms), self.about)
+
+    def cast(self, values: Tensor | np.ndarray, size: int, label: str) -> Tensor:
+        """Return values [..., size] as a tensor with the dtype and on the device of the parameters.
+
+        label: what the values are called in the error. Raises DataError if the last dimension is not `size`, or if the
+        values are not floating-point numbers.
+        """
+        if isinstance(values, np.ndarray) and values.dtype.kind == "f":
+            values = torch.from_numpy(np.array(values, dtype=np.float32))
+        if not (isinstance(values, Tensor) and values.is_floating_point()):
+            kind = getattr(values, "dtype", type(values).__name__)
+            raise DataError(f"{label} must be a tensor or array of floating-point numbers, not {kind}.")
+        if values.dim() == 0 or values.shape[-1] != size:
+            found = values.shape[-1] if values.dim() else "a single number"
+            raise DataError(f"{label} must have {size} values in their last dimension, not {found}.")
+        return values.to(self.params["W_enc"])
+
+    def preactivations(self, x: Tensor) -> Tensor:
+        """Return the pre-activations π [..., M] of activations x [..., d] that `cast` returned."""
+        return x @ self.params["W_enc"].T + self.params["b_enc"]
+
+    def encode(self, x: Tensor | np.ndarray) -> Tensor:
+        """Return the features f [..., M] of activations x [..., d], dense, float32.
 
         For many tokens use `jumpahead.engine.encode`, which returns sparse features.
         """
-        self._check_last_dimension(x, self.d, "Activations for this SAE")
-        x = x if self.b_pre is None else x - self.b_pre
-        return self.arch.activate(self.params, x @ self.params["W_enc"].T + self.params["b_enc"])
+        x = self.cast(x, self.d, "Activations for this SAE")
+        return self.arch.activate(self.params, self.preactivations(x))
 
-    def decode(self, f: Tensor) -> Tensor:
-        """Return the reconstructions x̂ [..., d] decoded from features f [..., M]."""
-        self._check_last_dimension(f, self.width, "Features of this SAE")
-        return f @ self.params["W_dec"] + self.params["b_dec"]
+    def decode(self, f: Tensor | np.ndarray) -> Tensor:
+        """Return the reconstructions x̂ [..., d] decoded from features f [..., M], float32."""
+        return self.cast(f, self.width, "Features of this SAE") @ self.params["W_dec"] + self.params["b_dec"]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the reconstructions decode(encode(x)) [..., d] of activations x [..., d]."""
+    def __call__(self, x: Tensor | np.ndarray) -> Tensor:
+        """Return the reconstructions decode(encode(x)) [..., d] of activations x [..., d], float32."""
         return self.decode(self.encode(x))
 
     def save(self, folder: Path | str) -> None:
@@ -82,8 +133,8 @@ class SAE:
             "schema": "jumpahead.sae/1",
             "architecture": self.arch.name,
             "options": asdict(self.arch.options),
-            "setting": self.arch.setting._asdict(),
-            "recipe": self.arch.recipe._asdict(),
+            "setting": self.setting and self.setting._asdict(),
+            "recipe": self.recipe and self.recipe._asdict(),
             "d": self.d,
             "width": self.width,
             **self.about,
@@ -92,14 +143,14 @@ class SAE:
 
     @classmethod
     def load(cls, folder: Path | str) -> SAE:
-        """Return the SAE saved in `folder`. Raises ArtefactError if it is missing, damaged or in another format."""
+        """Return the SAE saved in `folder`. Raises ArtefactError if it is missing, damaged or in another format.
+
+        `jumpahead.load` also reads SAEs of other libraries.
+        """
         files = SAEFolder(Path(folder))
         config = read_json(files.config, schema="jumpahead.sae/1")
         try:
-            kind, setting = ARCHITECTURES.get(config["architecture"]), Setting(**config["setting"])
-            if setting.kind not in kind.settings:
-                raise ValueError(f"{kind.name} has no setting '{setting.kind}'")
-            arch = kind(_options_from(kind, config["options"]), setting, recipe_from(config["recipe"]))
+            arch = _architecture_from(config)
             width, d = config["width"], config["d"]
         except (KeyError, TypeError, ValueError, StudyError) as error:
             raise ArtefactError(
@@ -114,6 +165,21 @@ class SAE:
 
 
 _CONFIG_KEYS = {"schema", "architecture", "options", "setting", "recipe", "d", "width"}
+
+
+def _architecture_from(config: dict[str, Any]) -> Architecture:
+    """Return the architecture in a saved configuration, with its options, setting and recipe.
+
+    Raises KeyError, TypeError, ValueError or StudyError if a part is missing or impossible.
+    """
+    kind = ARCHITECTURES.get(config["architecture"])
+    setting = config["setting"] and Setting(**config["setting"])
+    if setting and setting.kind not in kind.settings:
+        raise ValueError(f"{kind.name} has no setting '{setting.kind}'")
+    if setting is None and kind.encodes_by_setting:
+        raise ValueError(f"{kind.name} needs a setting")
+    recipe = config["recipe"] and recipe_from(config["recipe"])
+    return kind(_options_from(kind, config["options"]), setting or None, recipe or None)
 
 
 def _options_from(kind: type[Architecture], saved: dict[str, Any]) -> Options:

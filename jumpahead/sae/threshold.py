@@ -60,6 +60,8 @@ class WithThreshold(Architecture):
 
     def derive(self, params: Params) -> Params:
         theta = params["log_threshold"].exp() if "log_threshold" in params else params["threshold"]
+        if self.known_recipe is None:  # an SAE of another make: no window, because it is not trained
+            return {"theta": theta}
         if self.recipe.bandwidth is None:
             epsilon = torch.minimum(self.recipe.bandwidth_share * theta.detach().median(), 1.8 * theta.detach())
         else:

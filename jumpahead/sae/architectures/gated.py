@@ -141,6 +141,10 @@ class Gated(Architecture):
             "r_mag": params["r_mag"].double() + norms.log(),
         }
 
+    def rescale_features(self, params: Params, factors: Tensor) -> Params:
+        # π_mag = exp(r_mag)·(π_gate − b_gate) + b_mag grows with π_gate and b_mag
+        return super().rescale_features(params, factors) | {"r_mag": params["r_mag"]}
+
     def unfold_vectors(self, folded: Params, scale: float, shift: Tensor) -> Params:
         ratio = folded["r_mag"].double().exp()
         b_mag = folded["b_mag"].double() / scale + ratio * shift

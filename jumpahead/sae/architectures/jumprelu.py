@@ -133,7 +133,10 @@ class JumpReLU(WithThreshold):
         return 1.0, self.recipe.aux_weight
 
     def derive(self, params: Params) -> Params:
-        derived = super().derive(params)  # a rectified zero is in a window that reaches below 0
+        derived = super().derive(params)
+        if "lower" not in derived:
+            return derived
+        # a rectified zero is in a window that reaches below 0
         return derived | {"lower": torch.where(derived["lower"] < 0, -torch.inf, derived["lower"])}
 
     def entry_gradients(

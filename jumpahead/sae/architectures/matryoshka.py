@@ -66,7 +66,7 @@ class Matryoshka(BatchTopK):
     Options = MatryoshkaOptions
     options: MatryoshkaOptions  # pyright: ignore[reportIncompatibleVariableOverride] — set once, in __init__
 
-    def __init__(self, options: MatryoshkaOptions, setting: Setting, recipe: Recipe):
+    def __init__(self, options: MatryoshkaOptions, setting: Setting | None, recipe: Recipe | None):
         super().__init__(options, setting, recipe)
         first, missed = self.reconstructions
         further = Reconstruction("input", trains_decoder=True, adds_bias=False, extends_previous=True)

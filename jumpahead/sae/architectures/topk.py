@@ -31,6 +31,7 @@ class TopK(WithAuxK):
 
     name, title = "topk", "TopK"
     requires_integer_l0 = True
+    encodes_by_setting = True
     vectors = ("b_enc",)
 
     def k(self, step_inputs: StepInputs) -> int:
