@@ -2,7 +2,7 @@
 
 >>> import jumpahead as ja
 >>> ja.Frontier.load("runs/demo").ask(delta_loss=0.2)     # the cost of each architecture at that loss
->>> sae = ja.SAE.load("runs/demo/saes/layers.1.residual/8192/jumprelu/l0-12_seed-0")
+>>> sae = ja.load("runs/demo/saes/layers.1.residual/8192/jumprelu/l0-12_seed-0")      # or an SAE of another library
 
 Names are imported on first use: `import jumpahead` does not load torch. More functions: `jumpahead.api`.
 """
@@ -18,6 +18,7 @@ if sys.platform not in ("linux", "darwin"):
     raise ImportError(f"jumpahead runs on Linux and macOS, not on {sys.platform}: on Windows, use WSL 2.")
 
 if TYPE_CHECKING:
+    from jumpahead.api import load as load
     from jumpahead.api import register as register
     from jumpahead.api import run as run
     from jumpahead.api import train_on as train_on
@@ -43,13 +44,14 @@ _MODULES = {
     "Frontier": "jumpahead.frontier",
     "run": "jumpahead.api",
     "train_on": "jumpahead.api",
+    "load": "jumpahead.api",
     "register": "jumpahead.api",
     "train": "jumpahead.training.loop",
     "evaluate": "jumpahead.evaluation.evaluate",
 }
 """The module that defines each public name; `splice` is the method of `LM`, as a function."""
 
-__all__ = ["LM", "SAE", "Frontier", "evaluate", "register", "run", "splice", "train", "train_on"]
+__all__ = ["LM", "SAE", "Frontier", "evaluate", "load", "register", "run", "splice", "train", "train_on"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,8 +7,8 @@
                              out="runs/vision")
     jumpahead.Frontier.load(run).ask(l0=6)
 
-`jumpahead` exports `run`, `train_on` and `register`; import the others from here. All raise JumpaheadError, with one
-sentence that says what to change. Nothing heavy is imported before a function is called.
+`jumpahead` exports `run`, `train_on`, `load` and `register`; import the others from here. All raise JumpaheadError,
+with one sentence that says what to change. Nothing heavy is imported before a function is called.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jumpahead.planning.dry_run import DryRunResult
     from jumpahead.planning.plan import Plan
     from jumpahead.progress import Progress
+    from jumpahead.sae.saved import SAE
     from jumpahead.study.schema import Study
 
 PathLike = str | os.PathLike[str]
@@ -253,6 +254,35 @@ def report(run: PathLike) -> Path:
     return write_report(Path(run))
 
 
+# ---------------------------------------------------------------------------------------------- SAEs
+
+
+def load(sae: PathLike) -> SAE:
+    """Return an SAE of any make: of jumpahead, SAELens, Gemma Scope, dictionary_learning, sparsify or llamascopium.
+
+    sae: its folder or its file of weights, or `hf://user/repo/path@revision` for one on the Hugging Face hub. Raises
+    ArtefactError, naming file and key, if it is missing, damaged or in no known format.
+    """
+    from jumpahead.formats import load
+
+    return load(sae)
+
+
+def export(sae: PathLike, *, to: str, out: PathLike) -> Path:
+    """Write an SAE of any make in the format of another library; return the folder, which is `out`.
+
+    to: the format, one of `jumpahead.formats.FORMATS`, such as `saelens`.
+
+    Raises StudyError if the folder has files in it, or if the format has no place for the SAE's activation function.
+    """
+    from jumpahead.formats import load, save
+
+    target = Path(out)
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise StudyError(f"{target} exists: name an empty or new folder with --out.")
+    return save(load(sae), to, target)
+
+
 # ---------------------------------------------------------------------------------------------- this machine
 
 
@@ -302,21 +332,24 @@ def efficiency(
 
 
 def register(member: type[Any], name: str | None = None) -> type[Any]:
-    """Add a subclass of Architecture, Activations or Source to its registry, in this process; return the class.
+    """Add a subclass of Architecture, Activations, Source or Format to its registry, in this process; return the class.
 
     name: its name in studies; by default the class's `name`, or the class name in lower case. Usable as a decorator. To
     add it in every process, declare an entry point instead (registry.py). Raises StudyError if the name is taken, or if
-    the class extends none of the three.
+    the class extends none of the four.
     """
     from jumpahead.activations.base import Activations
     from jumpahead.activations.origins import ORIGINS
+    from jumpahead.formats import FORMATS
+    from jumpahead.interchange.format import Format
     from jumpahead.sae.architecture import Architecture
     from jumpahead.sae.architectures import ARCHITECTURES
     from jumpahead.text.source import Source
     from jumpahead.text.sources import SOURCES
 
-    for base, registry in ((Architecture, ARCHITECTURES), (Activations, ORIGINS), (Source, SOURCES)):
+    registries = ((Architecture, ARCHITECTURES), (Activations, ORIGINS), (Source, SOURCES), (Format, FORMATS))
+    for base, registry in registries:
         if isinstance(member, type) and issubclass(member, base):
             registry.register(member, name or getattr(member, "name", "") or member.__name__.lower())
             return member
-    raise StudyError(f"register: {member!r} extends neither Architecture, Activations nor Source.")
+    raise StudyError(f"register: {member!r} extends neither Architecture, Activations, Source nor Format.")

@@ -276,6 +276,21 @@ def report(
         webbrowser.open(path.resolve().as_uri())
 
 
+# ---------------------------------------------------------------------------------------------- verbs that take an SAE
+
+
+@verb
+def export(
+    sae: Annotated[
+        str, typer.Argument(metavar="SAE", help="Folder or weights of an SAE of any make, or hf://user/repo/path.")
+    ],
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="saelens, gemma-scope, dictionary_learning, …")],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="A new or empty folder.")],
+) -> None:
+    """Write an SAE in the format of another library."""
+    print(f"exported: {api.export(sae, to=to, out=out)}")
+
+
 # ---------------------------------------------------------------------------------------------- this machine
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 TRAINING_VERSION = 5
 """Version of training; part of the input digest of every trained SAE."""
-TRAINING_DIGEST = "7d4772efadffb570"
+TRAINING_DIGEST = "a3dadef01934627e"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""

@@ -19,6 +19,7 @@ GROUPS = [
     {"distributed"},
     {"sae"},
     {"engine"},
+    {"interchange"},
     {"formats"},
     {"text"},
     {"lm"},

@@ -10,29 +10,16 @@ PATH.output          output of the module with that path: model.embed_tokens.out
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from jumpahead.errors import SiteError, did_you_mean
+from jumpahead.interchange.hook_names import gemma_scope_name, parse_block_site, transformer_lens_name
 
 Kind = Literal["residual", "mlp", "attention"]
 KINDS: tuple[Kind, ...] = ("residual", "mlp", "attention")
 Side = Literal["input", "output"]
 SIDES: tuple[Side, ...] = ("input", "output")
 
-_BLOCK_LIST = r"(?:[\w.]+\.)?(?:layers|h|blocks)"
-# The names of jumpahead, Gemma Scope 2 and TransformerLens; in each pattern the first group is the block's index.
-_BLOCK_SITES: tuple[tuple[re.Pattern[str], Kind], ...] = (
-    (re.compile(rf"{_BLOCK_LIST}\.(\d+)\.(?:residual|output|hook_resid_post)"), "residual"),
-    (re.compile(rf"{_BLOCK_LIST}\.(\d+)\.(?:mlp|(?:mlp|post_feedforward_layernorm)\.output|hook_mlp_out)"), "mlp"),
-    (
-        re.compile(
-            rf"{_BLOCK_LIST}\.(\d+)\.(?:attention|attn\.hook_z"
-            r"|(?:self_attn|attn|attention)\.(?:o_proj|out_proj|c_proj|dense)\.input)"
-        ),
-        "attention",
-    ),
-)
-_BLOCK_INPUT = re.compile(rf"{_BLOCK_LIST}\.(\d+)\.(?:hook_resid_pre|input)")
 _MODULE_SIDE = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)\.(input|output)")
 
 
@@ -53,18 +40,12 @@ class Site(NamedTuple):
     @property
     def transformer_lens(self) -> str | None:
         """Return the site's name in TransformerLens, or None for a site given by a module path."""
-        hooks = {"residual": "hook_resid_post", "mlp": "hook_mlp_out", "attention": "attn.hook_z"}
-        return None if self.layer is None else f"blocks.{self.layer}.{hooks[self.kind]}"
+        return None if self.layer is None else transformer_lens_name(self.key)
 
     @property
     def gemma_scope(self) -> str:
         """Return the site's name in Gemma Scope 2; a site given by a module path keeps its key."""
-        parts = {
-            "residual": "output",
-            "mlp": "post_feedforward_layernorm.output",
-            "attention": "self_attn.o_proj.input",
-        }
-        return self.key if self.layer is None else f"model.layers.{self.layer}.{parts[self.kind]}"
+        return gemma_scope_name(self.key)
 
     @property
     def names_elsewhere(self) -> dict[str, str]:
@@ -82,11 +63,8 @@ def parse_site(name: str | Site) -> Site:
     if isinstance(name, Site):
         return name
     text = name.strip()
-    for pattern, kind in _BLOCK_SITES:
-        if match := pattern.fullmatch(text):
-            return Site(int(match[1]), kind)
-    if (match := _BLOCK_INPUT.fullmatch(text)) and int(match[1]) > 0:
-        return Site(int(match[1]) - 1, "residual")  # a block's input is the output of the one before it
+    if block := parse_block_site(text):
+        return Site(block[0], cast(Kind, block[1]))
     if match := _MODULE_SIDE.fullmatch(text):
         return Site(None, "input" if match[2] == "input" else "output", match[1])
     number = re.search(r"\d+", text)

@@ -176,6 +176,8 @@ def _architecture_from(config: dict[str, Any]) -> Architecture:
     setting = config["setting"] and Setting(**config["setting"])
     if setting and setting.kind not in kind.settings:
         raise ValueError(f"{kind.name} has no setting '{setting.kind}'")
+    if setting and not (isinstance(setting.value, int | float) and 0 < setting.value < float("inf")):
+        raise ValueError(f"the setting is {setting.value!r}")
     if setting is None and kind.encodes_by_setting:
         raise ValueError(f"{kind.name} needs a setting")
     recipe = config["recipe"] and recipe_from(config["recipe"])
