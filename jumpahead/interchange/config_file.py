@@ -107,5 +107,5 @@ class ConfigFile:
 
 def _shown(value: Any) -> str:
     """Return a value as it is shown in errors, at most 60 characters."""
-    text = json.dumps(value, ensure_ascii=True, default=str)
+    text = ascii(value) if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 60 else f"{text[:57]}…"
