@@ -1,9 +1,11 @@
 .PHONY: help setup demo test lint types unit test-readme test-triton test-wheel test-gpu bench-gpu bench-peers bench-disk bench-sparsity bench-quality reference clean
+.PHONY: help setup demo test lint types unit test-readme test-triton test-wheel test-gpu test-interop bench-gpu bench-peers bench-disk bench-sparsity reference clean
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
 PEERS := .venv-peers/bin
 TRITON := .venv-triton/bin
+INTEROP := .venv-interop/bin
 WHEEL := build/wheel
 
 # $(call install,ENVIRONMENT,REQUIREMENTS): by uv, which hard-links large packages from its cache; by pip if uv is not there.
@@ -62,6 +64,16 @@ test-wheel: setup  ## the built wheel in an empty environment: its files, its me
 	$(BIN)/python -m venv --without-pip .venv-wheel
 	$(call install,.venv-wheel,$(WHEEL)/*.whl)
 	.venv-wheel/bin/python -I tools/check_wheel.py $(WHEEL)/*.whl
+
+test-interop: .venv-interop/.done  ## SAEs to and from the other libraries themselves; writes docs/INTEROP.md
+	$(INTEROP)/python -m tools.interop
+
+# torchvision: see .venv-peers
+.venv-interop/.done: .venv/.done tools/interop-requirements.txt
+	test -x $(INTEROP)/python || $(BIN)/python -m venv .venv-interop
+	$(call install,.venv-interop,-r tools/interop-requirements.txt -e .)
+	$(INTEROP)/python -c 'import torchvision' 2>/dev/null || $(INTEROP)/python -m pip uninstall --quiet --yes torchvision
+	@touch $@
 
 bench-gpu: setup  ## steps of every architecture on the card here; ARGS=--dry-run needs none, ARGS=--help
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
