@@ -374,7 +374,7 @@ def render(rows: list[Row]) -> str:
                 lines.append(f"| {title} | {row.architecture} | {row.verdict} | {numbers} |")
         lines.append("")
     lines += [
-        "Gemma Scope is computed by SAELens, whose reader of the hub is given the exported folder. Reading is tested with",
+        "Gemma Scope is computed by SAELens, whose hub reader is given the exported folder. Reading is tested on",
         "files of the published layout, in `tests/formats`.",
         "",
     ]
