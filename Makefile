@@ -1,5 +1,4 @@
-.PHONY: help setup demo test lint types unit test-readme test-triton test-wheel test-gpu bench-gpu bench-peers bench-disk bench-sparsity bench-quality reference clean
-.PHONY: help setup demo test lint types unit test-readme test-triton test-wheel test-gpu test-interop bench-gpu bench-peers bench-disk bench-sparsity reference clean
+.PHONY: help setup demo test lint types unit test-readme test-triton test-wheel test-gpu test-interop bench-gpu bench-peers bench-disk bench-sparsity bench-quality reference clean
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin

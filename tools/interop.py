@@ -91,19 +91,21 @@ def compare(format_: str, direction: str, architecture: str, ours: Outputs, thei
 
 
 def trained_saes() -> Iterator[SAE]:
-    """Yield an SAE of every architecture, random and folded as a run saves it."""
+    """Yield an SAE of every architecture, random, with a mean that is subtracted from activations."""
     x = activations()
-    scale = float(x.square().sum(1).mean().sqrt())
+    mean = x.mean(0)
+    scale = float((x - mean).square().sum(1).mean().sqrt())
     for name in ARCHITECTURES.names():
         kind: type[Architecture] = ARCHITECTURES.get(name)
         setting = Setting("k" if "k" in kind.settings else "l0", float(K))
         arch = kind(kind.Options(), setting, base_recipe(TrainConfig(tokens=100_000)))
-        params = arch.initialise(D, WIDTH, torch.Generator().manual_seed(3), x[:512] / scale)
+        params = arch.initialise(D, WIDTH, torch.Generator().manual_seed(3), (x[:512] - mean) / scale)
         for i, (key, value) in enumerate(sorted(params.items())):
             noise = 0.02 if key in ("W_dec", "W_enc") else 0.05
             params[key] = value + normal(*value.shape, seed=20 + i, scale=noise)
         about = {"lm": {"model": "EleutherAI/pythia-70m", "context": 128, "bos": "auto"}, "site": "layers.3.residual"}
-        yield SAE(arch, arch.fold(params, scale), about)
+        folded = arch.fold(params, scale)
+        yield SAE(arch, folded | {"b_pre": mean, "b_dec": folded["b_dec"] + mean}, about)
 
 
 def export_rows(format_: str, client: Callable[[Path, Tensor], Outputs]) -> Iterator[Row]:

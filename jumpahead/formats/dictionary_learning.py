@@ -32,7 +32,6 @@ from jumpahead.interchange.common_form import (
     CommonForm,
     check_count,
     common_form,
-    fold_input_bias,
     require,
     take_matrices,
     to_sae,
@@ -223,13 +222,13 @@ def _state_dict(form: CommonForm) -> tuple[str, dict[str, Tensor]]:
 
     Where that class subtracts an input bias, it is b_dec, and the encoder's biases are changed accordingly.
     """
-    p = form.params
+    p = form.with_input_bias(None)
     if form.activation == "jumprelu":
         return "JumpReluAutoEncoder", {**p, "W_enc": p["W_enc"].T}
     linear = {"encoder.weight": p["W_enc"], "decoder.weight": p["W_dec"].T}
     if form.activation == "relu":
         return "AutoEncoderNew", linear | {"encoder.bias": p["b_enc"], "decoder.bias": p["b_dec"]}
-    shifted = fold_input_bias(p, -p["b_dec"])
+    shifted = form.with_input_bias(p["b_dec"])
     if form.activation == "topk":
         own = {"encoder.bias": shifted["b_enc"], "b_dec": p["b_dec"]}
         return "AutoEncoderTopK", linear | own | {"k": torch.tensor(form.k).int(), "threshold": torch.tensor(-1.0)}

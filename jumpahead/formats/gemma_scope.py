@@ -61,7 +61,7 @@ class GemmaScopeFormat(Format):
     def write(cls, sae: SAE, folder: Path) -> None:
         form = common_form(sae, cls.title)
         require(form, ("relu", "jumprelu"), cls.title, sae, "it has one threshold per feature and nothing else")
-        p = form.params
+        p = form.with_input_bias(None)
         arrays = {
             "W_enc": p["W_enc"].T,
             "W_dec": p["W_dec"],

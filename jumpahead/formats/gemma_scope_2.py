@@ -50,7 +50,7 @@ class GemmaScope2Format(Format):
     def write(cls, sae: SAE, folder: Path) -> None:
         form = common_form(sae, cls.title)
         require(form, ("relu", "jumprelu"), cls.title, sae, "it has one threshold per feature and nothing else")
-        p, location = form.params, sae.location
+        p, location = form.with_input_bias(None), sae.location
         tensors = {"w_enc": p["W_enc"].T.contiguous(), "w_dec": p["W_dec"], "b_enc": p["b_enc"], "b_dec": p["b_dec"]}
         write_tensors(folder / cls.weights, tensors | {"threshold": p.get("threshold", torch.zeros(sae.width))})
         config = {

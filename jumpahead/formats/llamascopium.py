@@ -88,7 +88,7 @@ class LlamascopiumFormat(Format):
     def write(cls, sae: SAE, folder: Path) -> None:
         form = common_form(sae, cls.title)
         require(form, ACTIVATIONS, cls.title, sae)
-        p, site = form.params, sae.location.site
+        p, site = form.with_input_bias(None), sae.location.site
         tensors = {"W_E": p["W_enc"].T.contiguous(), "b_E": p["b_enc"], "W_D": p["W_dec"], "b_D": p["b_dec"]}
         if form.activation == "jumprelu":
             tensors[_THRESHOLD] = p["threshold"].clamp_min(torch.finfo(torch.float32).tiny).log()

@@ -4,12 +4,12 @@
     sae_weights.safetensors   W_enc [d, M], b_enc [M], W_dec [M, d], b_dec [d]; jumprelu: threshold [M]; gated: b_gate,
                               b_mag and r_mag [M] instead of b_enc
 
-Read: standard, jumprelu, gated and topk, which also what BatchTopK and Matryoshka SAEs are exported as. The input bias
-(`apply_b_dec_to_input`, true where it is missing) is folded into b_enc; decoder norms, if topk selects by π·‖d_j‖, into
-W_enc and W_dec; a scale in activation_scaler.json (checkpoints of a training) into all. `normalize_activations` that
-depends on the token is refused: no SAE without it computes the same.
+Read: standard, jumprelu, gated and topk, which also are what BatchTopK and Matryoshka SAEs are exported as. The input
+bias is b_dec if `apply_b_dec_to_input`, true where it is missing. Decoder norms, if topk selects by π·‖d_j‖, are
+folded into W_enc and W_dec; a scale in activation_scaler.json (checkpoints of a training) into all.
+`normalize_activations` that depends on the token is refused: no SAE without it computes the same.
 
-Written: version 6, without input bias, in float32.
+Written: version 6, in float32, with `apply_b_dec_to_input` if the SAE has an input bias.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class SAELensFormat(Format):
     def write(cls, sae: SAE, folder: Path) -> None:
         form = common_form(sae, cls.title)
         names = {activation: name for name, activation in ACTIVATIONS.items()}
-        p, site = form.params, sae.location.site
+        has_bias, site = form.input_bias is not None, sae.location.site
+        p = form.with_input_bias(form.params["b_dec"]) if has_bias else form.params
         tensors = {"W_enc": p["W_enc"].T.contiguous(), "W_dec": p["W_dec"], "b_dec": p["b_dec"]}
         tensors["b_gate" if form.activation == "gated" else "b_enc"] = p["b_enc"]
         tensors |= {name: p[name] for name in _VECTORS[form.activation] if name != "b_enc"}
@@ -82,7 +83,7 @@ class SAELensFormat(Format):
             "d_sae": sae.width,
             "dtype": "float32",
             "device": "cpu",
-            "apply_b_dec_to_input": False,
+            "apply_b_dec_to_input": has_bias,
             "normalize_activations": "none",
             "reshape_activations": "hook_z" if hook and hook.endswith("hook_z") else "none",
             **({"k": form.k, "rescale_acts_by_decoder_norm": False} if form.activation == "topk" else {}),
@@ -177,7 +178,9 @@ def _with_scale_folded(sae: SAE, config: ConfigFile, files: SAEFiles) -> SAE:
     if not scale > 0:
         raise scaler.error("scaling_factor", f"must be positive, not {scale:g}")
     p = sae.params
-    scaled = {"W_enc": p["W_enc"] * scale, "W_dec": p["W_dec"] / scale, "b_dec": p["b_dec"] / scale}
+    scaled = {"W_enc": p["W_enc"] * scale} | {
+        name: p[name] / scale for name in ("W_dec", "b_dec", "b_pre") if name in p
+    }
     return SAE(sae.arch, p | scaled, sae.about)
 
 

@@ -15,7 +15,6 @@ from jumpahead.interchange.common_form import (
     CommonForm,
     check_count,
     common_form,
-    fold_input_bias,
     require,
     take_matrices,
     to_sae,
@@ -66,7 +65,7 @@ class SparsifyFormat(Format):
     def write(cls, sae: SAE, folder: Path) -> None:
         form = common_form(sae, cls.title)
         require(form, ("topk",), cls.title, sae)
-        p = fold_input_bias(form.params, -form.params["b_dec"])
+        p = form.with_input_bias(form.params["b_dec"])
         tensors = {"encoder.weight": p["W_enc"], "encoder.bias": p["b_enc"], "W_dec": p["W_dec"], "b_dec": p["b_dec"]}
         config = {
             "activation": "topk",

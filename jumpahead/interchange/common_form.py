@@ -1,13 +1,14 @@
 """An SAE in the conventions that the formats of all libraries agree on, and its conversion from and to `SAE`.
 
-    π = W_enc·(x − c) + b_enc        c: the input bias, which some libraries subtract from x; often their b_dec
+    π = W_enc·(x − c) + b_enc        c: the input bias, which some libraries subtract from x; mostly their b_dec
     relu       f = ReLU(π)
     jumprelu   f = π·H(π − θ)        θ_j ≥ 0
     topk       f = ReLU(TopK_k(π))
     gated      f = H(π)·ReLU(exp(r_mag)·(π − b_enc) + b_mag)
     x̂ = W_decᵀ f + b_dec
 
-An `SAE` has no input bias: it is folded into b_enc and b_mag, in float64 (`fold_input_bias`).
+An `SAE` keeps c as its `b_pre`. A format without input bias has it folded into b_enc and b_mag, in float64
+(`with_input_bias`), which costs precision where W_enc·c is much larger than π.
 """
 
 from __future__ import annotations
@@ -44,6 +45,13 @@ class CommonForm(NamedTuple):
     input_bias: Tensor | None = None
     """c, [d]; None for zero."""
 
+    def with_input_bias(self, bias: Tensor | None) -> Params:
+        """Return the parameters that compute the same with another input bias, float32. bias: [d]; None for zero."""
+        if bias is self.input_bias:
+            return self.params
+        old, new = (torch.zeros(()) if one is None else one.double() for one in (self.input_bias, bias))
+        return fold_input_bias(self.params, old - new)
+
 
 def fold_input_bias(params: Params, bias: Tensor) -> Params:
     """Return the parameters of an SAE that computes from x what the given one computes from x − bias, float32.
@@ -73,33 +81,35 @@ def to_sae(
     if "threshold" in params:  # libraries rectify π first, so that a negative threshold acts as zero
         params["threshold"] = params["threshold"].clamp_min(0.0)
     if form.input_bias is not None:
-        params = fold_input_bias(params, form.input_bias)
+        params["b_pre"] = form.input_bias.clone()
     kind = ARCHITECTURES.get(architecture or form.activation)
     if form.activation == "topk":
         setting = Setting("k", float(form.k))
-    assert params.keys() == {"W_enc", "W_dec", "b_dec", *kind.vectors}, sorted(params)
+    assert params.keys() - {"b_pre"} == {"W_enc", "W_dec", "b_dec", *kind.vectors}, sorted(params)
     return SAE(kind(options or kind.Options(), setting, None), params, about)
 
 
 def common_form(sae: SAE, title: str) -> CommonForm:
-    """Return the common form of an SAE of any architecture, without input bias.
+    """Return the common form of an SAE of any architecture.
 
     title: of the format that wants it. Raises StudyError if the features are not what one of the four activation
     functions computes, as they may be in an architecture of another package.
     """
     arch, p = sae.arch, sae.params
+    bias = None if sae.b_pre is None else sae.b_pre.cpu()
     shared = {name: p[name].cpu() for name in ("W_enc", "W_dec", "b_dec", "b_enc")}
     if isinstance(arch, Gated):
-        return CommonForm("gated", shared | {name: p[name].cpu() for name in ("b_mag", "r_mag")})
+        return CommonForm("gated", shared | {name: p[name].cpu() for name in ("b_mag", "r_mag")}, input_bias=bias)
     selection = arch.selection(p, arch.derive(p), StepInputs(), training=False)
     if isinstance(selection, TopKPerToken):
-        return CommonForm("topk", shared, k=selection.k)
+        return CommonForm("topk", shared, selection.k, bias)
     if isinstance(selection, AboveThreshold):
         threshold = selection.lower.clamp_min(0.0)
         pre = threshold + torch.tensor([[0.0], [0.3], [7.0]]).to(threshold) * (threshold.mean() + 1.0)
         if torch.equal(arch.activate(p, pre), pre * (pre > threshold)):
-            is_relu = not bool(threshold.any())
-            return CommonForm(*(("relu", shared) if is_relu else ("jumprelu", shared | {"threshold": threshold.cpu()})))
+            if not bool(threshold.any()):
+                return CommonForm("relu", shared, input_bias=bias)
+            return CommonForm("jumprelu", shared | {"threshold": threshold.cpu()}, input_bias=bias)
     raise StudyError(f"{title} has no activation function like that of '{sae.architecture}': name another format.")
 
 

@@ -107,6 +107,7 @@ class SAE:
 
     def preactivations(self, x: Tensor) -> Tensor:
         """Return the pre-activations π [..., M] of activations x [..., d] that `cast` returned."""
+        x = x if self.b_pre is None else x - self.b_pre
         return x @ self.params["W_enc"].T + self.params["b_enc"]
 
     def encode(self, x: Tensor | np.ndarray) -> Tensor:

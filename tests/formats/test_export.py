@@ -86,6 +86,42 @@ def test_an_export_computes_the_same(case, name, tmp_path):
 
 
 @exports
+@one_per(architecture)
+def test_an_input_bias_is_exported(case, name, tmp_path):
+    sae, x = saved(case), C * activations(300, D, 5, torch.float32)
+    sae = SAE(sae.arch, sae.params | {"b_pre": torch.linspace(-3.0, 5.0, D)}, sae.about)
+    if common_form(sae, "a format").activation not in HOLDS[name]:
+        return
+    x = x + sae.params["b_pre"]
+    save(sae, name, tmp_path)
+    config, tensors = read(name, tmp_path)
+    f, x_hat = OUTPUTS[name](config, {key: value.double() for key, value in tensors.items()}, x.double())
+    same = agree(sae.encode(x), f)
+    torch.testing.assert_close(sae(x)[same].double(), x_hat[same], rtol=1e-5, atol=1e-5 * float(x_hat.abs().max()))
+    agree(sae.encode(x), load(tmp_path).encode(x))
+    if name == "saelens":
+        assert config["apply_b_dec_to_input"] is True
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("saelens", "jumprelu"), ("dictionary_learning", "topk"), ("sparsify", "topk")]
+)
+def test_a_mean_a_thousand_times_the_spread_costs_no_precision(name, kind, tmp_path):
+    """Where the format has an input bias: W_enc·x and b_enc are then not large numbers that nearly cancel."""
+    sae = saved(next(case for case in CASES if case.architecture == kind))
+    mean = 1000.0 * C * torch.linspace(-1.0, 1.0, D).round(decimals=1)
+    sae = SAE(sae.arch, sae.params | {"b_pre": mean, "b_dec": sae.params["b_dec"] + mean}, sae.about)
+    save(sae, name, tmp_path)
+    again, x = load(tmp_path), mean + C * activations(300, D, 5, torch.float32)
+    assert again.b_pre is not None
+    f, g = sae.encode(x), again.encode(x)
+    same = (f > 0) == (g > 0)
+    assert same.double().mean() > 0.999
+    assert ((f - g).abs() * same).max() < 1e-6 * f.max()
+    assert (f > 0).any()
+
+
+@exports
 def test_an_sae_without_a_known_location_is_exported(name, tmp_path):
     case = next(case for case in CASES if case.architecture == ("topk" if name == "sparsify" else "jumprelu"))
     save(saved(case, {}), name, tmp_path)

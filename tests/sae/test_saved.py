@@ -86,6 +86,25 @@ def test_gradients_reach_inputs_of_another_dtype():
     assert x.grad.abs().sum() > 0
 
 
+# ---------------------------------------------------------------------------------------------- input bias
+
+
+@one_per(architecture)
+def test_b_pre_is_subtracted_before_the_encoder_product(case, tmp_path):
+    sae, x = saved(case), C * activations(60, D, 2, torch.float32)
+    b_pre = torch.linspace(-3.0, 5.0, D)
+    with_bias = SAE(sae.arch, sae.params | {"b_pre": b_pre})
+    assert sae.b_pre is None
+    assert torch.equal(with_bias.encode(x), sae.encode(x - b_pre))
+    assert torch.equal(with_bias(x), sae(x - b_pre))
+    for name in LAYERS:
+        found, wanted = engine.encode(with_bias, x, layer(name)), engine.encode(sae, x - b_pre, layer(name))
+        assert torch.equal(found.value, wanted.value)
+        assert torch.equal(found.feature, wanted.feature)
+    with_bias.save(tmp_path)
+    assert torch.equal(SAE.load(tmp_path).encode(x), with_bias.encode(x))
+
+
 # ---------------------------------------------------------------------------------------------- of another make
 
 
