@@ -280,6 +280,32 @@ def report(
 
 
 @verb
+def evaluate(
+    saes: Annotated[
+        list[str],
+        typer.Argument(metavar="SAE...", help="Folders or weights of SAEs of any make, or hf://user/repo/path."),
+    ],
+    lm: Annotated[
+        str | None, typer.Option("--lm", metavar="MODEL", help="As lm.model in a study; by default the SAEs' own.")
+    ] = None,
+    text: Annotated[str, typer.Option("--text", help="stdlib, a file, a folder, hf:owner/name, or -.")] = "stdlib",
+    site: Annotated[str | None, typer.Option("--site", help="By default the site that each was trained at.")] = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Held-out tokens that are scored.")] = 100_000,
+    overrides: Overrides = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the JSON to this file.")] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Measure SAEs of any make on held-out text."""
+    found = api.evaluate(saes, lm=lm, text=text, site=site, tokens=tokens, overrides=overrides, out=out)
+    if as_json:
+        _print_json(found)
+        return
+    from jumpahead.report import terminal
+
+    terminal.print_evaluations(found)
+
+
+@verb
 def export(
     sae: Annotated[
         str, typer.Argument(metavar="SAE", help="Folder or weights of an SAE of any make, or hf://user/repo/path.")

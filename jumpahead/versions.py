@@ -13,7 +13,7 @@ TRAINING_DIGEST = "b9f5f5cb54b0b706"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
-EVALUATION_DIGEST = "87649f6b7f765a5a"
+EVALUATION_DIGEST = "247bdbf3dea02498"
 
 FRONTIER_VERSION = 5
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""

@@ -32,7 +32,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     raw = _read_toml(path)
     raw.setdefault("name", path.stem if path.stem != "study" else path.resolve().parent.name)
     for text in overrides:
-        _override(raw, text)
+        apply_override(raw, text)
     study = parse(raw, str(path))
     check_files(study, str(path))
     return study
@@ -41,7 +41,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
 def parse(raw: Mapping[str, Any], where: str = "the study") -> Study:
     """Return the resolved study in plain tables, as TOML gives them. where: begins the sentence of an error."""
     try:
-        fitted = _coerce(raw, Study)
+        fitted = coerce_tables(raw, Study)
         check_sites(fitted)  # before validation makes them canonical
         study = Study.model_validate(fitted, strict=True)
         check_study(study)
@@ -70,7 +70,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise StudyError(f"{path}{', ' + line if line else ''}: {what[0].lower()}{what[1:]}.") from exc
 
 
-def _override(raw: dict[str, Any], text: str) -> None:
+def apply_override(raw: dict[str, Any], text: str) -> None:
     """Apply one override `a.b=c` to the tables, in place; c is TOML, or else a plain word."""
     dotted, equals, value = text.partition("=")
     *folders, last = [part.strip() for part in dotted.split(".")]
@@ -107,19 +107,21 @@ def _toml_value(text: str) -> Any:
         return text.strip()
 
 
-def _coerce(value: Any, annotation: Any) -> Any:
+def coerce_tables(value: Any, annotation: Any) -> Any:
     """Return `value` in the shape of `annotation`: one value becomes a list of one, 1e6 becomes 1000000 for an int."""
     if get_origin(annotation) is Annotated:
-        return _coerce(value, get_args(annotation)[0])
+        return coerce_tables(value, get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
         kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
-        return _coerce(value, kinds[0]) if len(kinds) == 1 else value
+        return coerce_tables(value, kinds[0]) if len(kinds) == 1 else value
     if get_origin(annotation) in (list, tuple):
         items = value if isinstance(value, list | tuple) else [value]
-        return get_origin(annotation)(_coerce(item, get_args(annotation)[0]) for item in items)
+        return get_origin(annotation)(coerce_tables(item, get_args(annotation)[0]) for item in items)
     if (model := model_of(annotation)) and isinstance(value, Mapping):
         fields = {field.alias or name: field for name, field in model.model_fields.items()}
-        return {key: _coerce(item, fields[key].annotation) if key in fields else item for key, item in value.items()}
+        return {
+            key: coerce_tables(item, fields[key].annotation) if key in fields else item for key, item in value.items()
+        }
     if annotation is int and isinstance(value, float) and value.is_integer():
         return int(value)
     return value
