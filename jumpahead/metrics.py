@@ -23,6 +23,7 @@ import numpy as np
 
 from jumpahead.errors import DataError
 from jumpahead.formatting import SampleUnit, format_number, format_percent
+from jumpahead.resampling import ratio_standard_error
 
 ONE_IN_10 = 10
 """A feature fires on more than 10 % of the rows if ONE_IN_10 · (firing count) > rows. Integers avoid rounding."""
@@ -376,39 +377,15 @@ def measure(sums: Sums, weights: np.ndarray | None = None, keys: Iterable[str] |
     return {metric.key: np.concatenate([part[metric.key] for part in parts]) for metric in chosen}
 
 
-def ratio_standard_error(numerator: np.ndarray, denominator: np.ndarray) -> float:
-    """Return the standard error of Σ numerator / Σ denominator over G clusters; inf for one cluster or Σ = 0.
-
-    numerator, denominator: [G]. Uses the ratio estimator of the module docstring. For delta LM loss, call
-    `standard_error(spliced - clean, tokens)`.
-    """
-    y, n = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
-    clusters, total = len(y), n.sum()
-    if clusters < 2 or total == 0:
-        return float("inf")
-    return float(np.sqrt(clusters / (clusters - 1) * ((y - y.sum() / total * n) ** 2).sum()) / abs(total))
-
-
 def standard_errors(sums: Sums) -> dict[str, float]:
     """Return the finite standard errors, by key, of all metrics that are ratios of sums."""
     errors = {m.key: ratio_standard_error(*m.terms(sums)) for m in METRICS.values() if m.terms is not None}
     return {key: error for key, error in errors.items() if np.isfinite(error)}
 
 
-def replicate_weights(clusters: int, replicates: int, seed: int = 0) -> np.ndarray:
-    """Return how often each bootstrap replicate draws each cluster, [R, G] int64; each row sums to G.
-
-    The result depends only on the arguments. All SAEs evaluated on the same clusters therefore share the resampled
-    texts, and differences of two SAEs can be taken per replicate.
-    """
-    draws = np.random.default_rng([clusters, seed]).integers(0, clusters, (replicates, clusters))
-    rows = np.arange(replicates)[:, None] * clusters
-    return np.bincount((draws + rows).ravel(), minlength=replicates * clusters).reshape(replicates, clusters)
-
-
 def bootstrap_replicates(sums: Sums, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Return the bootstrap replicates of all metrics that are interpolated on curves, [R] float64 by key.
 
-    weights [R, G]: see `replicate_weights`.
+    weights [R, G]: see `resampling.replicate_weights`.
     """
     return measure(sums, weights, curve_metrics())

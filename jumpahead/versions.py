@@ -9,11 +9,11 @@ from __future__ import annotations
 
 TRAINING_VERSION = 5
 """Version of training; part of the input digest of every trained SAE."""
-TRAINING_DIGEST = "b9f5f5cb54b0b706"
+TRAINING_DIGEST = "7876fe3500b6ab46"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
-EVALUATION_DIGEST = "247bdbf3dea02498"
+EVALUATION_DIGEST = "14a0c7452dc951a6"
 
 FRONTIER_VERSION = 5
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""

@@ -17,6 +17,7 @@ from jumpahead import metrics
 from jumpahead.evaluation.coverage import effective_clusters, interval_expansion
 from jumpahead.evaluation.histogram import frequency_histogram
 from jumpahead.metrics import bootstrap_replicates
+from jumpahead.resampling import replicate_weights
 from jumpahead.storage.packed_numbers import pack_numbers
 
 SERIES: list[dict[str, Any]] = [
@@ -95,7 +96,7 @@ def example(
 ) -> Example:
     """A whole run: every series at every L0 and seed, on the same documents with the same replicates."""
     rng = np.random.default_rng(20240719)
-    texts, weights = documents(clusters, rng), metrics.replicate_weights(clusters, replicates)
+    texts, weights = documents(clusters, rng), replicate_weights(clusters, replicates)
     found = []
     for name in series:
         a, b = LOSS[name]

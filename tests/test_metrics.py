@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from jumpahead import metrics
 from jumpahead.errors import DataError
-from jumpahead.metrics import METRICS, Sums, bootstrap_replicates, count_key_by_share, measure, ratio_standard_error
+from jumpahead.metrics import METRICS, Sums, bootstrap_replicates, count_key_by_share, measure
+from jumpahead.resampling import ratio_standard_error, replicate_weights
 
 TRUTH = ("true_firing", "matched_firing", "both_firing")
 CONTRACT = {
@@ -130,7 +131,7 @@ def test_a_replicate_is_the_same_metric_of_documents_drawn_that_often(weights):
 
 def test_replicates_do_not_depend_on_how_many_are_computed_at_once(monkeypatch):
     sums = sums_of(raw(np.random.default_rng(2)))
-    weights = metrics.replicate_weights(3, 17)
+    weights = replicate_weights(3, 17)
     whole = bootstrap_replicates(sums, weights)
     monkeypatch.setattr(metrics, "MAX_REPLICATE_ELEMENTS", 2 * 30)  # two replicates of 30 features
     for key, values in bootstrap_replicates(sums, weights).items():
@@ -265,7 +266,7 @@ def test_standard_error_covers_the_truth_in_simulation():
 
 def test_bootstrap_spreads_as_widely_as_the_standard_error():
     nats, tokens = draw(np.random.default_rng(7), 120)
-    weights = metrics.replicate_weights(120, 4000)
+    weights = replicate_weights(120, 4000)
     replicates = (weights @ nats) / (weights @ tokens)
     assert replicates.std() * np.sqrt(120 / 119) == pytest.approx(ratio_standard_error(nats, tokens), rel=0.05)
 
@@ -274,11 +275,11 @@ def test_bootstrap_spreads_as_widely_as_the_standard_error():
 
 
 def test_replicate_weights_are_multinomial_and_repeatable():
-    weights = metrics.replicate_weights(37, 5000, seed=3)
+    weights = replicate_weights(37, 5000, seed=3)
     assert weights.shape == (5000, 37)
     assert np.issubdtype(weights.dtype, np.integer)
     assert (weights.sum(1) == 37).all()
     assert weights.mean(0) == pytest.approx(1, abs=0.06)
     assert weights.var(0).mean() == pytest.approx(1 - 1 / 37, rel=0.02)
-    np.testing.assert_array_equal(weights, metrics.replicate_weights(37, 5000, seed=3))
-    assert (weights != metrics.replicate_weights(37, 5000, seed=4)).any()
+    np.testing.assert_array_equal(weights, replicate_weights(37, 5000, seed=3))
+    assert (weights != replicate_weights(37, 5000, seed=4)).any()

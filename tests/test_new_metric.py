@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from jumpahead import cli
 from jumpahead.frontier import Frontier, build_frontier
-from jumpahead.metrics import METRICS, CurveInterpolation, Metric, QueryOption, bootstrap_replicates, replicate_weights
+from jumpahead.metrics import METRICS, CurveInterpolation, Metric, QueryOption, bootstrap_replicates
 from jumpahead.report import terminal
 from jumpahead.report.page import render_html
+from jumpahead.resampling import replicate_weights
 from jumpahead.storage.packed_numbers import pack_numbers
 from tests.frontiers import documents, example, sums
 

@@ -39,6 +39,7 @@ from jumpahead.evaluation.held_out import HeldOutRows
 from jumpahead.evaluation.reconstruct import reconstruct
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.model import LM
+from jumpahead.resampling import ratio_standard_error
 from tests.evaluation.test_evaluate import SITE, hand_made, held_out, random_sae
 
 ONE = QualityRun("tiny", "final", 2_000_000, "SAELens", "topk", 8, "default", 3e-4)
@@ -72,7 +73,7 @@ def test_it_agrees_with_jumpaheads_own_evaluation_on_text(lm_folder):
     text, sae = held_out(lm), random_sae(LM.load(LMConfig(model=str(lm_folder("neox")), context=32)), SITE)
     measured = evaluate({"it": sae}, lm, text, SITE, torch.zeros(sae.d))["it"]
     documents = measured.documents
-    error = metrics.ratio_standard_error(documents["spliced"] - documents["clean"], documents["tokens"])
+    error = ratio_standard_error(documents["spliced"] - documents["clean"], documents["tokens"])
     expected = metrics.measure(measured.sums, keys=("delta_lm_loss", "fvu", "l0", "dead")) | {"se": error}
     with torch.no_grad():
         groups = clean_groups(lm, text, SITE)

@@ -23,6 +23,7 @@ from jumpahead.engine import SparseFeatures
 from jumpahead.evaluation.held_out import HeldOut, HeldOutRows
 from jumpahead.evaluation.truth import match_features
 from jumpahead.lm.model import LM, ResumePoint
+from jumpahead.resampling import ratio_standard_error
 
 EVALUATOR_VERSION = 1
 """Raised if the numbers of the same SAE may change; part of the key of every result."""
@@ -143,7 +144,7 @@ def evaluate_on_text(sae: ExportedSAE, lm: LM, groups: Sequence[CleanGroup]) -> 
         for name, values in (("clean", group.nats), ("spliced", nats), ("tokens", torch.ones_like(group.nats))):
             _add(sums, name, group.scored_document, values)
     seen = sums.tokens > 0
-    error = metrics.ratio_standard_error((sums.spliced - sums.clean)[seen], sums.tokens[seen])
+    error = ratio_standard_error((sums.spliced - sums.clean)[seen], sums.tokens[seen])
     return {**_measure(sums, ("delta_lm_loss", "fvu", "l0", "dead")), "se": error, "measured_on": int(sums.rows.sum())}
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jumpahead import metrics
 from jumpahead.errors import StudyError
 from jumpahead.evaluation.evaluate import evaluate
 from jumpahead.evaluation.held_out import HeldOut
@@ -23,6 +22,7 @@ from jumpahead.evaluation.sums import evaluation_json
 from jumpahead.lm.model import LM
 from jumpahead.lm.sites import parse_site
 from jumpahead.progress import Progress
+from jumpahead.resampling import replicate_weights
 from jumpahead.sae.saved import SAE
 from jumpahead.text.config import TextConfig
 from jumpahead.text.documents import documents
@@ -53,7 +53,7 @@ def evaluate_on_text(
     """
     sites = {name: site_of(name, sae, site) for name, sae in saes.items()}
     held_out = read_held_out(lm, text, tokens, packing, progress)
-    weights = metrics.replicate_weights(held_out.clusters, replicates)
+    weights = replicate_weights(held_out.clusters, replicates)
     found: dict[str, dict[str, Any]] = {}
     for key in dict.fromkeys(sites.values()):
         members = {name: sae for name, sae in saes.items() if sites[name] == key}

@@ -14,7 +14,8 @@ from jumpahead.engine import SparseFeatures
 from jumpahead.evaluation.coverage import effective_clusters, interval_expansion
 from jumpahead.evaluation.held_out import HeldOut, HeldOutRows
 from jumpahead.evaluation.histogram import frequency_histogram
-from jumpahead.metrics import bootstrap_replicates, ratio_standard_error
+from jumpahead.metrics import bootstrap_replicates
+from jumpahead.resampling import ratio_standard_error
 from jumpahead.sae.saved import SAE
 from jumpahead.storage.packed_numbers import pack_numbers
 

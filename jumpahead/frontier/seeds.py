@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jumpahead.metrics import replicate_weights
+from jumpahead.resampling import replicate_weights
 
 Seeds = tuple[int, int]
 """(sae_seed, stream_seed): the seeds of the initialisation and of the order of the training data."""

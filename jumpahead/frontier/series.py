@@ -3,7 +3,7 @@
     R  bootstrap replicates; row 0 is the estimate
     n  sparsity settings of a series     m  metrics on curves (`metrics.curve_metrics`)
 
-Replicate r resamples documents, identically for all SAEs (see `metrics.replicate_weights`). If a series was trained
+Replicate r resamples documents, identically for all SAEs (see `resampling.replicate_weights`). If a series was trained
 with several seeds, replicate r also resamples seeds (see `seeds.py`).
 """
 

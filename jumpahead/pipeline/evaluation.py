@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from jumpahead import diagnostics, metrics
+from jumpahead import diagnostics
 from jumpahead.diagnostics import final_diagnostics
 from jumpahead.evaluation.evaluate import evaluate
 from jumpahead.evaluation.held_out import HeldOut
 from jumpahead.evaluation.reconstruct import reconstruct
 from jumpahead.evaluation.sums import EvaluationSums, evaluation_json
 from jumpahead.pipeline.stage import Stage
+from jumpahead.resampling import replicate_weights
 from jumpahead.sae.saved import SAE
 from jumpahead.storage.digests import digest_json
 from jumpahead.storage.json_files import read_json_lines, write_json
@@ -54,7 +55,7 @@ class EvaluationStage(Stage):
         """Evaluate all given SAEs, which are at one site, and write their evaluation.json."""
         saes = {spec.key: SAE.load(self.folder.sae_folder(spec.key).path) for spec in specs}
         measured, held_out = self._measure(saes, site), self.resources.load_held_out()
-        weights = metrics.replicate_weights(held_out.clusters, self.study.evaluate.replicates)
+        weights = replicate_weights(held_out.clusters, self.study.evaluate.replicates)
         for spec in specs:
             sae, lines = saes[spec.key], read_json_lines(self.folder.sae_folder(spec.key).log)
             setting = spec.setting._asdict()

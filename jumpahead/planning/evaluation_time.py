@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jumpahead.planning.timing import TimedSAE, time_call
 from jumpahead.progress import Phase, Progress
+from jumpahead.resampling import replicate_weights
 from jumpahead.study.schema import Study
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def time_bootstrap(study: Study, clusters: int, timed: list[TimedSAE]) -> float:
     from jumpahead import metrics
     from jumpahead.metrics import bootstrap_replicates
 
-    weights, total = metrics.replicate_weights(clusters, study.evaluate.replicates), 0.0
+    weights, total = replicate_weights(clusters, study.evaluate.replicates), 0.0
     for one in timed:
         empty = metrics.Sums.zeros(clusters, one.sae.d, one.sae.width)
         full = metrics.Sums(*(np.ones_like(values) for values in empty))

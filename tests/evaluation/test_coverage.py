@@ -9,7 +9,7 @@ import pytest
 
 from jumpahead.evaluation.coverage import effective_clusters, interval_expansion, t_quantile
 from jumpahead.frontier.curve import centre_replicates, estimate_with_interval
-from jumpahead.metrics import ratio_standard_error, replicate_weights
+from jumpahead.resampling import ratio_standard_error, replicate_weights
 from jumpahead.study.schema import EvaluateTable
 
 REPLICATES = EvaluateTable().replicates

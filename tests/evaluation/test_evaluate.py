@@ -19,7 +19,7 @@ from jumpahead.evaluation.sums import count_per_chunk, evaluation_json, sum_per_
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.losses import next_token_nats
 from jumpahead.lm.model import LM
-from jumpahead.metrics import ratio_standard_error
+from jumpahead.resampling import ratio_standard_error, replicate_weights
 from jumpahead.sae.recipe import Setting
 from jumpahead.sae.saved import SAE
 from jumpahead.storage.json_files import to_json
@@ -286,7 +286,7 @@ def test_an_sae_of_another_width_is_refused(lm, text):
 def test_the_document_holds_what_a_frontier_needs(lm, text):
     sae = random_sae(lm, SITE)
     measured = evaluate({"it": sae}, lm, text, SITE, torch.zeros(sae.d))["it"]
-    weights = metrics.replicate_weights(text.clusters, 25)
+    weights = replicate_weights(text.clusters, 25)
     made = json.loads(to_json(evaluation_json(measured, text, weights, ["said before."])))
     assert made["schema"] == "jumpahead.evaluation/2"
     assert set(made["metrics"]) == set(metrics.METRICS)
@@ -310,5 +310,5 @@ def test_a_loose_number_says_so(lm):
     sae = identity(lm.width_at(SITE))
     sae.params["b_dec"] += 1e-3
     measured = evaluate({"it": sae}, lm, text, SITE, torch.zeros(sae.d))["it"]
-    made = evaluation_json(measured, text, metrics.replicate_weights(text.clusters, 20))
+    made = evaluation_json(measured, text, replicate_weights(text.clusters, 20))
     assert any("more than 5 %" in note and "evaluate.tokens" in note for note in made["notes"])

@@ -18,7 +18,7 @@ from jumpahead.evaluation.sums import evaluation_json
 from jumpahead.formats import save
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.model import LM
-from jumpahead.metrics import replicate_weights
+from jumpahead.resampling import replicate_weights
 from jumpahead.sae.saved import SAE
 from jumpahead.text.config import TextConfig
 from jumpahead.text.documents import documents

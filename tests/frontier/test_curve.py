@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jumpahead.evaluation.coverage import interval_expansion
 from jumpahead.frontier.curve import Curve, CurvePosition, centre_replicates, estimate_with_interval
-from jumpahead.metrics import replicate_weights
+from jumpahead.resampling import replicate_weights
 
 L0, LOSS, COUNT = 0, 1, 2
 

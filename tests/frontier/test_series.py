@@ -11,7 +11,8 @@ from jumpahead.frontier.build import build_frontier
 from jumpahead.frontier.frontier import Frontier
 from jumpahead.frontier.seeds import seed_weights
 from jumpahead.frontier.series import SeriesCurve
-from jumpahead.metrics import curve_metrics, replicate_weights
+from jumpahead.metrics import curve_metrics
+from jumpahead.resampling import replicate_weights
 from tests.frontiers import evaluation, keywords
 
 LOSS = curve_metrics().index("delta_lm_loss")

@@ -110,9 +110,9 @@ class JumpReLU(WithThreshold):
     def fixed_sparsity_coefficient(self) -> float:
         return super().fixed_sparsity_coefficient if self.options.target == "controller" else self.options.target_weight
 
-    def __init__(self, options: JumpReLUOptions, setting: Setting, recipe: Recipe):
+    def __init__(self, options: JumpReLUOptions, setting: Setting | None, recipe: Recipe | None):
         super().__init__(options, setting, recipe)
-        if recipe.aux_weight:
+        if recipe is not None and recipe.aux_weight:
             self.reconstructions = RECONSTRUCTIONS
 
     @property
