@@ -1,34 +1,48 @@
 """Find held-out documents that are nearly copies of training text, by the token n-grams that they share with it.
 
-A shingle is a sequence of n consecutive tokens. Of each held-out document, the `SKETCH_SHINGLES` distinct shingles with
-the smallest hashes (a uniform sample; all of them, if there are fewer) are looked up among all shingles of the training
-tokens. The share that is found estimates the share of the document that also occurs in the training text, with a
-standard error of 3.5 percentage points at a share of 80 %.
+A shingle is a sequence of n consecutive tokens. A token of a held-out document is covered if one of the shingles that
+contain it occurs anywhere in the training tokens. A document is a near-duplicate if more than `MAX_SHARED` of its
+tokens are covered. Of a long document, `SEGMENTS` evenly spaced segments of `SEGMENT_SHINGLES` shingles are looked up;
+a document with no more shingles than these is looked up completely.
 
-Memory does not grow with the training text: at most 9 · `SKETCH_SHINGLES` bytes per held-out document, the 16 MiB of
-`_FILTER_SLOTS`, and the hashes of `_TOKENS_AT_ONCE` tokens.
+Memory does not grow with the training text: at most 9 bytes per held-out token and 9.2 kB per held-out document, the
+16 MiB of `_FILTER_SLOTS`, and the hashes of `_TOKENS_AT_ONCE` tokens.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from jumpahead.text.token_files import ShardedArray
 
 MAX_SHARED = 0.8
-"""A held-out document is a near-duplicate if the training text contains more than this share of its shingles."""
-SKETCH_SHINGLES = 128
-"""Maximum number of shingles of a document that are looked up."""
-SHINGLE_BITS = 200
-"""A shingle has the fewest tokens whose ids could carry this many bits: 13 with 50,257 token ids, 17 with 4,096."""
+"""A held-out document is a near-duplicate if more than this share of its tokens are covered by the training text."""
+SEGMENTS = 16
+"""Number of segments of a long document that are looked up."""
+SEGMENT_SHINGLES = 64
+"""Number of consecutive shingles of a segment; twice the shingle's length, if that is more."""
+SHINGLE_BITS = 256
+"""A shingle has the fewest tokens whose ids could carry this many bits: 17 with 50,257 token ids, 22 with 4,096."""
 _FILTER_SLOTS = 2**24
 """Slots of the table that most training shingles are rejected by."""
 _TOKENS_AT_ONCE = 2**20
 _BASE = 0x9E3779B97F4A7C15
 """Base of the polynomial hash of a shingle, modulo 2⁶⁴; odd."""
+
+
+class Segment(NamedTuple):
+    """Consecutive shingles of a held-out document, and the tokens whose shingles are all among them."""
+
+    document: int
+    """Index of the document."""
+    hashes: np.ndarray
+    """uint64 [shingles]: hash of each shingle."""
+    is_counted: np.ndarray
+    """bool [shingles + n − 1]: tokens to judge, of those that the shingles consist of."""
 
 
 def shingle_length(vocab_size: int) -> int:
@@ -64,37 +78,59 @@ def near_duplicates(
     length: int,
     role_mask: np.ndarray | ShardedArray | None = None,
 ) -> list[int]:
-    """Return the indices of the held-out documents of which the training tokens contain more than `MAX_SHARED`.
+    """Return the indices of the held-out documents of which the training tokens cover more than `MAX_SHARED`.
 
     train, held_out: token ids of all documents of a split, concatenated.
     document_tokens: number of tokens of each held-out document.
     length: tokens of a shingle. Documents with fewer tokens are never returned.
-    role_mask: mask of the held-out tokens of trained roles, bool, or None. Only shingles that end in such tokens count,
-    because many conversations share a prompt.
+    role_mask: mask of the held-out tokens of trained roles, bool, or None. Only these tokens are judged, because many
+    conversations share a prompt.
     """
-    sketches = list(_sketches(held_out, document_tokens, length, role_mask))
-    wanted = np.unique(np.concatenate([np.empty(0, np.uint64), *sketches]))
+    segments = list(_segments(held_out, document_tokens, length, role_mask))
+    wanted = np.unique(np.concatenate([np.empty(0, np.uint64), *(segment.hashes for segment in segments)]))
     is_found = _find(wanted, (shingle_hashes(block, length) for block in _overlapping_blocks(train, length)))
-    return [
-        i for i, sketch in enumerate(sketches)
-        if len(sketch) and is_found[np.searchsorted(wanted, sketch)].mean() > MAX_SHARED
-    ]  # fmt: skip
+    counted, covered = np.zeros((2, len(document_tokens)), np.int64)
+    for segment in segments:
+        is_covered = covered_tokens(is_found[np.searchsorted(wanted, segment.hashes)], length)
+        counted[segment.document] += segment.is_counted.sum()
+        covered[segment.document] += (is_covered & segment.is_counted).sum()
+    return np.flatnonzero(covered > MAX_SHARED * counted).tolist()
 
 
-def _sketches(
+def covered_tokens(is_found: np.ndarray, length: int) -> np.ndarray:
+    """Return a mask of the tokens that are part of a shingle that was found, bool [shingles + length − 1].
+
+    is_found: mask of consecutive shingles, bool [shingles].
+    """
+    change = np.zeros(len(is_found) + length, np.int64)
+    change[: len(is_found)] += is_found
+    change[length:] -= is_found
+    return np.cumsum(change)[:-1] > 0
+
+
+def _segments(
     tokens: np.ndarray | ShardedArray,
     document_tokens: Sequence[int],
     length: int,
     role_mask: np.ndarray | ShardedArray | None,
-) -> Iterator[np.ndarray]:
-    """Yield, per document, its `SKETCH_SHINGLES` smallest distinct hashes in increasing order."""
-    start = 0
-    for size in document_tokens:
-        hashes = shingle_hashes(tokens[start : start + size], length)
-        if role_mask is not None:
-            hashes = hashes[role_mask[start : start + size][length - 1 :]]
-        yield np.unique(hashes)[:SKETCH_SHINGLES].copy()
-        start += size
+) -> Iterator[Segment]:
+    """Yield the segments of every document that has at least one shingle."""
+    run = max(SEGMENT_SHINGLES, 2 * length)
+    first_token = 0
+    for document, size in enumerate(document_tokens):
+        shingles = size - length + 1
+        starts, count = [0], shingles
+        if shingles > SEGMENTS * run:
+            starts, count = np.linspace(0, shingles - run, SEGMENTS).astype(int).tolist(), run
+        for start in starts if shingles > 0 else []:
+            here = slice(first_token + start, first_token + start + count + length - 1)
+            is_counted = np.ones(count + length - 1, bool) if role_mask is None else np.array(role_mask[here])
+            if start > 0:
+                is_counted[: length - 1] = False  # they are part of earlier shingles too
+            if start + count < shingles:
+                is_counted[count:] = False
+            yield Segment(document, shingle_hashes(tokens[here], length), is_counted)
+        first_token += size
 
 
 def _overlapping_blocks(tokens: np.ndarray | ShardedArray, length: int) -> Iterator[np.ndarray]:

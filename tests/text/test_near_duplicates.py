@@ -10,7 +10,14 @@ import pytest
 from jumpahead.errors import DataError
 from jumpahead.text import near_duplicates as module
 from jumpahead.text.contexts import Contexts
-from jumpahead.text.near_duplicates import SKETCH_SHINGLES, near_duplicates, shingle_hashes, shingle_length
+from jumpahead.text.near_duplicates import (
+    SEGMENT_SHINGLES,
+    SEGMENTS,
+    covered_tokens,
+    near_duplicates,
+    shingle_hashes,
+    shingle_length,
+)
 from jumpahead.text.source import Document
 from jumpahead.text.token_files import ShardedArray
 from jumpahead.text.tokenize import tokenize_splits
@@ -114,21 +121,33 @@ def test_equal_sequences_have_equal_hashes_and_others_do_not(length):
     assert len(shingle_hashes(tokens[: length - 1], length)) == 0
 
 
-def test_a_shingle_carries_two_hundred_bits():
-    assert [shingle_length(size) for size in (100, 512, 4096, 32_000, 50_257, 256_000)] == [31, 23, 17, 14, 13, 12]
+def test_a_shingle_carries_256_bits():
+    assert [shingle_length(size) for size in (100, 512, 4096, 32_000, 50_257, 256_000)] == [39, 29, 22, 18, 17, 15]
 
 
 @pytest.mark.parametrize(("shared", "expected"), [(0.7, []), (0.76, []), (0.84, [1]), (0.9, [1]), (1.0, [1])])
-def test_documents_that_share_more_than_eighty_percent_are_found(shared, expected, monkeypatch):
-    """A document of 4,000 shingles, of which a share is in the training text; 1,000 of them are looked up here."""
-    monkeypatch.setattr(module, "SKETCH_SHINGLES", 1_000)
+@pytest.mark.parametrize("size", [900, 5_000])
+def test_documents_that_share_more_than_eighty_percent_are_found(size, shared, expected):
     rng = np.random.default_rng(3)
-    train, other, n = rng.integers(0, 5_000, 50_000), rng.integers(0, 5_000, 9_000), 13
-    part = round(shared * 4_000) + n - 1 if shared < 1 else 4_000 + n - 1
-    document = np.concatenate([train[777 : 777 + part], other[: 4_000 + n - 1 - part]])
-    held_out = np.concatenate([other[5_000:], document])
-    found = near_duplicates(train, held_out, [4_000, len(document)], n)
-    assert found == expected
+    train, other = rng.integers(0, 5_000, 50_000), rng.integers(0, 5_000, 2 * size)
+    part = round(shared * size)
+    document = np.concatenate([train[777 : 777 + part], other[: size - part]])
+    assert near_duplicates(train, np.concatenate([other[size:], document]), [size, size], 13) == expected
+
+
+def test_a_short_file_with_one_changed_word_is_a_near_duplicate():
+    """As sre_compile.py and sre_parse.py of Python's library: 64 of 65 tokens are the same, 32 of 49 shingles."""
+    rng = np.random.default_rng(4)
+    train = rng.integers(0, 4_000, 10_000)
+    copy = train[5_000:5_065].copy()
+    copy[30] = 4_001
+    assert near_duplicates(train, np.concatenate([copy, rng.integers(0, 4_000, 65)]), [65, 65], 17) == [0]
+
+
+def test_covered_tokens_by_hand():
+    found = np.array([False, True, False, False, False, True])
+    assert covered_tokens(found, 3).astype(int).tolist() == [0, 1, 1, 1, 0, 1, 1, 1]
+    assert covered_tokens(found, 1).tolist() == found.tolist()
 
 
 def test_it_does_not_depend_on_files_or_blocks_and_memory_is_bounded(monkeypatch):
@@ -138,15 +157,15 @@ def test_it_does_not_depend_on_files_or_blocks_and_memory_is_bounded(monkeypatch
     sizes = [3_000, 3_000, 1_000, 12]  # the last is shorter than a shingle
     assert near_duplicates(train, held_out, sizes, 13) == [0, 2]
     parts = ShardedArray([train[:6_001], train[6_001:6_010], train[6_010:]])
+    segments = list(module._segments(held_out, sizes, 13, None))
+    assert [segment.document for segment in segments] == [0] * SEGMENTS + [1] * SEGMENTS + [2]
+    assert [len(segment.hashes) for segment in segments] == [SEGMENT_SHINGLES] * 2 * SEGMENTS + [988]
     monkeypatch.setattr(module, "_TOKENS_AT_ONCE", 100)
     asked: list[int] = []
     hashes = module.shingle_hashes
     monkeypatch.setattr(module, "shingle_hashes", lambda tokens, n: asked.append(len(tokens)) or hashes(tokens, n))
     assert near_duplicates(parts, held_out, sizes, 13) == [0, 2]
-    assert asked[:4] == sizes
-    assert max(asked[4:]) <= 100 + 12
-    sketches = list(module._sketches(held_out, sizes, 13, None))
-    assert [len(sketch) for sketch in sketches] == [SKETCH_SHINGLES] * 3 + [0]
+    assert max(asked[len(segments) :]) <= 100 + 12
 
 
 def test_a_prompt_that_conversations_share_does_not_make_them_near_duplicates():
