@@ -92,7 +92,8 @@ def _narrow_intervals(panels: Sequence[Mapping[str, Any]], covers: str, unit: Sa
     documents = min((panel["documents"] for panel in panels), default=FEW_DOCUMENTS)
     if documents < FEW_DOCUMENTS:
         sentences.append(
-            f"With fewer than {FEW_DOCUMENTS} {unit.groups} they may be too narrow: hold out more {unit.text}."
+            f"With fewer than {FEW_DOCUMENTS} {unit.groups} they may be too narrow: raise evaluate.tokens, or hold out "
+            f"more {unit.text}."
         )
     if covers != "text":
         settings = Counter(

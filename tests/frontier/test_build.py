@@ -177,7 +177,9 @@ def test_few_documents_are_pointed_out():
             one["text"]["documents"] = documents
         return Frontier(build_frontier(saes, **keywords("jumprelu"))).covers
 
-    assert covers(19).endswith("With fewer than 20 documents they may be too narrow: hold out more text.")
+    assert covers(19).endswith(
+        "With fewer than 20 documents they may be too narrow: raise evaluate.tokens, or hold out more text."
+    )
     assert "narrow" not in covers(20)
     assert "With 3 seeds they are too narrow" in covers(20, (0, 1, 2))
     assert "narrow" not in covers(20, range(8))

@@ -31,6 +31,10 @@ def print_frontier(frontier: Frontier, console: Console | None = None) -> None:
         print_line(console, _held_out_sentence(panel, frontier.unit))
         console.print(_sae_table(panel, titles))
         fidelity = METRICS[panel["fidelity"]].name
+        for key in _measured_metrics(panel):
+            if METRICS[key].depends_on_rows:
+                title = METRICS[key].title.format(unit=frontier.unit, rows=f"{panel['rows']:,}")
+                print_line(console, f"{METRICS[key].short}: {title[0].lower()}{title[1:]}", "dim")
         print_line(console, f"*: no SAE of this panel is at least as good in both L0 and {fidelity}", "dim")
         for key, entries in panel["matched"].items():
             if entries:
