@@ -251,6 +251,17 @@ def test_the_plan_holds_what_the_comparison_is_of():
     }  # fmt: skip
 
 
+def test_the_plan_counts_what_is_there_and_names_what_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "library_version", lambda library: "0.1" * (library == "jumpahead"))
+    chosen = plan.Selection(places=("dictionary",))
+    one = QualityRun("dictionary", "final", 2_000_000, "jumpahead", "gated", 11, "recipe", None)
+    key = one.key(PLACES["dictionary"].data_digest("final", tmp_path))
+    save_results(tmp_path / "final.jsonl", {key: {"key": key}})
+    said = program.describe_plan(chosen, tmp_path / "development.jsonl", tmp_path / "final.jsonl", tmp_path)
+    assert f"final: dictionary, jumpahead: 1 of {len(runs.ARCHITECTURES.names())} SAEs" in said
+    assert "SAELens: not on this machine" in said
+
+
 # ---------------------------------------------------------------------------------------------- the table
 
 

@@ -21,7 +21,7 @@ from benchmarks.quality import places
 from benchmarks.quality.page import render_page
 from benchmarks.quality.places import PLACES, Budget
 from benchmarks.quality.plan import Selection, peer_series, table_runs, tuning_runs
-from benchmarks.quality.runs import OURS, QualityRun, make_missing
+from benchmarks.quality.runs import OURS, QualityRun, library_version, make_missing
 from benchmarks.quality.trainers import PEERS
 from benchmarks.result_lines import Lines, load_results
 from benchmarks.sparsity.setups import SETUPS
@@ -69,16 +69,21 @@ def say(text: str) -> None:
 
 
 def describe_plan(chosen: Selection, development: Path, tested: Path, folder: Path) -> str:
-    """Return how many SAEs of each place and library there are and how many are missing."""
+    """Return how many SAEs of each place and library there are and how many are missing.
+
+    Those of a library that is not installed cannot be counted: its version is part of their keys.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    words = []
+    words: list[str] = []
+    absent: dict[str, None] = {}
     for path, wanted in ((development, tuning_runs()), (tested, table_runs(load_results(development).values()))):
         done = load_results(path)
         counts: dict[tuple[str, str], list[int]] = {}
         digests: dict[tuple[str, str], str] = {}
         for one in filter(chosen.has, wanted):
             place, data = PLACES[one.place], (one.place, one.part)
-            if place.missing():
+            if place.missing() or not library_version(one.library):
+                absent[one.place if place.missing() else one.library] = None
                 continue
             digests.setdefault(data, place.data_digest(one.part, folder))
             both = counts.setdefault((one.place, one.library), [0, 0])
@@ -86,7 +91,7 @@ def describe_plan(chosen: Selection, development: Path, tested: Path, folder: Pa
             both[1] += 1
         words += [f"{path.stem}: {place}, {library}: {there} of {all_} SAEs"
                   for (place, library), (there, all_) in counts.items()]  # fmt: skip
-    return "\n".join(words)
+    return "\n".join([*words, *(f"{name}: not on this machine" for name in absent)])
 
 
 def quick(threads: int | None) -> int:
