@@ -223,6 +223,28 @@ def gemma_scope_outputs(version: int) -> Callable[[Path, Tensor], Outputs]:
     return outputs
 
 
+def qwen_scope_written(root: Path) -> Iterator[tuple[str, Path, Outputs]]:
+    """Yield an SAE in the layout of Qwen Scope, and what SAELens computes with it, the hub replaced by the folder."""
+    loaders, lens = module("sae_lens.loading.pretrained_sae_loaders"), module("sae_lens")
+    repo, file = f"Qwen/SAE-Res-Qwen3-1.7B-Base-W32K-L0_{K}", "layer3.sae.pt"
+    folder = root / repo.rpartition("/")[2]
+    folder.mkdir()
+    w = normal(WIDTH, D, seed=1, scale=0.3)
+    tensors = {"W_enc": w + normal(WIDTH, D, seed=2, scale=0.05), "W_dec": w.T.contiguous()}
+    tensors |= {"b_enc": normal(WIDTH, seed=3, scale=0.3), "b_dec": normal(D, seed=4, scale=0.3)}
+    torch.save(tensors, folder / file)
+    kept, loaders.hf_hub_download = loaders.hf_hub_download, lambda **_: str(folder / file)
+    try:
+        config, state, _ = loaders.qwen_scope_sae_huggingface_loader(repo, file)
+    finally:
+        loaders.hf_hub_download = kept
+    bias, k = config["apply_b_dec_to_input"], config["activation_fn_kwargs"]["k"]
+    sae = lens.TopKSAE(lens.TopKSAEConfig(d_in=D, d_sae=WIDTH, k=k, apply_b_dec_to_input=bias))
+    sae.load_state_dict(state)
+    f = sae.encode(activations())
+    yield "topk", folder / file, (f, sae.decode(f))
+
+
 # ---------------------------------------------------------------------------------------------- dictionary_learning
 
 
@@ -327,6 +349,7 @@ LIBRARIES = {
     "dictionary_learning": "dictionary-learning",
     "sparsify": "eai-sparsify",
     "llamascopium": "llamascopium",
+    "qwen_scope": "sae-lens",
 }
 """The package that computes with each format."""
 
@@ -340,6 +363,7 @@ def all_rows() -> Iterator[Row]:
         "dictionary_learning": (dictionary_learning_outputs, dictionary_learning_written),
         "sparsify": (sparsify_outputs, sparsify_written),
         "llamascopium": (llamascopium_outputs, llamascopium_written),
+        "qwen_scope": (saelens_outputs, qwen_scope_written),
     }
     assert {*clients, "jumpahead"} == set(FORMATS.names())
     for name, (outputs, written) in clients.items():
@@ -376,8 +400,8 @@ def render(rows: list[Row]) -> str:
                 lines.append(f"| {title} | {row.architecture} | {row.verdict} | {numbers} |")
         lines.append("")
     lines += [
-        "Gemma Scope is computed by SAELens, whose hub reader is given the exported folder. Reading is tested on",
-        "files of the published layout, in `tests/formats`.",
+        "Gemma Scope and Qwen Scope are computed by SAELens, whose hub readers are given a folder. Gemma Scope's own",
+        "layout is read in `tests/formats`.",
         "",
     ]
     return "\n".join(lines)

@@ -64,6 +64,7 @@ FILES = {
     "dictionary_learning": ("config.json", "ae.pt"),
     "sparsify": ("cfg.json", "sae.safetensors"),
     "llamascopium": ("config.json", "sae_weights.safetensors"),
+    "qwen_scope": ("", "layer0.sae.pt"),
 }
 """Names of the configuration and of the weights."""
 OUTPUTS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
@@ -73,6 +74,7 @@ OUTPUTS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "dictionary_learning": libraries.dictionary_learning,
     "sparsify": libraries.sparsify,
     "llamascopium": libraries.llamascopium,
+    "qwen_scope": libraries.qwen_scope,
 }
 
 
@@ -122,7 +124,12 @@ def layouts(width: int = WIDTH, d: int = D) -> list[Layout]:
         *_dictionary_learning(w, theta, gate, width, d),
         *_sparsify(w, width, d),
         *_llamascopium(w, theta, width, d),
-    ]
+        Layout(
+            "qwen-scope", "qwen_scope", f"SAE-Res-Qwen3-1.7B-Base-W32K-L0_{K}", {},
+            {"W_enc": w["e"], "W_dec": w["d"].T, "b_enc": w["b"], "b_dec": w["c"]}, "topk",
+            site="layers.0.residual", model="Qwen/Qwen3-1.7B-Base",
+        ),
+    ]  # fmt: skip
 
 
 def _saelens(w, theta, gate, width, d) -> list[Layout]:

@@ -96,6 +96,12 @@ def sparsify(config: dict[str, Any], t: Tensors, x: Tensor) -> tuple[Tensor, Ten
     return f, f @ t["W_dec"] + t["b_dec"]
 
 
+def qwen_scope(config: dict[str, Any], t: Tensors, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Qwen Scope's TopK; k is in the folder's name."""
+    f = keep_largest(x @ t["W_enc"].T + t["b_enc"], 5)
+    return f, f @ t["W_dec"].T + t["b_dec"]
+
+
 def llamascopium(config: dict[str, Any], t: Tensors, x: Tensor) -> tuple[Tensor, Tensor]:
     """llamascopium; features are those of unscaled activations."""
     norm = t.get(f"dataset_average_activation_norm.{config['hook_point_in']}")

@@ -250,6 +250,12 @@ def test_a_lost_threshold_is_no_plausible_nonsense(tmp_path):
     refused(standard, "sae_weights.safetensors", "'threshold' does not belong")
 
 
+def test_qwen_scope_without_the_name_that_says_k_is_refused(tmp_path):
+    layout = labelled("qwen-scope")
+    refused(layout._replace(folder="renamed").write(tmp_path), "layer0.sae.pt", "does not say k")
+    refused(layout._replace(folder="SAE-Res-X-W32K-L0_38").write(tmp_path), "layer0.sae.pt", "L0_38")
+
+
 # ---------------------------------------------------------------------------------------------- pickles
 
 

@@ -32,6 +32,7 @@ HOLDS = {
     "gemma_scope": {"relu", "jumprelu"},
     "gemma_scope_2": {"relu", "jumprelu"},
     "sparsify": {"topk"},
+    "qwen_scope": set(),
 }
 """The activation functions that each library has."""
 exports = pytest.mark.parametrize("name", HOLDS)
@@ -123,6 +124,8 @@ def test_a_mean_a_thousand_times_the_spread_costs_no_precision(name, kind, tmp_p
 
 @exports
 def test_an_sae_without_a_known_location_is_exported(name, tmp_path):
+    if not HOLDS[name]:
+        return
     case = next(case for case in CASES if case.architecture == ("topk" if name == "sparsify" else "jumprelu"))
     save(saved(case, {}), name, tmp_path)
     assert load(tmp_path).width == WIDTH
