@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import itertools
 import json
 import sys
 import tempfile
@@ -281,6 +282,38 @@ def dictionary_learning_written(root: Path) -> Iterator[tuple[str, Path, Outputs
         torch.save({key: value.cpu() for key, value in dictionary.state_dict().items()}, folder / "ae.pt")
         (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {"ctx_len": 128}}))
         yield name, folder, dictionary_learning_outputs(folder, activations())
+    yield from dictionary_learning_trained(root / "trained")
+
+
+def dictionary_learning_trained(root: Path) -> Iterator[tuple[str, Path, Outputs]]:
+    """Yield what `trainSAE` saves after a few steps on scaled activations, with the configurations that it writes."""
+    folder, training = "dictionary_learning.trainers", module("dictionary_learning.training")
+    steps = 40
+    common = {"activation_dim": D, "dict_size": WIDTH, "layer": 3, "lm_name": "EleutherAI/pythia-70m", "steps": steps}
+    common |= {"device": "cpu", "warmup_steps": 4}
+    start = {"threshold_start_step": 5}
+    slow = {"sparsity_warmup_steps": 4}
+    configs: dict[tuple[str, str], dict[str, Any]] = {
+        ("standard", "StandardTrainer"): slow,
+        ("gdm", "GatedSAETrainer"): slow,
+        ("jumprelu", "JumpReluTrainer"): {**slow, "target_l0": 6.0},
+        ("top_k", "TopKTrainer"): {"k": K, **start},
+        ("batch_top_k", "BatchTopKTrainer"): {"k": K, **start},
+        ("matryoshka_batch_top_k", "MatryoshkaBatchTopKTrainer"): {"k": K, **start, "group_fractions": [0.25, 0.75]},
+    }
+    found = [
+        {"trainer": getattr(module(f"{folder}.{file}"), name), **common, **options}
+        for (file, name), options in configs.items()
+    ]
+    data = itertools.cycle(activations().split(512))
+    with torch.enable_grad():
+        training.trainSAE(data, found, steps=steps, save_dir=str(root), normalize_activations=True, device="cpu")
+    for i, (_, name) in enumerate(configs):
+        yield (
+            f"{name}, trained",
+            root / f"trainer_{i}",
+            dictionary_learning_outputs(root / f"trainer_{i}", activations()),
+        )
 
 
 # ---------------------------------------------------------------------------------------------- sparsify
