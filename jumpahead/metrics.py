@@ -2,10 +2,9 @@
 
     G  clusters of held-out text: one document each, or several documents     R  bootstrap replicates
     d  dimension of the activations                                          M  number of features of the SAE
-    F  number of true features, which activations are made of; 0 if they are not known
 
-An evaluation accumulates `Sums` per cluster. A metric is a function of the totals over clusters. A bootstrap replicate
-of the metric is the same function of totals with random weights per cluster:
+An evaluation accumulates `metric_sums.Sums` per cluster. A metric is a function of the totals over clusters. A
+bootstrap replicate of the metric is the same function of totals with random weights per cluster:
 
     total_r = Σ_g w_rg · sum_g        w_r ~ Multinomial(G; 1/G, …, 1/G), the same w for every SAE of a study
 
@@ -23,6 +22,7 @@ import numpy as np
 
 from jumpahead.errors import DataError
 from jumpahead.formatting import SampleUnit, format_number, format_percent
+from jumpahead.metric_sums import Sums, totals
 from jumpahead.resampling import ratio_standard_error
 
 ONE_IN_10 = 10
@@ -31,63 +31,6 @@ ONE_IN_100 = 100
 """A feature fires on more than 1 % of the rows if ONE_IN_100 · (firing count) > rows."""
 MAX_REPLICATE_ELEMENTS = 2**24
 """Maximum elements of the [replicates, features] arrays that `measure` allocates (128 MiB in float64)."""
-
-
-class Sums(NamedTuple):
-    """Sums over held-out text, [G, …] for G clusters; [R, …] for R bootstrap replicates, […] summed over clusters."""
-
-    tokens: np.ndarray
-    """[G] number of scored tokens."""
-    clean: np.ndarray
-    """[G] next-token loss of the unmodified LM in nats, summed over scored tokens."""
-    spliced: np.ndarray
-    """[G] loss with activations replaced by the SAE's reconstructions, nats, summed over scored tokens."""
-    zero: np.ndarray
-    """[G] loss with activations set to zero, nats, summed over scored tokens."""
-    mean: np.ndarray
-    """[G] loss with activations set to the mean activation, nats, summed over scored tokens."""
-    kl: np.ndarray
-    """[G] KL(clean ‖ spliced) between next-token distributions, nats, summed over scored tokens."""
-    rows: np.ndarray
-    """[G] number of spliced positions. All fields below are sums over spliced positions."""
-    l0: np.ndarray
-    """[G] Σ |{i : f_i > 0}|, the number of active features."""
-    error: np.ndarray
-    """[G] Σ ‖x − x̂‖²."""
-    x_sq: np.ndarray
-    """[G] Σ ‖x‖²."""
-    x_sum: np.ndarray
-    """[G, d] Σ x."""
-    xhat_sq: np.ndarray
-    """[G] Σ ‖x̂‖²."""
-    x_dot_xhat: np.ndarray
-    """[G] Σ x·x̂."""
-    cosine: np.ndarray
-    """[G] Σ x·x̂ / (‖x‖‖x̂‖)."""
-    firing: np.ndarray
-    """[G, M] int64, number of rows on which each feature is active."""
-    true_firing: np.ndarray
-    """[G, F] int64, number of rows on which each true feature is active."""
-    matched_firing: np.ndarray
-    """[G, F] int64, the same of the feature matched to it; 0 if there is none."""
-    both_firing: np.ndarray
-    """[G, F] int64, the same of the two together."""
-
-    @classmethod
-    def zeros(cls, clusters: int, d: int, width: int, true_features: int = 0) -> Sums:
-        """Return sums initialised to zero: int64 for counts, float64 otherwise.
-
-        G = `clusters`, M = `width`, F = `true_features`.
-        """
-        truth = ("true_firing", "matched_firing", "both_firing")
-        counts = {"tokens", "rows", "l0", "firing", *truth}
-        trailing = {"x_sum": (d,), "firing": (width,), **dict.fromkeys(truth, (true_features,))}
-        return cls(
-            *(
-                np.zeros((clusters, *trailing.get(name, ())), np.int64 if name in counts else np.float64)
-                for name in cls._fields
-            )
-        )
 
 
 Terms = Callable[[Sums], tuple[Any, Any]]
@@ -240,9 +183,15 @@ def _has_never_fired(s: Sums) -> Any:
     return s.firing == 0
 
 
-def _fvu(s: Sums) -> Any:
-    """Return the fraction of variance unexplained, Σ‖x−x̂‖² / (Σ‖x‖² − ‖Σx‖² / rows)."""
-    return _divide_or_nan(s.error, s.x_sq - (s.x_sum**2).sum(-1) / s.rows)
+def _variance(s: Sums) -> Any:
+    """Return Σ‖x − x̄‖² = Σ‖x‖² − ‖Σx‖²/rows."""
+    return s.x_sq - (s.x_sum**2).sum(-1) / np.maximum(s.rows, 1)
+
+
+def _ordinary_variance(s: Sums) -> Any:
+    """Return Σ‖x − x̄‖² over the rows that are no outliers, about their own mean; nan if no row is an outlier."""
+    rest = s._replace(rows=s.rows - s.outlier_rows, x_sq=s.x_sq - s.outlier_x_sq, x_sum=s.x_sum - s.outlier_x_sum)
+    return np.where(np.asarray(s.outlier_rows) == 0, np.nan, _variance(rest))
 
 
 def _f1(s: Sums) -> Any:
@@ -260,7 +209,8 @@ _DECLARED = [
            "Σ (nats spliced − nats clean) / scored positions", lambda s: (s.spliced - s.clean, s.tokens),
            curve=CurveInterpolation("log_if_significant", "real", is_fidelity=True),
            query=QueryOption("delta-loss", "Nats per token lost by splicing.")),
-    Metric("fvu", "FVU", "Fraction of variance unexplained", "FVU", "", "lower", "Σ‖x − x̂‖² / Σ‖x − x̄‖²", _fvu, None,
+    Metric("fvu", "FVU", "Fraction of variance unexplained", "FVU", "", "lower", "Σ‖x − x̂‖² / Σ‖x − x̄‖²",
+           lambda s: _divide_or_nan(s.error, _variance(s)), None,
            curve=CurveInterpolation("log", "non-negative", is_fidelity=True),
            query=QueryOption("fvu", "Fraction of variance unexplained.")),
     *_count_and_share("above_10pct", "features above 10 %", "Features active on more than 10 % of {unit.plural}",
@@ -288,6 +238,12 @@ _DECLARED = [
            "Σ x·x̂ / (‖x‖‖x̂‖) / positions", lambda s: (s.cosine, s.rows)),
     _ratio("shrinkage", "shrinkage", "Shrinkage", "shrinkage", "", "one",
            "Σ‖x̂‖² / Σ x·x̂", lambda s: (s.xhat_sq, s.x_dot_xhat)),
+    Metric("fvu_ordinary", "FVU without outliers", "Fraction of variance unexplained, without outliers", "FVU*", "",
+           "lower", "Σ‖x − x̂‖² / Σ‖x − x̄‖² within 10 × the median norm",
+           lambda s: _divide_or_nan(s.error - s.outlier_error, _ordinary_variance(s)), None),
+    Metric("outlier_variance", "variance of outliers", "Share of the variance that outliers hold", "outliers", "",
+           "none", "1 − Σ‖x − x̄‖² within 10 × the median norm / Σ‖x − x̄‖²",
+           lambda s: 1 - _divide_or_nan(_ordinary_variance(s), _variance(s)), None),
     _ratio("ce_clean", "loss of the LM", "Loss of the LM", "LM loss", _NATS, "none",
            "Σ nats clean / scored positions", lambda s: (s.clean, s.tokens)),
     _ratio("ce_zero", "loss with zero ablation", "Loss with the site set to zero", "zero", _NATS, "none",
@@ -335,24 +291,6 @@ def format_with_name(key: str, value: float | None, sample: str = "") -> str:
         return f"{metric.name} {text}"
     among = f" in {sample}" if metric.depends_on_rows and sample else ""
     return f"{text} {'of ' if metric.format == 'share' else ''}{metric.name}{among}"
-
-
-def totals(sums: Sums, weights: np.ndarray | None = None) -> Sums:
-    """Return every field summed over clusters in float64, which is exact for counts below 2⁵³.
-
-    If `weights` [R, G] is given, return R weighted sums over clusters; each field has a leading dimension R.
-    Raises ValueError if shapes do not match.
-    """
-    clusters = len(sums.tokens)
-    fields = [np.asarray(field, np.float64) for field in sums]
-    if any(len(field) != clusters for field in fields):
-        raise ValueError("every field of Sums needs one entry per cluster.")
-    if weights is None:
-        return Sums(*(field.sum(0) for field in fields))
-    weights = np.asarray(weights, np.float64)
-    if weights.ndim != 2 or weights.shape[1] != clusters:
-        raise ValueError(f"weights must be [R, {clusters}], not {list(weights.shape)}.")
-    return Sums(*(weights @ field for field in fields))
 
 
 def measure(sums: Sums, weights: np.ndarray | None = None, keys: Iterable[str] | None = None) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 TRAINING_VERSION = 5
 """Version of training; part of the input digest of every trained SAE."""
-TRAINING_DIGEST = "3a6334583db68180"
+TRAINING_DIGEST = "53c262e4618d4172"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
-EVALUATION_DIGEST = "14a0c7452dc951a6"
+EVALUATION_DIGEST = "03c2805f1354c7d4"
 
 FRONTIER_VERSION = 5
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""

@@ -16,6 +16,7 @@ import numpy as np
 from jumpahead import metrics
 from jumpahead.evaluation.coverage import effective_clusters, interval_expansion
 from jumpahead.evaluation.histogram import frequency_histogram
+from jumpahead.metric_sums import Sums
 from jumpahead.metrics import bootstrap_replicates
 from jumpahead.resampling import replicate_weights
 from jumpahead.storage.packed_numbers import pack_numbers
@@ -69,10 +70,11 @@ def sums(texts: Documents, l0: float, loss: float, spread: float, width: int, d:
     mean = rng.normal(size=d) / np.sqrt(d) / 3
     x_sq = rows * (1 + (mean**2).sum())
     error = rows * fvu * (1 + 0.1 * texts.difficulty)
-    return metrics.Sums(
+    return Sums(
         tokens=tokens, clean=clean, spliced=clean + rise, zero=clean + 6.2 * tokens, mean=clean + 4.4 * tokens,
         kl=1.1 * rise, rows=rows, l0=firing.sum(1), error=error, x_sq=x_sq, x_sum=rows[:, None] * mean,
         xhat_sq=x_sq - 1.05 * error, x_dot_xhat=x_sq - error, cosine=rows * np.sqrt(1 - fvu), firing=firing,
+        outlier_rows=0 * rows, outlier_error=0 * error, outlier_x_sq=0 * x_sq, outlier_x_sum=0 * rows[:, None] * mean,
         **dict.fromkeys(("true_firing", "matched_firing", "both_firing"), np.zeros((clusters, 0), np.int64)),
     )  # fmt: skip
 
@@ -118,7 +120,7 @@ def example(
 
 
 def _measured(
-    measured: metrics.Sums, texts: Documents, weights: np.ndarray, series: str, l0: float, seed: int, site: str
+    measured: Sums, texts: Documents, weights: np.ndarray, series: str, l0: float, seed: int, site: str
 ) -> dict[str, Any]:
     clusters, width = measured.firing.shape
     setting = setting_of(series, l0)

@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 
 from jumpahead import metrics
 from jumpahead.errors import DataError
-from jumpahead.metrics import METRICS, Sums, bootstrap_replicates, count_key_by_share, measure
+from jumpahead.metric_sums import Sums
+from jumpahead.metrics import METRICS, bootstrap_replicates, count_key_by_share, measure
 from jumpahead.resampling import ratio_standard_error, replicate_weights
 
 TRUTH = ("true_firing", "matched_firing", "both_firing")
 CONTRACT = {
     "delta_lm_loss", "ce_clean", "ce_spliced", "loss_recovered_zero", "loss_recovered_mean", "kl", "l0", "fvu",
     "cosine", "shrinkage", "above_10pct", "above_1pct", "share_above_10pct", "share_above_1pct", "never_fired",
-    "share_never_fired", "f1",
+    "share_never_fired", "f1", "fvu_ordinary", "outlier_variance",
 }  # fmt: skip
 
 
@@ -58,10 +59,19 @@ def sums_of(documents) -> Sums:
         x_dot_xhat=each(lambda doc: (doc["x"] * doc["xhat"]).sum()),
         cosine=each(row_cosine),
         firing=each(lambda doc: (doc["f"] > 0).sum(0)),
+        outlier_rows=each(lambda doc: is_outlier(doc["x"]).sum()),
+        outlier_error=each(lambda doc: ((doc["x"] - doc["xhat"]) ** 2)[is_outlier(doc["x"])].sum()),
+        outlier_x_sq=each(lambda doc: (doc["x"] ** 2)[is_outlier(doc["x"])].sum()),
+        outlier_x_sum=each(lambda doc: doc["x"][is_outlier(doc["x"])].sum(0)),
         true_firing=each(lambda doc: doc["truth"].sum(0)),
         matched_firing=each(lambda doc: (doc["f"][:, 3:10] > 0).sum(0)),
         both_firing=each(lambda doc: (doc["truth"] & (doc["f"][:, 3:10] > 0)).sum(0)),
     )
+
+
+def is_outlier(x):
+    """Return a mask of the rows [n, d] that are far from the mean of 7."""
+    return np.linalg.norm(x - 7, axis=1) > 9
 
 
 def dense(documents) -> dict[str, float]:
@@ -69,7 +79,7 @@ def dense(documents) -> dict[str, float]:
     joined = {key: np.concatenate([doc[key] for doc in documents]) for key in documents[0]}
     x, xhat, fires = joined["x"], joined["xhat"], joined["f"] > 0
     clean, spliced, zero, mean = (joined[key].mean() for key in ("clean", "spliced", "zero", "mean"))
-    frequency = fires.mean(0)
+    frequency, ordinary = fires.mean(0), ~is_outlier(x)
     f1 = []
     for found, truth in zip(fires[:, 3:10].T, joined["truth"].T, strict=True):
         precision = (found & truth).sum() / found.sum() if found.any() else 0.0
@@ -77,6 +87,7 @@ def dense(documents) -> dict[str, float]:
         if recall is not None:
             f1.append(2 * precision * recall / (precision + recall) if precision + recall else 0.0)
     cosines = [np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(x, xhat, strict=True)]
+    without = ((x - x[ordinary].mean(0)) ** 2)[ordinary].sum() if not ordinary.all() else np.nan
     return {
         "delta_lm_loss": spliced - clean,
         "ce_clean": clean,
@@ -88,6 +99,8 @@ def dense(documents) -> dict[str, float]:
         "kl": joined["kl"].mean(),
         "l0": fires.sum(1).mean(),
         "fvu": ((x - xhat) ** 2).sum(1).mean() / ((x - x.mean(0)) ** 2).sum(1).mean(),
+        "fvu_ordinary": ((x - xhat) ** 2)[ordinary].sum() / without,
+        "outlier_variance": 1 - without / ((x - x.mean(0)) ** 2).sum(),
         "cosine": np.mean(cosines),
         "shrinkage": (xhat**2).sum(1).mean() / (x * xhat).sum(1).mean(),
         "above_10pct": (frequency > 0.1).sum(),
@@ -115,7 +128,7 @@ def test_every_metric_equals_its_dense_definition(seed):
     documents = raw(np.random.default_rng(seed))
     expected = dense(documents)
     found = measure(sums_of(documents))
-    assert found == pytest.approx(expected, rel=1e-12)
+    assert found == pytest.approx(expected, rel=1e-12, nan_ok=True)
     assert set(found) == set(METRICS)
 
 
@@ -125,8 +138,8 @@ def test_a_replicate_is_the_same_metric_of_documents_drawn_that_often(weights):
     documents = raw(np.random.default_rng(11))
     drawn = [doc for doc, times in zip(documents, weights, strict=True) for _ in range(times)]
     found = measure(sums_of(documents), np.array([weights, [1, 1, 1]]))
-    assert {key: values[0] for key, values in found.items()} == pytest.approx(dense(drawn), rel=1e-12)
-    assert {key: values[1] for key, values in found.items()} == pytest.approx(dense(documents), rel=1e-12)
+    assert {key: values[0] for key, values in found.items()} == pytest.approx(dense(drawn), rel=1e-12, nan_ok=True)
+    assert {key: values[1] for key, values in found.items()} == pytest.approx(dense(documents), rel=1e-12, nan_ok=True)
 
 
 def test_replicates_do_not_depend_on_how_many_are_computed_at_once(monkeypatch):
@@ -149,6 +162,8 @@ def by_hand(**changes) -> Sums:
         "kl": [4.0, 1.0], "rows": [10, 20], "l0": [30, 90], "error": [3.0, 9.0], "x_sq": [100.0, 50.0],
         "x_sum": [[30.0, 0.0], [0.0, 30.0]], "xhat_sq": [90.0, 30.0], "x_dot_xhat": [95.0, 41.0],
         "cosine": [9.0, 18.0], "firing": [[3, 0, 1, 0], [0, 1, 0, 0]],
+        "outlier_rows": [1, 0], "outlier_error": [1.5, 0.0], "outlier_x_sq": [34.0, 0.0],
+        "outlier_x_sum": [[5.0, 3.0], [0.0, 0.0]],
         "true_firing": [[4, 0, 2], [2, 0, 0]], "matched_firing": [[1, 5, 3], [1, 0, 0]],
         "both_firing": [[1, 0, 1], [0, 0, 0]],
     }  # fmt: skip
@@ -163,6 +178,9 @@ def test_two_documents_by_hand():
     assert found["loss_recovered_mean"] == (52 - 32) / (52 - 22)
     assert found["l0"] == 120 / 30
     assert found["fvu"] == 12 / (150 - (900 + 900) / 30)
+    assert found["fvu_ordinary"] == pytest.approx(10.5 / (116 - (25**2 + 27**2) / 29))
+    assert found["outlier_variance"] == pytest.approx(1 - (116 - (25**2 + 27**2) / 29) / 90)  # one row, (5, 3)
+    assert np.isnan(measure(by_hand(outlier_rows=[0, 0]))["outlier_variance"])
     assert found["shrinkage"] == 120 / 136
     assert found["above_10pct"] == 0  # 3 of 30 rows is 10 %, not more
     assert found["above_1pct"] == 3
@@ -229,7 +247,7 @@ def test_standard_error_by_hand():
 def test_standard_error_of_equal_documents_is_that_of_a_mean():
     values = np.random.default_rng(0).normal(size=25)
     expected = values.std(ddof=1) / 5
-    assert ratio_standard_error(values * 40, np.full(25, 40)) == pytest.approx(expected, rel=1e-12)
+    assert ratio_standard_error(values * 40, np.full(25, 40)) == pytest.approx(expected, rel=1e-12, nan_ok=True)
 
 
 def test_one_document_has_no_standard_error():
@@ -241,7 +259,7 @@ def test_one_document_has_no_standard_error():
 def test_every_ratio_has_a_standard_error():
     found = metrics.standard_errors(sums_of(raw(np.random.default_rng(5))))
     counts = {"above_10pct", "above_1pct", "never_fired"}
-    without = {"fvu", "f1", *counts, *(f"share_{key}" for key in counts)}
+    without = {"fvu", "fvu_ordinary", "outlier_variance", "f1", *counts, *(f"share_{key}" for key in counts)}
     assert set(found) == set(METRICS) - without
     assert all(error > 0 for error in found.values())
 

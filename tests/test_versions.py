@@ -23,7 +23,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "jumpahead"
 VERSIONS = PACKAGE / "versions.py"
 SOURCES = {
     "TRAINING": ("training.py", "sae", "engine", "activations", "text", "lm"),
-    "EVALUATION": ("evaluation.py", "metrics.py", "diagnostics.py"),
+    "EVALUATION": ("evaluation.py", "metric_sums.py", "metrics.py", "resampling.py", "diagnostics.py"),
     "FRONTIER": ("frontier",),
 }
 """What each version covers: files and folders of the package, or a folder where a module became a package."""

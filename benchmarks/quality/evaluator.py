@@ -23,6 +23,7 @@ from jumpahead.engine import SparseFeatures
 from jumpahead.evaluation.held_out import HeldOut, HeldOutRows
 from jumpahead.evaluation.truth import match_features
 from jumpahead.lm.model import LM, ResumePoint
+from jumpahead.metric_sums import Sums
 from jumpahead.resampling import ratio_standard_error
 
 EVALUATOR_VERSION = 1
@@ -134,7 +135,7 @@ def next_token_nats(logits: Tensor, target: Tensor) -> Tensor:
 def evaluate_on_text(sae: ExportedSAE, lm: LM, groups: Sequence[CleanGroup]) -> dict[str, float]:
     """Return delta LM loss, its standard error over documents, FVU, L0 and the number of features that never fire."""
     documents = 1 + max(int(group.row_document.max()) for group in groups)
-    sums = metrics.Sums.zeros(documents, sae.w_dec.shape[1], len(sae.w_dec))
+    sums = Sums.zeros(documents, sae.w_dec.shape[1], len(sae.w_dec))
     for group in groups:
         x = group.resume.activation[group.spliced].float()
         x_hat = _add_rows(sums, sae, x, group.row_document)
@@ -155,7 +156,7 @@ def evaluate_on_text(sae: ExportedSAE, lm: LM, groups: Sequence[CleanGroup]) -> 
 def evaluate_on_rows(sae: ExportedSAE, held_out: HeldOutRows, site: str) -> dict[str, float]:
     """Return FVU, L0, the number of features that never fire and F1 of the true features, on synthetic activations."""
     data, match = held_out.activations, match_features(held_out.activations.dictionary[site], sae.w_dec)
-    sums = metrics.Sums.zeros(held_out.groups, sae.w_dec.shape[1], len(sae.w_dec), match.true_features)
+    sums = Sums.zeros(held_out.groups, sae.w_dec.shape[1], len(sae.w_dec), match.true_features)
     for group in range(held_out.groups):
         x, truth = data.rows(group)[site].float(), data.feature_activations(group)[site] > 0
         document = np.full(len(x), group)
@@ -177,7 +178,7 @@ def _sparse(features: Tensor) -> SparseFeatures:
     return SparseFeatures(indptr, on.nonzero()[:, 1].int(), features[on])
 
 
-def _add_rows(sums: metrics.Sums, sae: ExportedSAE, x: Tensor, document: np.ndarray) -> Tensor:
+def _add_rows(sums: Sums, sae: ExportedSAE, x: Tensor, document: np.ndarray) -> Tensor:
     """Add the terms of the rows x [n, d] to the sums of their documents [n]; return the reconstructions [n, d]."""
     parts = []
     for start in range(0, len(x), ROWS_AT_ONCE):
@@ -194,12 +195,12 @@ def _add_rows(sums: metrics.Sums, sae: ExportedSAE, x: Tensor, document: np.ndar
     return torch.cat(parts)
 
 
-def _add(sums: metrics.Sums, name: str, document: np.ndarray, values: Tensor) -> None:
+def _add(sums: Sums, name: str, document: np.ndarray, values: Tensor) -> None:
     """Add values [n, …] to one field of the sums of their documents [n]."""
     field = getattr(sums, name)
     np.add.at(field, document, values.numpy().astype(field.dtype))
 
 
-def _measure(sums: metrics.Sums, keys: Sequence[str]) -> dict[str, float]:
+def _measure(sums: Sums, keys: Sequence[str]) -> dict[str, float]:
     """Return the metrics with these keys."""
     return metrics.measure(sums, keys=keys)

@@ -13,7 +13,7 @@ so that a few very long rows decide neither.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,15 +53,14 @@ class Moments(NamedTuple):
     by_limit: dict[float, CentredMoments]
     """μ and C by norm limit; 0 is no limit."""
 
-    @property
-    def outlier_norm(self) -> float:
-        """Return the distance from `centre` above which evaluations call a row an outlier; ∞ if it is undefined."""
-        return OUTLIER_LIMIT * self.median_norm if self.median_norm > 0 else float("inf")
+    def outliers(self) -> dict[str, Any] | None:
+        """Return which rows evaluations call outliers, for JSON: those farther than `norm` from the mean `centre`.
 
-    @property
-    def centre(self) -> Tensor:
-        """Return the mean that outliers hardly move, float32 [d]: that of the norm limit OUTLIER_LIMIT."""
-        return self.by_limit[OUTLIER_LIMIT].mean
+        None if that is undefined, because most rows are equal.
+        """
+        if self.median_norm == 0:
+            return None
+        return {"centre": self.by_limit[OUTLIER_LIMIT].mean.tolist(), "norm": OUTLIER_LIMIT * self.median_norm}
 
     def unit(self, name: UnitName, norm_limit: float) -> Unit:
         """Return the unit of training.

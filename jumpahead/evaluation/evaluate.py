@@ -24,6 +24,7 @@ from jumpahead.errors import DataError
 from jumpahead.evaluation.batches import encoder_batches
 from jumpahead.evaluation.held_out import HeldOut
 from jumpahead.evaluation.logits import LOGIT_BYTES, cross_entropies, logits_with_splice
+from jumpahead.evaluation.outliers import OutlierRule, find_outliers, outlier_firing, outlier_terms
 from jumpahead.evaluation.sums import EvaluationSums, count_per_chunk, firing_counts, reconstruction_sums, sum_per_chunk
 from jumpahead.lm.model import LM, ResumePoint
 from jumpahead.lm.sae_location import warn_if_elsewhere
@@ -41,11 +42,13 @@ def evaluate(
     progress: Progress | None = None,
     layer: Kernels | None = None,
     device: torch.device | str = "cpu",
+    outliers: OutlierRule | None = None,
 ) -> dict[str, EvaluationSums]:
     """Return the evaluation sums of every SAE, by name.
 
     mean [d]: the activation for mean ablation, in the LM's unit. layer: the kernel layer, by default the device's.
-    device: the device on which SAEs encode and decode. Raises DataError if an SAE's d differs from the site's d.
+    device: the device on which SAEs encode and decode. outliers: which rows are outliers, by default none. Raises
+    DataError if an SAE's d differs from the site's d.
     """
     for name, sae in saes.items():
         if sae.d != lm.width_at(site):
@@ -59,7 +62,8 @@ def evaluate(
     with progress.phase("evaluating", text.tokens * max(1, len(saes)), "tokens") as phase:
         while encoders:
             for group in range(text.groups):
-                _add_group(_ContextGroup.run_clean(lm, text, group, site, mean, device), totals, encoders, phase)
+                clean = _ContextGroup.run_clean(lm, text, group, site, mean, device, outliers)
+                _add_group(clean, totals, encoders, phase)
             encoders = next(batches, {})
     return totals
 
@@ -92,6 +96,8 @@ class _ContextGroup(NamedTuple):
     """float32 [rows, d]: the site's activations at spliced positions, on the device of the SAEs."""
     x_float64: Tensor
     """float64 [rows, d]: `x` in float64."""
+    is_outlier: Tensor | None
+    """bool [rows]: which rows are outliers; None if none is."""
     p: Tensor
     """float32 [scored, V]: next-token probabilities of the unmodified LM."""
     negentropy: Tensor
@@ -103,11 +109,18 @@ class _ContextGroup(NamedTuple):
     document: np.ndarray
     """int64 [chunks]: the document that each chunk belongs to."""
     shared: dict[str, np.ndarray]
-    """[chunks, …] each: sums per chunk that do not depend on the SAE, by field of `metrics.Sums`."""
+    """[chunks, …] each: sums per chunk that do not depend on the SAE, by field of `metric_sums.Sums`."""
 
     @classmethod
     def run_clean(
-        cls, lm: LM, text: HeldOut, group: int, site: str, mean: Tensor, device: torch.device | str = "cpu"
+        cls,
+        lm: LM,
+        text: HeldOut,
+        group: int,
+        site: str,
+        mean: Tensor,
+        device: torch.device | str = "cpu",
+        outliers: OutlierRule | None = None,
     ) -> _ContextGroup:
         """Run the LM on a group of contexts: unmodified, with zero ablation and with mean ablation."""
         ids = torch.from_numpy(text.contexts.ids(group))
@@ -129,17 +142,32 @@ class _ContextGroup(NamedTuple):
         )
         x_float64 = x.double()
         tokens, rows = (count_per_chunk(chunk, where, len(document)) for where in (scored, spliced))
+        row_terms = {"x_sq": x_float64.square().sum(1), "x_sum": x_float64}
+        is_outlier = find_outliers(outliers, x_float64)
+        row_terms |= outlier_terms(is_outlier, row_terms | {"rows": torch.ones(len(x), dtype=torch.int64)})
         shared = {
             "tokens": tokens,
             "rows": rows,
             **{name: sum_per_chunk(v, tokens) for name, v in {"clean": nats, "zero": zero, "mean": mean_nats}.items()},
-            **{
-                name: sum_per_chunk(v, rows)
-                for name, v in {"x_sq": x_float64.square().sum(1), "x_sum": x_float64}.items()
-            },
+            **{name: sum_per_chunk(v, rows) for name, v in row_terms.items()},
         }
         cluster = text.cluster[document]
-        return cls(lm, resume, spliced, scored, target, x, x_float64, p, negentropy, chunk, cluster, document, shared)
+        return cls(
+            lm,
+            resume,
+            spliced,
+            scored,
+            target,
+            x,
+            x_float64,
+            is_outlier,
+            p,
+            negentropy,
+            chunk,
+            cluster,
+            document,
+            shared,
+        )
 
     def add_to(self, totals: EvaluationSums, encoder: SparseEncoder) -> None:
         """Add this group's terms to the sums `totals` of one SAE."""
@@ -150,6 +178,8 @@ class _ContextGroup(NamedTuple):
         )
         scored_terms = {"spliced": nats, "kl": self.negentropy - expected_log_prob}
         row_terms = reconstruction_sums(self.x_float64, x_hat, features)
+        row_terms |= outlier_terms(self.is_outlier, {"error": row_terms["error"]})
+        totals.outlier_firing[:] += outlier_firing(self.is_outlier, features, encoder.sae.width)
         sums = dict(self.shared)
         sums |= {name: sum_per_chunk(value, self.shared["tokens"]) for name, value in scored_terms.items()}
         sums |= {name: sum_per_chunk(value, self.shared["rows"]) for name, value in row_terms.items()}

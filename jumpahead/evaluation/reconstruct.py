@@ -12,6 +12,7 @@ from jumpahead.engine import Kernels, SparseEncoder
 from jumpahead.errors import DataError
 from jumpahead.evaluation.batches import encoder_batches
 from jumpahead.evaluation.held_out import HeldOutRows
+from jumpahead.evaluation.outliers import OutlierRule, find_outliers, outlier_firing, outlier_terms
 from jumpahead.evaluation.sums import EvaluationSums, firing_counts, reconstruction_sums
 from jumpahead.evaluation.truth import FeatureMatch, match_features
 from jumpahead.progress import Progress, SilentProgress
@@ -26,12 +27,14 @@ def reconstruct(
     layer: Kernels | None = None,
     unit: str = "tokens",
     device: torch.device | str = "cpu",
+    outliers: OutlierRule | None = None,
 ) -> dict[str, EvaluationSums]:
     """Return the evaluation sums of every SAE, by name, computed without a language model.
 
     Sums in nats are NaN; each row counts as a token. True features are compared if the activations' origin knows them.
     unit: the name of rows in progress messages. layer: the kernel layer, by default the device's. device: the device on
-    which SAEs encode and decode. Raises DataError if an SAE's d differs from the activations' d.
+    which SAEs encode and decode. outliers: which rows are outliers, by default none. Raises DataError if an SAE's d
+    differs from the activations' d.
     """
     width = text.activations.widths[site]
     for name, sae in saes.items():
@@ -59,6 +62,7 @@ def reconstruct(
                         document,
                         torch.from_numpy(row_document),
                         text.cluster[document],
+                        outliers,
                     )
                     phase.advance(len(x))
             encoders = next(batches, {})
@@ -79,6 +83,7 @@ def _add_rows(
     document: np.ndarray,
     row_document: Tensor,
     cluster: np.ndarray,
+    outliers: OutlierRule | None,
 ) -> None:
     """Add the rows x [n, d] to the sums of one SAE.
 
@@ -90,6 +95,9 @@ def _add_rows(
     x_float64, count = x.double(), len(document)
     row_terms = reconstruction_sums(x_float64, encoder.decode(features), features)
     row_terms |= {"x_sq": x_float64.square().sum(1), "x_sum": x_float64, "rows": torch.ones(len(x), dtype=torch.int64)}
+    is_outlier = find_outliers(outliers, x_float64)
+    row_terms |= outlier_terms(is_outlier, {name: row_terms[name] for name in ("rows", "error", "x_sq", "x_sum")})
+    totals.outlier_firing[:] += outlier_firing(is_outlier, features, encoder.sae.width)
     sums = {
         name: torch.zeros(count, *value.shape[1:], dtype=value.dtype).index_add_(0, row_document, value.cpu()).numpy()
         for name, value in row_terms.items()

@@ -14,6 +14,8 @@ from jumpahead.engine import SparseFeatures
 from jumpahead.evaluation.coverage import effective_clusters, interval_expansion
 from jumpahead.evaluation.held_out import HeldOut, HeldOutRows
 from jumpahead.evaluation.histogram import frequency_histogram
+from jumpahead.evaluation.outliers import outlier_note
+from jumpahead.metric_sums import Sums
 from jumpahead.metrics import bootstrap_replicates
 from jumpahead.resampling import ratio_standard_error
 from jumpahead.sae.saved import SAE
@@ -23,15 +25,18 @@ from jumpahead.storage.packed_numbers import pack_numbers
 class EvaluationSums(NamedTuple):
     """One SAE's sums over the held-out text, per cluster and per document."""
 
-    sums: metrics.Sums
+    sums: Sums
     documents: dict[str, np.ndarray]
     """float64 [documents] each: number of `tokens`, and LM loss `clean` and `spliced`, summed in nats."""
+    outlier_firing: np.ndarray
+    """int64 [M]: number of outliers on which each feature fires, in all clusters together."""
 
     @classmethod
     def zeros(cls, sae: SAE, text: HeldOut | HeldOutRows, true_features: int = 0) -> EvaluationSums:
         """Return sums of zeros with the shapes for an SAE, its held-out data and a number of true features."""
         documents = {key: np.zeros(len(text.cluster)) for key in ("tokens", "clean", "spliced")}
-        return cls(metrics.Sums.zeros(text.clusters, sae.d, sae.width, true_features), documents)
+        sums = Sums.zeros(text.clusters, sae.d, sae.width, true_features)
+        return cls(sums, documents, np.zeros(sae.width, np.int64))
 
 
 def reconstruction_sums(x_float64: Tensor, x_hat: Tensor, features: SparseFeatures) -> dict[str, Tensor]:
@@ -92,7 +97,11 @@ def evaluation_json(
     error = ratio_standard_error((documents["spliced"] - documents["clean"])[seen], documents["tokens"][seen])
     errors = metrics.standard_errors(sums) | {"delta_lm_loss": error}
     delta = values["delta_lm_loss"]
+    outliers, rows = int(sums.outlier_rows.sum()), int(sums.rows.sum())
+    never_fired = int((sums.firing.sum(0) == measured.outlier_firing).sum())
     all_notes = list(notes)
+    if note := outlier_note(values["outlier_variance"], outliers, rows, values["fvu_ordinary"], never_fired):
+        all_notes.append(note)
     if not np.isnan(delta) and not error <= 0.05 * abs(delta):
         all_notes.append(
             f"The standard error of delta LM loss is {error:.2g} nats, more than 5 % of it: "
@@ -111,11 +120,12 @@ def evaluation_json(
             "identity": [text.names[i] for i in seen],
             **{key: documents[key][seen].tolist() for key in ("tokens", "clean", "spliced")},
         },
-        "histogram": frequency_histogram(sums.firing.sum(0), int(sums.rows.sum())),
+        "outliers": {"rows": outliers, "never_fired_without": never_fired},
+        "histogram": frequency_histogram(sums.firing.sum(0), rows),
         "text": {
             "tokens": text.tokens,
             "documents": len(seen),
-            "rows": int(sums.rows.sum()),
+            "rows": rows,
             "clusters": text.clusters,
             "effective_clusters": effective_clusters(sums.tokens),
             "interval_expansion": interval_expansion(sums.tokens),

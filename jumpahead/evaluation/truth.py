@@ -28,7 +28,7 @@ class FeatureMatch(NamedTuple):
     def firing_counts(
         self, features: SparseFeatures, active: Tensor, row_chunk: Tensor, chunks: int
     ) -> dict[str, np.ndarray]:
-        """Return the fields `true_firing`, `matched_firing` and `both_firing` of `metrics.Sums`, int64 [chunks, F].
+        """Return the fields `true_firing`, `matched_firing` and `both_firing` of `metric_sums.Sums`, int64 [chunks, F].
 
         features: the SAE's features on n rows. active: bool [n, F], the true features that are active. row_chunk:
         int64 [n], the chunk of each row.

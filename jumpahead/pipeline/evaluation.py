@@ -11,6 +11,7 @@ from jumpahead import diagnostics
 from jumpahead.diagnostics import final_diagnostics
 from jumpahead.evaluation.evaluate import evaluate
 from jumpahead.evaluation.held_out import HeldOut
+from jumpahead.evaluation.outliers import OutlierRule
 from jumpahead.evaluation.reconstruct import reconstruct
 from jumpahead.evaluation.sums import EvaluationSums, evaluation_json
 from jumpahead.pipeline.stage import Stage
@@ -75,11 +76,13 @@ class EvaluationStage(Stage):
     def _measure(self, saes: dict[str, SAE], site: str) -> dict[str, EvaluationSums]:
         """Return the sums that metrics are computed from, by SAE; delta LM loss is left out if there is no LM."""
         held_out, device = self.resources.load_held_out(), training_device(self.study.train)
+        about = next(iter(saes.values())).about
+        outliers = OutlierRule.of(about)
         if not isinstance(held_out, HeldOut):
             unit = self.resources.sample_unit.plural
-            return reconstruct(saes, held_out, site, self.progress, unit=unit, device=device)
-        mean = torch.tensor(next(iter(saes.values())).about["mean"])
-        return evaluate(saes, self.resources.load_whole_lm(), held_out, site, mean, self.progress, device=device)
+            return reconstruct(saes, held_out, site, self.progress, unit=unit, device=device, outliers=outliers)
+        lm, mean = self.resources.load_whole_lm(), torch.tensor(about["mean"])
+        return evaluate(saes, lm, held_out, site, mean, self.progress, device=device, outliers=outliers)
 
     def _notes(self, sae: SAE) -> list[str]:
         """Return sentences to show with the SAE: repeated training data, and why delta LM loss is missing."""

@@ -67,9 +67,10 @@ class TrainingStage(Stage):
             tokens = config.steps * config.batch
             training = {"tokens": tokens, "distinct_tokens": distinct, "epochs": tokens / data.total_rows,
                         "limited_rows": int(job.limited_rows)}  # fmt: skip
+            moments = self.resources.load_moments()[spec.site]
             job.finish({"site": spec.site, "series": spec.series.name, "sae_seed": spec.sae_seed,
                         "stream_seed": spec.stream_seed, "training": training, **self._lm_metadata(spec),
-                        "mean": self.resources.load_moments()[spec.site].mean.tolist()})  # fmt: skip
+                        "mean": moments.mean.tolist(), "outliers": moments.outliers()})  # fmt: skip
 
     def _lm_metadata(self, spec: SAESpec) -> dict[str, Any]:
         """Return the fields of an SAE's config that describe the LM and the site; empty if there is no LM."""

@@ -100,12 +100,12 @@ def time_bootstrap(study: Study, clusters: int, timed: list[TimedSAE]) -> float:
     """Return the seconds of the bootstrap of all SAEs."""
     import numpy as np
 
-    from jumpahead import metrics
+    from jumpahead.metric_sums import Sums
     from jumpahead.metrics import bootstrap_replicates
 
     weights, total = replicate_weights(clusters, study.evaluate.replicates), 0.0
     for one in timed:
-        empty = metrics.Sums.zeros(clusters, one.sae.d, one.sae.width)
-        full = metrics.Sums(*(np.ones_like(values) for values in empty))
+        empty = Sums.zeros(clusters, one.sae.d, one.sae.width)
+        full = Sums(*(np.ones_like(values) for values in empty))
         total += one.stands_for * time_call(lambda full=full: bootstrap_replicates(full, weights))[0]
     return total

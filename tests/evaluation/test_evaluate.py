@@ -15,6 +15,7 @@ from jumpahead.evaluation import logits as logits_module
 from jumpahead.evaluation.evaluate import evaluate
 from jumpahead.evaluation.held_out import HeldOut
 from jumpahead.evaluation.logits import cross_entropies
+from jumpahead.evaluation.outliers import OutlierRule
 from jumpahead.evaluation.sums import count_per_chunk, evaluation_json, sum_per_chunk
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.losses import next_token_nats
@@ -160,9 +161,11 @@ def test_losses_a_few_rows_at_a_time_in_float64(monkeypatch, at_once):
 def test_every_number_recomputed_context_by_context(lm, text, site, name):
     """Dense SAE, whole forward passes, no groups, no padding, no resumption; sums in float64."""
     sae, mean = random_sae(lm, site, name), 0.1 * standard_normal(lm.width_at(site), seed=3).float()
-    found = evaluate({"it": sae}, lm, text, site, mean, layer=layer("torch"))["it"]
-    m = metrics.measure(found.sums)
     contexts = text.contexts
+    first = lm.read([[lm.bos_id, *contexts.tokens[:40].tolist()]], [site])[site][0, 1:]
+    rule = OutlierRule(mean, float((first - mean).norm(dim=1).median()))
+    found = evaluate({"it": sae}, lm, text, site, mean, layer=layer("torch"), outliers=rule)["it"]
+    m = metrics.measure(found.sums)
     per_document = {key: np.zeros(len(contexts.document_ids)) for key in ("tokens", "clean", "spliced")}
     xs, guesses, fs = [], [], []
     total = dict.fromkeys(("zero", "mean", "kl"), 0.0)
@@ -194,7 +197,8 @@ def test_every_number_recomputed_context_by_context(lm, text, site, name):
         np.testing.assert_allclose(found.documents[key], values, rtol=1e-5)
     tokens = per_document["tokens"].sum()
     x, guess, f = torch.cat(xs).double(), torch.cat(guesses).double(), torch.cat(fs)
-    firing = (f > 0).sum(0)
+    firing, near = (f > 0).sum(0), (x - mean).norm(dim=1) <= rule.norm
+    assert 0.1 < near.double().mean() < 0.9
     wanted = {
         "ce_clean": per_document["clean"].sum() / tokens,
         "ce_spliced": per_document["spliced"].sum() / tokens,
@@ -204,6 +208,8 @@ def test_every_number_recomputed_context_by_context(lm, text, site, name):
         "kl": total["kl"] / tokens,
         "l0": (f > 0).sum().item() / len(f),
         "fvu": ((x - guess).square().sum() / (x - x.mean(0)).square().sum()).item(),
+        "fvu_ordinary": ((x - guess)[near].square().sum() / (x[near] - x[near].mean(0)).square().sum()).item(),
+        "outlier_variance": 1 - ((x[near] - x[near].mean(0)).square().sum() / (x - x.mean(0)).square().sum()).item(),
         "cosine": torch.cosine_similarity(x, guess).mean().item(),
         "shrinkage": (guess.square().sum() / (x * guess).sum()).item(),
         "above_10pct": int((10 * firing > len(f)).sum()),
@@ -215,6 +221,8 @@ def test_every_number_recomputed_context_by_context(lm, text, site, name):
     assert tokens == text.tokens == found.sums.tokens.sum()
     assert len(f) == found.sums.rows.sum() > tokens
     np.testing.assert_allclose(found.sums.firing.sum(0), firing.numpy(), atol=1)
+    np.testing.assert_allclose(found.outlier_firing, (f[~near] > 0).sum(0).numpy(), atol=1)
+    assert found.sums.outlier_rows.sum() == (~near).sum()
     assert m["fvu"] > 0.01
     assert 0 < m["l0"] < WIDTH
 

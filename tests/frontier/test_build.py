@@ -30,7 +30,8 @@ def test_schema(small):
         "manifest",
     ]  # fmt: skip
     assert data["schema"] == "jumpahead.frontier/2"
-    assert [metric["key"] for metric in data["metrics"]] == [key for key in METRICS if key != "f1"]
+    undefined = ("f1", "fvu_ordinary", "outlier_variance")  # no true features, no outliers
+    assert [metric["key"] for metric in data["metrics"]] == [key for key in METRICS if key not in undefined]
     assert data["interval"] == {"level": 0.95, "covers": "text", "replicates": 40, "narrow": []}
     (panel,) = data["panels"]
     assert (panel["site"], panel["width"], panel["d"], panel["documents"]) == ("layers.1.residual", 512, 8, 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def test_a_mean_of_300_times_the_spread_changes_no_result(tmp_path):
     for name in SERIES:
         metrics, wanted = found[name]["metrics"], zero[name]["metrics"]
         assert metrics["fvu"] == pytest.approx(wanted["fvu"], rel=0.04 if name == "topk" else 0.02), name
-        assert abs(metrics["dead"] - wanted["dead"]) <= 10
+        assert abs(metrics["never_fired"] - wanted["never_fired"]) <= 10
         assert metrics["l0"] == pytest.approx(4, rel=0.05)
 
 
@@ -85,7 +86,7 @@ def with_long_rows(x: torch.Tensor, factor: float) -> tuple[torch.Tensor, torch.
 
 
 def test_few_long_rows_do_not_own_what_is_learnt(tmp_path, capsys):
-    """0.1 % of the rows are 300 times as long. FVU of the others: 0.77 to 0.95 without a limit, 0.11 to 0.14 with it."""
+    """0.1 % of the rows are 300 times as long. FVU of the others: 0.77 to 0.95 without a limit, 0.11 to 0.14 with."""
     x = sparse_rows()
     long, is_ordinary = with_long_rows(x, 300)
     fvu, others = {}, x[is_ordinary]
@@ -99,4 +100,14 @@ def test_few_long_rows_do_not_own_what_is_learnt(tmp_path, capsys):
             assert 0.0005 < limited / sae.about["training"]["tokens"] < 0.0015 if name == "long" else limited == 0
     for name in SERIES:
         assert fvu["long", name] == pytest.approx(fvu["clean", name], rel=0.05)
+        evaluation = evaluations(tmp_path / "long")[name]
+        assert evaluation["metrics"]["fvu_ordinary"] == pytest.approx(fvu["long", name], rel=0.1)
+        held = 0.001 * 300**2
+        assert evaluation["metrics"]["outlier_variance"] == pytest.approx(held / (1 + held), abs=0.01)
+        never_fired = evaluation["outliers"]["never_fired_without"]
+        assert evaluation["metrics"]["never_fired"] <= never_fired < 0.6 * 96
+        assert 3 <= evaluation["outliers"]["rows"] <= 12
+        (note,) = (note for note in evaluation["notes"] if "of the variance" in note)
+        assert re.search(rf"activations hold 9[89].* % of the variance; .* {never_fired} features never fired", note)
+        assert evaluations(tmp_path / "clean")[name]["metrics"]["fvu_ordinary"] is None
     assert capsys.readouterr().err.count("times the median norm; they were scaled down to it in training.") == 1
