@@ -13,8 +13,8 @@ TRAINING_DIGEST = "53c262e4618d4172"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
-EVALUATION_DIGEST = "03c2805f1354c7d4"
+EVALUATION_DIGEST = "028dcc664eb4f30f"
 
 FRONTIER_VERSION = 5
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""
-FRONTIER_DIGEST = "386aec75f06c4e29"
+FRONTIER_DIGEST = "2890e7d08150a64b"

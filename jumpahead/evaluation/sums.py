@@ -15,6 +15,7 @@ from jumpahead.evaluation.coverage import effective_clusters, interval_expansion
 from jumpahead.evaluation.held_out import HeldOut, HeldOutRows
 from jumpahead.evaluation.histogram import frequency_histogram
 from jumpahead.evaluation.outliers import outlier_note
+from jumpahead.formatting import format_number
 from jumpahead.metric_sums import Sums
 from jumpahead.metrics import bootstrap_replicates
 from jumpahead.resampling import ratio_standard_error
@@ -102,6 +103,8 @@ def evaluation_json(
     all_notes = list(notes)
     if note := outlier_note(values["outlier_variance"], outliers, rows, values["fvu_ordinary"], never_fired):
         all_notes.append(note)
+    if values["fvu"] >= 1:
+        all_notes.append(f"FVU is {format_number(values['fvu'])}: the mean activation alone is no worse.")
     if not np.isnan(delta) and not error <= 0.05 * abs(delta):
         all_notes.append(
             f"The standard error of delta LM loss is {error:.2g} nats, more than 5 % of it: "

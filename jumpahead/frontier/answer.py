@@ -52,7 +52,7 @@ class SeriesAnswer:
     end: Crossing | None
     """The end of the curve nearest to the target if the target lies outside the measured range; else None."""
     exceeds: list[str]
-    """Text of each limit that the best crossing exceeds; empty if any crossing satisfies all limits."""
+    """Text of each limit that the best crossing exceeds, also of an FVU of 1 or more; empty if a crossing qualifies."""
     covers: str
     """Sources of variation covered by the intervals: `text` or `text and seeds`."""
     notes: list[str]

@@ -19,6 +19,8 @@ from jumpahead.frontier.query import Query
 from jumpahead.frontier.series import SeriesCurve, is_finite_number
 from jumpahead.metrics import METRICS, count_key_by_share, curve_metrics, format_value, format_with_name
 
+MEAN_FVU = 1.0
+"""The FVU of the mean activation as reconstruction."""
 LARGE_RELATIVE_ERROR = 0.05
 """Relative standard error of the delta LM loss above which an answer has a warning."""
 
@@ -81,7 +83,7 @@ def _answer_series(curve: SeriesCurve, query: Query) -> tuple[SeriesAnswer, Best
         ),
         key=lambda each: each.objective[0],
     )
-    best = next((each for each in by_objective if not _exceeded_limits(each.crossing, query)), None)
+    best = next((each for each in by_objective if not _reasons_against(curve, each.crossing, query)), None)
     notes = []
     if len(crossings) > 1:
         notes.append(f"its curve is there {len(crossings)} times; the smallest L0 comes first")
@@ -98,7 +100,7 @@ def _answer_series(curve: SeriesCurve, query: Query) -> tuple[SeriesAnswer, Best
         measured=(low / scale, high / scale),
         crossings=crossings,
         end=None if crossings else _crossing(curve, curve.curve.nearest_end(column, target), query),
-        exceeds=_exceeded_limits(by_objective[0].crossing, query) if by_objective and not best else [],
+        exceeds=_reasons_against(curve, by_objective[0].crossing, query) if by_objective and not best else [],
         covers=curve.covers,
         notes=notes,
     )
@@ -139,6 +141,17 @@ def _max_relative_standard_error(points: Sequence[Mapping[str, Any]]) -> float:
         (error / abs(loss) for error, loss in errors if is_finite_number(error) and is_finite_number(loss) and loss),
         default=0.0,
     )
+
+
+def _reasons_against(curve: SeriesCurve, crossing: Crossing, query: Query) -> list[str]:
+    """Return one text per reason not to recommend a crossing: the limits that it exceeds, and an FVU of 1 or more.
+
+    The mean activation has the FVU 1. An SAE with more may still be right where SAEs are compared by delta LM loss.
+    """
+    fvu = crossing.metrics["fvu"].value
+    is_useless = curve.fidelity == "fvu" and fvu is not None and fvu >= MEAN_FVU
+    worse = [f"{format_with_name('fvu', fvu)}, no better than the mean activation"] if is_useless else []
+    return [*_exceeded_limits(crossing, query), *worse]
 
 
 def _exceeded_limits(crossing: Crossing, query: Query) -> list[str]:

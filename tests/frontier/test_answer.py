@@ -139,6 +139,30 @@ def test_amounts(metric, given, expected):
         assert parse_value(metric, given) == (expected[0], pytest.approx(expected[1]))
 
 
+# ---------------------------------------------------------------------------------------------- SAEs without use
+
+
+def without_lm(name: str, fvu: float) -> list[dict]:
+    """Evaluations at three L0 and one FVU, of a run without a language model."""
+    found = [evaluation(name, l0=l0, loss=1.0, fvu=fvu) for l0 in (4, 16, 64)]
+    for each in found:
+        each["metrics"]["delta_lm_loss"] = None
+    return found
+
+
+@pytest.mark.parametrize("fvu", [24_527.0, 1.0])
+def test_an_sae_that_explains_nothing_is_not_recommended(fvu):
+    """The mean activation has the FVU 1, without a single feature."""
+    (panel,) = frontier(*without_lm("jumprelu", fvu), *without_lm("topk", 0.3)).ask(l0=8).panels
+    assert panel.recommendation.series == "topk"
+    assert "no better than the mean activation" in panel.recommendation.reason
+    (panel,) = frontier(*without_lm("jumprelu", fvu)).ask(l0=8).panels
+    assert panel.recommendation.series is None
+    assert panel.recommendation.reason.startswith("No series qualifies at L0 8: JumpReLU has FVU")
+    (panel,) = frontier(*[evaluation("jumprelu", l0=l0, loss=8 / l0, fvu=fvu) for l0 in (4, 64)]).ask(l0=8).panels
+    assert panel.recommendation.series == "jumprelu", "delta LM loss says what it is worth"
+
+
 # ---------------------------------------------------------------------------------------------- ranges
 
 
