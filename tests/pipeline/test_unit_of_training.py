@@ -85,7 +85,7 @@ def with_long_rows(x: torch.Tensor, factor: float) -> tuple[torch.Tensor, torch.
 
 
 def test_few_long_rows_do_not_own_what_is_learnt(tmp_path, capsys):
-    """0.1 % of the rows are 300 times as long. FVU of the others: 0.77 to 0.95 without a limit, 0.11 to 0.14 with it."""
+    """0.1 % of the rows are 300 times as long. FVU of the others: 0.77 to 0.95 without a limit, 0.11 to 0.14 with."""
     x = sparse_rows()
     long, is_ordinary = with_long_rows(x, 300)
     fvu, others = {}, x[is_ordinary]
