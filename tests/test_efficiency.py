@@ -84,6 +84,10 @@ def test_flops_and_bytes_by_hand():
     assert cost_model.engine_bytes(GATED) == 4 * (15 + 35 + 2 * 21 + 11 * 5 * 6 + 8 * 4 * 5 + 35)
     assert cost_model.rows_bytes(GATED) == 4 * 8 * 4 * 5
     assert cost_model.state_bytes(GATED, moments=2) == 4 * 70 * 3
+    momentum = GATED._replace(momentum=True)
+    assert cost_model.engine_flops(momentum) - cost_model.engine_flops(GATED) == 4 * 5 * 2 * 3
+    assert cost_model.engine_bytes(momentum) - cost_model.engine_bytes(GATED) == 4 * 4 * 4 * 5
+    assert cost_model.rows_bytes(momentum) == 4 * 12 * 4 * 5
     free = GATED._replace(unit_norm=False)
     assert cost_model.dense_flops(GATED) - cost_model.dense_flops(free) == 35 * 7
     assert cost_model.engine_flops(GATED) - cost_model.engine_flops(free) == 20 * 7

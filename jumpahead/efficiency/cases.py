@@ -54,7 +54,7 @@ class BenchmarkCase:
         self.size = cost_model.StepSize(
             shape.batch, shape.d, shape.width, entries=shape.batch * shape.l0, touched=shape.width,
             reconstructions=len(parts), live=sum(part.trains_decoder for part in parts),
-            unit_norm=self.arch.decoder_norm == "unit",
+            unit_norm=self.arch.decoder_norm == "unit", momentum=recipe.beta1 > 0,
         )  # fmt: skip
 
     def estimated_seconds(self, method: str) -> float:
@@ -77,7 +77,8 @@ class BenchmarkCase:
     def required_bytes(self, method: str) -> float:
         """Estimate the memory of an implementation in bytes, parameters and moments included."""
         if method == "engine":
-            return cost_model.state_bytes(self.size, moments=2)  # one moment, and the low-precision copy of W_enc
+            # The moments, and at most one matrix more: the low-precision copy of W_enc.
+            return cost_model.state_bytes(self.size, moments=2 + self.size.momentum)
         return cost_model.state_bytes(self.size, moments=2) + cost_model.dense_peak_bytes(self.size)
 
     def row(self, method: str, **values: Any) -> Json:

@@ -14,8 +14,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 BYTES_PER_NUMBER = 4
-DENSE_ADAM, LAZY_ADAM = 13, 10
-"""FLOPs per parameter: m 3, v 4, √v·c + ε 3, w 3; lazy Adam with β₁ = 0 has no m."""
+ADAM, MOMENTUM = 10, 3
+"""FLOPs per parameter: v 4, √v·c + ε 3, w 3; m 3 with momentum (β₁ > 0)."""
 REMOVE_RADIAL, RENORMALISE, NORM = 4, 3, 2
 """FLOPs per element of a row: g − (g·w)w; w/‖w‖; ‖w‖."""
 
@@ -38,6 +38,13 @@ class StepSize(NamedTuple):
     """Reconstructions that train W_dec."""
     unit_norm: bool = True
     """True if the rows of W_dec are kept at norm 1."""
+    momentum: bool = False
+    """True if Adam has first moments."""
+
+    @property
+    def adam(self) -> int:
+        """Return Adam's FLOPs per parameter."""
+        return ADAM + (MOMENTUM if self.momentum else 0)
 
 
 def product_flops(s: StepSize) -> float:
@@ -57,7 +64,7 @@ def dense_flops(s: StepSize) -> float:
     """Return the FLOPs of a dense step: products·2BdM + 2Md·13 (Adam), + Md·(4 + 3) with unit-norm rows."""
     matrix = s.width * s.d
     norm = matrix * (REMOVE_RADIAL + RENORMALISE) if s.unit_norm else 0
-    return dense_products(s) * product_flops(s) + 2 * matrix * DENSE_ADAM + norm
+    return dense_products(s) * product_flops(s) + 2 * matrix * (ADAM + MOMENTUM) + norm
 
 
 def dense_bytes(s: StepSize) -> float:
@@ -75,12 +82,13 @@ def dense_bytes(s: StepSize) -> float:
 def engine_flops(s: StepSize) -> float:
     """Return the FLOPs of a step of the sparse engine.
 
-    2BdM (the encoder product) + 2nd·[ 1 + 2R + 1 + live ] + Td·(2·10 + 2) + 2Md, + Td·(4 + 3) with unit-norm rows.
+    2BdM (the encoder product) + 2nd·[ 1 + 2R + 1 + live ] + Td·(2·10 + 2) + 2Md, + Td·(4 + 3) with unit-norm
+    rows, + Td·2·3 with momentum.
     Per entry: π recomputed, x̂ and the projection per reconstruction, ∂W_enc, and ∂W_dec per live reconstruction. Per
     touched row: lazy Adam on both matrices, and ‖w_enc‖. 2Md: ∂b_dec through x − b_dec.
     """
     per_entry = 2 * s.entries * s.d * (2 + 2 * s.reconstructions + s.live)
-    per_row = 2 * LAZY_ADAM + NORM + (REMOVE_RADIAL + RENORMALISE if s.unit_norm else 0)
+    per_row = 2 * s.adam + NORM + (REMOVE_RADIAL + RENORMALISE if s.unit_norm else 0)
     return product_flops(s) + per_entry + s.touched * s.d * per_row + 2 * s.width * s.d
 
 
@@ -89,16 +97,17 @@ def engine_bytes(s: StepSize) -> float:
 
     The product is written and screened in blocks: 2BM. Gathered per entry: x for π and for ∂W_enc, and per
     reconstruction the row of W_dec for x̂ and the residual for projection and ∂W_dec. 8Td: the touched rows of both
-    matrices and both second moments, read and written. Md: ∂b_dec.
+    matrices and both second moments, read and written; 12Td with momentum. Md: ∂b_dec.
     """
     matrix, wide, narrow = s.width * s.d, s.batch * s.width, s.batch * s.d
     gathered = s.entries * s.d * (2 + 2 * s.reconstructions)
-    return BYTES_PER_NUMBER * (narrow + 2 * matrix + 2 * wide + gathered + 8 * s.touched * s.d)
+    return BYTES_PER_NUMBER * (narrow + 2 * matrix + 2 * wide + gathered) + rows_bytes(s)
 
 
 def rows_bytes(s: StepSize) -> float:
-    """Return 4·8Td: the touched rows of both matrices and both second moments, read and written once."""
-    return BYTES_PER_NUMBER * 8.0 * s.touched * s.d
+    """Return 4·8Td, or 4·12Td with momentum: the touched rows of both matrices and of their moments, read and written
+    once."""
+    return BYTES_PER_NUMBER * (12.0 if s.momentum else 8.0) * s.touched * s.d
 
 
 def state_bytes(s: StepSize, moments: int) -> float:

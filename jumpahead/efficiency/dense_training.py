@@ -2,7 +2,7 @@
 
     forward    the architecture's `loss` on tensors of B×M entries
     backward   torch.autograd.grad
-    update     remove the radial component of the decoder gradient, torch.optim.Adam(fused=True, betas=(0, β₂)),
+    update     remove the radial component of the decoder gradient, torch.optim.Adam(fused=True, betas=(β₁, β₂)),
                renormalise the rows of W_dec, clamp parameters to their domain
 
 B tokens · d dimensions · M features. For the k largest entries of a token or of the batch, the architectures' own loss
@@ -44,7 +44,9 @@ class DenseTrainer:
             self.p[name].requires_grad_()
         groups = [{"params": [self.p[name]], "lr": lr * arch.lr_multiplier(name)} for name in trained]
         recipe = arch.recipe
-        self.optimizer = torch.optim.Adam(groups, betas=(0.0, recipe.beta2), eps=recipe.adam_epsilon, fused=True)
+        self.optimizer = torch.optim.Adam(
+            groups, betas=(recipe.beta1, recipe.beta2), eps=recipe.adam_epsilon, fused=True
+        )
 
     def step(self, x: Tensor, inputs: StepInputs) -> None:
         """Train on one batch x [B, d]."""

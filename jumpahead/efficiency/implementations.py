@@ -84,7 +84,7 @@ class SparseEngine(StepImplementation):
         return {
             "l0": l0, "entries": entries, "touched": touched,
             "flops": cost_model.engine_flops(size), "bytes": cost_model.engine_bytes(size),
-            "state_bytes": cost_model.state_bytes(size, moments=1),
+            "state_bytes": cost_model.state_bytes(size, moments=1 + size.momentum),
         }  # fmt: skip
 
 

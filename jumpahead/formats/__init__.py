@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from jumpahead.errors import ArtefactError
 from jumpahead.interchange import fetch
 from jumpahead.registry import Registry
+from jumpahead.storage.layout import RunPaths
 
 if TYPE_CHECKING:
     from jumpahead.interchange.format import Format, SAEFiles
@@ -63,6 +64,8 @@ def find_files(address: str) -> SAEFiles:
 def format_of(files: SAEFiles) -> type[Format]:
     """Return the format of an SAE's files. Raises ArtefactError if it is not known, or if several SAEs are there."""
     found = [format_ for format_ in _formats() if format_.recognises(files)]
+    if not found and (inside := RunPaths(files.folder).saved_saes()):
+        raise ArtefactError(f"{files.folder} is a run: name one of its {len(inside)} SAEs, such as {inside[0].path}.")
     if not found:
         names = ", ".join(sorted({format_.weights for format_ in _formats()}))
         raise ArtefactError(f"{files.folder / files.file} holds no SAE in a known format: none of {names}.")

@@ -97,9 +97,13 @@ def test_many_steps_equal_dense_autograd_with_dense_adam(case, name, path):
         assert ours.controller.penalty_scale != ours.arch.initial_penalty_scale
 
 
+MOMENTUM = list({case.architecture: case for case in reversed(CASES) if case.label.endswith("-momentum-l0")}.values())
+
+
 @layers
-@pytest.mark.parametrize("case", one_per_architecture("l0"), ids=lambda case: case.architecture)
+@pytest.mark.parametrize("case", one_per_architecture("l0") + MOMENTUM, ids=lambda case: case.label)
 def test_lazy_adam_equals_dense_adam_if_rows_are_rarely_touched(case, name):
+    """With row momentum: the dense restatement of that algorithm (reference.py)."""
     d, width, tokens, steps = 8, 300, 2, 200
     case = case._replace(setting=case.setting._replace(value=2.0))
     ours, kernels = untrained_state(case, d, width, dead_after_tokens=10**9), layer(name)

@@ -138,6 +138,12 @@ def test_two_saes_in_one_folder_are_told_apart_by_name(tmp_path):
     assert load(folder / "params.npz").about["source"]["format"] == "gemma_scope"
 
 
+def test_a_run_names_one_of_its_saes(tmp_path):
+    folder = tmp_path / "saes" / "layers.1.residual" / "37" / "jumprelu" / "l0-4_seed-0"
+    load(labelled("gemma-scope").write(tmp_path / "other")).save(folder)
+    refused(tmp_path, "is a run: name one of its 1 SAEs, such as", str(folder))
+
+
 @pytest.mark.parametrize("text", ["[]", "3", '"text"', "[" * 100_000, '{"a": ' * 100_000, "\xff", "{"])
 def test_configurations_that_are_no_objects(text, tmp_path):
     folder = labelled("saelens-standard").write(tmp_path)
