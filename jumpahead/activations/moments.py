@@ -27,6 +27,8 @@ PILOT_ROWS = 8192
 """Maximum number of rows that the centre p and the median norm m are measured on: the first ones."""
 OUTLIER_LIMIT = 10.0
 """Evaluations call a row an outlier if its distance from the centre is above OUTLIER_LIMIT·m."""
+ROUNDING_ROWS = 1024
+"""Maximum number of rows that the variance of rounding is measured on: the first ones."""
 MAX_ROUNDING_SHARE = 0.01
 """Largest accepted share of the variance that is due to rounding to the activations' dtype."""
 MANTISSA_BITS = {torch.float64: 52, torch.float32: 23, torch.float16: 10, torch.bfloat16: 7}
@@ -79,11 +81,12 @@ class _Sums:
 
     def __init__(self, pilot: Tensor, limits: Iterable[float]) -> None:
         self.count, self.square = 0, 0.0
-        # float32 for the median alone: any p near the rows will do, if every row is shifted by the same.
-        self.shift = pilot.float().median(0).values.double()
-        self.median_norm = float((pilot.double() - self.shift).norm(dim=1).median())
-        self.dtype = stored_dtype(pilot)
-        self.rounding = rounding_variance(pilot, self.dtype)
+        # float32 is enough here: any p near the rows will do, if every row is shifted by the same.
+        shift = pilot.float().median(0).values
+        self.median_norm = float((pilot.float() - shift).norm(dim=1).median())
+        self.shift, some = shift.double(), pilot[:ROUNDING_ROWS]
+        self.dtype = stored_dtype(some)
+        self.rounding = rounding_variance(some, self.dtype)
         self.totals = {limit: torch.zeros_like(self.shift) for limit in limits}
         self.squares = dict.fromkeys(self.totals, 0.0)
 
@@ -93,13 +96,13 @@ class _Sums:
         self.count += len(x)
         self.square += float(x.square().sum())
         shifted = x - self.shift
-        norms = shifted.norm(dim=1, keepdim=True)
+        norms = shifted.norm(dim=1)
+        total = shifted.sum(0)
         for limit in self.totals:
-            longest = limit * self.median_norm
-            is_long = norms > longest if longest > 0 else torch.zeros_like(norms, dtype=torch.bool)
-            z = torch.where(is_long, self.median_norm / norms, 1.0) * shifted
-            self.totals[limit] += z.sum(0)
-            self.squares[limit] += float(z.square().sum())
+            is_long = norms > limit * self.median_norm if limit * self.median_norm > 0 else torch.zeros(len(x)).bool()
+            scaled = shifted[is_long] * (self.median_norm / norms[is_long, None])
+            self.totals[limit] += shifted[~is_long].sum(0) + scaled.sum(0) if bool(is_long.any()) else total
+            self.squares[limit] += float(norms[~is_long].square().sum()) + int(is_long.sum()) * self.median_norm**2
 
     def moments(self) -> Moments:
         """Return mean and size of the rows added so far."""
