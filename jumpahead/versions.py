@@ -13,7 +13,7 @@ TRAINING_DIGEST = "e45a1faa71d0624d"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
-EVALUATION_DIGEST = "028dcc664eb4f30f"
+EVALUATION_DIGEST = "d8112f883043e4f8"
 
 FRONTIER_VERSION = 5
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""

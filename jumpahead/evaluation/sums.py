@@ -112,7 +112,7 @@ def evaluation_json(
         )
     return {
         "schema": "jumpahead.evaluation/2",
-        "metrics": values,
+        "metrics": {key: None if np.isnan(value) else value for key, value in values.items()},
         "standard_errors": errors,
         "bootstrap": {
             key: pack_numbers(replicates)
