@@ -74,7 +74,8 @@ def test_it_agrees_with_jumpaheads_own_evaluation_on_text(lm_folder):
     measured = evaluate({"it": sae}, lm, text, SITE, torch.zeros(sae.d))["it"]
     documents = measured.documents
     error = ratio_standard_error(documents["spliced"] - documents["clean"], documents["tokens"])
-    expected = metrics.measure(measured.sums, keys=("delta_lm_loss", "fvu", "l0", "dead")) | {"se": error}
+    expected = metrics.measure(measured.sums, keys=("delta_lm_loss", "fvu", "l0", "never_fired")) | {"se": error}
+    expected["dead"] = expected.pop("never_fired")
     with torch.no_grad():
         groups = clean_groups(lm, text, SITE)
     found = evaluate_on_text(export(sae), lm, groups)
@@ -92,7 +93,8 @@ def test_it_agrees_with_jumpaheads_own_evaluation_on_synthetic_rows():
     sae = hand_made(directions, directions, bias, 0.7)
     sae.params["b_enc"] -= directions @ bias
     rows = HeldOutRows.first_groups(data.held_out, 2_100)  # type: ignore[arg-type]
-    expected = metrics.measure(reconstruct({"it": sae}, rows, "s")["it"].sums, keys=("fvu", "l0", "dead", "f1"))
+    expected = metrics.measure(reconstruct({"it": sae}, rows, "s")["it"].sums, keys=("fvu", "l0", "never_fired", "f1"))
+    expected["dead"] = expected.pop("never_fired")
     found = evaluate_on_rows(export(sae), rows, "s")
     assert found.pop("measured_on") == 2_100
     assert found == pytest.approx(expected, rel=1e-4)

@@ -146,7 +146,7 @@ def evaluate_on_text(sae: ExportedSAE, lm: LM, groups: Sequence[CleanGroup]) -> 
             _add(sums, name, group.scored_document, values)
     seen = sums.tokens > 0
     error = ratio_standard_error((sums.spliced - sums.clean)[seen], sums.tokens[seen])
-    return {**_measure(sums, ("delta_lm_loss", "fvu", "l0", "dead")), "se": error, "measured_on": int(sums.rows.sum())}
+    return {**_measure(sums, ("delta_lm_loss", "fvu", "l0")), "se": error, "measured_on": int(sums.rows.sum())}
 
 
 # ---------------------------------------------------------------------------------------------- held-out rows
@@ -165,7 +165,7 @@ def evaluate_on_rows(sae: ExportedSAE, held_out: HeldOutRows, site: str) -> dict
         found = match.firing_counts(_sparse(sae.encode(x)), truth, torch.zeros(len(x), dtype=torch.int64), 1)
         for name, counts in found.items():
             getattr(sums, name)[group] += counts[0]
-    return {**_measure(sums, ("fvu", "l0", "dead", "f1")), "measured_on": int(sums.rows.sum())}
+    return {**_measure(sums, ("fvu", "l0", "f1")), "measured_on": int(sums.rows.sum())}
 
 
 # ---------------------------------------------------------------------------------------------- sums
@@ -202,5 +202,6 @@ def _add(sums: Sums, name: str, document: np.ndarray, values: Tensor) -> None:
 
 
 def _measure(sums: Sums, keys: Sequence[str]) -> dict[str, float]:
-    """Return the metrics with these keys."""
-    return metrics.measure(sums, keys=keys)
+    """Return the metrics with these keys, and as `dead` the number of features that never fired."""
+    found = metrics.measure(sums, keys=[*keys, "never_fired"])
+    return {**{key: found[key] for key in keys}, "dead": found["never_fired"]}
