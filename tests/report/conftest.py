@@ -55,7 +55,8 @@ def evaluation(series: int, l0: float, seed: int = 0, **changes: Any) -> dict[st
         "share_never_fired": "never_fired",
     }.items():
         metrics[share] = metrics[count] / WIDTH if metrics[count] is not None else None
-    spread = {"delta_lm_loss": error, "l0": 0.05, "fvu": 0.004, "above_10pct": 1.3, "above_1pct": 5, "never_fired": 6}
+    spread = {"delta_lm_loss": error, "l0": 0.05, "fvu": 0.004, "above_10pct": 1.3, "above_1pct": 5, "never_fired": 6,
+              "f1": 0.02}  # fmt: skip
     value = {"l0": l0, "lambda": 0.004 / l0, "k": int(l0)}[kind]
     counts = np.round(60_000 * 10 ** rng.normal(-3, 0.7, WIDTH)).clip(0, 60_000)
     return {
