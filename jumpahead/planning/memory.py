@@ -11,6 +11,8 @@ from jumpahead.planning.table import PanelPlan
 from jumpahead.study.schema import Study
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
+TRAINING_BYTES, CHECKPOINT_BYTES = 14, 12
+"""Bytes per parameter of an SAE in training, in memory and in its checkpoint, with momentum."""
 SUPPORT_ENTRIES = 200
 """Upper bound of the support's entries per token in common settings."""
 
@@ -32,7 +34,7 @@ def saes_that_fit(study: Study, workspace: int, panels: list[PanelPlan], gpu_byt
         return "the number of SAEs that fit is unknown without the model's config"
     widest = max(panels, key=lambda panel: panel.parameters or 0)
     free = gpu_bytes - workspace - gpu_workspace(study.train.batch, widest.d or 0, widest.width)
-    count = max(0, int(free // (10 * (widest.parameters or 1))))
+    count = max(0, int(free // (TRAINING_BYTES * (widest.parameters or 1))))
     return f"{count} SAEs of {widest.width:,} features fit at once"
 
 

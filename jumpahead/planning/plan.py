@@ -2,10 +2,10 @@
 
 An SAE of M features on d dimensions has P = 2·M·d + M·(vectors of length M) + d parameters.
 
-    memory    10 bytes per parameter of every SAE that trains at once (float32 value and second moment, bfloat16 copy of
-              W_enc) + two blocks of activations (the current one and a prefetched one)
+    memory    14 bytes per parameter of every SAE that trains at once (float32 value and two moments, bfloat16 copy of
+              W_enc; 10 without momentum) + two blocks of activations (the current one and a prefetched one)
               + the working memory of one step (memory.py) + the language model
-    disk      4 bytes per parameter and SAE, 8 more during training (a checkpoint), the token ids, and stored
+    disk      4 bytes per parameter and SAE, 12 more during training (a checkpoint), the token ids, and stored
               activations (rows · (Σ_sites d · itemsize + 12), of the training text and of the scored text)
     time      measure.py
 
@@ -27,7 +27,9 @@ from jumpahead.lm.model_shape import ModelShape, read_model_shape
 from jumpahead.lm.sites import parse_site
 from jumpahead.planning.measure import StudySeconds, measure_study, measure_study_without_lm
 from jumpahead.planning.memory import (
+    CHECKPOINT_BYTES,
     DTYPE_BYTES,
+    TRAINING_BYTES,
     detect_gpu,
     known_site_widths,
     max_threads,
@@ -104,8 +106,8 @@ def _assemble_plan(
         epochs=study.train.steps * study.train.batch / max(1, tokens.train),
         scored_tokens=min(study.evaluate.tokens, tokens.held_out),
         disk_bytes=disk,
-        disk_bytes_training=None if disk is None or at_once is None else disk + 8 * at_once,
-        memory_bytes=None if at_once is None else 10 * at_once + workspace,
+        disk_bytes_training=None if disk is None or at_once is None else disk + CHECKPOINT_BYTES * at_once,
+        memory_bytes=None if at_once is None else TRAINING_BYTES * at_once + workspace,
         stored_activations=stored,
         seconds=seconds,
         unit=unit,

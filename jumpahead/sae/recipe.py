@@ -201,6 +201,10 @@ REFERENCE_LR, MAX_GAIN_FACTOR = 4.5e-3, 3.0
 largest factor by which gains are scaled: with h = 0.3, a deviation of L0 still decays."""
 
 
+AUX_GAPS = 16
+"""The silence after which AuxK trains a feature, in multiples of M/L0; 16 to 32 were tried (docs/LOG.md, 2026-11-30)."""
+
+
 def short_recipe_lr(base_lr: float, shape: Shape, tokens: int) -> float:
     """Return the peak learning rate of the `short` recipe: base_lr/√d·(16/L0)^¼·(tokens/2e6)^−¼.
 
@@ -211,10 +215,23 @@ def short_recipe_lr(base_lr: float, shape: Shape, tokens: int) -> float:
     base_lr: `Architecture.base_lr`.
     tokens: number of training tokens.
     """
-    kind, value = shape.setting
-    l0 = shape.d / 4 if kind == "lambda" else max(value, 1.0)
     budget = max(tokens, MIN_TOKENS) / REFERENCE_TOKENS
-    return base_lr / math.sqrt(shape.d) * (REFERENCE_L0 / l0) ** 0.25 * budget**-0.25
+    return base_lr / math.sqrt(shape.d) * (REFERENCE_L0 / expected_l0(shape)) ** 0.25 * budget**-0.25
+
+
+def expected_l0(shape: Shape) -> float:
+    """Return the L0 that recipes are computed for: the requested one, or k, at least 1; d/4 for a fixed λ."""
+    return shape.d / 4 if shape.setting.kind == "lambda" else max(shape.setting.value, 1.0)
+
+
+def with_momentum(recipe: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
+    """Return the recipe with row momentum, and AuxK in every fourth step on features that fell silent recently.
+
+    With momentum, rare features fall silent (docs/LOG.md, 2026-11-30). AuxK trains a feature once it has not fired for
+    AUX_GAPS times the mean gap between two tokens that a feature fires on, M/L0, and for at least two batches.
+    """
+    silent = max(2 * config.batch, math.ceil(AUX_GAPS * shape.width / expected_l0(shape)))
+    return recipe._replace(beta1=0.9, beta2=0.95, aux_every=4, aux_after_tokens=silent)
 
 
 def scale_controller_gains(recipe: Recipe, shape: Shape) -> Recipe:
