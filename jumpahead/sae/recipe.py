@@ -202,7 +202,7 @@ largest factor by which gains are scaled: with h = 0.3, a deviation of L0 still 
 
 
 AUX_GAPS = 16
-"""The silence after which AuxK trains a feature, in multiples of M/L0; 16 to 32 were tried (docs/LOG.md, 2026-11-30)."""
+"""The silence after which AuxK trains a feature, in multiples of M/L0; 16 to 32: docs/LOG.md, 2026-11-30."""
 
 
 def short_recipe_lr(base_lr: float, shape: Shape, tokens: int) -> float:
