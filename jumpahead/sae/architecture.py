@@ -40,6 +40,7 @@ from jumpahead.sae.recipe import (
     requested_l0_at,
     scale_controller_gains,
     short_recipe_lr,
+    with_momentum,
 )
 from jumpahead.sae.support import Entries, Number, Selection
 
@@ -83,6 +84,8 @@ class Architecture(ABC):
     """The dataclass of the architecture's options."""
     base_lr: ClassVar[float] = 0.064
     """`base_lr` in the formula for the learning rate of the `short` recipe (`recipe.short_recipe_lr`)."""
+    has_momentum: ClassVar[bool] = True
+    """True if the `short` recipe has row momentum; it needs a remedy for dead features, which momentum makes."""
     reconstructions: tuple[Reconstruction, ...] = (Reconstruction("input", trains_decoder=True, adds_bias=True),)
     """The reconstructions whose squared errors the loss contains, in the order of `values`."""
     initial_penalty_scale: ClassVar[float] = 0.1
@@ -149,8 +152,10 @@ class Architecture(ABC):
         if config.recipe == "paper":
             recipe = cls.paper_recipe(recipe, config, shape)
         if config.recipe == "short":
-            lr = (changes or {}).get("lr", config.lr) or short_recipe_lr(cls.base_lr, shape, config.tokens)
-            recipe = recipe._replace(lr=lr)
+            by_rule = short_recipe_lr(cls.base_lr, shape, config.tokens, momentum=cls.has_momentum)
+            recipe = recipe._replace(lr=(changes or {}).get("lr", config.lr) or by_rule)
+            if cls.has_momentum:
+                recipe = with_momentum(recipe, config, shape)
             if shape.setting.kind == "l0" and "lambda" in cls.settings:
                 recipe = scale_controller_gains(recipe, shape)
             recipe = cls.short_recipe(recipe, config, shape)

@@ -7,15 +7,19 @@ All numbers are in the unit of training, in which E‖x‖² = 1 (unit.py). Two 
 learning rate per step). By rule from tokens, batch, d and L0:
 
     unit             (x − μ)/C; rows longer than 10 times the median are scaled down to it
-    lr               base_lr/√d·(16/L0)^¼·(tokens/2e6)^−¼      `short_recipe_lr`; `base_lr` is the architecture's
+    lr               base_lr/√d·2^¼·(tokens/2e6)^−¼            `short_recipe_lr`; `base_lr` is the architecture's;
+                     without momentum (16/L0)^¼ instead of 2^¼
     its schedule     cosine warm-up over 1/20 of the steps, constant, linear decay to zero over the last third
-    Adam             β₁ = 0, β₂ = 0.98: a rare feature's step is at most 1/√(1 − β₂) = 7 times lr, with 0.999 it is 32
+    Adam             β₁ = 0.9, β₂ = 0.95, with row momentum (engine/lazy_adam.py, `with_momentum`); ReLU and ProLU: β₁ = 0,
+                     β₂ = 0.98: a rare feature's step is at most 1/√(1 − β₂) = 7 times lr, with 0.999 it is 32
+    biases           b_enc and b_dec at 0.15·lr for JumpReLU, BatchTopK and their variants, 0.4·lr for Gated
     θ                log θ at 2·lr, from the quantile of the first pre-activations that gives the initial L0
     ε                ε_i = min(half the median θ, 1.8·θ_i)
     κ                log θ decay to their median at 12·2·lr: rare features' thresholds drift up and away without it
     λ                set by the controller (controller.py), whose gains grow with lr (`scale_controller_gains`); a fixed
                      λ is warmed up over a tenth of the steps
     dead features    silent for a twentieth of the run; resampled or revived in its first half, as the architecture says
+    AuxK             in every fourth step, on features silent for 16·M/L0 tokens and two batches at least
 
 An architecture may differ (`Architecture.short_recipe`). How these were found: benchmarks/sparsity/protocol.toml and
 docs/LOG.md, 2026-11-24 and 26; measured at 2e6 and 2e7 tokens, d = 64 and 256, widths 1,024 and 2,048.
@@ -201,22 +205,27 @@ REFERENCE_LR, MAX_GAIN_FACTOR = 4.5e-3, 3.0
 largest factor by which gains are scaled: with h = 0.3, a deviation of L0 still decays."""
 
 
+MOMENTUM_L0 = 8
+"""The L0 whose learning rate recipes with momentum have at every L0 (docs/LOG.md, 2026-11-30)."""
 AUX_GAPS = 16
 """The silence after which AuxK trains a feature, in multiples of M/L0; 16 to 32: docs/LOG.md, 2026-11-30."""
 
 
-def short_recipe_lr(base_lr: float, shape: Shape, tokens: int) -> float:
+def short_recipe_lr(base_lr: float, shape: Shape, tokens: int, *, momentum: bool = False) -> float:
     """Return the peak learning rate of the `short` recipe: base_lr/√d·(16/L0)^¼·(tokens/2e6)^−¼.
 
     Adam with β₁ = 0 moves every coordinate by about lr per step, so a row by about lr·√d: the factor 1/√d was best at
     d = 64 and 256. Between L0 8 and 32 the best rate hardly differs, but training with a large L0 diverges at a lower
     rate. The power of the tokens connects the best rate at 2e6 tokens with the paper's 7e-5 at 8e9. Measurements of all
     three factors: docs/LOG.md, 2026-11-24.
+    With momentum the best rate hardly depends on L0: it is that of L0 8 for all.
     base_lr: `Architecture.base_lr`.
     tokens: number of training tokens.
+    momentum: whether Adam has momentum.
     """
     budget = max(tokens, MIN_TOKENS) / REFERENCE_TOKENS
-    return base_lr / math.sqrt(shape.d) * (REFERENCE_L0 / expected_l0(shape)) ** 0.25 * budget**-0.25
+    l0 = MOMENTUM_L0 if momentum else expected_l0(shape)
+    return base_lr / math.sqrt(shape.d) * (REFERENCE_L0 / l0) ** 0.25 * budget**-0.25
 
 
 def expected_l0(shape: Shape) -> float:

@@ -29,7 +29,7 @@ from torch import Tensor
 from jumpahead.sae.auxk import WithAuxK, topk_relu
 from jumpahead.sae.gradients import StepInputs
 from jumpahead.sae.parameters import Params, initial_parameters, threshold_for_l0
-from jumpahead.sae.recipe import requested_l0_at
+from jumpahead.sae.recipe import Recipe, Shape, TrainConfig, requested_l0_at
 from jumpahead.sae.support import AboveThreshold, Number, TopKOfBatch
 
 RATE = 0.2
@@ -41,6 +41,10 @@ class BatchTopK(WithAuxK):
 
     name, title = "batchtopk", "BatchTopK"
     vectors = ("b_enc", "threshold")
+
+    @classmethod
+    def short_recipe(cls, short: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
+        return short._replace(bias_lr_multiplier=0.15)
 
     @property
     def trained_vectors(self) -> dict[str, float]:

@@ -27,7 +27,10 @@ The support is π_j > θ_j − ε_j/2. Where ε_j ≤ 2θ_j that implies π_j > 
 nothing; where θ_j < ε_j/2 (possible in the paper's preset only) rectified zeros fall into the window and every token of
 that feature is in its support.
 
-Departures from the paper: none in the preset `paper`, whose target is the unshifted x. The preset `short` starts θ at
+Departures from the paper: none in the preset `paper`, whose target is the unshifted x. The preset `short` adds, in every
+fourth step, the auxiliary loss ‖e − ê‖², in which features that have not fired lately reconstruct e = x − x̂ (auxk.py):
+the paper has no auxiliary loss, but with few tokens and momentum rare features die without it (docs/LOG.md,
+2026-11-30); `recipe = {aux_weight = 0}` leaves it out. θ gets no gradient from it. The preset starts θ at
 the quantile of the first pre-activations that gives the requested L0, lets the bandwidth follow the thresholds,
 ε_j = min(share·median θ, 1.8·θ_j), starts b_dec at the mean activation, and resamples dead features at a dozen steps
 of the first half (engine/resample.py). Its log θ decay towards their median,
@@ -56,7 +59,7 @@ from jumpahead.sae.auxk import RECONSTRUCTIONS, auxk_error, default_k_aux
 from jumpahead.sae.bounds import Finite, GreaterThan
 from jumpahead.sae.gradients import Affine, Counts, Gradients, StepInputs
 from jumpahead.sae.parameters import Params
-from jumpahead.sae.recipe import Recipe, Setting
+from jumpahead.sae.recipe import Recipe, Setting, Shape, TrainConfig
 from jumpahead.sae.support import DEAD, AboveThreshold, Entries, Number
 from jumpahead.sae.threshold import WithThreshold
 
@@ -109,6 +112,10 @@ class JumpReLU(WithThreshold):
     @property
     def fixed_sparsity_coefficient(self) -> float:
         return super().fixed_sparsity_coefficient if self.options.target == "controller" else self.options.target_weight
+
+    @classmethod
+    def short_recipe(cls, short: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
+        return super().short_recipe(short, config, shape)._replace(aux_weight=1.0)
 
     def __init__(self, options: JumpReLUOptions, setting: Setting | None, recipe: Recipe | None):
         super().__init__(options, setting, recipe)

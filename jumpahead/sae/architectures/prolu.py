@@ -55,6 +55,7 @@ class ProLU(Architecture):
     """The ProLU SAE; equations in the module's docstring."""
 
     name, title = "prolu", "ProLU"
+    has_momentum = False
     settings = ("l0", "lambda")
     vectors = ("b_enc", "b_gate")
 

@@ -33,6 +33,7 @@ class ReLU(Architecture):
     """The ReLU SAE; equations in the module's docstring."""
 
     name, title = "relu", "ReLU"
+    has_momentum = False
     settings = ("l0", "lambda")
     revision = 1
     vectors = ("b_enc",)
