@@ -10,8 +10,9 @@ learning rate per step). By rule from tokens, batch, d and L0:
     lr               base_lr/√d·2^¼·(tokens/2e6)^−¼            `short_recipe_lr`; `base_lr` is the architecture's;
                      without momentum (16/L0)^¼ instead of 2^¼
     its schedule     cosine warm-up over 1/20 of the steps, constant, linear decay to zero over the last third
-    Adam             β₁ = 0.9, β₂ = 0.95, with row momentum (engine/lazy_adam.py, `with_momentum`); ReLU and ProLU: β₁ = 0,
-                     β₂ = 0.98: a rare feature's step is at most 1/√(1 − β₂) = 7 times lr, with 0.999 it is 32
+    Adam             β₁ = 0.9, β₂ = 0.95, with row momentum (engine/lazy_adam.py, `with_momentum`); ReLU and ProLU:
+                     β₁ = 0, β₂ = 0.98. Without momentum a rare feature's step is at most 1/√(1 − β₂) = 7 times lr,
+                     with 0.999 it is 32
     biases           b_enc and b_dec at 0.15·lr for JumpReLU, BatchTopK and their variants, 0.4·lr for Gated
     θ                log θ at 2·lr, from the quantile of the first pre-activations that gives the initial L0
     ε                ε_i = min(half the median θ, 1.8·θ_i)

@@ -28,10 +28,10 @@ nothing; where θ_j < ε_j/2 (possible in the paper's preset only) rectified zer
 that feature is in its support.
 
 Departures from the paper: none in the preset `paper`, whose target is the unshifted x. The preset `short` adds, in every
-fourth step, the auxiliary loss ‖e − ê‖², in which features that have not fired lately reconstruct e = x − x̂ (auxk.py):
-the paper has no auxiliary loss, but with few tokens and momentum rare features die without it (docs/LOG.md,
-2026-11-30); `recipe = {aux_weight = 0}` leaves it out. θ gets no gradient from it. The preset starts θ at
-the quantile of the first pre-activations that gives the requested L0, lets the bandwidth follow the thresholds,
+fourth step, the auxiliary loss ‖e − ê‖², in which features that have not fired lately reconstruct e = x − x̂ (auxk.py).
+The paper has no auxiliary loss; with few tokens and momentum rare features die without it (docs/LOG.md, 2026-11-30).
+θ gets no gradient from it, and `recipe = {aux_weight = 0}` leaves it out. The preset also starts θ at the quantile of
+the first pre-activations that gives the requested L0, lets the bandwidth follow the thresholds,
 ε_j = min(share·median θ, 1.8·θ_j), starts b_dec at the mean activation, and resamples dead features at a dozen steps
 of the first half (engine/resample.py). Its log θ decay towards their median,
 
