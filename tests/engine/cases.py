@@ -116,7 +116,7 @@ def all_cases() -> list[Case]:
         for options in OPTIONS.get(name, [{}]):
             kinds = [kind for kind in architecture.settings if not architecture.Options(**options).contradiction(kind)]
             for title, changes in RECIPES.get(name, {"": {}}).items():
-                for kind in kinds:
+                for kind in kinds[:1] if title in ("momentum", "auxk") else kinds:
                     words = [name, *(f"{key}={value}" for key, value in options.items()), title, kind]
                     setting = Setting(kind, VALUES[kind])
                     found.append(Case(name, options, setting, changes, "-".join(word for word in words if word)))

@@ -287,10 +287,10 @@ def test_a_study_without_a_language_model_is_counted_exactly(text: Path, tmp_pat
 
 
 def test_the_plan_says_what_fits_on_the_gpu(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Ten bytes per parameter of the widest: 2·96·32 + 3·96 + 32 = 6,464."""
+    """Fourteen bytes per parameter of the widest: 2·96·32 + 3·96 + 32 = 6,464."""
     study = small(model, text, activations={"sites": ["layers.2.attention"], "block": 8})
     room = gpu_workspace(64, 32, 96) + workspace_bytes(study, read_model_shape(study.lm))
-    monkeypatch.setattr(plan, "detect_gpu", lambda: ("NVIDIA Test", room + 5 * 64_640 + 64_639))
+    monkeypatch.setattr(plan, "detect_gpu", lambda: ("NVIDIA Test", room + 5 * 90_496 + 90_495))
     made = make_plan(study, tmp_path)
     assert made.gpu is not None
     assert made.gpu.fits == "5 SAEs of 96 features fit at once"

@@ -34,6 +34,12 @@ def jumprelu(p, fixed, x, options, k, dead):
         pi = p["W_enc"] @ (row - p["b_dec"]) + p["b_enc"]
         f = pi * (pi > theta)
         error += ((row - p["W_dec"].T @ f - p["b_dec"]) ** 2).sum() / len(x)
+        if options["aux_weight"]:  # + α·‖e − ê‖², e a constant, ê from the d/2 largest ReLU(π) among the dead
+            fixed_pi = fixed["W_enc"] @ (row - fixed["b_dec"]) + fixed["b_enc"]
+            e = row - fixed["W_dec"].T @ (fixed_pi * (fixed_pi > theta)) - fixed["b_dec"]
+            kept = sorted(np.flatnonzero(dead), key=lambda j: (-pi[j], j))[: D // 2]
+            missed = e - sum((relu(pi[j]) * p["W_dec"][j] for j in kept), np.zeros(D))
+            error += options["aux_weight"] * (missed**2).sum() / len(x)
         l0[i] = (pi > theta).sum()
         on += pi > theta
     if options["target"] == "batch":
@@ -177,7 +183,7 @@ def setting_up(case: Case):
 
 
 def on_paper(case: Case, live, fixed, x, dead):
-    options = asdict(case.arch().options)
+    options = asdict(case.arch().options) | {"aux_weight": case.arch().recipe.aux_weight}
     return PAPERS[case.architecture](live, fixed, x.numpy(), options, 3, dead)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import fields
 
 import pytest
 
@@ -15,6 +16,7 @@ from jumpahead.sae.recipe import (
     base_recipe,
     learning_rate_at,
     requested_l0_at,
+    short_recipe_lr,
     sparsity_warmup_share,
 )
 from jumpahead.storage.layout import setting_text
@@ -91,12 +93,15 @@ def test_anthropics_preset_is_its_own():
     assert found.adam_epsilon == base_recipe(given).adam_epsilon
 
 
-@pytest.mark.parametrize("name", ["jumprelu", "topk"])
+@pytest.mark.parametrize("name", ["jumprelu", "relu"])
 def test_the_short_rate_follows_d_l0_and_budget(name):
-    """Half the rate at 4 times d, at 16 times the L0 and at 16 times the tokens; the paper's, about, at its budget."""
+    """Half the rate at 4 times d and at 16 times the tokens; the paper's, about, at its budget. Without momentum also
+    half the rate at 16 times the L0; with momentum that of L0 8 at every L0."""
     kind, first = ARCHITECTURES.get(name), ARCHITECTURES.get(name).recipe_for(config(), SHAPE).lr
     assert kind.recipe_for(config(), SHAPE._replace(d=4 * 96)).lr == pytest.approx(first / 2)
-    assert kind.recipe_for(config(), SHAPE._replace(setting=Setting("l0", 1.5))).lr == pytest.approx(2 * first)
+    of_l0 = [kind.recipe_for(config(), SHAPE._replace(setting=Setting("l0", l0))).lr for l0 in (1.5, 8.0)]
+    by_rule = short_recipe_lr(kind.base_lr, SHAPE._replace(setting=Setting("l0", 8.0)), config().tokens)
+    assert of_l0 == pytest.approx([first, by_rule] if kind.has_momentum else [2 * first, by_rule])
     assert kind.recipe_for(config(), SHAPE._replace(width=4096)).lr == first
     assert kind.recipe_for(config(), SHAPE._replace(setting=Setting("lambda", 0.3))).lr == first, "as at L0 = d/4"
     assert kind.recipe_for(config(tokens=48_000_000), SHAPE).lr == pytest.approx(first / 2)
@@ -114,6 +119,8 @@ def test_controller_gains_grow_with_the_learning_rate_where_there_is_a_controlle
         own = (integral, kind.recipe_for(config(), large).proportional_gain)
         assert gains[1] == own
         factor = 16 / 9 if "lambda" in kind.settings else 1.0
+        if kind.has_momentum:  # the rate of L0 8 at L0 4
+            factor /= 2**0.25 if factor > 1 else 1.0
         assert gains[0] == pytest.approx([factor * gain for gain in own])
         assert own[1] in (0.0, proportional), "Gated has no proportional action"
         highest = kind.recipe_for(config(lr=2.0), small).integral_gain
@@ -179,3 +186,18 @@ def test_settings_have_names_for_folders_and_for_people():
     assert (setting_text(Setting("l0", 16.0)), Setting("l0", 16.0).label) == ("l0-16", "l0 = 16")
     assert (setting_text(Setting("lambda", 0.0006)), Setting("lambda", 0.0006).label) == ("lambda-0.0006", "λ = 0.0006")
     assert (setting_text(Setting("k", 32)), Setting("k", 32).label) == ("k-32", "k = 32")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES.names())
+def test_momentum_comes_with_a_remedy_for_dead_features(name):
+    """AuxK in every fourth step on features silent for 16·M/L0 tokens and two batches at least; else resampling."""
+    kind = ARCHITECTURES.get(name)
+    wide = SHAPE._replace(width=8192, setting=Setting("l0", 4.0))
+    found, narrow = kind.recipe_for(config(), wide), kind.recipe_for(config(), wide._replace(width=96))
+    assert kind.recipe_for(config(recipe="paper"), SHAPE).beta1 == 0
+    if not kind.has_momentum:
+        assert (found.beta1, found.beta2, found.aux_weight) == (0, 0.98, 0)
+        return
+    assert (found.beta1, found.beta2, found.aux_every) == (0.9, 0.95, 4)
+    assert (found.aux_after_tokens, narrow.aux_after_tokens) == (32_768, 2 * config().batch)
+    assert found.aux_weight > 0 or found.resample_every > 0 or "aux" in {f.name for f in fields(kind.Options)}

@@ -27,7 +27,7 @@ The support is π_j > θ_j − ε_j/2. Where ε_j ≤ 2θ_j that implies π_j > 
 nothing; where θ_j < ε_j/2 (possible in the paper's preset only) rectified zeros fall into the window and every token of
 that feature is in its support.
 
-Departures from the paper: none in the preset `paper`, whose target is the unshifted x. The preset `short` adds, in every
+Departures from the paper: none in the preset `paper`, whose target is the unshifted x. The preset `short` adds, every
 fourth step, the auxiliary loss ‖e − ê‖², in which features that have not fired lately reconstruct e = x − x̂ (auxk.py).
 The paper has no auxiliary loss; with few tokens and momentum rare features die without it (docs/LOG.md, 2026-11-30).
 θ gets no gradient from it, and `recipe = {aux_weight = 0}` leaves it out. The preset also starts θ at the quantile of
