@@ -7,8 +7,8 @@ All numbers are in the unit of training, in which E‖x‖² = 1 (unit.py). Two 
 learning rate per step). By rule from tokens, batch, d and L0:
 
     unit             (x − μ)/C; rows longer than 10 times the median are scaled down to it
-    lr               base_lr/√d·1.07·(tokens/2e6)^−¼           `short_recipe_lr`; `base_lr` is the architecture's;
-                     without momentum (16/L0)^¼ instead of 1.07 = (16/12)^¼
+    lr               base_lr/√d·1.1·(16/L0)^⅛·(tokens/2e6)^−¼  `short_recipe_lr`; `base_lr` is the architecture's;
+                     without momentum (16/L0)^¼ instead of 1.1·(16/L0)^⅛
     its schedule     cosine warm-up over 1/20 of the steps, constant, linear decay to zero over the last third
     Adam             β₁ = 0.9, β₂ = 0.95, with row momentum (engine/lazy_adam.py, `with_momentum`); ReLU and ProLU:
                      β₁ = 0, β₂ = 0.98. Without momentum a rare feature's step is at most 1/√(1 − β₂) = 7 times lr,
@@ -206,8 +206,8 @@ REFERENCE_LR, MAX_GAIN_FACTOR = 4.5e-3, 3.0
 largest factor by which gains are scaled: with h = 0.3, a deviation of L0 still decays."""
 
 
-MOMENTUM_L0 = 12
-"""The L0 whose learning rate recipes with momentum have at every L0 (docs/LOG.md, 2026-11-30)."""
+MOMENTUM_LR = 1.1
+"""The learning rate with momentum at L0 16, in multiples of that without."""
 AUX_GAPS = 16
 """The silence after which AuxK trains a feature, in multiples of M/L0; 16 to 32: docs/LOG.md, 2026-11-30."""
 
@@ -219,14 +219,15 @@ def short_recipe_lr(base_lr: float, shape: Shape, tokens: int, *, momentum: bool
     d = 64 and 256. Between L0 8 and 32 the best rate hardly differs, but training with a large L0 diverges at a lower
     rate. The power of the tokens connects the best rate at 2e6 tokens with the paper's 7e-5 at 8e9. Measurements of all
     three factors: docs/LOG.md, 2026-11-24.
-    With momentum the best rate hardly depends on L0: it is that of L0 12 for all.
+    With momentum the best rate depends less on L0; above it, features die (docs/LOG.md, 2026-11-30).
     base_lr: `Architecture.base_lr`.
     tokens: number of training tokens.
     momentum: whether Adam has momentum.
     """
     budget = max(tokens, MIN_TOKENS) / REFERENCE_TOKENS
-    l0 = MOMENTUM_L0 if momentum else expected_l0(shape)
-    return base_lr / math.sqrt(shape.d) * (REFERENCE_L0 / l0) ** 0.25 * budget**-0.25
+    of_l0 = REFERENCE_L0 / expected_l0(shape)
+    l0_factor = MOMENTUM_LR * of_l0**0.125 if momentum else of_l0**0.25
+    return base_lr / math.sqrt(shape.d) * l0_factor * budget**-0.25
 
 
 def expected_l0(shape: Shape) -> float:

@@ -96,12 +96,12 @@ def test_anthropics_preset_is_its_own():
 @pytest.mark.parametrize("name", ["jumprelu", "relu"])
 def test_the_short_rate_follows_d_l0_and_budget(name):
     """Half the rate at 4 times d and at 16 times the tokens; the paper's, about, at its budget. Without momentum also
-    half the rate at 16 times the L0; with momentum that of L0 12 at every L0."""
+    half the rate at 16 times the L0; with momentum 1.1 times that rate at L0 16, and 1/√2 at 16 times the L0."""
     kind, first = ARCHITECTURES.get(name), ARCHITECTURES.get(name).recipe_for(config(), SHAPE).lr
     assert kind.recipe_for(config(), SHAPE._replace(d=4 * 96)).lr == pytest.approx(first / 2)
-    of_l0 = [kind.recipe_for(config(), SHAPE._replace(setting=Setting("l0", l0))).lr for l0 in (1.5, 12.0)]
-    by_rule = short_recipe_lr(kind.base_lr, SHAPE._replace(setting=Setting("l0", 12.0)), config().tokens)
-    assert of_l0 == pytest.approx([first, by_rule] if kind.has_momentum else [2 * first, by_rule])
+    of_l0 = [kind.recipe_for(config(), SHAPE._replace(setting=Setting("l0", l0))).lr for l0 in (1.5, 16.0)]
+    by_rule = short_recipe_lr(kind.base_lr, SHAPE._replace(setting=Setting("l0", 16.0)), config().tokens)
+    assert of_l0 == pytest.approx([2**0.5 * first, 1.1 * by_rule] if kind.has_momentum else [2 * first, by_rule])
     assert kind.recipe_for(config(), SHAPE._replace(width=4096)).lr == first
     assert kind.recipe_for(config(), SHAPE._replace(setting=Setting("lambda", 0.3))).lr == first, "as at L0 = d/4"
     assert kind.recipe_for(config(tokens=48_000_000), SHAPE).lr == pytest.approx(first / 2)
@@ -119,8 +119,8 @@ def test_controller_gains_grow_with_the_learning_rate_where_there_is_a_controlle
         own = (integral, kind.recipe_for(config(), large).proportional_gain)
         assert gains[1] == own
         factor = 16 / 9 if "lambda" in kind.settings else 1.0
-        if kind.has_momentum:  # the rate of L0 12 at L0 4
-            factor /= 3**0.25 if factor > 1 else 1.0
+        if kind.has_momentum and factor > 1:  # at L0 4, 1.1·4^⅛ instead of 4^¼
+            factor *= 1.1 * 4**-0.125
         assert gains[0] == pytest.approx([factor * gain for gain in own])
         assert own[1] in (0.0, proportional), "Gated has no proportional action"
         highest = kind.recipe_for(config(lr=2.0), small).integral_gain
