@@ -198,6 +198,8 @@ def test_momentum_comes_with_a_remedy_for_dead_features(name):
     if not kind.has_momentum:
         assert (found.beta1, found.beta2, found.aux_weight) == (0, 0.98, 0)
         return
-    assert (found.beta1, found.beta2, found.aux_every) == (0.9, 0.95, 4)
-    assert (found.aux_after_tokens, narrow.aux_after_tokens) == (32_768, 2 * config().batch)
-    assert found.aux_weight > 0 or found.resample_every > 0 or "aux" in {f.name for f in fields(kind.Options)}
+    assert (found.beta1, found.beta2) == (0.9, 0.95)
+    if found.aux_weight > 0 or "aux" in {field.name for field in fields(kind.Options)}:
+        assert (found.aux_every, found.aux_after_tokens, narrow.aux_after_tokens) == (4, 32_768, 2 * config().batch)
+    else:
+        assert found.resample_every > 0

@@ -23,11 +23,12 @@ as the update has them: c = scale·√d, λ_P = pre_activation/√d. λ here is 
 The support is π_j > θ_j − ε/2, and every token of a dead feature: these are dense products (engine/dense_features.py).
 
 Departures from the paper: P is over dead features alone, as in SAELens, because over all every entry has a
-gradient (`pre_activation_of = "all"`: as published, and as slow as a dense step); β₁ = 0 where it has 0.9, no clipping
-of gradients; W_enc starts as W_dec with unit rows, b_enc at zero; the true derivative in log θ, where the update leaves
-out a factor θ. The preset `paper` has its learning rate and decay, θ and ε at the start, and λ warmed up over the whole
-run. The preset `short` is jumprelu.py's, a requested L0 controlled with λ = (penalty scale)·median θ/c: at entries in
-the window, the penalty's gradient of θ is about λ·c, the reconstruction's about θ.
+gradient (`pre_activation_of = "all"`: as published, and as slow as a dense step); row momentum where it has Adam's, and
+none in the preset `paper`; no clipping of gradients; W_enc starts as W_dec with unit rows, b_enc at zero; the true
+derivative in log θ, where the update leaves out a factor θ. The preset `paper` has its learning rate and decay, θ and ε
+at the start, and λ warmed up over the whole run. The preset `short` is jumprelu.py's without AuxK, a requested L0
+controlled with λ = (penalty scale)·median θ/c: at entries in the window, the penalty's gradient of θ is about λ·c, the
+reconstruction's about θ.
 """
 
 from __future__ import annotations
@@ -81,6 +82,11 @@ class Anthropic(WithThreshold):
             initial_threshold=0.1 * unit,
             bandwidth=2.0 * unit,
         )
+
+    @classmethod
+    def short_recipe(cls, short: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
+        # P raises the dead features in every step.
+        return super().short_recipe(short, config, shape)._replace(aux_every=1, aux_after_tokens=None)
 
     @property
     def decoder_norm(self) -> Literal["unit", "free"]:
