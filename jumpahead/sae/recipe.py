@@ -13,7 +13,7 @@ learning rate per step). By rule from tokens, batch, d and L0:
     Adam             β₁ = 0.9, β₂ = 0.95, with row momentum (engine/lazy_adam.py, `with_momentum`); ReLU and ProLU:
                      β₁ = 0, β₂ = 0.98. Without momentum a rare feature's step is at most 1/√(1 − β₂) = 7 times lr,
                      with 0.999 it is 32
-    biases           b_enc and b_dec at 0.15·lr for JumpReLU, BatchTopK and their variants, 0.4·lr for Gated
+    biases           b_enc and b_dec at 0.3·lr for JumpReLU, BatchTopK and their variants, 0.4·lr for Gated
     θ                log θ at 2·lr, from the quantile of the first pre-activations that gives the initial L0
     ε                ε_i = min(half the median θ, 1.8·θ_i)
     κ                log θ decay to their median at 12·2·lr: rare features' thresholds drift up and away without it
