@@ -63,7 +63,7 @@ def test_a_run_without_a_model_has_a_frontier_and_measures_fvu(tmp_path):
     folder = trained(tmp_path / "run")
     frontier = jumpahead.Frontier.load(folder)
     one, two = frontier.points()
-    assert one["metrics"]["fvu"] > 2 * two["metrics"]["fvu"]
+    assert one["metrics"]["fvu"] > 1.2 * two["metrics"]["fvu"]
     assert one["metrics"]["delta_lm_loss"] is two["metrics"]["delta_lm_loss"] is None
     assert one["training"]["epochs"] <= 1
     assert frontier.data["lm"] == {"name": None}

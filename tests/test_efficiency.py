@@ -96,11 +96,11 @@ def test_flops_and_bytes_by_hand():
 @pytest.mark.parametrize("name", ARCHITECTURES.names())
 def test_torch_counts_as_many_products(name: str):
     """torch's FLOP counter agrees, for dense training of every architecture."""
-    state, x, inputs = untrained(name)
+    case, x = BenchmarkCase(TINY, name, MachineLimits([], 1.0), dead=0.1), untrained(name)[1]
+    state, _, inputs = case.state_and_losses(x)
     dense = DenseTrainer(state.arch, state.params, list(state.second_moments), state.arch.loss, lr=1e-3)
     with FlopCounterMode(display=False) as counter:
         dense.step(x, inputs)
-    case = BenchmarkCase(TINY, name, MachineLimits([], 1.0), dead=0.1)
     assert counter.get_total_flops() == cost_model.dense_products(case.size) * cost_model.product_flops(case.size)
 
 
@@ -349,7 +349,7 @@ def test_rows_are_consistent(found: dict[str, Any]):
             assert (row["recall"] is not None) == (row["method"] == "approximate")
         engine = {row["architecture"]: row for row in shape["rows"] if row["method"] == "engine"}
         assert engine["topk"]["l0"] <= 6
-        assert engine["topk"]["entries"] > 20  # up to 24 dead features per token besides
+        assert engine["topk"]["entries"] > 10  # up to 24 dead features per token besides, in every fourth step
         assert engine["gated"]["l0"] == pytest.approx(6, rel=0.2)
         assert engine["jumprelu"]["l0"] == pytest.approx(6, rel=0.2)
         assert engine["jumprelu"]["entries"] > engine["jumprelu"]["l0"]

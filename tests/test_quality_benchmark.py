@@ -305,7 +305,7 @@ def test_an_sae_of_ours_from_data_to_its_line(tmp_path, monkeypatch):
     monkeypatch.setattr(places, "BATCH", 512)
     one = QualityRun("dictionary", "final", 4_096, "jumpahead", "topk", 11, "recipe", None)
     (line,) = make_missing([one], tmp_path / "final.jsonl", tmp_path / "runs", 1, say=lambda text: None).values()
-    assert line["l0"] == 11
+    assert line["l0"] == pytest.approx(11, rel=0.02)  # fewer than 11 features are positive at some tokens
     assert 0 < line["f1"] < 1
     assert np.isfinite([line["fvu"], line["dead"], line["seconds"]]).all()
     save_results(tmp_path / "final.jsonl", {})
