@@ -40,6 +40,9 @@ from jumpahead.evaluation.reconstruct import reconstruct
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.model import LM
 from jumpahead.resampling import ratio_standard_error
+from jumpahead.sae.saved import SAE
+from jumpahead.sae.unit import Unit
+from tests.engine.cases import CASES, activations, random_state
 from tests.evaluation.test_evaluate import SITE, hand_made, held_out, random_sae
 
 ONE = QualityRun("tiny", "final", 2_000_000, "SAELens", "topk", 8, "default", 3e-4)
@@ -296,6 +299,15 @@ def test_the_committed_page_is_made_from_the_committed_lines():
     lines = load_results(program.RESULTS / "final.jsonl")
     assert lines
     assert (program.RESULTS / "quality.md").read_text(encoding="utf-8") == render_page(lines)
+
+
+def test_an_sae_with_an_input_bias_is_exported_with_it():
+    case = next(case for case in CASES if case.label == "jumprelu-l0")
+    state, mean = random_state(case, 6, 30, seed=3, dtype=torch.float32), torch.linspace(40.0, 55.0, 6)
+    sae = SAE(state.arch, Unit(2.5, mean).fold(state.arch, state.params))
+    x = mean + 2.5 * activations(50, 6, 4, torch.float32)
+    torch.testing.assert_close(export(sae)(x), sae(x))
+    assert (sae.encode(x) > 0).any()
 
 
 def test_an_sae_of_ours_from_data_to_its_line(tmp_path, monkeypatch):

@@ -157,9 +157,10 @@ def train_ours(members: list[QualityRun], opened: OpenPlace) -> Iterator[tuple[Q
 
 
 def export(saved: SAE) -> ExportedSAE:
-    """Return the weights of an SAE of jumpahead, which has its pre-encoder bias folded into b_enc."""
-    p, zero = saved.params, saved.params["b_dec"].new_zeros(saved.d)
-    return ExportedSAE(p["W_enc"], zero, p["b_enc"], p["W_dec"], p["b_dec"], lambda pre: saved.arch.activate(p, pre))
+    """Return the weights of an SAE of jumpahead."""
+    p, b_pre = saved.params, saved.b_pre
+    b_pre = p["b_dec"].new_zeros(saved.d) if b_pre is None else b_pre
+    return ExportedSAE(p["W_enc"], b_pre, p["b_enc"], p["W_dec"], p["b_dec"], lambda pre: saved.arch.activate(p, pre))
 
 
 def result_line(one: QualityRun, key: str, found: dict[str, float]) -> dict[str, Any]:
