@@ -147,18 +147,20 @@ def test_twenty_float32_steps_equal_the_cpus(case):
         assert found.read()[:4] == pytest.approx(wanted[:4], rel=2e-5)
 
 
-def test_an_sae_in_training_takes_at_most_ten_bytes_per_parameter():
+@pytest.mark.parametrize(("beta1", "most"), [(0.0, 10), (0.9, 14)])
+def test_an_sae_in_training_takes_at_most_14_bytes_per_parameter_with_momentum_and_10_without(beta1, most):
     d, width = 64, 512
-    state, layer_ = to_device(untrained_state(CASES[-1], d, width, torch.float32)), new_layer()
+    state, layer_ = to_device(untrained_state(CASES[0], d, width, torch.float32, beta1=beta1)), new_layer()
     encoder = state.encoder_for(layer_)
     held = [
         *state.params.values(),
         *state.second_moments.values(),
+        *state.first_moments.values(),
         state.last_touched,
         state.tokens_since_fired,
         state.support_share,
     ]
     held += [one for one in (encoder.norms, encoder.bf16, encoder.rounding_norms) if one is not None]
     matrices = [one for one in held if one.numel() == width * d]
-    assert sum(one.numel() * one.element_size() for one in matrices) == 18 * width * d
-    assert sum(one.numel() * one.element_size() for one in held) <= 10 * 2 * width * d
+    assert sum(one.numel() * one.element_size() for one in matrices) == (18 if beta1 == 0 else 26) * width * d
+    assert sum(one.numel() * one.element_size() for one in held) <= most * 2 * width * d
