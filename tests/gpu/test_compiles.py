@@ -13,8 +13,8 @@ import pytest
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed: make test-gpu")
 QUICK = [("2304", "jumprelu")]
 MAX_SPILLED_BYTES = {"update_rows": 176, "update_rows_from_pieces": 16, "apply_row_gradients": 16}
-"""Per thread, of kernels whose registers are limited so that two of their programs fit on a multiprocessor: at d = 3,584
-with momentum. Without it `update_rows` spills at most 96, and the others nothing."""
+"""Per thread, of kernels whose registers are limited so that two of their programs fit on a multiprocessor: with
+momentum at d = 3,584. Without it `update_rows` spills at most 96, and the others nothing."""
 ALL = [
     ("3584", "gated", "topk"), ("768", "batchtopk", "relu"), ("2304", "jumprelu", "topk"), ("768", "matryoshka"),
     ("48", "--float64"),
