@@ -32,11 +32,13 @@ from jumpahead.errors import StudyError
 from jumpahead.sae.gradients import Counts, Gradients, Reconstruction, StepInputs, Thresholds
 from jumpahead.sae.parameters import Params
 from jumpahead.sae.recipe import (
+    MIN_FIRINGS,
     Recipe,
     Setting,
     Shape,
     TrainConfig,
     base_recipe,
+    mean_firings,
     requested_l0_at,
     scale_controller_gains,
     short_recipe_lr,
@@ -85,7 +87,7 @@ class Architecture(ABC):
     base_lr: ClassVar[float] = 0.064
     """`base_lr` in the formula for the learning rate of the `short` recipe (`recipe.short_recipe_lr`)."""
     has_momentum: ClassVar[bool] = True
-    """True if the `short` recipe has row momentum; it needs a remedy for dead features, which momentum makes."""
+    """True if the `short` recipe has row momentum (in runs with enough tokens, `recipe.MIN_FIRINGS`)."""
     reconstructions: tuple[Reconstruction, ...] = (Reconstruction("input", trains_decoder=True, adds_bias=True),)
     """The reconstructions whose squared errors the loss contains, in the order of `values`."""
     initial_penalty_scale: ClassVar[float] = 0.1
@@ -152,9 +154,10 @@ class Architecture(ABC):
         if config.recipe == "paper":
             recipe = cls.paper_recipe(recipe, config, shape)
         if config.recipe == "short":
-            by_rule = short_recipe_lr(cls.base_lr, shape, config.tokens, momentum=cls.has_momentum)
+            momentum = cls.has_momentum and mean_firings(config.tokens, shape) >= MIN_FIRINGS
+            by_rule = short_recipe_lr(cls.base_lr, shape, config.tokens, momentum=momentum)
             recipe = recipe._replace(lr=(changes or {}).get("lr", config.lr) or by_rule)
-            if cls.has_momentum:
+            if momentum:
                 recipe = with_momentum(recipe, config, shape)
             if shape.setting.kind == "l0" and "lambda" in cls.settings:
                 recipe = scale_controller_gains(recipe, shape)

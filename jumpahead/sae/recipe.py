@@ -10,8 +10,9 @@ learning rate per step). By rule from tokens, batch, d and L0:
     lr               base_lr/√d·1.1·(16/L0)^⅛·(tokens/2e6)^−¼  `short_recipe_lr`; `base_lr` is the architecture's;
                      without momentum (16/L0)^¼ instead of 1.1·(16/L0)^⅛
     its schedule     cosine warm-up over 1/20 of the steps, constant, linear decay to zero over the last third
-    Adam             β₁ = 0.9, β₂ = 0.95, with row momentum (engine/lazy_adam.py, `with_momentum`); ReLU and ProLU:
-                     β₁ = 0, β₂ = 0.98. Without momentum a rare feature's step is at most 1/√(1 − β₂) = 7 times lr,
+    Adam             β₁ = 0.9, β₂ = 0.95, with row momentum (engine/lazy_adam.py, `with_momentum`); in ReLU, ProLU and
+                     runs in which features fire less than MIN_FIRINGS times (tokens·L0/M): β₁ = 0, β₂ = 0.98, no AuxK
+                     of JumpReLU, no slower biases. Then a rare feature's step is at most 1/√(1 − β₂) = 7 times lr,
                      with 0.999 it is 32
     biases           b_enc and b_dec at 0.3·lr for JumpReLU, BatchTopK and their variants, 0.4·lr for Gated
     θ                log θ at 2·lr, from the quantile of the first pre-activations that gives the initial L0
@@ -206,6 +207,9 @@ REFERENCE_LR, MAX_GAIN_FACTOR = 4.5e-3, 3.0
 largest factor by which gains are scaled: with h = 0.3, a deviation of L0 still decays."""
 
 
+MIN_FIRINGS = 5_000
+"""The mean number of times that a feature fires in a run from which on the recipe has momentum and what comes with it.
+With 4,000 it gains nothing, with 600 to 1,000 it leaves half of the features silent (docs/LOG.md, 2026-11-30)."""
 MOMENTUM_LR = 1.1
 """The learning rate with momentum at L0 16, in multiples of that without."""
 AUX_GAPS = 16
@@ -233,6 +237,11 @@ def short_recipe_lr(base_lr: float, shape: Shape, tokens: int, *, momentum: bool
 def expected_l0(shape: Shape) -> float:
     """Return the L0 that recipes are computed for: the requested one, or k, at least 1; d/4 for a fixed λ."""
     return shape.d / 4 if shape.setting.kind == "lambda" else max(shape.setting.value, 1.0)
+
+
+def mean_firings(tokens: int, shape: Shape) -> float:
+    """Return how often a feature fires in a run, on average: tokens·L0/M."""
+    return tokens * expected_l0(shape) / shape.width
 
 
 def with_momentum(recipe: Recipe, config: TrainConfig, shape: Shape) -> Recipe:

@@ -34,7 +34,7 @@ class WithThreshold(Architecture):
     @classmethod
     def short_recipe(cls, short: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
         return short._replace(
-            bias_lr_multiplier=0.3,
+            bias_lr_multiplier=0.3 if short.beta1 else 1.0,
             bandwidth_share=0.5,
             threshold_decay=12.0,
             resample_every=max(1, config.steps // 24),

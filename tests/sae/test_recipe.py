@@ -193,7 +193,9 @@ def test_momentum_comes_with_a_remedy_for_dead_features(name):
     """AuxK in every fourth step on features silent for 16·M/L0 tokens and two batches at least; else resampling."""
     kind = ARCHITECTURES.get(name)
     wide = SHAPE._replace(width=8192, setting=Setting("l0", 4.0))
-    found, narrow = kind.recipe_for(config(), wide), kind.recipe_for(config(), wide._replace(width=96))
+    found, narrow = (kind.recipe_for(config(tokens=30_000_000), wide._replace(width=width)) for width in (8192, 96))
+    rare = kind.recipe_for(config(tokens=10_000_000), wide)  # features fire 4,883 times on average
+    assert (rare.beta1, rare.beta2, rare.aux_weight, rare.bias_lr_multiplier) == (0, 0.98, 0, 1)
     assert kind.recipe_for(config(recipe="paper"), SHAPE).beta1 == 0
     if not kind.has_momentum:
         assert (found.beta1, found.beta2, found.aux_weight) == (0, 0.98, 0)

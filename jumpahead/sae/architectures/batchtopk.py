@@ -44,7 +44,7 @@ class BatchTopK(WithAuxK):
 
     @classmethod
     def short_recipe(cls, short: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
-        return short._replace(bias_lr_multiplier=0.3)
+        return short._replace(bias_lr_multiplier=0.3 if short.beta1 else 1.0)
 
     @property
     def trained_vectors(self) -> dict[str, float]:

@@ -131,7 +131,10 @@ class Gated(Architecture):
 
     @classmethod
     def short_recipe(cls, short: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
-        return short._replace(bias_lr_multiplier=0.4, proportional_gain=0.0, resample_every=max(1, config.steps // 24))
+        short = short._replace(proportional_gain=0.0)
+        if not short.beta1:
+            return short
+        return short._replace(bias_lr_multiplier=0.4, resample_every=max(1, config.steps // 24))
 
     def fold_vectors(self, params: Params, scale: float, norms: Tensor) -> Params:
         shift = params["W_enc"].double() @ params["b_dec"].double()

@@ -115,7 +115,7 @@ class JumpReLU(WithThreshold):
 
     @classmethod
     def short_recipe(cls, short: Recipe, config: TrainConfig, shape: Shape) -> Recipe:
-        return super().short_recipe(short, config, shape)._replace(aux_weight=1.0)
+        return super().short_recipe(short, config, shape)._replace(aux_weight=1.0 if short.beta1 else 0.0)
 
     def __init__(self, options: JumpReLUOptions, setting: Setting | None, recipe: Recipe | None):
         super().__init__(options, setting, recipe)
