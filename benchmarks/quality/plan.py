@@ -1,4 +1,4 @@
-"""What is trained: learning rates and penalties on the development data, then the SAEs of the table.
+"""The training runs of the benchmark: learning rates and penalties on the development data, then the SAEs of the table.
 
     rate      One learning rate per place, library and architecture: the library's own times the factor of RATE_FACTORS
               with the lowest mean, over the tuning L0, of log(error) + 0.65·log(L0 / requested L0). The error is delta

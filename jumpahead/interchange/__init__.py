@@ -1,4 +1,4 @@
-"""What the formats of SAEs share; a format is a file in formats/.
+"""Code that the formats of SAEs share; a format is a file in formats/.
 
 format.py       the base class of a format, and the files that it reads
 common_form.py  an SAE in the conventions that formats agree on, and back

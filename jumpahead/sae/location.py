@@ -1,4 +1,4 @@
-"""Where an SAE belongs: the language model and the site whose activations it takes."""
+"""The location that an SAE belongs to: the language model and the site whose activations it takes."""
 
 from __future__ import annotations
 

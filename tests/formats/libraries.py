@@ -1,4 +1,4 @@
-"""What other libraries compute from the files that they publish: their layouts and equations, without the libraries.
+"""Other libraries' layouts and equations, computed from the files that they publish, without the libraries.
 
 Each function takes the configuration and the tensors of a file, and returns features f and reconstructions x̂, float64.
 They are written after the libraries' own code; `make test-interop` checks that with the libraries themselves.

@@ -108,7 +108,7 @@ def test_an_input_bias_is_exported(case, name, tmp_path):
     ("name", "kind"), [("saelens", "jumprelu"), ("dictionary_learning", "topk"), ("sparsify", "topk")]
 )
 def test_a_mean_a_thousand_times_the_spread_costs_no_precision(name, kind, tmp_path):
-    """Where the format has an input bias: W_enc·x and b_enc are then not large numbers that nearly cancel."""
+    """If the format has an input bias, W_enc·x and b_enc are not large numbers that nearly cancel."""
     sae = saved(next(case for case in CASES if case.architecture == kind))
     mean = 1000.0 * C * torch.linspace(-1.0, 1.0, D).round(decimals=1)
     sae = SAE(sae.arch, sae.params | {"b_pre": mean, "b_dec": sae.params["b_dec"] + mean}, sae.about)
