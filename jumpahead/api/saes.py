@@ -1,0 +1,83 @@
+"""What takes SAEs of any make: load, export, evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jumpahead.api.arguments import PathLike
+from jumpahead.errors import StudyError
+
+if TYPE_CHECKING:
+    from jumpahead.progress import Progress
+    from jumpahead.sae.saved import SAE
+
+
+def load(sae: PathLike) -> SAE:
+    """Return an SAE of any make: of jumpahead, SAELens, Gemma Scope, dictionary_learning, sparsify or llamascopium.
+
+    sae: its folder or its file of weights, or `hf://user/repo/path@revision` for one on the Hugging Face hub. Raises
+    ArtefactError, naming file and key, if it is missing, damaged or in no known format.
+    """
+    from jumpahead.formats import load
+
+    return load(sae)
+
+
+def export(sae: PathLike, *, to: str, out: PathLike) -> Path:
+    """Write an SAE of any make in the format of another library; return the folder, which is `out`.
+
+    to: the format, one of `jumpahead.formats.FORMATS`, such as `saelens`.
+
+    Raises StudyError if the folder has files in it, or if the format has no place for the SAE's activation function.
+    """
+    from jumpahead.formats import load, save
+
+    target = Path(out)
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise StudyError(f"{target} exists: name an empty or new folder with --out.")
+    return save(load(sae), to, target)
+
+
+def evaluate(
+    saes: Sequence[PathLike],
+    *,
+    lm: str | None = None,
+    text: str = "stdlib",
+    site: str | None = None,
+    tokens: int = 100_000,
+    overrides: Sequence[str] = (),
+    out: PathLike | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure SAEs of any make on held-out text, with the metrics of a run; return the evaluations, as JSON values.
+
+    saes: as `load` takes them. lm: `tiny`, a Hugging Face folder or a name on the hub; by default the model that all of
+    them were trained for. text: as `text.source` in a study. site: where they are spliced in; by default where each was
+    trained. tokens: held-out tokens that are scored. overrides: further keys of the tables `lm`, `text` and `evaluate`
+    of a study, such as "lm.dtype=bfloat16". out: a JSON file to write.
+    """
+    from jumpahead.evaluation.on_text import evaluate_on_text
+    from jumpahead.formats import load
+    from jumpahead.lm.model import LM
+    from jumpahead.progress import make_progress
+    from jumpahead.storage.json_files import write_json
+    from jumpahead.study.evaluation import parse_evaluation
+
+    loaded = {str(sae): load(sae) for sae in saes}
+    known = {sae.location.lm for sae in loaded.values()}
+    model = lm or (known.pop() if len(known) == 1 else None)
+    if model is None:
+        raise StudyError("evaluate: name the language model with --lm: the SAEs do not say one, or say different ones.")
+    tables = {"lm": {"model": model}, "text": {"source": text}, "evaluate": {"tokens": tokens}}
+    config = parse_evaluation(tables, overrides)
+    whole, progress = LM.load(config.lm), progress or make_progress()
+    found = evaluate_on_text(
+        loaded, whole, config.text, site=site, tokens=config.evaluate.tokens, replicates=config.evaluate.replicates,
+        packing=config.lm.packing, progress=progress,
+    )  # fmt: skip
+    result = {"schema": "jumpahead.evaluations/1", "lm": whole.name, "text": config.text.source, "saes": found}
+    if out is not None:
+        write_json(Path(out), result)
+    return result

@@ -1,0 +1,34 @@
+"""Verbs that take a run: show, report."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+import typer.main
+
+from jumpahead import api
+from jumpahead.cli.commands import (
+    RunFolder,
+    verb,
+)
+
+
+@verb
+def show(run: RunFolder) -> None:
+    """Show the frontier in the terminal."""
+    api.show(run)
+
+
+@verb
+def report(
+    run: RunFolder,
+    is_opened: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Write the page of a run again."""
+    path = api.report(run)
+    print(f"report: {path}")
+    if is_opened:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
