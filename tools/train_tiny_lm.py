@@ -1,8 +1,9 @@
-"""Train the bundled language model on the Python standard library's own source, from nothing but Python itself.
+"""Train a small language model: the bundled one, on the Python standard library's own source; or one on any text.
 
     python tools/train_tiny_lm.py                      # one hour on two cores, writes jumpahead/lm/tiny
     python tools/train_tiny_lm.py --minutes 2 --out scratch/quick
     python tools/train_tiny_lm.py --resume --minutes 40   # goes on from the last checkpoint, decays by minute 40
+    python tools/train_tiny_lm.py --text FOLDER --separator "<|endoftext|>" --out scratch/english-lm
 
 Shapes: B sequences, T = 256 positions, d = 256 wide, V = 4,096 tokens, R = scored positions of a batch.
 """
@@ -30,6 +31,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
+from jumpahead.text.config import TextConfig
+from jumpahead.text.documents import documents as text_documents
 from jumpahead.text.documents import is_held_out
 from jumpahead.text.source import Document
 from jumpahead.text.sources.stdlib import stdlib_documents
@@ -379,10 +382,9 @@ library_name: transformers
 pipeline_tag: text-generation
 ---
 
-# The bundled language model
+# {title}
 
-A {parameters:.1f}M-parameter GPT-NeoX trained on the source of Python's standard library. It gives
-`jumpahead` a real language model on every machine, without a download. It writes Python and nothing else.
+A {parameters:.1f}M-parameter GPT-NeoX {purpose}
 
 | | |
 |---|---|
@@ -400,8 +402,8 @@ A {parameters:.1f}M-parameter GPT-NeoX trained on the source of Python's standar
 The learning-rate schedule follows the clock. With `--tokens {seen} --seed 0` it follows the number of tokens instead:
 the batches are the same on every machine, and the weights differ slightly from these.
 
-**Data.** Every `.py` file of the library except `test`, `encodings`, `lib2to3` and `site-packages`. A document is
-held out when the SHA-256 of its relative path falls into the lowest tenth (`is_held_out(path, 0.10)`); held-out
+**Data.** {data} A document is held out when
+the SHA-256 of its identity ({identity}) falls into the lowest tenth (`is_held_out`); held-out
 documents were seen neither by the tokenizer nor by the model.
 
 **Form of a context.** BOS, then up to {window} tokens of one document. The model was trained on nothing else: give
@@ -411,9 +413,36 @@ end its texts.
 **Held-out loss.** Windows of BOS + {window} tokens in strides of 64, each token scored in the first window that has it;
 the saved weights, computed in float32.
 
-**Licence.** The weights are under the project's MIT licence. They were trained on the Python standard library,
-© Python Software Foundation, under the PSF licence; its text is not stored here.
+{licence}
 """
+
+
+class CardText(NamedTuple):
+    """The sentences of a card that depend on the text."""
+
+    title: str
+    purpose: str
+    data: str
+    identity: str
+    licence: str
+
+
+STDLIB_TEXT = CardText(
+    "The bundled language model",
+    "trained on the source of Python's standard library. It gives\n`jumpahead` a real language model on every machine, "
+    "without a download. It writes Python and nothing else.",
+    "Every `.py` file of the library except `test`, `encodings`, `lib2to3` and `site-packages`.",
+    "a file's relative path",
+    "**Licence.** The weights are under the project's MIT licence. They were trained on the Python standard library,\n"
+    "© Python Software Foundation, under the PSF licence; its text is not stored here.",
+)
+OTHER_TEXT = CardText(
+    "A small language model",
+    "trained with `tools/train_tiny_lm.py` on a text of your own.",
+    "The documents of the text named in the command.",
+    "a file's relative path, a section's content",
+    "**Licence.** That of the text.",
+)
 
 
 def processor() -> str:
@@ -426,6 +455,8 @@ def processor() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "jumpahead" / "lm" / "tiny", help="folder of the model")
+    parser.add_argument("--text", help="file or folder to train on instead of the standard library; needs --out")
+    parser.add_argument("--separator", help="text between the documents of a file")
     parser.add_argument("--minutes", type=float, default=math.inf, help="training time (60 if --tokens is not given)")
     parser.add_argument("--tokens", type=float, default=math.inf, help="training tokens")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -435,6 +466,8 @@ def main() -> None:
     args = parser.parse_args()
     if math.isinf(args.minutes) and math.isinf(args.tokens):
         args.minutes = 60.0
+    if args.text and args.out == parser.get_default("out"):
+        parser.error("--text needs --out: the bundled model is the one of the standard library.")
     checkpoint: Path = args.scratch / "checkpoint.safetensors"
     if args.resume and not checkpoint.exists():
         parser.error(f"--resume finds no checkpoint at {checkpoint}.")
@@ -442,7 +475,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision("medium")  # oneDNN's float32 products: 133 against MKL's 107 GFLOP/s here
 
-    documents = list(stdlib_documents())
+    documents = list(read_documents(args))
     held = [d for d in documents if is_held_out(d.identity, HELD_OUT_SHARE)]
     kept = [d for d in documents if not is_held_out(d.identity, HELD_OUT_SHARE)]
     tokenizer = train_tokenizer([d.text for d in kept])
@@ -457,6 +490,13 @@ def main() -> None:
     write_card(run, args, tokenizer, kept, held)
 
 
+def read_documents(args: argparse.Namespace) -> Iterator[Document]:
+    """The documents of `--text`, or of the standard library."""
+    if args.text is None:
+        return stdlib_documents()
+    return text_documents(TextConfig(source=args.text, separator=args.separator))
+
+
 def write_card(
     run: Run, args: argparse.Namespace, tokenizer: Tokenizer, kept: list[Document], held: list[Document]
 ) -> None:
@@ -467,7 +507,9 @@ def write_card(
     xz = xz_bits_per_byte(texts)
     train_tokens = sum(map(len, encode(tokenizer, [d.text for d in kept])))
     limits = {"minutes": args.minutes, "tokens": args.tokens}
+    text = {"text": args.text, "separator": args.separator}
     card = CARD.format(
+        **(OTHER_TEXT if args.text else STDLIB_TEXT)._asdict(),
         parameters=sum(p.numel() for p in model.parameters()) / 1e6,
         score=score,
         xz=xz,
@@ -493,6 +535,7 @@ def write_card(
         torch=torch.__version__,
         command="python tools/train_tiny_lm.py "
         + " ".join(f"--{name} {value:g}" for name, value in limits.items() if math.isfinite(value))
+        + "".join(f' --{name} "{value}"' for name, value in text.items() if value)
         + f" --threads {args.threads} --seed {args.seed}",
     )
     (args.out / "README.md").write_text(card, encoding="utf-8")
