@@ -281,6 +281,26 @@ def _request_warning(lines: Sequence[Line], convergence: Convergence, unit: Samp
     return f"{said}; lambda changed by a factor of {format_number(moved)} in the last fifth: raise train.tokens."
 
 
+def held_out_l0_warning(requested: float | None, l0: float, error: float, unit: SampleUnit = TOKENS) -> str | None:
+    """Return a warning that an SAE misses its requested L0 on held-out data by more than `L0_TOLERANCE`, else None.
+
+    requested: the requested L0; None if a fixed λ was given.
+    l0: L0 on the held-out data.
+    error: its standard error.
+    unit: names the samples (tokens or rows) in sentences.
+    """
+    if requested is None or abs(l0 / requested - 1) <= L0_TOLERANCE:
+        return None
+    off = f"{_percent(abs(l0 / requested - 1))} {'above' if l0 > requested else 'below'}"
+    said = (
+        f"L0 = {format_number(requested)} was requested, and held-out {unit.text} has {format_number(l0)} active "
+        f"features per {unit.singular}, {off}"
+    )
+    if abs(l0 - requested) < 2 * error:
+        return f"{said}, within the sampling error ({format_number(error)}): hold out more {unit.text} to tell."
+    return f"{said}: request {format_number(requested**2 / l0)} instead, or raise train.tokens."
+
+
 def _dead_features_warning(
     lines: Sequence[Line], width: int, setting: Mapping[str, Any], unit: SampleUnit
 ) -> str | None:

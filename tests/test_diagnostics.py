@@ -12,6 +12,7 @@ from jumpahead.diagnostics import (
     MIN_PRESSURE,
     Convergence,
     final_diagnostics,
+    held_out_l0_warning,
     l0_convergence,
     requested_l0,
     training_warnings,
@@ -175,6 +176,20 @@ def test_a_requested_l0_that_came_late_or_never() -> None:
     assert said(log([48.0] * 100), "k", 64.0) == (
         "L0 = 64 was requested and 48 reached on the training text, 25 % below: too few pre-activations are positive; "
         "request a smaller L0, or raise train.tokens."
+    )
+
+
+def test_an_l0_that_held_out_text_misses() -> None:
+    assert held_out_l0_warning(None, 40.0, 0.1) is None
+    assert held_out_l0_warning(32.0, 32.9, 0.1) is None
+    assert held_out_l0_warning(32.0, 31.1, 0.1) is None
+    assert held_out_l0_warning(32.0, 40.0, 0.5) == (
+        "L0 = 32 was requested, and held-out text has 40 active features per token, 25 % above: request 25.6 instead, "
+        "or raise train.tokens."
+    )
+    assert held_out_l0_warning(32.0, 30.0, 1.5) == (
+        "L0 = 32 was requested, and held-out text has 30 active features per token, 6.25 % below, within the sampling "
+        "error (1.5): hold out more text to tell."
     )
 
 

@@ -60,10 +60,13 @@ class EvaluationStage(Stage):
         for spec in specs:
             sae, lines = saes[spec.key], read_json_lines(self.folder.sae_folder(spec.key).log)
             setting = spec.setting._asdict()
-            converged = diagnostics.l0_convergence(lines, diagnostics.requested_l0(setting))
-            unit = self.resources.sample_unit
+            requested, unit = diagnostics.requested_l0(setting), self.resources.sample_unit
+            converged = diagnostics.l0_convergence(lines, requested)
             warnings = diagnostics.training_warnings(lines, setting, spec.width, unit)
             evaluation = evaluation_json(measured[spec.key], held_out, weights, [*warnings, *self._notes(sae)])
+            l0, error = (evaluation[key]["l0"] for key in ("metrics", "standard_errors"))
+            if missed := diagnostics.held_out_l0_warning(requested, l0, error, unit):
+                evaluation["notes"].insert(len(warnings), missed)
             write_json(
                 self.folder.sae_folder(spec.key).evaluation,
                 {"inputs": self.sae_inputs(spec), "sae": sae_identity(spec, sae), **evaluation,
