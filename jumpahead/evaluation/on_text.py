@@ -1,7 +1,8 @@
 """Evaluate SAEs of any make on any text, without a run: the metrics of a run's evaluation, on the text's held-out part.
 
 The text is split as a study splits it: SAEs of a run on the same text are evaluated on what they were not trained on.
-The mean activation, for mean ablation, is measured on the evaluated text: SAEs of other libraries do not know it.
+The mean activation, for mean ablation, and which rows are outliers are measured on the evaluated text: SAEs of other
+libraries do not know them.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from jumpahead.activations.moments import Moments, measure_moments
+from jumpahead.activations.origins.live import Live
 from jumpahead.errors import StudyError
 from jumpahead.evaluation.evaluate import evaluate
 from jumpahead.evaluation.held_out import HeldOut
+from jumpahead.evaluation.outliers import OutlierRule
 from jumpahead.evaluation.sums import evaluation_json
 from jumpahead.lm.model import LM
 from jumpahead.lm.sites import parse_site
@@ -59,8 +60,9 @@ def evaluate_on_text(
         members = {name: sae for name, sae in saes.items() if sites[name] == key}
         with warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always")
-            mean = mean_activation(lm, held_out, key)
-            measured = evaluate(members, lm, held_out, key, mean, progress, device=lm.device)
+            moments = measure_site(lm, held_out, key)
+            outliers = OutlierRule.of({"outliers": moments.outliers()})
+            measured = evaluate(members, lm, held_out, key, moments.mean, progress, device=lm.device, outliers=outliers)
         notes = [str(one.message) for one in raised if issubclass(one.category, UserWarning)]
         for name, sae in members.items():
             own = [note for note in notes if note.startswith(repr(sae))]
@@ -101,13 +103,8 @@ def read_held_out(lm: LM, text: TextConfig, tokens: int, packing: Any, progress:
     return HeldOut.first_groups(contexts, tokens)
 
 
-def mean_activation(lm: LM, held_out: HeldOut, site: str) -> Tensor:
-    """Return the mean of a site's activations at the positions that are spliced, float32 [d]."""
-    total, count = torch.zeros(lm.width_at(site), dtype=torch.float64), 0
-    for group in range(held_out.groups):
-        contexts = held_out.contexts
-        x = lm.read(contexts.ids(group), [site], contexts.position_ids(group))[site]
-        rows = x[torch.from_numpy(contexts.trained_mask(group)).to(x.device)].double()
-        total += rows.sum(0).cpu()
-        count += len(rows)
-    return (total / max(1, count)).float()
+def measure_site(lm: LM, held_out: HeldOut, site: str) -> Moments:
+    """Return mean and size of a site's activations at the positions that are spliced."""
+    activations = Live(lm, held_out.contexts, [site])
+    activations.rows_per_group = activations.rows_per_group[: held_out.groups]
+    return measure_moments(activations, activations.total_rows)[parse_site(site).key]

@@ -13,7 +13,8 @@ from jumpahead.cli import app
 from jumpahead.errors import DataError, StudyError
 from jumpahead.evaluation.evaluate import evaluate
 from jumpahead.evaluation.held_out import HeldOut
-from jumpahead.evaluation.on_text import mean_activation
+from jumpahead.evaluation.on_text import measure_site
+from jumpahead.evaluation.outliers import OutlierRule
 from jumpahead.evaluation.sums import evaluation_json
 from jumpahead.formats import save
 from jumpahead.lm.config import LMConfig
@@ -71,9 +72,9 @@ def found(saes, text, tmp_path_factory):
 def test_the_numbers_are_those_of_a_runs_evaluation(found, saes, text, lm):
     config = TextConfig(source=str(text), held_out=0.3)
     held_out = HeldOut.first_groups(tokenize(documents(config), lm, split="held_out", held_out=0.3), 500)
-    mean = mean_activation(lm, held_out, SITE)
-    sae = SAE.load(saes / "jumpahead")
-    measured = evaluate({"one": sae}, lm, held_out, SITE, mean)["one"]
+    moments = measure_site(lm, held_out, SITE)
+    sae, outliers = SAE.load(saes / "jumpahead"), OutlierRule.of({"outliers": moments.outliers()})
+    measured = evaluate({"one": sae}, lm, held_out, SITE, moments.mean, outliers=outliers)["one"]
     wanted = evaluation_json(measured, held_out, replicate_weights(held_out.clusters, 25))
     ours = found["saes"][0]
     assert ours["metrics"] == wanted["metrics"]
@@ -86,6 +87,21 @@ def test_the_numbers_are_those_of_a_runs_evaluation(found, saes, text, lm):
         "jumprelu",
         "jumpahead",
     )
+
+
+def test_mean_and_outliers_are_those_of_the_positions_that_are_spliced(text, lm):
+    config = TextConfig(source=str(text), held_out=0.3)
+    held_out = HeldOut.first_groups(tokenize(documents(config), lm, split="held_out", held_out=0.3), 500)
+    rows = []
+    for group in range(held_out.groups):
+        x = lm.read(held_out.contexts.ids(group), [SITE], held_out.contexts.position_ids(group))[SITE]
+        rows.append(x[torch.from_numpy(held_out.contexts.trained_mask(group))].double())
+    x, moments = torch.cat(rows), measure_site(lm, held_out, SITE)
+    torch.testing.assert_close(moments.mean.double(), x.mean(0), rtol=1e-5, atol=1e-6)
+    outliers = moments.outliers()
+    assert outliers is not None
+    median = float((x - x.median(0).values).norm(dim=1).median())
+    assert outliers["norm"] == pytest.approx(10 * median, rel=1e-5)
 
 
 def test_every_make_of_one_sae_has_the_same_numbers(found):
