@@ -286,7 +286,7 @@ def held_out_l0_warning(requested: float | None, l0: float, error: float, unit: 
 
     requested: the requested L0; None if a fixed λ was given.
     l0: L0 on the held-out data.
-    error: its standard error.
+    error: its standard error; ∞ for one document.
     unit: names the samples (tokens or rows) in sentences.
     """
     if requested is None or abs(l0 / requested - 1) <= L0_TOLERANCE:
@@ -297,7 +297,7 @@ def held_out_l0_warning(requested: float | None, l0: float, error: float, unit: 
         f"features per {unit.singular}, {off}"
     )
     if abs(l0 - requested) < 2 * error:
-        return f"{said}, within the sampling error ({format_number(error)}): hold out more {unit.text} to tell."
+        return f"{said}, within the sampling error: hold out more {unit.text} to tell."
     return f"{said}: request {format_number(requested**2 / l0)} instead, or raise train.tokens."
 
 

@@ -44,7 +44,7 @@ class Sums(NamedTuple):
     cosine: np.ndarray
     """[G] Σ x·x̂ / (‖x‖‖x̂‖)."""
     firing: np.ndarray
-    """[G, M] int64, number of rows on which each feature is active."""
+    """[G, M] int32, number of rows on which each feature is active: by far the largest field."""
     outlier_rows: np.ndarray
     """[G] number of outliers (evaluation/outliers.py)."""
     outlier_error: np.ndarray
@@ -62,18 +62,15 @@ class Sums(NamedTuple):
 
     @classmethod
     def zeros(cls, clusters: int, d: int, width: int, true_features: int = 0) -> Sums:
-        """Return sums initialised to zero: int64 for counts, float64 otherwise.
+        """Return sums initialised to zero: int64 for counts (`firing` int32), float64 otherwise.
 
         G = `clusters`, M = `width`, F = `true_features`.
         """
         truth = ("true_firing", "matched_firing", "both_firing")
-        counts = {"tokens", "rows", "l0", "firing", "outlier_rows", *truth}
+        dtypes = {"firing": np.int32, **dict.fromkeys(("tokens", "rows", "l0", "outlier_rows", *truth), np.int64)}
         trailing = {"x_sum": (d,), "outlier_x_sum": (d,), "firing": (width,), **dict.fromkeys(truth, (true_features,))}
         return cls(
-            *(
-                np.zeros((clusters, *trailing.get(name, ())), np.int64 if name in counts else np.float64)
-                for name in cls._fields
-            )
+            *(np.zeros((clusters, *trailing.get(name, ())), dtypes.get(name, np.float64)) for name in cls._fields)
         )
 
 

@@ -307,6 +307,7 @@ def measure(sums: Sums, weights: np.ndarray | None = None, keys: Iterable[str] |
     if weights is None:
         total = totals(sums)
         return {metric.key: float(metric.compute(total)) for metric in chosen}
+    sums = Sums(*(np.asarray(values, np.float64) for values in sums))  # once, not for each part of the replicates
     at_once = max(1, MAX_REPLICATE_ELEMENTS // max(sums.firing.shape[1], sums.true_firing.shape[1]))
     parts = []
     for start in range(0, len(weights), at_once):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+MOST_CLUSTERS = 256
+"""Maximum number of clusters of documents for the bootstrap. Fewer clusters widen the confidence intervals."""
+
 
 def ratio_standard_error(numerator: np.ndarray, denominator: np.ndarray) -> float:
     """Return the standard error of Σ numerator / Σ denominator over G clusters; inf for one cluster or Σ = 0.

@@ -13,7 +13,7 @@ TRAINING_DIGEST = "4e26b07e2e6f52c1"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
-EVALUATION_DIGEST = "3d3023e5b4b8cc14"
+EVALUATION_DIGEST = "5299dc0906371432"
 
 FRONTIER_VERSION = 5
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""

@@ -228,7 +228,8 @@ def test_undefined_ratios_are_nan_and_nothing_scored_is_an_error():
 def test_zeros_have_the_shapes_and_types_to_add_to():
     sums = Sums.zeros(3, 4, 5)
     assert sums.firing.shape == (3, 5)
-    assert sums.firing.dtype == np.int64
+    assert sums.firing.dtype == np.int32
+    assert sums.rows.dtype == np.int64
     assert sums.x_sum.shape == (3, 4)
     assert sums.clean.dtype == np.float64
     with pytest.raises(DataError):

@@ -45,7 +45,6 @@ VOCABULARY = 4096
 CONTEXT = 256
 WINDOW = CONTEXT - 1
 SEQUENCES_PER_BATCH = 16
-WIDTH, LAYERS, HEADS = 256, 4, 4
 SCORED_ROWS_PER_CHUNK = 512
 """The loss makes its logits for this many positions at a time, 8 MiB, so that they stay in the cache."""
 
@@ -128,15 +127,23 @@ def batches(documents: list[Tensor], seed: int, first: int) -> Iterator[tuple[Te
 # Model and optimiser
 
 
-def new_model(seed: int) -> GPTNeoXForCausalLM:
+class Size(NamedTuple):
+    """Dimensions of the residual stream, blocks, attention heads."""
+
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+
+
+def new_model(seed: int, size: Size) -> GPTNeoXForCausalLM:
     torch.manual_seed(seed)
     model = GPTNeoXForCausalLM(
         GPTNeoXConfig(
             vocab_size=VOCABULARY,
-            hidden_size=WIDTH,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=HEADS,
-            intermediate_size=4 * WIDTH,
+            hidden_size=size.width,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            intermediate_size=4 * size.width,
             max_position_embeddings=CONTEXT,
             hidden_act="gelu_pytorch_tanh",
             use_parallel_residual=False,
@@ -191,7 +198,10 @@ def orthogonalise(stack: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """m ← βm + g;  W ← (1 − ηλ)W − η√max(1, rows/columns) · orth(g + βm), for queries, keys and values apart."""
 
-    def __init__(self, params: list[torch.nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self, params: list[torch.nn.Parameter], lr: float, momentum: float, weight_decay: float, heads: int
+    ) -> None:
+        self.heads = heads
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -203,12 +213,11 @@ class Muon(torch.optim.Optimizer):
                 update = self._direction(weight.grad + group["momentum"] * momentum)
                 weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
-    @staticmethod
-    def _direction(matrix: Tensor) -> Tensor:
+    def _direction(self, matrix: Tensor) -> Tensor:
         rows, columns = matrix.shape
-        if (rows, columns) == (3 * WIDTH, WIDTH):  # GPT-NeoX keeps [heads, (q, k, v), d / heads, d] in one matrix
-            stack = matrix.view(HEADS, 3, -1, WIDTH).transpose(0, 1).reshape(3, WIDTH, WIDTH)
-            return orthogonalise(stack).view(3, HEADS, -1, WIDTH).transpose(0, 1).reshape(rows, columns)
+        if rows == 3 * columns:  # GPT-NeoX keeps [heads, (q, k, v), d / heads, d] in one matrix
+            stack = matrix.view(self.heads, 3, -1, columns).transpose(0, 1).reshape(3, columns, columns)
+            return orthogonalise(stack).view(3, self.heads, -1, columns).transpose(0, 1).reshape(rows, columns)
         if rows < columns:
             return orthogonalise(matrix.T[None])[0].T
         return orthogonalise(matrix[None])[0] * math.sqrt(rows / columns)
@@ -227,13 +236,13 @@ class Budget(NamedTuple):
 class Run:
     """A model in training, with what a checkpoint must hold."""
 
-    def __init__(self, seed: int) -> None:
-        self.model = new_model(seed)
+    def __init__(self, seed: int, size: Size) -> None:
+        self.model = new_model(seed, size)
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
         matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in n]
         others = [p for p in self.model.parameters() if p.ndim == 1 or p.shape[0] == VOCABULARY]
         self.optimizers: tuple[torch.optim.Optimizer, ...] = (
-            Muon(matrices, MATRIX_RATE, MATRIX_MOMENTUM, MATRIX_DECAY),
+            Muon(matrices, MATRIX_RATE, MATRIX_MOMENTUM, MATRIX_DECAY, size.heads),
             torch.optim.AdamW(others, EMBEDDING_RATE, ADAM_BETAS, weight_decay=0.0),
         )
         self.peaks = [o.param_groups[0]["lr"] for o in self.optimizers]
@@ -461,6 +470,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=float, default=math.inf, help="training tokens")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", type=int, default=0)
+    for field, value in Size()._asdict().items():
+        parser.add_argument(f"--{field}", type=int, default=value, help=f"{field} of the model ({value})")
     parser.add_argument("--scratch", type=Path, default=ROOT / "scratch" / "tiny_lm", help="folder of the checkpoint")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     args = parser.parse_args()
@@ -482,7 +493,7 @@ def main() -> None:
     encoded = encode(tokenizer, [d.text for d in kept])
     print(f"{len(kept)} documents, {sum(map(len, encoded)):,} tokens to train on; {len(held)} held out", flush=True)
 
-    run = Run(args.seed)
+    run = Run(args.seed, Size(args.width, args.layers, args.heads))
     if args.resume:
         run.load(checkpoint)
     train(run, encoded, Budget(args.tokens, 60 * args.minutes), args.seed, checkpoint)
@@ -524,9 +535,9 @@ def write_card(
         sequences=SEQUENCES_PER_BATCH,
         context=CONTEXT,
         window=WINDOW,
-        layers=LAYERS,
-        width=WIDTH,
-        heads=HEADS,
+        layers=args.layers,
+        width=args.width,
+        heads=args.heads,
         vocabulary=VOCABULARY,
         end=END_OF_TEXT.replace("|", r"\|"),  # a bar would end the table's cell
         minutes=run.seconds / 60,
@@ -536,6 +547,9 @@ def write_card(
         command="python tools/train_tiny_lm.py "
         + " ".join(f"--{name} {value:g}" for name, value in limits.items() if math.isfinite(value))
         + "".join(f' --{name} "{value}"' for name, value in text.items() if value)
+        + "".join(
+            f" --{name} {getattr(args, name)}" for name, was in Size()._asdict().items() if getattr(args, name) != was
+        )
         + f" --threads {args.threads} --seed {args.seed}",
     )
     (args.out / "README.md").write_text(card, encoding="utf-8")

@@ -7,10 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jumpahead.activations.base import Activations
+from jumpahead.resampling import MOST_CLUSTERS
 from jumpahead.text.contexts import Contexts
-
-MOST_CLUSTERS = 256
-"""Maximum number of clusters of documents for the bootstrap. Fewer clusters widen the confidence intervals."""
 
 
 class HeldOut(NamedTuple):

@@ -54,14 +54,13 @@ def reconstruction_sums(x_float64: Tensor, x_hat: Tensor, features: SparseFeatur
 
 
 def firing_counts(features: SparseFeatures, row_chunk: Tensor, chunks: int, width: int) -> np.ndarray:
-    """Return per chunk the number of rows on which each feature fires: int64 [chunks, M].
+    """Return per chunk the number of rows on which each feature fires: int32 [chunks, M].
 
     row_chunk int64 [n]: the chunk of each row. width: M.
     """
     entry_chunk = row_chunk.to(features.indptr.device).repeat_interleave(features.indptr.diff())
-    return (
-        torch.bincount(entry_chunk * width + features.feature, minlength=chunks * width).view(chunks, -1).cpu().numpy()
-    )
+    counts = torch.bincount(entry_chunk * width + features.feature, minlength=chunks * width)
+    return counts.view(chunks, -1).int().cpu().numpy()
 
 
 def count_per_chunk(chunk: Tensor, mask: Tensor, chunks: int) -> np.ndarray:

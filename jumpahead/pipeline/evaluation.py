@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -64,7 +65,7 @@ class EvaluationStage(Stage):
             converged = diagnostics.l0_convergence(lines, requested)
             warnings = diagnostics.training_warnings(lines, setting, spec.width, unit)
             evaluation = evaluation_json(measured[spec.key], held_out, weights, [*warnings, *self._notes(sae)])
-            l0, error = (evaluation[key]["l0"] for key in ("metrics", "standard_errors"))
+            l0, error = evaluation["metrics"]["l0"], evaluation["standard_errors"].get("l0", math.inf)
             if missed := diagnostics.held_out_l0_warning(requested, l0, error, unit):
                 evaluation["notes"].insert(len(warnings), missed)
             write_json(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jumpahead.planning.timing import TimedSAE, time_call
 from jumpahead.progress import Phase, Progress
-from jumpahead.resampling import replicate_weights
+from jumpahead.resampling import MOST_CLUSTERS, replicate_weights
 from jumpahead.study.schema import Study
 
 if TYPE_CHECKING:
@@ -91,8 +91,6 @@ def predict_site_evaluation(
 
 def count_clusters(seen: int, times: float) -> int:
     """Return the number of bootstrap clusters in `times` as much text as holds `seen` of them."""
-    from jumpahead.evaluation.held_out import MOST_CLUSTERS
-
     return min(MOST_CLUSTERS, math.ceil(seen * times))
 
 

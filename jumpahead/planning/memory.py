@@ -7,14 +7,33 @@ import subprocess
 
 from jumpahead.lm.model_shape import ModelShape
 from jumpahead.lm.sites import parse_site
+from jumpahead.metrics import MAX_REPLICATE_ELEMENTS
 from jumpahead.planning.table import PanelPlan
 from jumpahead.study.schema import Study
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 TRAINING_BYTES, CHECKPOINT_BYTES = 14, 12
 """Bytes per parameter of an SAE in training, in memory and in its checkpoint, with momentum."""
+PROCESS_BYTES = 500_000_000
+"""Memory of a process with torch, transformers and the compiled kernels, before any data."""
 SUPPORT_ENTRIES = 200
 """Upper bound of the support's entries per token in common settings."""
+
+
+def evaluation_bytes(panels: list[PanelPlan], clusters: int, replicates: int) -> int:
+    """Return the bytes that the evaluation of the SAEs of one site needs, for the site that needs most.
+
+    All SAEs of a site are evaluated together. Each needs W_enc, W_dec and a bfloat16 copy of W_enc, and the firing
+    counts of every feature in every bootstrap cluster, int32; the bootstrap of one SAE at a time has them in float64,
+    beside a part of its replicates. panels: of known d. clusters, replicates: of the bootstrap.
+    """
+    sites: dict[str, int] = {}
+    for panel in panels:
+        each = 10 * (panel.d or 0) * panel.width + 4 * clusters * panel.width
+        sites[panel.site] = sites.get(panel.site, 0) + panel.saes * each
+    widest = max((panel.width for panel in panels), default=0)
+    bootstrap = 8 * clusters * widest + 2 * 8 * min(MAX_REPLICATE_ELEMENTS, replicates * widest)
+    return max(sites.values(), default=0) + bootstrap
 
 
 def detect_gpu() -> tuple[str, int] | None:

@@ -4,7 +4,8 @@ An SAE of M features on d dimensions has P = 2·M·d + M·(vectors of length M) 
 
     memory    14 bytes per parameter of every SAE that trains at once (float32 value and two moments, bfloat16 copy of
               W_enc; 10 without momentum) + two blocks of activations (the current one and a prefetched one)
-              + the working memory of one step (memory.py) + the language model
+              + the working memory of one step (memory.py) + the language model; or more, if the evaluation of the
+              SAEs of one site needs more than their training
     disk      4 bytes per parameter and SAE, 12 more during training (a checkpoint), the token ids, and stored
               activations (rows · (Σ_sites d · itemsize + 12), of the training text and of the scored text)
     time      measure.py
@@ -29,8 +30,10 @@ from jumpahead.planning.measure import StudySeconds, measure_study, measure_stud
 from jumpahead.planning.memory import (
     CHECKPOINT_BYTES,
     DTYPE_BYTES,
+    PROCESS_BYTES,
     TRAINING_BYTES,
     detect_gpu,
+    evaluation_bytes,
     known_site_widths,
     max_threads,
     saes_that_fit,
@@ -40,6 +43,7 @@ from jumpahead.planning.memory import (
 from jumpahead.planning.notes import plan_notes
 from jumpahead.planning.table import GPUCapacity, PanelPlan, Plan, StoredActivations, TokenCounts
 from jumpahead.planning.tokens import count_or_estimate_tokens
+from jumpahead.resampling import MOST_CLUSTERS
 from jumpahead.storage.digests import has_inputs
 from jumpahead.storage.folders import free_disk_bytes
 from jumpahead.storage.json_files import read_json
@@ -107,7 +111,11 @@ def _assemble_plan(
         scored_tokens=min(study.evaluate.tokens, tokens.held_out),
         disk_bytes=disk,
         disk_bytes_training=None if disk is None or at_once is None else disk + CHECKPOINT_BYTES * at_once,
-        memory_bytes=None if at_once is None else TRAINING_BYTES * at_once + workspace,
+        memory_bytes=None
+        if at_once is None
+        else PROCESS_BYTES
+        + workspace
+        + max(TRAINING_BYTES * at_once, evaluation_bytes(known, MOST_CLUSTERS, study.evaluate.replicates)),
         stored_activations=stored,
         seconds=seconds,
         unit=unit,
