@@ -51,7 +51,7 @@ class TrainConfig:
     lr: Annotated[float, GreaterThan(0)] | None = None
     """Peak learning rate; by default the recipe's."""
     checkpoint_minutes: Annotated[float, GreaterThan(0)] = 2.0
-    """Minutes between two checkpoints."""
+    """Largest number of minutes between two checkpoints; the first ones come sooner, after 15 s, 30 s, 1 min."""
     threads: Annotated[int, GreaterThan(0)] | None = None
     """Number of CPU threads; by default all cores."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

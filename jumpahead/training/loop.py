@@ -21,6 +21,7 @@ from jumpahead.formatting import format_duration
 from jumpahead.progress import Progress, SilentProgress
 from jumpahead.sae.recipe import Recipe, TrainConfig, learning_rate_at, sparsity_warmup_share
 from jumpahead.sae.unit import Unit
+from jumpahead.training.checkpoint_schedule import CheckpointSchedule
 from jumpahead.training.interrupts import catch_interrupts
 from jumpahead.training.job import Job
 
@@ -51,7 +52,7 @@ def train(
     """
     progress, steps = progress or SilentProgress(), config.steps
     first = min(job.state.steps_done for job in jobs)
-    saved = time.monotonic()
+    schedule = CheckpointSchedule(config.checkpoint_minutes)
     with (
         catch_interrupts() as interrupted,
         progress.phase("training", config.tokens, unit, first * config.batch) as p,
@@ -74,11 +75,12 @@ def train(
             with attribute_shared_time(due):
                 kernels.run_concurrently(due, step_of)
             p.advance(config.batch, {job.label: shown[job.label] for job in due if shown.get(job.label)})
-            if interrupted() or time.monotonic() - saved > 60 * config.checkpoint_minutes:
+            if interrupted() or schedule.is_due:
+                started = schedule.clock()
                 for job in jobs:
                     job.synchronize(kernels)
                 checkpoint_all(jobs, progress, interrupted())
-                saved = time.monotonic()
+                schedule.record(started)
 
 
 @contextlib.contextmanager
