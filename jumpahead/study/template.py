@@ -11,11 +11,14 @@ from jumpahead.lm.config import LMConfig
 from jumpahead.lm.model_files import cached_config_dir
 from jumpahead.lm.model_shape import ModelShape, read_model_shape
 from jumpahead.lm.sites import KINDS, Site, parse_site
+from jumpahead.study.text_hints import SEPARATORS, TextHints, read_text_hints
 from jumpahead.text.config import TextConfig
 from jumpahead.text.sources import source_of
 
 FEATURES_PER_DIMENSION = 16
 """Default width, in multiples of d: below it, features are not rare and the frontier unlike a large model's."""
+MIN_TRAIN_TOKENS, MAX_TRAIN_TOKENS = 100_000, 10_000_000
+"""Limits of the suggested number of training tokens, which is that of the text if it lies between them."""
 MIN_WIDTH_PER_L0 = 128
 """Lower bound of width / L0 for the suggested settings, for the same reason."""
 
@@ -39,8 +42,7 @@ dtype = "fast"  # bfloat16 if it is faster on this machine and does not change t
 # stdlib (this machine's Python library); a UTF-8 text, JSON Lines or Parquet file, or a folder of them; hf:owner/name,
 # a Hugging Face dataset; - for standard input
 source = {text_toml}
-# column = "text"                 the column of the text in JSON Lines, Parquet and datasets
-# separator = "<|endoftext|>"     the separator of documents in a file; by default a file is one document
+{text_keys}
 # max_tokens = 20_000_000         upper limit of the training tokens that are read
 held_out = 0.1  # share of the documents that is used for evaluation only
 
@@ -53,7 +55,7 @@ width = [{width}]  # features per SAE: {width_comment}; one panel per width
 seed = [0]  # seeds of the initialisation; with several, intervals cover them too
 
 [train]
-tokens = 10_000_000  # activations per SAE; `plan` says how often the text is repeated
+tokens = {tokens}  # activations per SAE{tokens_comment}
 batch = 2048
 recipe = "short"  # "paper": the published hyper-parameters, for billions of tokens
 
@@ -93,7 +95,14 @@ def render_study(
     d = shape.width_at(site) if shape else None
     width = width or (FEATURES_PER_DIMENSION * d if d else 16_384)
     name = _study_name(model, site)
+    hints = read_text_hints(text)
+    tokens = min(MAX_TRAIN_TOKENS, max(MIN_TRAIN_TOKENS, _round_down(0.9 * hints.tokens))) if hints.tokens else None
     content = STUDY.format(
+        text_keys=_text_keys(hints),
+        tokens=f"{tokens or MAX_TRAIN_TOKENS:_}",
+        tokens_comment="; `plan` says how often the text is repeated"
+        if tokens in (None, MIN_TRAIN_TOKENS, MAX_TRAIN_TOKENS)
+        else ": about all of the text, once; `plan` counts it",
         name=name,
         name_toml=json.dumps(name),
         model=model,
@@ -108,6 +117,25 @@ def render_study(
         l0=_l0_settings(width),
     )
     return name, "\n".join(map(_align_comment, content.split("\n")))
+
+
+def _text_keys(hints: TextHints) -> str:
+    """Return the lines of `[text]` on column, chat and separator: those that the text needs, the others as comments."""
+    column = f"column = {json.dumps(hints.column or 'text')}"
+    chat = f"chat = {json.dumps(list(hints.chat or ('assistant',)))}"
+    separator = f"separator = {json.dumps(hints.separator or SEPARATORS[0])}"
+    lines = [
+        (hints.column, column, "the column of the text in JSON Lines, Parquet and datasets"),
+        (hints.chat, chat, "the column holds conversations: roles that are trained on"),
+        (hints.separator, separator, "the separator of documents in a file; by default a file is one document"),
+    ]
+    return "\n".join(f"{key}  # {comment}" if found else f"# {key:<32}{comment}" for found, key, comment in lines)
+
+
+def _round_down(value: float) -> int:
+    """Return a number rounded down to two significant digits."""
+    unit = 10 ** max(0, len(str(int(value))) - 2)
+    return int(value) // unit * unit
 
 
 def _shape(config: LMConfig, is_needed: bool) -> ModelShape | None:

@@ -10,6 +10,7 @@ from jumpahead.errors import SiteError, StudyError
 from jumpahead.storage.atomic import write_atomic
 from jumpahead.study.load import load
 from jumpahead.study.template import render_study
+from jumpahead.text.config import TextConfig
 from tests.planning.test_plan import SHAPE, model, text  # noqa: F401 - fixtures
 
 
@@ -86,3 +87,45 @@ def test_a_first_study_that_cannot_be(model: Path, arguments: tuple, error: type
     with pytest.raises(error) as caught:
         render_study(str(model), *arguments[1:])
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "keys"),
+    [
+        ("a.jsonl", '{"text": "plain"}\n', {}),
+        ("b.jsonl", '{"content": "plain"}\n', {"column": "content"}),
+        (
+            "c.jsonl",
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n',
+            {"column": "messages", "chat": ("assistant",)},
+        ),
+        (
+            "d.jsonl",
+            '{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}\n',
+            {"column": "conversations", "chat": ("assistant",)},
+        ),
+        ("e.jsonl", '{"number": 3}\n', {}),
+        ("f.txt", "one<|endoftext|>two<|endoftext|>three", {"separator": "<|endoftext|>"}),
+        ("g.txt", "one<|endoftext|>two", {}),
+    ],
+)
+def test_a_first_study_has_the_keys_that_its_text_needs(
+    model: Path,  # noqa: F811
+    name: str,
+    content: str,
+    keys: dict,
+    tmp_path: Path,
+):
+    file = write_atomic(tmp_path / name, content)
+    found = load(write_atomic(tmp_path / "first.toml", render_study(str(model), text=str(file))[1])).text
+    assert found == TextConfig(source=str(file), **keys)
+
+
+@pytest.mark.parametrize(
+    ("size", "tokens"), [(1_000, 100_000), (2_345_678, 520_000), (44_000_000, 9_900_000), (90_000_000, 10_000_000)]
+)
+def test_a_first_study_trains_on_the_text_about_once(model: Path, size: int, tokens: int, tmp_path: Path):  # noqa: F811
+    file = write_atomic(tmp_path / "text.txt", "x" * size)
+    assert (
+        load(write_atomic(tmp_path / "first.toml", render_study(str(model), text=str(file))[1])).train.tokens == tokens
+    )
