@@ -4,6 +4,7 @@
     ├─ StudyError      the study is invalid or impossible           message: file, key, nearest valid name
     ├─ SiteError       the model has no such site                   message: the closest sites
     ├─ ArtefactError   a file is missing, torn, stale or unknown    message: path, command that writes the file
+    │  └─ DamagedError a file's bytes are not those that were written; `run` sets it aside and makes it again
     ├─ DataError       text or activations cannot be used           message: document, batch, value
     └─ DivergedError   the loss or a gradient is not finite         message: SAE, step, last valid checkpoint
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class JumpaheadError(Exception):
@@ -31,6 +33,15 @@ class SiteError(JumpaheadError):
 
 class ArtefactError(JumpaheadError):
     """A file is missing, incomplete, out of date, or of the wrong type or version."""
+
+
+class DamagedError(ArtefactError):
+    """The bytes of a file are not those that were written."""
+
+    def __init__(self, path: Path, what: str, remedy: str) -> None:
+        """Describe the damage. what: follows the path in the sentence. remedy: what to do."""
+        super().__init__(f"{path} {what}: {remedy}.")
+        self.path, self.what = path, what
 
 
 class DataError(JumpaheadError):

@@ -2,11 +2,12 @@
 
     8 bytes     the header's length, little-endian
     header      JSON: dtype, shape and data_offsets of each tensor; `__metadata__` has under `jumpahead`: `info`, the
-                `rows` of each group, and `crc32`, per tensor the checksums of its groups. Padded with spaces.
+                `rows` of each group, `crc32`, per tensor the checksums of its groups, and `sha256`, the checksum of
+                these, of the names, dtypes and shapes (storage/tensors.py). Padded with spaces.
     data        one tensor after another, each [rows, …], row-major
 
 Any safetensors library reads these files, and `RowFileReader` reads files of any library (without checksums). The
-checksum of a group is verified when the group is first read. Files are read and written in place, without a copy in
+checksum of a group is verified when the group is first read, that of the header when the file is opened. Files are read and written in place, without a copy in
 memory; they are written and flushed to the disk in other threads while further groups are computed.
 
     n   number of rows of a group
@@ -29,8 +30,11 @@ import torch
 from torch import Tensor
 
 from jumpahead.activations.prefetch import prefetch_in_thread
-from jumpahead.errors import ArtefactError
+from jumpahead.errors import ArtefactError, DamagedError
 from jumpahead.storage.atomic import write_atomic
+from jumpahead.storage.json_files import parse_json
+from jumpahead.storage.plain_files import open_plain
+from jumpahead.storage.tensors import header_digest
 
 SAFETENSORS_DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int32: "I32",
@@ -40,7 +44,8 @@ _TORCH_DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()}
 _DATA_ALIGNMENT = 64  # bytes
 _CHUNK_BYTES = 2**22  # approximate size of one write
 _FSYNC_BYTES = 2**25  # bytes written between two flushes to the disk
-_MAX_HEADER_BYTES = 2**28  # a longer header is not safetensors
+_MAX_DIMENSIONS = 16  # of a tensor
+_MAX_HEADER_BYTES = 100_000_000  # a longer header is not safetensors
 
 
 class ColumnSpec(NamedTuple):
@@ -145,6 +150,8 @@ def _header_bytes(
 ) -> bytes:
     """Return the bytes that precede the data: at least `min_length`, padded to a multiple of `_DATA_ALIGNMENT`."""
     total, offset, known = sum(rows), 0, {"crc32": checksums, "info": dict(info), "rows": list(rows)}
+    specs = {key: (SAFETENSORS_DTYPES[column.dtype], [total, *column.shape]) for key, column in columns.items()}
+    known["sha256"] = header_digest(known, specs)
     header: dict[str, Any] = {"__metadata__": {"jumpahead": json.dumps(known)}}
     for key, column in columns.items():
         end = offset + total * column.bytes_per_row
@@ -160,20 +167,21 @@ def _header_bytes(
 class RowFileReader:
     """An open safetensors file of rows. Several threads may read from it.
 
-    Raises ArtefactError if the file is missing, damaged or not safetensors. remedy: the advice in the error message.
+    Raises ArtefactError if the file is missing, DamagedError if it is damaged or not safetensors.
+    remedy: the advice in the error message. is_own: whether `write_row_file` must have written the file.
     """
 
-    def __init__(self, path: Path, remedy: str = "remove it") -> None:
+    def __init__(self, path: Path, remedy: str = "remove it", *, is_own: bool = False) -> None:
         self.path, self.remedy = path, remedy
         self._lock = threading.Lock()
         self._verified: set[tuple[str, int | None]] = set()
         try:
-            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - open for as long as the reader is
+            self._file = open_plain(path)
         except FileNotFoundError as exc:
             raise ArtefactError(f"{path} does not exist: {remedy}.") from exc
         try:
-            self._data_offset, header = _read_header(self._file, path.stat().st_size)
-            known = json.loads(header.pop("__metadata__", {}).get("jumpahead", "{}"))
+            self._data_offset, header = _read_header(self._file, os.fstat(self._file.fileno()).st_size)
+            known = _own_metadata(header, is_own=is_own)
             self.columns = {
                 key: _column_spec(entry)
                 for key, entry in header.items()
@@ -185,7 +193,7 @@ class RowFileReader:
             self.unsupported = {key: str(entry["dtype"]) for key, entry in header.items() if key not in self.columns}
             """Dtypes of the tensors that cannot be read, by name."""
             self._offsets = {key: int(entry["data_offsets"][0]) for key, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as exc:
             self._file.close()
             raise self._damaged_error() from exc
         self.info: dict[str, Any] = known.get("info", {})
@@ -243,9 +251,9 @@ class RowFileReader:
             self._verified.add(group)
         return rows
 
-    def _damaged_error(self) -> ArtefactError:
+    def _damaged_error(self) -> DamagedError:
         """Return the error for a file that is incomplete or whose bytes changed."""
-        return ArtefactError(f"{self.path} is torn or damaged: {self.remedy}.")
+        return DamagedError(self.path, "is torn or damaged", self.remedy)
 
 
 def _column_spec(entry: Mapping[str, Any]) -> ColumnSpec:
@@ -253,17 +261,46 @@ def _column_spec(entry: Mapping[str, Any]) -> ColumnSpec:
     return ColumnSpec(_TORCH_DTYPES[entry["dtype"]], tuple(entry["shape"][1:]))
 
 
+def _own_metadata(header: dict[str, Any], *, is_own: bool) -> dict[str, Any]:
+    """Take `__metadata__` out of a header; return what `write_row_file` wrote there, {} for another library's file.
+
+    Raises ValueError if the header does not match its checksum, or if the file must be ours and is not.
+    """
+    text = (header.pop("__metadata__", None) or {}).get("jumpahead")
+    if text is None and not is_own:
+        return {}
+    known = parse_json(text)
+    columns = {key: (entry["dtype"], list(entry["shape"])) for key, entry in header.items()}
+    if header_digest(known, columns) != known["sha256"]:
+        raise ValueError("the header does not match its checksum")
+    return known
+
+
 def _read_header(file: Any, size: int) -> tuple[int, dict[str, Any]]:
     """Return the offset of the data and the parsed header.
 
-    Raises ValueError if the header is malformed, or if `size`, the size of the file, differs from the header's offsets.
+    Raises ValueError if the header is malformed, or if the tensors do not fill the file, of `size` bytes, one after
+    another.
     """
     length = int.from_bytes(file.read(8), "little")
     if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
         raise ValueError
-    header = json.loads(file.read(length))
-    ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    if size != 8 + length + max(ends, default=0):
+    header = parse_json(file.read(length))
+    end = 0
+    entries = [entry for key, entry in header.items() if key != "__metadata__"]
+    for entry in sorted(entries, key=lambda entry: tuple(entry["data_offsets"])):
+        begin, after = entry["data_offsets"]
+        bits, numbers = int("".join(filter(str.isdigit, entry["dtype"].partition("_")[0])) or 8), 1
+        if len(entry["shape"]) > _MAX_DIMENSIONS:
+            raise ValueError
+        for count in entry["shape"]:
+            if type(count) is not int or not 0 <= count <= size:
+                raise ValueError
+            numbers *= count
+        if begin != end or after - begin != numbers * bits // 8:
+            raise ValueError
+        end = after
+    if size != 8 + length + end:
         raise ValueError
     return 8 + length, header
 

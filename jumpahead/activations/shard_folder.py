@@ -64,7 +64,7 @@ class ShardFolder:
         if number not in self._files:
             while len(self._files) >= _MAX_OPEN_FILES:
                 self._files.pop(next(iter(self._files))).close()
-            self._files[number] = RowFileReader(self.folder / shard_name(number), REMEDY)
+            self._files[number] = RowFileReader(self.folder / shard_name(number), REMEDY, is_own=True)
         return self._files[number], group - first
 
 

@@ -212,7 +212,7 @@ def _write_initial_index(plan: _ShardPlan, folder: Path, inputs: str) -> None:
 def _is_complete_shard(plan: _ShardPlan, folder: Path, shard: int) -> bool:
     """Return True if a file exists, is not truncated, and its header identifies the planned content."""
     try:
-        with RowFileReader(folder / shard_name(shard)) as file:
+        with RowFileReader(folder / shard_name(shard), is_own=True) as file:
             return file.info == plan.info(shard)
     except ArtefactError:
         return False

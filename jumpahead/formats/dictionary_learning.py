@@ -94,7 +94,8 @@ class DictionaryLearningFormat(Format):
         contiguous = {name: value.contiguous() for name, value in tensors.items()}
         write_atomic(folder / cls.weights, lambda path: torch.save(contiguous, path))
         lm = sae.about.get("lm") or {}
-        write_json(folder / "config.json", {"trainer": trainer, "buffer": {"ctx_len": lm.get("context")}})
+        config = {"trainer": trainer, "buffer": {"ctx_len": lm.get("context")}}
+        write_json(folder / "config.json", config, has_checksum=False)
 
 
 # ---------------------------------------------------------------------------------------------- reading

@@ -58,7 +58,8 @@ class GemmaScope2Format(Format):
             "model_name": location.lm,
             "hf_hook_point_in": gemma_scope_name(location.site) if location.site else None,
         }
-        write_json(folder / "config.json", {name: value for name, value in config.items() if value is not None})
+        known = {name: value for name, value in config.items() if value is not None}
+        write_json(folder / "config.json", known, has_checksum=False)
 
 
 FORMAT = GemmaScope2Format

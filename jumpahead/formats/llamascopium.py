@@ -107,7 +107,7 @@ class LlamascopiumFormat(Format):
             "use_glu_encoder": False,
         }
         write_tensors(folder / cls.weights, tensors)
-        write_json(folder / "config.json", config)
+        write_json(folder / "config.json", config, has_checksum=False)
 
 
 def _expansion(width: int, d: int) -> float:

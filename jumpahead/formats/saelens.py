@@ -90,7 +90,7 @@ class SAELensFormat(Format):
             "metadata": _metadata(sae, hook),
         }
         write_tensors(folder / cls.weights, tensors)
-        write_json(folder / "cfg.json", config)
+        write_json(folder / "cfg.json", config, has_checksum=False)
 
 
 def _read_config(path: Path) -> tuple[ConfigFile, ConfigFile, str]:

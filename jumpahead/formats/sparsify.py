@@ -79,7 +79,7 @@ class SparsifyFormat(Format):
             "d_in": sae.d,
         }
         write_tensors(folder / cls.weights, tensors)
-        write_json(folder / "cfg.json", config)
+        write_json(folder / "cfg.json", config, has_checksum=False)
 
 
 def _site(files: SAEFiles) -> str | None:

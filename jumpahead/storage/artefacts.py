@@ -1,10 +1,10 @@
-"""The error for an artefact that does not exist, which names the command that makes it."""
+"""The errors for an artefact that is missing or damaged, which name the command that makes it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from jumpahead.errors import ArtefactError
+from jumpahead.errors import ArtefactError, DamagedError
 
 RUN_COMMAND = "jumpahead run"
 """The command that makes most artefacts."""
@@ -13,3 +13,8 @@ RUN_COMMAND = "jumpahead run"
 def missing_artefact_error(path: Path, made_by: str) -> ArtefactError:
     """Return the error for an artefact that does not exist. made_by: the command that writes the artefact."""
     return ArtefactError(f"{path} does not exist: `{made_by}` makes it.")
+
+
+def damaged_artefact_error(path: Path, what: str, made_by: str) -> DamagedError:
+    """Return the error for a damaged artefact. what: follows the path. made_by: the command that writes it."""
+    return DamagedError(path, what, f"remove it, and `{made_by}` makes it again")

@@ -11,6 +11,7 @@ from typing import Any
 from jumpahead.errors import ArtefactError
 from jumpahead.storage.artefacts import RUN_COMMAND, missing_artefact_error
 from jumpahead.storage.json_files import json_default, read_json
+from jumpahead.storage.plain_files import open_plain
 
 
 def digest_bytes(content: bytes | str) -> str:
@@ -29,7 +30,7 @@ def digest_json(value: Any) -> str:
 def digest_file(path: str | os.PathLike[str], *, made_by: str = RUN_COMMAND) -> str:
     """Return the SHA-256 of a file. Raises ArtefactError, which names the command `made_by`, if the file is missing."""
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as exc:
         raise missing_artefact_error(Path(path), made_by) from exc

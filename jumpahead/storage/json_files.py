@@ -1,7 +1,12 @@
-"""JSON files and JSONL files (one JSON object per line): written atomically, checked when they are read."""
+"""JSON files and JSONL files (one JSON object per line): written atomically, checked when they are read.
+
+The last key of a JSON file that this package reads again is `checksum`: the SHA-256 of all bytes before it. A file
+whose bytes changed is refused, not used.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -9,14 +14,51 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from jumpahead.errors import ArtefactError
-from jumpahead.storage.artefacts import RUN_COMMAND, missing_artefact_error
+from jumpahead.storage.artefacts import RUN_COMMAND, damaged_artefact_error, missing_artefact_error
 from jumpahead.storage.atomic import write_atomic
+from jumpahead.storage.plain_files import read_plain
+
+CHECKSUM_KEY = "checksum"
+"""The last key of a JSON file: the SHA-256 of all bytes before it, in hexadecimal."""
+
+def write_json(
+    path: str | os.PathLike[str], value: Any, *, indent: int | None = 2, has_checksum: bool = True
+) -> Path:
+    """Write an object as JSON, converted by `to_json`, atomically; return the path.
+
+    has_checksum: add the key `checksum`, which `read_json` requires; False for files that other programs read.
+    """
+    text = to_json(value, indent)
+    return write_atomic(path, _with_checksum(text, indent) if has_checksum else text + "\n")
 
 
-def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = 2) -> Path:
-    """Write a value as JSON, converted by `to_json`, atomically; return the path."""
-    return write_atomic(path, to_json(value, indent) + "\n")
+def _with_checksum(text: str, indent: int | None) -> bytes:
+    """Return the text of a JSON object with the checksum as its last key."""
+    assert text.endswith("}"), "only an object has a checksum"
+    start = text[:-1].rstrip()
+    start += "" if start == "{" else ","
+    start += f'"{CHECKSUM_KEY}":' if indent is None else f'\n{" " * indent}"{CHECKSUM_KEY}": '
+    return start.encode() + _checksum_value(start.encode(), is_compact=indent is None)
+
+
+def _checksum_value(start: bytes, *, is_compact: bool) -> bytes:
+    """Return the end of a JSON file whose other bytes are `start`: the checksum and what closes the object."""
+    digest = hashlib.sha256(start).hexdigest()
+    return f'"{digest}"}}\n'.encode() if is_compact else f'"{digest}"\n}}\n'.encode()
+
+
+def _is_intact(content: bytes) -> bool:
+    """Return True if the bytes of a JSON file end in the checksum of all that precede it."""
+    start = content[: content.rfind(b'"', 0, max(0, content.rfind(b'"')))]
+    return content[len(start) :] in (_checksum_value(start, is_compact=True), _checksum_value(start, is_compact=False))
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Return the value in JSON text. Raises ValueError if it is not JSON, or nested too deep to be read."""
+    try:
+        return json.loads(content)
+    except RecursionError as exc:
+        raise ValueError("nested too deep") from exc
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -54,51 +96,57 @@ def _nan_to_null(value: Any) -> Any:
     return value
 
 
-def read_json(path: str | os.PathLike[str], schema: str | None = None, *, made_by: str = RUN_COMMAND) -> dict[str, Any]:
-    """Return the object in a JSON file.
+def read_json(
+    path: str | os.PathLike[str],
+    schema: str | None = None,
+    *,
+    made_by: str = RUN_COMMAND,
+    has_checksum: bool = True,
+) -> dict[str, Any]:
+    """Return the object in a JSON file, without its checksum.
 
-    Raises ArtefactError if the file is missing, is not a JSON object, or its "schema" is not `schema` (if given).
-    made_by: the command that writes the file; error messages name the command.
+    Raises DamagedError if the bytes are not those that were written, and ArtefactError if the file is missing, is not a
+    JSON object, or its "schema" is not `schema` (if given).
+    made_by: the command that writes the file; error messages name the command. has_checksum: as for `write_json`.
     """
     path = Path(path)
     try:
-        value = json.loads(path.read_bytes())
+        content = read_plain(path)
+        value = parse_json(content)
     except FileNotFoundError as exc:
         raise missing_artefact_error(path, made_by) from exc
-    except IsADirectoryError as exc:
-        raise ArtefactError(f"{path} is a folder, not a JSON file.") from exc
     except ValueError as exc:  # JSONDecodeError, UnicodeDecodeError
-        raise ArtefactError(f"{path} is torn or is not JSON: remove it, and `{made_by}` makes it again.") from exc
+        raise damaged_artefact_error(path, "is torn or is not JSON", made_by) from exc
     if not isinstance(value, dict):
-        raise ArtefactError(
-            f"{path} holds a {type(value).__name__}, not an object: `{made_by}` makes it again once removed."
-        )
+        raise damaged_artefact_error(path, f"holds a {type(value).__name__}, not an object", made_by)
     if schema is not None and value.get("schema") != schema:
         found = value.get("schema")
-        what = f"says that it is {found!r}" if found else "does not say what it is"
-        raise ArtefactError(f"{path} {what}, this version reads {schema!r}: remove it, and `{made_by}` makes it again.")
+        what = f"says that it is {found!r:.60}" if found else "does not say what it is"
+        raise damaged_artefact_error(path, f"{what}, this version reads {schema!r}", made_by)
+    if has_checksum and not _is_intact(content):
+        what = "is damaged: it does not match its checksum" if CHECKSUM_KEY in value else "has no checksum"
+        raise damaged_artefact_error(path, what, made_by)
+    value.pop(CHECKSUM_KEY, None)
     return value
 
 
 def read_json_lines(path: str | os.PathLike[str], *, made_by: str = RUN_COMMAND) -> list[dict[str, Any]]:
     """Return the records of a JSONL file. An incomplete last line (no newline) is skipped.
 
-    Raises ArtefactError if the file is missing or another line is not valid JSON.
+    Raises ArtefactError if the file is missing, DamagedError if another line is not valid JSON.
     """
     path = Path(path)
     try:
-        text = path.read_bytes().decode("utf-8", "replace")
+        text = read_plain(path).decode("utf-8", "replace")
     except FileNotFoundError as exc:
         raise missing_artefact_error(path, made_by) from exc
     lines = text.split("\n")
     records = []
     for number, line in enumerate(lines[:-1], start=1):  # text after the last newline is an incomplete record
         try:
-            records.append(json.loads(line))
+            records.append(parse_json(line))
         except ValueError as exc:
-            raise ArtefactError(
-                f"line {number} of {path} is torn: remove the file, and `{made_by}` makes it again."
-            ) from exc
+            raise damaged_artefact_error(path, f"is torn in line {number}", made_by) from exc
     return records
 
 

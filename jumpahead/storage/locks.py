@@ -109,7 +109,7 @@ def _acquire_now(lock: BaseFileLock) -> BaseFileLock:
 def _holder(path: Path) -> str:
     """Return text for the process that holds a lock: `process 4711 on host`, or `another process` if unknown."""
     try:
-        known = read_json(holder_path(path))
+        known = read_json(holder_path(path), has_checksum=False)
         pid, host = int(known["pid"]), str(known["host"])
     except (ArtefactError, KeyError, TypeError, ValueError):
         return "another process"

@@ -1,19 +1,25 @@
-"""Tensors in safetensors files: written atomically, with checksums in the header that are verified on reading."""
+"""Tensors in safetensors files: written atomically, with checksums in the header that are verified on reading.
+
+The header entry `jumpahead` has the CRC-32 of the bytes of every tensor, and the SHA-256 of these, of `info` and of the
+names, dtypes and shapes: the file's digest (`read_tensors_digest`), which a change of any of them changes.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jumpahead.errors import ArtefactError
-from jumpahead.storage.artefacts import RUN_COMMAND, missing_artefact_error
+from jumpahead.storage.artefacts import RUN_COMMAND, damaged_artefact_error, missing_artefact_error
 from jumpahead.storage.atomic import write_atomic
-from jumpahead.storage.json_files import json_default
+from jumpahead.storage.digests import digest_json
+from jumpahead.storage.json_files import json_default, parse_json
+from jumpahead.storage.plain_files import open_plain, require_plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,10 +43,41 @@ def write_tensors(
         from safetensors.torch import save_file
 
         plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}  # type: ignore[union-attr]
-    header = {"crc32": {key: _checksum(plain[key]) for key in sorted(plain)}, "info": dict(info or {})}
+    checksums = {key: _checksum(plain[key]) for key in sorted(plain)}
+    header = {"crc32": checksums, "info": dict(info or {})}
+    header["sha256"] = header_digest(header, {key: dtype_and_shape(value) for key, value in plain.items()})
     # A single key: the library keeps metadata in a hash map and writes several keys in random order.
     text = {"jumpahead": json.dumps(header, sort_keys=True, allow_nan=False, default=json_default)}
-    return write_atomic(path, lambda temporary: save_file(plain, temporary, metadata=text))
+
+    def write_content(temporary: Path) -> None:
+        from safetensors import SafetensorError
+
+        try:
+            save_file(plain, temporary, metadata=text)
+        except SafetensorError as exc:
+            if code := re.search(r"os error (\d+)", str(exc)):  # the library's error for a full disk
+                raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from exc
+            raise
+
+    return write_atomic(path, write_content)
+
+
+SAFETENSORS_DTYPES = {
+    "float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16", "int64": "I64", "int32": "I32",
+    "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+"""The names that safetensors uses for dtypes, by the names of numpy and torch."""
+
+
+def dtype_and_shape(value: Any) -> tuple[str, list[int]]:
+    """Return the dtype and the shape of a tensor or array, as the header of a safetensors file has them."""
+    return SAFETENSORS_DTYPES[str(value.dtype).removeprefix("torch.")], list(value.shape)
+
+
+def header_digest(header: Mapping[str, Any], columns: Mapping[str, tuple[str, list[int]]]) -> str:
+    """Return the SHA-256 of a header entry without its key `sha256`, and of the dtype and shape of every tensor."""
+    known = {key: value for key, value in header.items() if key != "sha256"}
+    return digest_json([known, {key: list(column) for key, column in columns.items()}])
 
 
 def _checksum(value: Any) -> int:
@@ -53,36 +90,46 @@ def _checksum(value: Any) -> int:
 
 
 def read_tensors(path: str | os.PathLike[str], *, made_by: str = RUN_COMMAND) -> dict[str, Tensor]:
-    """Return the torch tensors of a safetensors file by name, each in separate, aligned memory.
+    """Return the torch tensors of a file of `write_tensors` by name, each in separate, aligned memory.
 
-    Raises ArtefactError if the file is missing or damaged. Checksums are verified if this package wrote the file.
+    Raises ArtefactError if the file is missing, DamagedError if it is not what was written.
     made_by: the command that writes the file; error messages name the command.
     """
     return dict(_read_values(Path(path), "pt", made_by))
 
 
 def read_arrays(path: str | os.PathLike[str], *, made_by: str = RUN_COMMAND) -> dict[str, np.ndarray]:
-    """Return the tensors of a safetensors file as numpy arrays. Like `read_tensors`, but torch is not imported."""
+    """Return the tensors of a file of `write_tensors` as numpy arrays. Like `read_tensors`, without torch."""
     return dict(_read_values(Path(path), "numpy", made_by))
 
 
 def read_tensors_info(path: str | os.PathLike[str], *, made_by: str = RUN_COMMAND) -> dict[str, Any]:
-    """Return the `info` that `write_tensors` stored in the header; {} if another library wrote the file."""
+    """Return the `info` that `write_tensors` stored in the header."""
     with _open_safetensors(Path(path), "numpy", made_by) as file:
-        return _own_metadata(file).get("info", {})
+        return _own_metadata(Path(path), file, made_by)["info"]
+
+
+def read_tensors_digest(path: str | os.PathLike[str], *, made_by: str = RUN_COMMAND) -> str:
+    """Return the digest of a file of `write_tensors`, read from its header: of its content, by checksums."""
+    with _open_safetensors(Path(path), "numpy", made_by) as file:
+        return _own_metadata(Path(path), file, made_by)["sha256"]
 
 
 def map_array(path: str | os.PathLike[str], key: str, *, made_by: str = RUN_COMMAND) -> np.ndarray:
     """Return the array `key` of a safetensors file as a read-only memory map, for arrays too large to load.
 
-    The checksum is not verified. Raises ArtefactError if the file is missing or damaged.
+    The checksum of the bytes is not verified, that of the header is. Raises ArtefactError if the file is missing,
+    DamagedError if it is damaged or has no such tensor.
     """
     import numpy as np
 
     path = Path(path)
-    with _open_safetensors(path, "numpy", made_by) as file:  # raises if the file is damaged
+    with _open_safetensors(path, "numpy", made_by) as file:
+        _own_metadata(path, file, made_by)
+        if key not in file.keys():  # noqa: SIM118 - it is no dict
+            raise damaged_artefact_error(path, f"has no tensor '{key}'", made_by)
         dtype = file.get_slice(key)[:0].dtype
-    with open(path, "rb") as file:
+    with open_plain(path) as file:
         length = int.from_bytes(file.read(8), "little")
         entry = json.loads(file.read(length))[key]
     shape = tuple(entry["shape"])
@@ -94,38 +141,48 @@ def map_array(path: str | os.PathLike[str], key: str, *, made_by: str = RUN_COMM
 def _read_values(path: Path, framework: str, made_by: str) -> Iterator[tuple[str, Any]]:
     """Yield (name, tensor) pairs sorted by name, after verifying the checksums. framework: `pt` or `numpy`."""
     with _open_safetensors(path, framework, made_by) as file:
-        checksums = _own_metadata(file).get("crc32", {})
+        checksums = _own_metadata(path, file, made_by)["crc32"]
         for key in sorted(file.keys()):
             value = file.get_tensor(key)
             # The library returns views of the mapped file, which are unaligned and change if the file does.
             value = value.clone() if framework == "pt" else value.copy()
-            if key in checksums and _checksum(value) != checksums[key]:
-                raise ArtefactError(
-                    f"{path} is damaged: '{key}' does not match its checksum; remove it, and "
-                    f"`{made_by}` makes it again."
-                )
+            if _checksum(value) != checksums.get(key):
+                raise damaged_artefact_error(path, f"is damaged: '{key}' does not match its checksum", made_by)
             yield key, value
 
 
 @contextlib.contextmanager
 def _open_safetensors(path: Path, framework: str, made_by: str) -> Iterator[Any]:
-    """Open a safetensors file for the `with` block. Raises ArtefactError if the file is missing or damaged."""
+    """Open a safetensors file for the `with` block.
+
+    Raises ArtefactError if the file is missing or no plain file, DamagedError if its header is damaged.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not path.exists():
         raise missing_artefact_error(path, made_by)
-    if path.is_dir():
-        raise ArtefactError(f"{path} is a folder, not a safetensors file.")
+    require_plain(path)
     try:
         with safe_open(path, framework=framework) as file:
             yield file
     except SafetensorError as exc:
-        raise ArtefactError(
-            f"{path} is torn or is not a safetensors file: remove it, and `{made_by}` makes it again."
-        ) from exc
+        raise damaged_artefact_error(path, "is torn or is not a safetensors file", made_by) from exc
 
 
-def _own_metadata(file: Any) -> dict[str, Any]:
-    """Return the header entry with `crc32` and `info`; {} if another library wrote the file."""
+def _own_metadata(path: Path, file: Any, made_by: str) -> dict[str, Any]:
+    """Return the header entry with `crc32`, `info` and `sha256`.
+
+    Raises DamagedError if the file has none, or if it does not match its digest.
+    """
     text = (file.metadata() or {}).get("jumpahead")
-    return json.loads(text) if text else {}
+    try:
+        header = parse_json(text) if text else None
+        if not isinstance(header, dict):
+            raise damaged_artefact_error(path, "has no checksums", made_by)
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - it is no dict
+        columns = {key: (one.get_dtype(), list(one.get_shape())) for key, one in slices.items()}
+        if header_digest(header, columns) == header["sha256"] and header["crc32"].keys() == columns.keys():
+            return {"info": header["info"], **header}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise damaged_artefact_error(path, "is damaged: its header does not match its checksum", made_by)

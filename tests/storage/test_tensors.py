@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from jumpahead.errors import ArtefactError
-from jumpahead.storage.tensors import read_arrays, read_tensors, read_tensors_info, write_tensors
+from jumpahead.errors import ArtefactError, DamagedError
+from jumpahead.storage.tensors import read_arrays, read_tensors, read_tensors_digest, read_tensors_info, write_tensors
 
 
 def test_tensors_come_back_bitwise_and_the_file_is_a_function_of_its_content(tmp_path: Path):
@@ -58,18 +61,59 @@ def test_torn_tensors_are_named_at_every_length(tmp_path: Path):
         read_tensors(path)
 
 
-def test_one_flipped_bit_is_seen(tmp_path: Path):
-    path = write_tensors(tmp_path / "w.safetensors", {"b": torch.arange(3.0), "w": torch.arange(12.0)})
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 4
-    path.write_bytes(content)
-    with pytest.raises(ArtefactError, match=r"damaged: 'w' does not match its checksum"):
-        read_tensors(path)
+def test_every_flipped_byte_is_seen_or_changes_nothing(tmp_path: Path):
+    tensors, info = {"b": torch.arange(3.0), "w": torch.arange(12.0)}, {"step": 7, "l0": [0.25]}
+    path = write_tensors(tmp_path / "w.safetensors", tensors, info)
+    whole, damaged = path.read_bytes(), 0
+    for position in range(len(whole)):
+        content = bytearray(whole)
+        content[position] ^= 4
+        path.write_bytes(content)
+        try:
+            same = all(torch.equal(value, tensors[key]) for key, value in read_tensors(path).items())
+            assert same and read_tensors_info(path) == info, position
+        except DamagedError as error:
+            assert error.path == path
+            damaged += 1
+    assert damaged > 0.9 * len(whole)
 
 
-def test_a_foreign_file_has_no_checksum_and_is_read(tmp_path: Path):
+def test_a_file_without_checksums_is_refused(tmp_path: Path):
     from safetensors.torch import save_file
 
     save_file({"W": torch.arange(6.0)}, tmp_path / "x.safetensors", metadata={"format": "pt"})
-    assert torch.equal(read_tensors(tmp_path / "x.safetensors")["W"], torch.arange(6.0))
-    assert read_tensors_info(tmp_path / "x.safetensors") == {}
+    for read in (read_tensors, read_tensors_info):
+        with pytest.raises(DamagedError, match="has no checksums"):
+            read(tmp_path / "x.safetensors")
+
+
+def test_the_digest_is_of_the_content(tmp_path: Path):
+    tensors = {"w": torch.arange(12.0)}
+    path = write_tensors(tmp_path / "w.safetensors", tensors, {"step": 7})
+    same = write_tensors(tmp_path / "same.safetensors", {"w": torch.arange(12.0)}, {"step": 7})
+    assert read_tensors_digest(path) == read_tensors_digest(same)
+    others = [({"w": torch.arange(12.0) + 1}, {"step": 7}), (tensors, {"step": 8}), ({"v": tensors["w"]}, {"step": 7})]
+    others += [({"w": tensors["w"].view(3, 4)}, {"step": 7}), ({"w": tensors["w"].view(torch.int32)}, {"step": 7})]
+    found = {read_tensors_digest(write_tensors(tmp_path / "o.safetensors", *other)) for other in others}
+    assert len(found | {read_tensors_digest(path)}) == 6
+
+
+def test_a_file_size_limit_is_a_sentence(tmp_path: Path):
+    program = """
+        import resource, sys, torch
+        from pathlib import Path
+        from jumpahead.errors import ArtefactError
+        from jumpahead.storage.tensors import write_tensors
+        path = Path(sys.argv[1])
+        write_tensors(path, {"w": torch.arange(12.0)})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        try:
+            write_tensors(path, {"w": torch.zeros(100_000)})
+        except ArtefactError as exc:
+            print(exc)
+    """
+    path = tmp_path / "w.safetensors"
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program), path], capture_output=True, text=True)
+    assert done.stdout == f"{path} cannot be written (File too large): make room, and the same command continues.\n"
+    assert torch.equal(read_tensors(path)["w"], torch.arange(12.0))
+    assert list(tmp_path.iterdir()) == [path]
