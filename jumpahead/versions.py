@@ -9,7 +9,7 @@ from __future__ import annotations
 
 TRAINING_VERSION = 5
 """Version of training; part of the input digest of every trained SAE."""
-TRAINING_DIGEST = "9af6106c8c74eaec"
+TRAINING_DIGEST = "e4ca8bdff8898cb3"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
@@ -17,4 +17,4 @@ EVALUATION_DIGEST = "5299dc0906371432"
 
 FRONTIER_VERSION = 5
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""
-FRONTIER_DIGEST = "2890e7d08150a64b"
+FRONTIER_DIGEST = "949b52c767ac2357"

@@ -7,8 +7,9 @@
     data        one tensor after another, each [rows, …], row-major
 
 Any safetensors library reads these files, and `RowFileReader` reads files of any library (without checksums). The
-checksum of a group is verified when the group is first read, that of the header when the file is opened. Files are read and written in place, without a copy in
-memory; they are written and flushed to the disk in other threads while further groups are computed.
+checksum of a group is verified when the group is first read, that of the header when the file is opened. Files are read
+and written in place, without a copy in memory; they are written and flushed to the disk in other threads while further
+groups are computed.
 
     n   number of rows of a group
 """
@@ -269,7 +270,7 @@ def _own_metadata(header: dict[str, Any], *, is_own: bool) -> dict[str, Any]:
     text = (header.pop("__metadata__", None) or {}).get("jumpahead")
     if text is None and not is_own:
         return {}
-    known = parse_json(text)
+    known = parse_json(str(text))
     columns = {key: (entry["dtype"], list(entry["shape"])) for key, entry in header.items()}
     if header_digest(known, columns) != known["sha256"]:
         raise ValueError("the header does not match its checksum")

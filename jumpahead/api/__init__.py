@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from jumpahead.api.extensions import register
 from jumpahead.api.machine import EfficiencyResult, efficiency
-from jumpahead.api.runs import ask, report, show
+from jumpahead.api.runs import ask, clean, report, show, verify
 from jumpahead.api.saes import evaluate, export, load
 from jumpahead.api.studies import HarvestResult, dry_run, harvest, init, plan, run, train_on
 
@@ -23,6 +23,7 @@ __all__ = [
     "EfficiencyResult",
     "HarvestResult",
     "ask",
+    "clean",
     "dry_run",
     "efficiency",
     "evaluate",
@@ -36,4 +37,5 @@ __all__ = [
     "run",
     "show",
     "train_on",
+    "verify",
 ]

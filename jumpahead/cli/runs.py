@@ -1,4 +1,4 @@
-"""Verbs that take a run: show, report."""
+"""Verbs that take a run: show, report, verify, clean."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import typer.main
 from jumpahead import api
 from jumpahead.cli.commands import (
     RunFolder,
+    stopped,
     verb,
 )
+from jumpahead.formatting import format_bytes
 
 
 @verb
@@ -32,3 +34,30 @@ def report(
         import webbrowser
 
         webbrowser.open(path.resolve().as_uri())
+
+
+@verb
+def verify(run: RunFolder) -> None:
+    """Check every file of a run against its checksum."""
+    found = api.verify(run)
+    for problem in found.problems:
+        print(problem)
+    counted = f"{found.files:,} files ({format_bytes(found.bytes)})"
+    if found.problems:
+        number = len(found.problems)
+        raise stopped(f"{number} problem{'s' * (number > 1)} in {counted}; `jumpahead run` makes them again.", 1)
+    print(f"{counted}: all are as they were written.")
+
+
+@verb
+def clean(
+    run: RunFolder,
+    is_dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+) -> None:
+    """Remove results that the run's study does not refer to."""
+    found = api.clean(run, dry_run=is_dry)
+    for unused in found:
+        print(f"{format_bytes(unused.bytes):>9}  {unused.path} ({unused.what})")
+    total = format_bytes(sum(unused.bytes for unused in found))
+    done = "would be" if is_dry else "were"
+    print(f"{total} {done} removed." if found else "Nothing to remove: the study refers to everything.")

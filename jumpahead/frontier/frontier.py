@@ -11,12 +11,14 @@ from typing import Any
 from jumpahead.errors import StudyError, did_you_mean
 from jumpahead.formatting import SampleUnit, format_percent, sample_unit
 from jumpahead.frontier.answer import Answer
+from jumpahead.frontier.other_study import other_study_note
 from jumpahead.frontier.panel_answer import answer_panel
 from jumpahead.frontier.query import Query, metric_by_target, parse_value
 from jumpahead.frontier.seeds import seeds_of
 from jumpahead.frontier.series import SeriesCurve, is_finite_number
 from jumpahead.metrics import METRICS, fidelity_metrics
 from jumpahead.storage.json_files import read_json
+from jumpahead.storage.plain_files import read_plain
 from jumpahead.storage.run_folder import Run
 
 SCHEMA = "jumpahead.frontier/2"
@@ -38,6 +40,8 @@ class Frontier:
         """Content of frontier.json."""
         self.folder = folder
         """Folder of the loaded frontier.json, to which paths of SAEs are relative; None if not loaded from a file."""
+        self.note = ""
+        """A sentence if the run was since started with another study, which these numbers are not of."""
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Frontier:
@@ -46,8 +50,14 @@ class Frontier:
         Raises ArtefactError if the file is missing, incomplete, or of another type or version.
         """
         path = Path(path)
-        file = Run.open(path).frontier if path.is_dir() else path
-        return cls(read_json(file, SCHEMA), file.parent)
+        if not path.is_dir():
+            return cls(read_json(path, SCHEMA, has_checksum=None), path.parent)
+        run = Run.open(path)
+        frontier = cls(read_json(run.frontier, SCHEMA, has_checksum=None), path)
+        if run.study.exists():
+            current = read_plain(run.study).decode("utf-8", "replace")
+            frontier.note = other_study_note(str(frontier.data.get("study", "")), current)
+        return frontier
 
     def __repr__(self) -> str:
         """Return the name of the study, the series, and the numbers of SAEs and panels, as text."""
@@ -134,7 +144,7 @@ class Frontier:
             value=query.value,
             limits=query.limits,
             level=self.data["interval"]["level"],
-            covers=self.covers,
+            covers=" ".join(filter(None, (self.note, self.covers))),
             panels=[
                 answer_panel(
                     each["site"], each["width"], self.curves(each, names), names, query, each["fidelity"], self.unit

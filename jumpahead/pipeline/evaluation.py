@@ -20,6 +20,7 @@ from jumpahead.resampling import replicate_weights
 from jumpahead.sae.saved import SAE
 from jumpahead.storage.digests import digest_json
 from jumpahead.storage.json_files import read_json_lines, write_json
+from jumpahead.storage.set_aside import bring_evaluation
 from jumpahead.study.schema import SAESpec
 from jumpahead.training.devices import training_device
 
@@ -45,6 +46,8 @@ class EvaluationStage(Stage):
         return not self.pending()
 
     def run(self) -> None:
+        for spec in self.pending():
+            bring_evaluation(self.folder, spec.key, self.sae_inputs(spec))
         by_site: dict[str, list[SAESpec]] = defaultdict(list)
         for spec in self.pending():
             by_site[spec.site].append(spec)

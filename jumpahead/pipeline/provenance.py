@@ -180,13 +180,17 @@ class Provenance:
 
     def sae_digest(self, spec: SAESpec) -> str:
         """Return the digest of all inputs of a trained SAE."""
+        return digest_json(self.sae_inputs(spec))
+
+    def sae_inputs(self, spec: SAESpec) -> dict[str, Any]:
+        """Return all inputs of a trained SAE, as JSON values and digests."""
         study, series = self.study, spec.series
         activations = study.activations.model_dump(exclude={"sites", "origin"})
         options = activations["options"]  # origin and storage options do not change the values of activations
         activations["options"] = {} if self.needs_lm else {key: options[key] for key in options if key != "source"}
         kind = ARCHITECTURES.get(series.architecture)
         start = {"start": digest_json(self.warm_starts.digest_inputs(series))} if series.start_from else {}
-        return digest_json({
+        return {
             "version": TRAINING_VERSION, "source": self.source_digest, "activations": activations,
             "origin": "lm" if self.needs_lm else study.activations.origin,
             "site": spec.site, "width": spec.width, "architecture": series.architecture,
@@ -195,7 +199,7 @@ class Provenance:
             "tokens": study.train.tokens, "batch": study.train.batch,
             "recipe": self.recipe(spec, REFERENCE_D)._asdict(), **start,
             **({"revision": kind.revision} if kind.revision and spec.setting.kind == "l0" else {}),
-        })  # fmt: skip
+        }  # fmt: skip
 
     def recipe(self, spec: SAESpec, d: int) -> Recipe:
         """Return all hyper-parameters for training an SAE on activations of d dimensions."""

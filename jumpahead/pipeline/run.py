@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from jumpahead.activations.origins import ORIGINS
 from jumpahead.activations.writer_rank import WriterRank
-from jumpahead.errors import StudyError, did_you_mean
+from jumpahead.errors import DamagedError, StudyError, did_you_mean
 from jumpahead.pipeline import STAGES
 from jumpahead.pipeline.activations import ActivationsStage
 from jumpahead.pipeline.evaluation import EvaluationStage
@@ -15,7 +17,9 @@ from jumpahead.pipeline.stage import Stage
 from jumpahead.pipeline.tokens import TokensStage
 from jumpahead.pipeline.training import TrainingStage
 from jumpahead.progress import Progress, make_progress
+from jumpahead.storage.atomic import guard_folder
 from jumpahead.storage.run_folder import Run
+from jumpahead.storage.set_aside import set_aside_damaged
 from jumpahead.study.save import to_toml
 from jumpahead.study.schema import Study
 
@@ -31,13 +35,31 @@ TOKENISING_TIMEOUT = 3600.0
 def run_study(study: Study, folder: Run, until: str | None = None, progress: Progress | None = None) -> None:
     """Run every unfinished stage of a study, in order; stop after the stage called `until`, if it is given.
 
-    Raises StudyError if there is no stage called `until`.
+    A damaged file of the run is set aside and made again. Raises StudyError if there is no stage called `until`.
     """
     if until is not None and until not in STAGES[:-1]:
         raise StudyError(f"there is no stage '{until}' to stop after.{did_you_mean(until, list(STAGES[:-1]))}")
-    resources = Resources(study, folder, progress or make_progress())
+    progress, repaired = progress or make_progress(), set[Path]()
+    while True:
+        try:
+            return _run_stages(Resources(study, folder, progress), until)
+        except DamagedError as exc:
+            if folder.folder not in exc.path.parents or exc.path in repaired or not exc.path.exists():
+                raise
+            repaired.add(exc.path)
+            progress.say(f"{exc.path} {exc.what}: it is set aside in {folder.set_aside} and made again.")
+            set_aside_damaged(folder, exc.path)
+
+
+def _run_stages(resources: Resources, until: str | None) -> None:
+    """Run every unfinished stage, in order; stop after the stage called `until`.
+
+    Raises DamagedError if a file of the run is damaged; without this file its stage is unfinished.
+    """
     for stage_class in STAGE_CLASSES:
         stage = stage_class(resources)
+        if isinstance(stage, TrainingStage):
+            stage.record_saes()
         if not stage.is_done():
             stage.run()
         elif stage_class is FrontierStage:
@@ -67,4 +89,5 @@ def harvest_activations(study: Study, folder: Run, rank: WriterRank, progress: P
         for stage in (PrecisionStage(resources), TokensStage(resources)):
             if not stage.is_done():
                 stage.run()
-    return ActivationsStage(resources).write(rank)
+    with guard_folder(folder.folder):
+        return ActivationsStage(resources).write(rank)

@@ -36,7 +36,10 @@ class TokensStage(Stage):
 
     def _has_tokens(self, folder: Path) -> bool:
         """Return True if `folder` has complete tokens of both splits with this study's input digest."""
-        return all(has_inputs(folder / split / "source.json", self.inputs()) for split in SPLITS)
+        return all(
+            has_inputs(folder / split / "source.json", self.inputs()) and Contexts.has_files(folder / split)
+            for split in SPLITS
+        )
 
     def _make_tokens(self) -> None:
         """Link the tokens of a neighbouring run with the same text, or tokenise the text."""

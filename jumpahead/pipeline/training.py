@@ -14,8 +14,10 @@ from jumpahead.formatting import format_percent
 from jumpahead.lm.fingerprint import to_json_values
 from jumpahead.lm.sites import parse_site
 from jumpahead.pipeline.stage import Stage
+from jumpahead.pipeline.todo import SAEState, sae_states, todo_sentences
 from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.storage.digests import digest_json
+from jumpahead.storage.set_aside import bring_to_place, write_sae_index
 from jumpahead.study.schema import SAESpec
 from jumpahead.training.devices import set_threads, training_device
 from jumpahead.training.job import Job, warm_start
@@ -38,10 +40,24 @@ class TrainingStage(Stage):
         specs, digest = self.resources.specs, self.provenance.sae_digest
         return [spec for spec in specs if not self.folder.sae_folder(spec.key).is_done(digest(spec))]
 
+    def states(self) -> list[SAEState]:
+        """Return what is there of every SAE of the study, before `arrange`."""
+        return sae_states(self.resources.specs, self.folder, self.provenance)
+
+    def arrange(self) -> None:
+        """Bring every SAE and checkpoint of the study to its place, and set aside what has other inputs."""
+        for spec in self.resources.specs:
+            bring_to_place(self.folder, spec.key, self.provenance.sae_digest(spec))
+
+    def record_saes(self) -> None:
+        """Record which SAEs the study refers to, for `jumpahead clean`."""
+        write_sae_index(self.folder, {spec.key: self.provenance.sae_digest(spec) for spec in self.resources.specs})
+
     def run(self) -> None:
-        specs, pending = self.resources.specs, self.pending()
-        if len(pending) < len(specs):
-            self.progress.say(f"{len(specs) - len(pending)} of {len(specs)} SAEs are trained already.")
+        for sentence in todo_sentences(self.states(), self.folder.set_aside):
+            self.progress.say(sentence)
+        self.arrange()
+        pending = self.pending()
         streams: dict[int, list[SAESpec]] = defaultdict(list)
         for spec in pending:
             streams[spec.stream_seed].append(spec)
@@ -129,5 +145,6 @@ class TrainingStage(Stage):
             warm_start(state, start, unit, sample)
         digest = self.provenance.sae_digest(spec)
         job = Job(self.resources.label(spec), spec.site, unit, state, self.folder.sae_folder(spec.key), digest)
+        job.made_from = self.provenance.sae_inputs(spec)
         job.resume()
         return job

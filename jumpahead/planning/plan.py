@@ -10,7 +10,7 @@ An SAE of M features on d dimensions has P = 2·M·d + M·(vectors of length M) 
               activations (rows · (Σ_sites d · itemsize + 12), of the training text and of the scored text)
     time      measure.py
 
-Nothing heavy is imported unless time is measured.
+Nothing heavy is imported unless time is measured, or the run's folder holds something.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from jumpahead.planning.memory import (
 )
 from jumpahead.planning.notes import plan_notes
 from jumpahead.planning.table import GPUCapacity, PanelPlan, Plan, StoredActivations, TokenCounts
+from jumpahead.planning.todo import Todo, find_todo
 from jumpahead.planning.tokens import count_or_estimate_tokens
 from jumpahead.resampling import MOST_CLUSTERS
 from jumpahead.storage.digests import has_inputs
@@ -82,13 +83,14 @@ def make_plan(study: Study, folder: str | Path, *, measure: bool = False) -> Pla
     data_bytes = _token_bytes(study, shape, tokens) + (stored.bytes if stored else 0)
     workspace = workspace_bytes(study, shape)
     return _assemble_plan(
-        study, run, panels, tokens, _model_row(study.lm, shape, dtype), data_bytes, workspace, stored, seconds
-    )
+        study, run, panels, tokens, _model_row(study.lm, shape, dtype), data_bytes, workspace, stored, seconds,
+        find_todo(study, run, lambda: source),
+    )  # fmt: skip
 
 
 def _assemble_plan(
     study: Study, run: Run, panels: list[PanelPlan], tokens: TokenCounts, model: str, data_bytes: int, workspace: int,
-    stored: StoredActivations | None, seconds: StudySeconds | None, unit: SampleUnit = TOKENS,
+    stored: StoredActivations | None, seconds: StudySeconds | None, todo: Todo, unit: SampleUnit = TOKENS,
 ) -> Plan:  # fmt: skip
     """Return the plan with its totals. data_bytes, workspace: bytes on disk and in memory besides the SAEs."""
     specs = sae_specs(study)
@@ -104,7 +106,8 @@ def _assemble_plan(
         panels=panels,
         series={series.name: _format_settings(series) for series in study.series},
         saes=len(specs),
-        finished_saes=sum(run.sae_folder(spec.key).weights.exists() for spec in specs),
+        finished_saes=todo.finished,
+        todo=todo.sentences,
         tokens=tokens,
         train_tokens=study.train.steps * study.train.batch,
         epochs=study.train.steps * study.train.batch / max(1, tokens.train),
@@ -148,8 +151,9 @@ def _plan_without_lm(study: Study, run: Run, *, measure: bool) -> Plan:
     memory = 2 * block + step_workspace(study.train.batch, max(data.widths.values()), max_threads(study))
     seconds = measure_study_without_lm(study, data, held_out) if measure else None
     return _assemble_plan(
-        study, run, panels, tokens, "none: activations without a language model", 0, memory, None, seconds, ROWS
-    )
+        study, run, panels, tokens, "none: activations without a language model", 0, memory, None, seconds,
+        find_todo(study, run, lambda: source_of(study.text, run.folder)), ROWS,
+    )  # fmt: skip
 
 
 def _stored_activations(

@@ -67,7 +67,9 @@ class Plan:
     """The settings of each series, by its name: `l0 = 4, 8, 16`."""
     saes: int
     finished_saes: int
-    """SAEs of the study that are saved in its run's folder already."""
+    """SAEs of the study that are saved in its run's folder already, also those that are set aside."""
+    todo: list[str]
+    """Sentences that say what will be trained and why; empty if everything is trained or nothing was begun."""
     tokens: TokenCounts
     train_tokens: int
     """Activations that each SAE is trained on."""
@@ -114,7 +116,8 @@ class Plan:
             rows.append((panel.site, shape))
         rows += list(self.series.items())
         finished = f", of which {self.finished_saes} are in {self.folder}" if self.finished_saes else ""
-        return [*rows, ("SAEs", f"{self.saes}{finished}")]
+        todo = [("" if i else "to do", sentence) for i, sentence in enumerate(self.todo)]
+        return [*rows, ("SAEs", f"{self.saes}{finished}"), *todo]
 
     def _token_rows(self) -> list[tuple[str, str]]:
         """Return the rows of the training and the held-out text."""

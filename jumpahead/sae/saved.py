@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
@@ -10,15 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jumpahead.errors import ArtefactError, DataError, StudyError
+from jumpahead.errors import ArtefactError, DataError, DivergedError, StudyError
 from jumpahead.sae.architecture import Architecture, Options
 from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.location import Location
 from jumpahead.sae.parameters import Params
 from jumpahead.sae.recipe import Recipe, Setting, recipe_from
-from jumpahead.storage.json_files import read_json, write_json
-from jumpahead.storage.layout import SAEFolder
-from jumpahead.storage.tensors import read_tensors, write_tensors
+from jumpahead.storage.artefacts import RUN_COMMAND, damaged_artefact_error
+from jumpahead.storage.json_files import write_json
+from jumpahead.storage.layout import SAE_SCHEMA, SAEFolder
+from jumpahead.storage.tensors import read_tensors, read_tensors_digest, write_tensors
 
 
 @final
@@ -126,19 +128,26 @@ class SAE:
         """Return the reconstructions decode(encode(x)) [..., d] of activations x [..., d], float32."""
         return self.decode(self.encode(x))
 
-    def save(self, folder: Path | str) -> None:
-        """Write weights.safetensors and then config.json into `folder`; an SAE is complete once config.json exists."""
+    def save(self, folder: Path | str, *, with_log: bool = False) -> None:
+        """Write weights.safetensors and then config.json into `folder`; an SAE is complete once config.json exists.
+
+        with_log: the folder has the training's log, which belongs to the SAE. Raises DivergedError if a parameter is
+        not finite.
+        """
         files = SAEFolder(Path(folder))
+        if name := non_finite_parameter(self.params):
+            raise DivergedError(f"{self!r} holds NaN or infinite values in {name}: it is not saved.")
         write_tensors(files.weights, self.params)
         config = {
-            "schema": "jumpahead.sae/1",
+            "schema": SAE_SCHEMA,
             "architecture": self.arch.name,
             "options": asdict(self.arch.options),
             "setting": self.setting and self.setting._asdict(),
             "recipe": self.recipe and self.recipe._asdict(),
             "d": self.d,
             "width": self.width,
-            **self.about,
+            **{key: value for key, value in self.about.items() if key != "files"},
+            "files": files.file_digests(with_log=with_log),
         }
         write_json(files.config, config)
 
@@ -146,14 +155,16 @@ class SAE:
     def load(cls, folder: Path | str) -> SAE:
         """Return the SAE saved in `folder`. Raises ArtefactError if it is missing, damaged or in another format.
 
+        Files that were changed after saving are refused.
+
         `jumpahead.load` also reads SAEs of other libraries.
         """
         files = SAEFolder(Path(folder))
-        config = read_json(files.config, schema="jumpahead.sae/1")
+        config = files.read_config()
         try:
             arch = _architecture_from(config)
-            width, d = config["width"], config["d"]
-        except (KeyError, TypeError, ValueError, StudyError) as error:
+            width, d, digest = config["width"], config["d"], config["files"][files.weights.name]
+        except (KeyError, TypeError, ValueError, AttributeError, StudyError) as error:
             raise ArtefactError(
                 f"{files.config} is not the configuration of an SAE: {str(error).rstrip('.')}."
             ) from error
@@ -162,10 +173,22 @@ class SAE:
         shapes |= {"b_pre": (d,)} if "b_pre" in params else {}
         if {name: tuple(tensor.shape) for name, tensor in params.items()} != shapes:
             raise ArtefactError(f"{files.weights} does not hold a {width}×{d} {arch.name} SAE: train it again.")
+        if read_tensors_digest(files.weights) != digest:
+            raise damaged_artefact_error(files.weights, "is not the file that its config.json names", RUN_COMMAND)
+        if name := non_finite_parameter(params):
+            raise ArtefactError(f"{files.weights}: '{name}' holds NaN or infinite values.")
         return cls(arch, params, {k: v for k, v in config.items() if k not in _CONFIG_KEYS})
 
 
-_CONFIG_KEYS = {"schema", "architecture", "options", "setting", "recipe", "d", "width"}
+def non_finite_parameter(params: Params) -> str | None:
+    """Return the name of the first parameter that holds NaN or infinite values; None if all are finite."""
+    for name, tensor in params.items():
+        if tensor.numel() and not all(math.isfinite(end.item()) for end in torch.aminmax(tensor)):  # both keep NaN
+            return name
+    return None
+
+
+_CONFIG_KEYS = {"files", "schema", "architecture", "options", "setting", "recipe", "d", "width"}
 
 
 def _architecture_from(config: dict[str, Any]) -> Architecture:

@@ -21,9 +21,8 @@ from jumpahead.storage.plain_files import read_plain
 CHECKSUM_KEY = "checksum"
 """The last key of a JSON file: the SHA-256 of all bytes before it, in hexadecimal."""
 
-def write_json(
-    path: str | os.PathLike[str], value: Any, *, indent: int | None = 2, has_checksum: bool = True
-) -> Path:
+
+def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = 2, has_checksum: bool = True) -> Path:
     """Write an object as JSON, converted by `to_json`, atomically; return the path.
 
     has_checksum: add the key `checksum`, which `read_json` requires; False for files that other programs read.
@@ -101,13 +100,14 @@ def read_json(
     schema: str | None = None,
     *,
     made_by: str = RUN_COMMAND,
-    has_checksum: bool = True,
+    has_checksum: bool | None = True,
 ) -> dict[str, Any]:
     """Return the object in a JSON file, without its checksum.
 
     Raises DamagedError if the bytes are not those that were written, and ArtefactError if the file is missing, is not a
     JSON object, or its "schema" is not `schema` (if given).
-    made_by: the command that writes the file; error messages name the command. has_checksum: as for `write_json`.
+    made_by: the command that writes the file; error messages name the command. has_checksum: as for `write_json`; None
+    verifies the checksum if there is one, for files that are only shown and that people also put together.
     """
     path = Path(path)
     try:
@@ -123,7 +123,8 @@ def read_json(
         found = value.get("schema")
         what = f"says that it is {found!r:.60}" if found else "does not say what it is"
         raise damaged_artefact_error(path, f"{what}, this version reads {schema!r}", made_by)
-    if has_checksum and not _is_intact(content):
+    is_checked = has_checksum or (has_checksum is None and CHECKSUM_KEY in value)
+    if is_checked and not _is_intact(content):
         what = "is damaged: it does not match its checksum" if CHECKSUM_KEY in value else "has no checksum"
         raise damaged_artefact_error(path, what, made_by)
     value.pop(CHECKSUM_KEY, None)

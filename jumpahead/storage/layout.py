@@ -10,6 +10,9 @@ runs/NAME/                      RunPaths(folder)
   tokens/  activations/         shards
   saes/<site>/<width>/<series>/<setting>_seed-<s>[_stream-<t>]/        SAEFolder
     weights.safetensors  config.json  train.jsonl  evaluation.json  checkpoint/
+  saes.json                     the SAEs that the study refers to, with the digests of their inputs
+  set_aside/                    SAEs, checkpoints and evaluations of studies with other inputs (set_aside.py)
+  evaluation_state/             sums of an interrupted evaluation
   frontier.json  efficiency.json  report.html  features/
 """
 
@@ -21,7 +24,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from jumpahead.errors import ArtefactError
-from jumpahead.storage.digests import has_inputs
+from jumpahead.storage.artefacts import RUN_COMMAND, damaged_artefact_error
+from jumpahead.storage.digests import digest_file, has_inputs
+from jumpahead.storage.json_files import read_json
+from jumpahead.storage.tensors import read_tensors_digest
+
+SAE_SCHEMA = "jumpahead.sae/2"
+STATE_FILE = "state.safetensors"
+"""The file of a checkpoint."""
 
 SettingLike = Mapping[str, Any] | tuple[str, float]
 """The sparsity setting of an SAE: {"kind", "value"} or (kind, value), for instance `jumpahead.sae.recipe.Setting`."""
@@ -55,7 +65,10 @@ def require_safe_name(name: str) -> str:
 
 
 class SAEFolder(NamedTuple):
-    """The files of one SAE. `config.json`, with the digest of the inputs, is written last and marks it as trained."""
+    """The files of one SAE. `config.json`, with the digest of the inputs, is written last and marks it as trained.
+
+    config.json also names the digests of the other files of the training, so that files of different SAEs do not mix.
+    """
 
     path: Path
     """The folder."""
@@ -85,9 +98,40 @@ class SAEFolder(NamedTuple):
         """Return the folder of the training checkpoint, which is empty or absent once training is done."""
         return self.path / "checkpoint"
 
+    @property
+    def checkpoint_state(self) -> Path:
+        """Return the path of the checkpoint's only file."""
+        return self.checkpoint / STATE_FILE
+
+    def file_digests(self, *, with_log: bool) -> dict[str, str]:
+        """Return the digests, by file name, that config.json records: of the weights, and of the log if it is there."""
+        log = {self.log.name: digest_file(self.log)} if with_log else {}
+        return {self.weights.name: read_tensors_digest(self.weights), **log}
+
+    def read_config(self) -> dict[str, Any]:
+        """Return config.json. Raises ArtefactError if it is missing or damaged."""
+        return read_json(self.config, SAE_SCHEMA)
+
+    def check(self) -> dict[str, Any]:
+        """Return config.json after checking that the log and the header of the weights are those it names.
+
+        Raises ArtefactError if a file is missing, DamagedError if one is damaged. The values of the weights are
+        verified when they are read.
+        """
+        config = self.read_config()
+        for name, digest in config["files"].items():
+            path = self.path / require_safe_name(name)
+            is_weights = path == self.weights
+            if (read_tensors_digest(path) if is_weights else digest_file(path)) != digest:
+                raise damaged_artefact_error(path, "is not the file that its config.json names", RUN_COMMAND)
+        return config
+
     def is_done(self, inputs: str) -> bool:
-        """Return True if the SAE is trained and saved, and its config records the digest `inputs`."""
-        return has_inputs(self.config, inputs) and self.weights.is_file()
+        """Return True if the SAE is trained and saved, undamaged, and its config records the digest `inputs`."""
+        try:
+            return has_inputs(self.config, inputs) and self.check()["inputs"] == inputs
+        except ArtefactError:
+            return False
 
     def is_evaluated(self, inputs: str) -> bool:
         """Return True if evaluation.json records `inputs`, the digest of the SAE and of the evaluation's options."""
@@ -154,6 +198,21 @@ class RunPaths:
     def activations(self) -> Path:
         """Return the folder of activations, written and read by the origin of activations (activations/origins/)."""
         return self.folder / "activations"
+
+    @property
+    def sae_index(self) -> Path:
+        """Return the path of the record of the SAEs that the study refers to: the digest of the inputs, by key."""
+        return self.folder / "saes.json"
+
+    @property
+    def set_aside(self) -> Path:
+        """Return the folder of results of studies with other inputs, and of damaged files."""
+        return self.folder / "set_aside"
+
+    @property
+    def evaluation_state(self) -> Path:
+        """Return the folder of the sums of an interrupted evaluation."""
+        return self.folder / "evaluation_state"
 
     @property
     def frontier(self) -> Path:

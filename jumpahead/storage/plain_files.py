@@ -6,10 +6,10 @@ or a device in the place of a file neither blocks nor fills the memory.
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
 from jumpahead.errors import ArtefactError
 
@@ -26,7 +26,7 @@ _KINDS = (
 )
 
 
-def open_plain(path: str | os.PathLike[str]) -> BinaryIO:
+def open_plain(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a regular file for reading, without waiting. Links are followed.
 
     Raises ArtefactError if `path` is a folder, a named pipe, a device or a socket, and FileNotFoundError if it is

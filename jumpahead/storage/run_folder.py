@@ -11,12 +11,13 @@ from typing import Any
 
 from jumpahead.errors import ArtefactError
 from jumpahead.storage.artefacts import RUN_COMMAND
-from jumpahead.storage.atomic import TEMPORARY_MARK, remove_temporary_files, write_atomic
+from jumpahead.storage.atomic import TEMPORARY_MARK, guard_folder, remove_temporary_files, write_atomic
 from jumpahead.storage.digests import digest_bytes
 from jumpahead.storage.environment import describe_environment
 from jumpahead.storage.json_files import read_json, write_json
 from jumpahead.storage.layout import RunPaths
 from jumpahead.storage.locks import hold_lock, holder_path
+from jumpahead.storage.plain_files import require_own_entries
 
 RUN_SCHEMA = "jumpahead.run/1"
 
@@ -39,7 +40,8 @@ class Run(RunPaths):
             raise ArtefactError(
                 f"{folder} is not a run (it has no manifest.json): name the folder that `{RUN_COMMAND}` printed."
             )
-        read_json(run.manifest, RUN_SCHEMA)
+        require_own_entries(run.folder)
+        read_json(run.manifest, RUN_SCHEMA, has_checksum=None)
         return run
 
     @classmethod
@@ -58,7 +60,7 @@ class Run(RunPaths):
 
         Package versions and hardware of earlier sessions stay in the manifest, under "earlier".
         """
-        known = read_json(self.manifest, RUN_SCHEMA) if self.manifest.exists() else {}
+        known = self._known_manifest()
         now, earlier = describe_environment(), known.get("earlier", [])
         before = {key: known[key] for key in now if key in known}
         if before and before != now and before not in earlier:
@@ -82,7 +84,7 @@ class Run(RunPaths):
 
     def remove_if_unused(self) -> None:
         """Remove the run's folder if it holds only records from the start of a run. The caller must hold the lock."""
-        files = (self.manifest, self.study, self.precision, self.checks, self.warm_starts, self.stdin)
+        files = (self.manifest, self.study, self.precision, self.checks, self.warm_starts, self.stdin, self.sae_index)
         if self.folder.is_dir() and self._file_names() <= {file.name for file in files}:
             shutil.rmtree(self.folder)
 
@@ -103,23 +105,31 @@ class Run(RunPaths):
 
     def update_manifest(self, **fields: Any) -> dict[str, Any]:
         """Add or replace top-level fields of manifest.json; return the updated content."""
-        known = read_json(self.manifest, RUN_SCHEMA) if self.manifest.exists() else {}
-        known.update(fields)
+        known = {**self._known_manifest(), **fields}
         write_json(self.manifest, known)
         return known
+
+    def _known_manifest(self) -> dict[str, Any]:
+        """Return the content of manifest.json; {} if it is missing or damaged, since it can be written anew."""
+        with contextlib.suppress(ArtefactError):
+            return read_json(self.manifest, RUN_SCHEMA)
+        return {}
 
     @contextlib.contextmanager
     def lock(self, wait_s: float = 0, on_wait: Callable[[], None] = lambda: None) -> Iterator[Run]:
         """Hold the run's lock until the `with` block ends. Calls on the same object may be nested.
 
         While another process holds the lock, wait up to `wait_s` seconds, and call `on_wait` once when the wait begins.
-        Raises ArtefactError, naming the holder, if the lock is still held after `wait_s` seconds. Remove temporary
-        files that a killed process left.
+        Raises ArtefactError, naming the holder, if the lock is still held after `wait_s` seconds, or if an entry of the
+        folder leads out of it or is no plain file. Remove temporary files that a killed process left. Until the end,
+        nothing is written through links, nor after the folder was moved (atomic.py).
         """
         if self._depth == 0:
             if not self.manifest.exists() and self._has_foreign_files():
                 raise ArtefactError(f"{self.folder} is not empty and is not a run: name another folder with --out.")
+            require_own_entries(self.folder)
             self._held.enter_context(hold_lock(self.lock_file, self.folder, wait_s, on_wait))
+            self._held.enter_context(guard_folder(self.folder))
             remove_temporary_files(self.folder, except_below=self.activations)  # other processes may be writing there
         self._depth += 1
         try:

@@ -13,7 +13,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from jumpahead.storage.artefacts import RUN_COMMAND, damaged_artefact_error, missing_artefact_error
 from jumpahead.storage.atomic import write_atomic
@@ -24,6 +24,8 @@ from jumpahead.storage.plain_files import open_plain, require_plain
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
+_READ_BYTES = 2**24  # read at a time
 
 
 def write_tensors(
@@ -78,6 +80,34 @@ def header_digest(header: Mapping[str, Any], columns: Mapping[str, tuple[str, li
     """Return the SHA-256 of a header entry without its key `sha256`, and of the dtype and shape of every tensor."""
     known = {key: value for key, value in header.items() if key != "sha256"}
     return digest_json([known, {key: list(column) for key, column in columns.items()}])
+
+
+def verify_tensors(path: str | os.PathLike[str], *, made_by: str = RUN_COMMAND) -> None:
+    """Read all bytes of a file of `write_tensors`, or of rows (activations/row_files.py), and compare the checksums.
+
+    Raises ArtefactError if the file is missing, DamagedError if it is not what was written.
+    """
+    path = Path(path)
+    with _open_safetensors(path, "numpy", made_by) as file:
+        header = _own_metadata(path, file, made_by)
+    with open_plain(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        entries: dict[str, Any] = parse_json(file.read(length))
+        for key, expected in header["crc32"].items():
+            (begin, end), rows = entries[key]["data_offsets"], header.get("rows", [1])
+            file.seek(8 + length + begin)
+            row_bytes = (end - begin) // max(1, sum(rows))
+            for count, checksum in zip(rows, expected if isinstance(expected, list) else [expected], strict=True):
+                if _crc32_of(file, count * row_bytes) != checksum:
+                    raise damaged_artefact_error(path, f"is damaged: '{key}' does not match its checksum", made_by)
+
+
+def _crc32_of(file: BinaryIO, size: int) -> int:
+    """Return the CRC-32 of the next `size` bytes of a file."""
+    checksum = 0
+    while size > 0 and (part := file.read(min(size, _READ_BYTES))):
+        checksum, size = zlib.crc32(part, checksum), size - len(part)
+    return checksum
 
 
 def _checksum(value: Any) -> int:

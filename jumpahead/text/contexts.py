@@ -32,6 +32,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jumpahead.errors import ArtefactError
+from jumpahead.storage.artefacts import RUN_COMMAND, damaged_artefact_error
 from jumpahead.storage.digests import digest_json
 from jumpahead.storage.json_files import read_json, write_json
 from jumpahead.storage.tensors import read_arrays, write_tensors
@@ -41,6 +42,7 @@ Split = Literal["train", "held_out"]
 Packing = Literal["none", "isolated", "plain"]
 SPLITS: tuple[Split, Split] = ("train", "held_out")
 SCHEMA = "jumpahead.contexts/3"
+_ARRAYS = "contexts.safetensors"
 _TOKENS_AT_ONCE = 2**22
 """Number of tokens counted at a time, which bounds the memory of temporary arrays."""
 
@@ -274,7 +276,7 @@ class Contexts:
         arrays = {"chunk_start": self.chunk_start, "chunk_length": self.chunk_length}
         arrays |= {"chunk_document": self.chunk_document, "is_special": self.is_special}
         packed = {} if self.chunks_per_context is None else {"chunks_per_context": self.chunks_per_context}
-        write_tensors(folder / "contexts.safetensors", arrays | packed)
+        write_tensors(folder / _ARRAYS, arrays | packed)
         head = {"schema": SCHEMA, "digest": self.digest, "split": self.split, "batch": self.batch}
         head |= {"bos_id": self.bos_id, "packing": self.packing, "contexts": len(self), "tokens": len(self.tokens)}
         head |= {} if self.role_mask is None else {"role_tokens": self.rows}
@@ -282,15 +284,24 @@ class Contexts:
         texts = {"shards": shards, "document_ids": self.document_ids, "document_names": self.document_names}
         write_json(folder / "contexts.json", {**head, **texts}, indent=None)
 
+    @staticmethod
+    def has_files(folder: Path) -> bool:
+        """Return True if contexts.json of a folder is intact and the other files are there, whatever they hold."""
+        try:
+            shards = int(read_json(folder / "contexts.json", SCHEMA)["shards"])
+        except ArtefactError:
+            return False
+        return all(path.is_file() for path in (folder / _ARRAYS, *(shard_path(folder, i) for i in range(shards))))
+
     @classmethod
     def load(cls, folder: str | Path) -> Contexts:
         """Load contexts from a folder, with memory-mapped tokens.
 
-        Raises ArtefactError if a file is missing or damaged, or if the contexts do not match the stored digest.
+        Raises ArtefactError if a file is missing, DamagedError if one is damaged or does not match the stored digest.
         """
         folder = Path(folder)
         head = read_json(folder / "contexts.json", SCHEMA)
-        arrays = read_arrays(folder / "contexts.safetensors")
+        arrays = read_arrays(folder / _ARRAYS)
         tokens = map_shards(folder, head["shards"], "tokens")
         role_mask = map_shards(folder, head["shards"], "role_mask") if "role_tokens" in head else None
         texts: Any = {name: tuple(head[name]) for name in ("document_ids", "document_names")}
@@ -300,9 +311,7 @@ class Contexts:
         if contexts.digest != head["digest"]:
             for number in range(head["shards"]):
                 read_arrays(shard_path(folder, number))  # raises an error that names the damaged file, if one is
-            raise ArtefactError(
-                f"{folder} holds tokens of another text: remove it, then `jumpahead run` makes it again."
-            )
+            raise damaged_artefact_error(folder / "contexts.json", "belongs to tokens of another text", RUN_COMMAND)
         return contexts
 
 

@@ -1,8 +1,9 @@
 """A training job: one SAE in training, with its state, its log (train.jsonl) and its checkpoint.
 
 A checkpoint is one safetensors file: `p.NAME` parameters, `m.NAME` first moments (with momentum), `v.NAME` second
-moments, `last_touched`, `tokens_since_fired`, `support_share`; its header has the step, the controller and the digest
-of the SAE's inputs.
+moments, `last_touched`, `tokens_since_fired`, `support_share`; its header has the step, the controller, the lines of
+the log and the digest of the SAE's inputs. So state and log are of the same step whenever the process is killed;
+train.jsonl beside it is a copy for readers.
 """
 
 from __future__ import annotations
@@ -25,11 +26,9 @@ from jumpahead.sae.saved import SAE
 from jumpahead.sae.support import Number
 from jumpahead.sae.unit import Unit
 from jumpahead.storage.folders import remove_path
-from jumpahead.storage.json_files import read_json_lines, write_json_lines
+from jumpahead.storage.json_files import parse_json, to_json, write_json_lines
 from jumpahead.storage.layout import SAEFolder
 from jumpahead.storage.tensors import read_tensors, read_tensors_info, write_tensors
-
-STATE_FILE = "state.safetensors"
 
 
 @dataclass
@@ -48,6 +47,8 @@ class Job:
     """Folder of the checkpoint, the log and the trained SAE; None keeps everything in memory."""
     inputs: str = ""
     """Digest of everything that the trained SAE depends on."""
+    made_from: dict[str, Any] = field(default_factory=dict)
+    """The values that `inputs` is the digest of, by which a later study says what differs."""
     seconds: float = 0.0
     """Time spent in the steps of this SAE; on a GPU, measured with GPU events."""
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -120,10 +121,10 @@ class Job:
     @property
     def checkpoint_step(self) -> int:
         """Return the step of the last checkpoint on disk; 0 without a readable checkpoint."""
-        if self.folder is None or not (self.folder.checkpoint / STATE_FILE).exists():
+        if self.folder is None or not self.folder.checkpoint_state.exists():
             return 0
         with contextlib.suppress(ArtefactError):
-            return int(read_tensors_info(self.folder.checkpoint / STATE_FILE)["steps_done"])
+            return int(read_tensors_info(self.folder.checkpoint_state)["steps_done"])
         return 0
 
     def log_step(
@@ -159,7 +160,7 @@ class Job:
         return {"L0": l0, "FVU": fvu}
 
     def checkpoint(self) -> None:
-        """Write the checkpoint: the state, then the log. Without a folder, do nothing."""
+        """Write the checkpoint, then a copy of its log. Without a folder, do nothing."""
         if self.folder is None:
             return
         state = self.state
@@ -175,25 +176,27 @@ class Job:
             "steps_done": state.steps_done,
             "controller": state.controller and state.controller.to_floats(),
             "inputs": self.inputs,
+            "made_from": self.made_from,
             "seconds": self.seconds,
+            "records": parse_json(to_json(self.records)),  # NaN is null, as in train.jsonl
             "l0_since_line": to_floats(self.l0_since_line),
             "limited_rows": int(self.limited_rows),
         }
-        self.folder.checkpoint.mkdir(parents=True, exist_ok=True)
-        write_tensors(self.folder.checkpoint / STATE_FILE, tensors, info)
+        write_tensors(self.folder.checkpoint_state, tensors, info)
         write_json_lines(self.folder.log, self.records)
 
     def resume(self) -> None:
-        """Load the checkpoint on disk, if there is one that is readable and has the same digest of inputs."""
-        if self.folder is None or not (self.folder.checkpoint / STATE_FILE).exists():
+        """Load the checkpoint on disk, if there is one with the same digest of inputs.
+
+        Raises DamagedError if the checkpoint is damaged.
+        """
+        if self.folder is None or not self.folder.checkpoint_state.exists():
             return
-        path = self.folder.checkpoint / STATE_FILE
-        try:
-            info, read = read_tensors_info(path), read_tensors(path)
-        except ArtefactError:
+        path = self.folder.checkpoint_state
+        info = read_tensors_info(path)
+        if info.get("inputs") != self.inputs:
             return
-        if info["inputs"] != self.inputs:
-            return
+        read = read_tensors(path)
         state, tensors = self.state, {name: tensor.to(self.device) for name, tensor in read.items()}
         state.params = {name: tensors[f"p.{name}"] for name in state.params}
         state.second_moments = {name: tensors[f"v.{name}"] for name in state.second_moments}
@@ -210,8 +213,7 @@ class Job:
         )
         self.limited_rows = info["limited_rows"]
         state.controller = ControllerState(*info["controller"]) if info["controller"] else None
-        if self.folder.log.exists():
-            self.records = [line for line in read_json_lines(self.folder.log) if line["step"] <= state.steps_done]
+        self.records = list(info["records"])
 
     def finish(self, about: dict[str, Any] | None = None) -> SAE:
         """Return the trained SAE, for the LM's activations without rescaling; save it if the job has a folder.
@@ -227,6 +229,7 @@ class Job:
         )
         known = {
             "inputs": self.inputs,
+            "made_from": self.made_from,
             "scale": self.unit.scale,
             "steps": state.steps_done,
             "seconds": self.seconds,
@@ -236,7 +239,10 @@ class Job:
         sae = SAE(state.arch, self.unit.fold(state.arch, params), {**known, **(about or {})})
         if self.folder is not None:
             write_json_lines(self.folder.log, self.records)
-            sae.save(self.folder.path)
+            try:
+                sae.save(self.folder.path, with_log=True)
+            except DivergedError as error:
+                raise DivergedError(f"{self.label} at {self.site}: {error} Try a smaller train.lr.") from error
             remove_path(self.folder.checkpoint)
         return sae
 

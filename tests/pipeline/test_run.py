@@ -43,6 +43,7 @@ from jumpahead.study.load import load
 from jumpahead.study.save import to_toml
 from jumpahead.text.contexts import Contexts
 from jumpahead.text.documents import is_held_out
+from jumpahead.training import loop as training_loop
 from tests.texts import random_words
 
 STUDY = """
@@ -241,14 +242,59 @@ def test_what_was_left_out_leaves_the_frontier_and_stays_on_disk(study_file, cop
     assert "Nothing to do" in run(study_file, copied, "series.gated.lambda=[0.1]")
 
 
-def test_another_learning_rate_trains_everything_again(study_file, copied):
-    old, evaluated = weights(copied), stamps(copied)
-    said = run(study_file, copied, "train.lr=0.0007")
+def test_another_study_sets_finished_saes_aside_and_the_first_brings_them_back(study_file, copied):
+    old, evaluated = weights(copied / "saes"), stamps(copied / "saes")
+    built = read_json(copied / "frontier.json")
+    said = run(study_file, copied, "train.tokens=2_000")
+    assert "6 of 6 SAEs will be trained from the start: train.tokens is 2,000, was 3,900." in said
+    assert f"set aside in {copied / 'set_aside'}; the study that made it brings it back" in said
     assert "training 6 SAEs" in said
-    found = weights(copied)
+    found = weights(copied / "saes")
     assert set(found) == set(old)
     assert all(found[key] != old[key] for key in old)
-    assert all(evaluated[path] != stamp for path, stamp in stamps(copied).items() if path.name == "evaluation.json")
+    said = run(study_file, copied)
+    assert "6 of 6 SAEs were trained before and set aside: they come back" in said
+    assert said.phases == []
+    assert stamps(copied / "saes") == evaluated
+    other = dict.fromkeys(("created", "manifest"))
+    assert {**read_json(copied / "frontier.json"), **other} == {**built, **other}
+    said = run(study_file, copied, "train.tokens=2_000")
+    assert said.phases == []
+    assert weights(copied / "saes") == found
+
+
+def test_another_evaluation_sets_the_first_aside(study_file, copied):
+    before = stamps(copied / "saes")
+    said = run(study_file, copied, "evaluate.tokens=800")
+    assert [title for title, _ in said.phases] == ["evaluating"]
+    said = run(study_file, copied)
+    assert said.phases == []
+    assert stamps(copied / "saes") == before
+
+
+def test_a_checkpoint_outlives_a_study_in_between(study_file, finished, tmp_path, monkeypatch):
+    folder, taken, advance = tmp_path / "small", [], training_loop.advance_job
+
+    def stop_after_12_steps(job, *args):
+        taken.append(job)
+        if len(taken) == 6 * 12:
+            os.kill(os.getpid(), signal.SIGINT)
+        return advance(job, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_loop, "advance_job", stop_after_12_steps)
+        with pytest.raises(KeyboardInterrupt):
+            run(study_file, folder)
+    run(study_file, folder, "train.tokens=400", until="train")
+    said = run(study_file, folder)
+    assert "6 of 6 SAEs continue at step 12." in said
+    assert weights(folder / "saes") == weights(finished / "saes")
+    logs = [path.relative_to(folder) for path in folder.glob("saes/**/train.jsonl")]
+    assert len(logs) == 6
+    for log in logs:
+        assert [line["fvu"] for line in read_json_lines(folder / log)] == [
+            line["fvu"] for line in read_json_lines(finished / log)
+        ]
 
 
 # ---------------------------------------------------------------------------------------------- what an SAE depends on
@@ -382,7 +428,9 @@ def test_a_torn_result_is_made_again(study_file, copied):
     (second.parent / "weights.safetensors").unlink()
     said = run(study_file, copied)
     assert "4 of 6 SAEs are trained already" in said
-    assert weights(copied) == old
+    assert f"1 of 6 SAEs will be trained again: {first} is damaged." in said
+    assert f"1 of 6 SAEs will be trained again: {second.parent / 'weights.safetensors'} does not exist." in said
+    assert weights(copied / "saes") == {key.removeprefix("saes/"): value for key, value in old.items()}
 
 
 def test_stages_stop_where_they_are_asked_to(study_file, finished, tmp_path):
@@ -511,14 +559,16 @@ def test_damaged_tokens_are_not_taken_over(study_file, tmp_path):
     assert len(contexts(tmp_path / "two")) == 2
 
 
-def test_damaged_tokens_are_named_and_made_again_once_removed(study_file, copied):
-    old, path = contexts(copied)["held_out"].digest, copied / "tokens" / "held_out" / "tokens-00000.safetensors"
+@pytest.mark.parametrize("name", ["tokens-00000.safetensors", "contexts.safetensors", "contexts.json", "source.json"])
+def test_damaged_tokens_are_named_and_made_again(study_file, copied, name):
+    old, path = contexts(copied)["held_out"].digest, copied / "tokens" / "held_out" / name
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ArtefactError, match=r"tokens-00000\.safetensors is torn"):
-        run(study_file, copied, "evaluate.tokens=800")
-    path.unlink()
-    run(study_file, copied, "evaluate.tokens=800")
+    said = run(study_file, copied, "evaluate.tokens=800")
+    assert "tokenising" in [title for title, _ in said.phases]
     assert contexts(copied)["held_out"].digest == old
+    if path.suffix == ".safetensors":
+        assert f"{path} is torn or is not a safetensors file: it is set aside" in said
+        assert (copied / "set_aside" / "damaged" / "tokens" / "held_out" / name).is_file()
 
 
 @pytest.fixture(scope="module")

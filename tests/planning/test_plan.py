@@ -173,13 +173,14 @@ def test_counts_are_exact_once_the_text_is_tokenised(model: Path, text: Path, tm
     assert ("trained on", "9,984 activations per SAE: 50 % of the text") in made.rows()
 
 
-def test_saes_that_are_there_are_counted(model: Path, text: Path, tmp_path: Path):
+def test_saes_of_other_inputs_are_not_counted(model: Path, text: Path, tmp_path: Path):
     study = small(model, text)
-    run = Run(tmp_path / "run")
-    write_json(run.sae_folder(sae_specs(study)[4].key).weights, {})
+    run = Run.create(tmp_path / "run", "")
+    assert make_plan(study, run.folder).todo == []
+    write_json(run.sae_folder(sae_specs(study)[4].key).config, {"schema": "jumpahead.sae/2", "inputs": "others"})
     made = make_plan(study, run.folder)
-    assert made.finished_saes == 1
-    assert ("SAEs", f"12, of which 1 are in {run.folder}") in made.rows()
+    assert made.finished_saes == 0
+    assert f"1 of {made.saes} SAEs will be trained from the start: " in made.todo[1]
 
 
 def test_several_streams_do_not_train_at_once(model: Path, text: Path, tmp_path: Path):

@@ -9,8 +9,8 @@ import torch
 
 from jumpahead.errors import ArtefactError
 from jumpahead.sae.recipe import Setting
-from jumpahead.storage.json_files import write_json
-from jumpahead.storage.layout import RunPaths, sae_key, setting_text
+from jumpahead.storage.json_files import write_json, write_json_lines
+from jumpahead.storage.layout import SAE_SCHEMA, RunPaths, SAEFolder, sae_key, setting_text
 from jumpahead.storage.tensors import write_tensors
 
 
@@ -54,13 +54,39 @@ def test_paths_out_of_the_run_are_refused(tmp_path: Path, path: str):
         RunPaths(tmp_path).resolve(path)
 
 
-def test_an_sae_is_done_if_it_is_saved_and_from_the_same_inputs(tmp_path: Path):
+def done_sae(tmp_path: Path) -> SAEFolder:
     sae = RunPaths(tmp_path).sae_folder(sae_key("layers.1.residual", 4096, "topk", {"kind": "k", "value": 32}, 0))
-    assert not sae.is_done("abc")
-    write_json(sae.config, {"inputs": "abc"})
-    assert not sae.is_done("abc")  # config without weights
     write_tensors(sae.weights, {"w": torch.zeros(2)})
+    write_json_lines(sae.log, [{"step": 1}, {"step": 2}])
+    files = sae.file_digests(with_log=True)
+    write_json(sae.config, {"schema": SAE_SCHEMA, "inputs": "abc", "files": files})
+    return sae
+
+
+def test_an_sae_is_done_if_it_is_saved_and_from_the_same_inputs(tmp_path: Path):
+    sae = done_sae(tmp_path)
     assert sae.is_done("abc")
     assert not sae.is_done("abd")
     sae.config.write_text('{"inputs": "ab')
     assert not sae.is_done("abc")
+
+
+@pytest.mark.parametrize("damage", ["no weights", "other weights", "header", "log", "no log", "config"])
+def test_an_sae_whose_files_are_not_those_of_its_config_is_not_done(tmp_path: Path, damage: str):
+    sae = done_sae(tmp_path)
+    if damage == "no weights":
+        sae.weights.unlink()
+    elif damage == "other weights":
+        write_tensors(sae.weights, {"w": torch.ones(2)})
+    elif damage == "header":
+        sae.weights.write_bytes(sae.weights.read_bytes().replace(b"F32", b"I32"))
+    elif damage == "log":
+        sae.log.write_bytes(sae.log.read_bytes().replace(b"2", b"3"))
+    elif damage == "no log":
+        sae.log.unlink()
+    else:
+        sae.config.write_bytes(sae.config.read_bytes().replace(b"abc", b"abd"))
+    assert not sae.is_done("abc")
+    assert not sae.is_done("abd")
+    with pytest.raises(ArtefactError):
+        sae.check()

@@ -70,11 +70,12 @@ def test_every_flipped_byte_is_seen_or_changes_nothing(tmp_path: Path):
         content[position] ^= 4
         path.write_bytes(content)
         try:
-            same = all(torch.equal(value, tensors[key]) for key, value in read_tensors(path).items())
-            assert same and read_tensors_info(path) == info, position
-        except DamagedError as error:
-            assert error.path == path
+            back = read_tensors(path)
+        except DamagedError:
             damaged += 1
+            continue
+        assert all(torch.equal(value, tensors[key]) for key, value in back.items()), position
+        assert read_tensors_info(path) == info, position
     assert damaged > 0.9 * len(whole)
 
 

@@ -19,7 +19,7 @@ from jumpahead.activations.origins import ORIGINS
 from jumpahead.activations.stream import Stream
 from jumpahead.diagnostics import training_warnings
 from jumpahead.engine import initial_state, kernel_layer
-from jumpahead.errors import ArtefactError, DivergedError
+from jumpahead.errors import ArtefactError, DamagedError, DivergedError
 from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.recipe import Setting, TrainConfig, base_recipe
 from jumpahead.sae.saved import SAE
@@ -28,7 +28,7 @@ from jumpahead.storage.json_files import read_json_lines, write_json_lines
 from jumpahead.storage.layout import SAEFolder
 from jumpahead.training import job as training_job
 from jumpahead.training import loop
-from jumpahead.training.job import STATE_FILE, Job
+from jumpahead.training.job import Job
 from jumpahead.training.loop import (
     advance_job,
     attribute_shared_time,
@@ -464,8 +464,7 @@ def test_killed_between_the_state_and_the_log(data, tmp_path, monkeypatch):
     assert second.state.steps_done == 11
     train([second], stream(data), settings, kernel_layer())
     assert_same_bytes(second.state, whole.state)
-    steps = [line["step"] for line in second.records]
-    assert steps == sorted(set(steps))
+    assert records(second) == records(whole)  # no line is lost: the state carries its log
 
 
 def test_a_log_ahead_of_its_state_is_cut_back(data, tmp_path):
@@ -484,20 +483,31 @@ def test_a_log_ahead_of_its_state_is_cut_back(data, tmp_path):
     assert records(second) == records(whole)
 
 
-@pytest.mark.parametrize("damage", ["torn", "flipped", "empty", "foreign"])
-def test_a_checkpoint_that_cannot_be_trusted_is_passed_over(data, tmp_path, damage):
-    settings, folder = config(12), SAEFolder(tmp_path)
-    first = job(data, SHORT["topk"], settings, folder)
+def stopped_at_5(data, folder):
+    """Write the checkpoint of step 5 of 12 into a folder."""
+    first = job(data, SHORT["topk"], config(12), folder)
     with pytest.raises(Killed):
-        train([first], Cut(stream(data), 5), settings, kernel_layer())
+        train([first], Cut(stream(data), 5), config(12), kernel_layer())
     first.checkpoint()
-    path = folder.checkpoint / STATE_FILE
-    content = bytearray(path.read_bytes())
+
+
+@pytest.mark.parametrize("damage", ["torn", "flipped", "empty"])
+def test_a_damaged_checkpoint_is_refused_by_name(data, tmp_path, damage):
+    folder = SAEFolder(tmp_path)
+    stopped_at_5(data, folder)
+    content = bytearray(folder.checkpoint_state.read_bytes())
     if damage == "flipped":
         content[-20] ^= 1
-    path.write_bytes({"torn": content[:-100], "flipped": content, "empty": b"", "foreign": content}[damage])
-    inputs = "another study" if damage == "foreign" else "abc"
-    second = job(data, SHORT["topk"], settings, folder, inputs=inputs)
+    folder.checkpoint_state.write_bytes({"torn": content[:-100], "flipped": content, "empty": b""}[damage])
+    with pytest.raises(DamagedError) as caught:
+        job(data, SHORT["topk"], config(12), folder)
+    assert caught.value.path == folder.checkpoint_state
+
+
+def test_a_checkpoint_of_another_study_is_passed_over(data, tmp_path):
+    settings, folder = config(12), SAEFolder(tmp_path)
+    stopped_at_5(data, folder)
+    second = job(data, SHORT["topk"], settings, folder, inputs="another study")
     assert second.state.steps_done == 0
     assert second.records == []
     train([second], stream(data), settings, kernel_layer())

@@ -24,6 +24,8 @@ def print_frontier(frontier: Frontier, console: Console | None = None) -> None:
     print_line(
         console, f"{frontier.name}: {len(frontier.points())} SAEs, {lm_name(frontier.data['lm']['name'])}", "bold"
     )
+    if frontier.note:
+        print_line(console, frontier.note, "bold yellow")
     print_line(console, frontier.covers)
     for panel in frontier.data["panels"]:
         console.print()
