@@ -18,6 +18,7 @@ from jumpahead.activations.origins import ORIGINS
 from jumpahead.registry import Registry
 from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.sae.recipe import Recipe
+from jumpahead.study.messages import format_limit
 from jumpahead.study.schema import Study
 from jumpahead.study.tables import table_model
 
@@ -187,7 +188,7 @@ def _type(field: dict[str, Any]) -> str:
         return f"list of: {_type(field['anyOf'][0])}"
     names = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false", "object": "table"}
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {field[bound]:g}" for bound, sign in bounds.items() if bound in field]
+    limits = [f"{sign} {format_limit(field[bound])}" for bound, sign in bounds.items() if bound in field]
     return " ".join([names.get(field.get("type", ""), "any"), ", ".join(limits)]).strip()
 
 

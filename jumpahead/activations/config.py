@@ -15,7 +15,7 @@ from jumpahead.storage.layout import require_safe_name
 class ActivationsConfig(BaseModel):
     """The sites, the origin and the shuffling of the activations that SAEs are trained on."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     sites: tuple[str, ...] = Field(default=("layers.1.residual",), min_length=1)
     """Sites in the model; each gets its own SAEs, all trained on the same forward passes."""
@@ -24,9 +24,9 @@ class ActivationsConfig(BaseModel):
     `train_on` was given) and `synthetic` need no model."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """The dtype that activations are rounded to, on disk or not: `live` and `shards` give the same bytes."""
-    block: int = Field(default=256, ge=1)
+    block: int = Field(default=256, ge=1, le=10**9)
     """Contexts whose activations are shuffled together; memory is block × context × width."""
-    scale_rows: int = Field(default=50_000, ge=1)
+    scale_rows: int = Field(default=50_000, ge=1, le=10**12)
     """Activations from which the scale and the mean are measured."""
     options: dict[str, Any] = {}
     """Options of the origin, for instance the dictionary size of `synthetic`."""

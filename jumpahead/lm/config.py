@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class LMConfig(BaseModel):
     """The language model, and how text is divided into contexts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     model: str = "tiny"
     """`tiny` (comes with jumpahead), a folder in Hugging Face format, or a name on the Hugging Face hub."""
@@ -19,9 +19,9 @@ class LMConfig(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16", "auto", "fast"] = "float32"
     """Dtype of the model's computation; `auto` is the dtype of the stored weights. `fast` reads activations in bfloat16
     if that is faster on this machine and moves the model's loss by less than 1e-3 nats, and evaluates in float32."""
-    context: int | None = Field(default=None, ge=4)
+    context: int | None = Field(default=None, ge=4, le=10_000_000)
     """Tokens per context, BOS included; by default the model's maximum, at most 1024."""
-    batch: int = Field(default=16, ge=1)
+    batch: int = Field(default=16, ge=1, le=1_000_000)
     """Contexts per forward pass. Another number is another order of the training data, and may change the last bit."""
     bos: Literal["auto", "none"] = "auto"
     """`auto`: every context begins with the tokenizer's BOS if it has one. `none`: contexts begin with text."""

@@ -39,6 +39,16 @@ class LessThan(NamedTuple):
         return {**handler(source), "lt": self.limit}
 
 
+class AtMost(NamedTuple):
+    """Annotation: the value is at most `limit`."""
+
+    limit: float
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """Return pydantic's schema of the type with the bound."""
+        return {**handler(source), "le": self.limit}
+
+
 class Finite(NamedTuple):
     """Annotation: the value is neither infinite nor NaN."""
 

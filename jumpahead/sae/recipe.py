@@ -33,7 +33,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
-from jumpahead.sae.bounds import AtLeast, GreaterThan, LessThan
+from jumpahead.sae.bounds import AtLeast, AtMost, GreaterThan, LessThan
 
 UnitName = Literal["centred", "published"]
 
@@ -42,17 +42,17 @@ UnitName = Literal["centred", "published"]
 class TrainConfig:
     """The training of every SAE."""
 
-    tokens: Annotated[int, GreaterThan(0)] = 1_000_000
+    tokens: Annotated[int, GreaterThan(0), AtMost(10**15)] = 1_000_000
     """Number of activations each SAE is trained on; an activation that is seen twice counts twice."""
-    batch: Annotated[int, GreaterThan(0)] = 2048
+    batch: Annotated[int, GreaterThan(0), AtMost(10_000_000)] = 2048
     """Number of activations per training step."""
     recipe: Literal["short", "paper"] = "short"
     """The hyper-parameters: `short` for any budget below the paper's, or `paper` as published."""
-    lr: Annotated[float, GreaterThan(0)] | None = None
+    lr: Annotated[float, GreaterThan(0), AtMost(1)] | None = None
     """Peak learning rate; by default the recipe's."""
     checkpoint_minutes: Annotated[float, GreaterThan(0)] = 2.0
     """Largest number of minutes between two checkpoints; the first ones come sooner, after 15 s, 30 s, 1 min."""
-    threads: Annotated[int, GreaterThan(0)] | None = None
+    threads: Annotated[int, GreaterThan(0), AtMost(4096)] | None = None
     """Number of CPU threads; by default all cores."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that SAEs are trained on; `auto` uses a GPU if there is one."""
@@ -66,43 +66,43 @@ class TrainConfig:
 class Recipe(NamedTuple):
     """Every hyper-parameter of a run, resolved."""
 
-    lr: float
+    lr: Annotated[float, GreaterThan(0), AtMost(1)]
     """Peak learning rate of Adam."""
-    lr_warmup_start: float
+    lr_warmup_start: Annotated[float, AtLeast(0), AtMost(1)]
     """Learning rate at the first step, as a share of `lr`."""
-    lr_warmup_steps: int
+    lr_warmup_steps: Annotated[int, AtLeast(0)]
     """Steps of cosine warm-up from `lr_warmup_start`·lr to lr."""
-    lr_decay_steps: int
+    lr_decay_steps: Annotated[int, AtLeast(0)]
     """Steps at the end over which lr falls linearly to zero; 0 for a constant rate."""
-    sparsity_warmup_steps: int
+    sparsity_warmup_steps: Annotated[int, GreaterThan(0)]
     """Steps over which λ rises linearly from zero (fixed λ only)."""
-    beta2: float
+    beta2: Annotated[float, AtLeast(0), LessThan(1)]
     """Adam's β₂."""
-    adam_epsilon: float
+    adam_epsilon: Annotated[float, GreaterThan(0)]
     """Adam's ε."""
     threshold_form: Literal["log", "raw"]
     """The trained parameter: log θ, or θ itself."""
-    threshold_lr_multiplier: float
+    threshold_lr_multiplier: Annotated[float, AtLeast(0)]
     """Learning rate of the trained threshold, in multiples of `lr`."""
-    initial_threshold: float | None
+    initial_threshold: Annotated[float, GreaterThan(0)] | None
     """θ at the start; None: the quantile of the first pre-activations that gives the initial L0."""
-    bandwidth: float | None
+    bandwidth: Annotated[float, GreaterThan(0)] | None
     """ε of the straight-through estimator; None: ε_i = min(bandwidth_share·median θ, 1.8·θ_i), so that ε_i ≤ 2θ_i."""
-    bandwidth_share: float
+    bandwidth_share: Annotated[float, GreaterThan(0)]
     """ε as a share of the median θ, if `bandwidth` is None."""
     centre_b_dec: bool
     """True if b_dec starts at the mean activation (else at zero)."""
-    dead_after_tokens: int
+    dead_after_tokens: Annotated[int, GreaterThan(0)]
     """Tokens without firing after which a feature counts as dead."""
-    dead_threshold_factor: float
+    dead_threshold_factor: Annotated[float, GreaterThan(0), AtMost(1)]
     """Factor by which a dead feature's threshold shrinks in every step; 1 leaves it unchanged."""
-    revive_until_step: int
+    revive_until_step: Annotated[int, AtLeast(0)]
     """The step after which dead features are no longer revived or resampled: the last ones need time to learn."""
-    resample_every: int = 0
+    resample_every: Annotated[int, AtLeast(0)] = 0
     """Steps between two rounds of resampling dead features (engine/resample.py); 0 for never."""
-    integral_gain: float = 0.05
+    integral_gain: Annotated[float, AtLeast(0)] = 0.05
     """g of the controller (controller.py): how fast the penalty scale follows the error of L0."""
-    proportional_gain: float = 0.05
+    proportional_gain: Annotated[float, AtLeast(0)] = 0.05
     """h of the controller: how far all thresholds shift per step; 0 leaves L0 to λ alone."""
     threshold_decay: Annotated[float, AtLeast(0)] = 0.0
     """κ: decoupled decay of `Architecture.sparsity_parameter` (log θ, or b_enc) towards its median over features. Each

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,20 +20,24 @@ from jumpahead.study.schema import Series, Study
 from jumpahead.text.config import TextConfig
 from jumpahead.text.sources import source_of
 
+_DEVICES = r"auto|cpu|mps|cuda(:[0-9]{1,3})?"
+
 
 def check_study(study: Study) -> None:
     """Raise StudyError for the first rule that the study breaks; no file is looked at."""
     _check_names(study)
     _check_numbers(study)
     _check_text(study.text)
+    if not re.fullmatch(_DEVICES, study.lm.device):
+        raise StudyError(f"'lm.device' must be auto, cpu, cuda, cuda:N or mps, not {toml_like(study.lm.device)}.")
     for series in study.series:
         _check_series(series, min(study.sae.width))
 
 
 def check_unique(values: Sequence[Any], key: str) -> None:
     """Raise StudyError if a value of the list at `key` stands there twice."""
-    for value in values:
-        if values.count(value) > 1:
+    for value, count in Counter(values).items():
+        if count > 1:
             raise StudyError(f"'{key}' names {toml_like(value)} twice.")
 
 
@@ -43,8 +49,8 @@ def _check_names(study: Study) -> None:
         except ArtefactError as exc:
             raise StudyError(f"'{key}': {exc}") from exc
     names = [series.name for series in study.series]
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(names).items():
+        if count > 1:
             raise StudyError(f"two series are called '{name}': give each a name = \"…\" of its own.")
     if study.activations.origin not in ORIGINS.names():
         raise StudyError(

@@ -18,7 +18,7 @@ from jumpahead.text.config import TextConfig
 class EvaluationStudy(BaseModel):
     """The language model, the text and the size of an evaluation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     lm: LMConfig = LMConfig()
     """The language model, and how text is divided into contexts."""

@@ -15,12 +15,17 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
-from jumpahead.errors import JumpaheadError, StudyError, did_you_mean
+from jumpahead.errors import ArtefactError, JumpaheadError, StudyError, did_you_mean
+from jumpahead.storage.plain_files import read_plain
 from jumpahead.study.checks import check_files, check_sites, check_study
 from jumpahead.study.messages import study_sentence
 from jumpahead.study.resolve import check_origin_options, resolve_series
 from jumpahead.study.schema import Study
 from jumpahead.study.tables import model_of
+from jumpahead.study.values import check_values
+
+MAX_STUDY_BYTES = 2**24
+"""Largest study file that is read."""
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
@@ -29,6 +34,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     Raises StudyError, naming file and key, if anything is wrong with it; SiteError if the model has no such site.
     """
     path = Path(path)
+    if path.is_dir():
+        hint = f": name {path / 'study.toml'}" if (path / "study.toml").is_file() else ", not a study"
+        raise StudyError(f"{path} is a folder{hint}.")
     raw = _read_toml(path)
     raw.setdefault("name", path.stem if path.stem != "study" else path.resolve().parent.name)
     for text in overrides:
@@ -41,6 +49,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Study:
 def parse(raw: Mapping[str, Any], where: str = "the study") -> Study:
     """Return the resolved study in plain tables, as TOML gives them. where: begins the sentence of an error."""
     try:
+        check_values(raw)
         fitted = coerce_tables(raw, Study)
         check_sites(fitted)  # before validation makes them canonical
         study = Study.model_validate(fitted, strict=True)
@@ -56,18 +65,21 @@ def parse(raw: Mapping[str, Any], where: str = "the study") -> Study:
 def _read_toml(path: Path) -> dict[str, Any]:
     """Return the tables of a TOML file. Raises StudyError, naming the line, if it cannot be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_plain(path, MAX_STUDY_BYTES).decode("utf-8"))
     except FileNotFoundError as exc:
         raise StudyError(f"{path} does not exist: `jumpahead init MODEL --layer 1` writes a study.") from exc
-    except IsADirectoryError as exc:
-        hint = f": name {path / 'study.toml'}" if (path / "study.toml").is_file() else ", not a study"
-        raise StudyError(f"{path} is a folder{hint}.") from exc
+    except ArtefactError as exc:
+        raise StudyError(str(exc)) from exc
     except UnicodeDecodeError as exc:
         raise StudyError(f"{path} is not UTF-8 text.") from exc
+    except RecursionError as exc:
+        raise StudyError(f"{path} holds tables or lists nested too deep.") from exc
     except tomllib.TOMLDecodeError as exc:
         what, _, place = str(exc).partition(" (at ")
         line = place.removesuffix(")").partition(",")[0]
         raise StudyError(f"{path}{', ' + line if line else ''}: {what[0].lower()}{what[1:]}.") from exc
+    except ValueError as exc:
+        raise StudyError(f"{path} holds a number with thousands of digits.") from exc
 
 
 def apply_override(raw: dict[str, Any], text: str) -> None:
@@ -103,8 +115,10 @@ def _toml_value(text: str) -> Any:
     """Return the value that the text is in TOML; the text itself if it is none."""
     try:
         return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, KeyError):  # also of a number with thousands of digits
         return text.strip()
+    except RecursionError as exc:
+        raise StudyError(f"--set: {text[:20]}… is nested too deep.") from exc
 
 
 def coerce_tables(value: Any, annotation: Any) -> Any:

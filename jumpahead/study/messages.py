@@ -64,13 +64,21 @@ def value_sentence(found: Mapping[str, Any], key: str) -> str:
         return f"'{key}' must be {context['expected']}, not {value}."
     if found["type"] in _LIMITS:
         words, limit = _LIMITS[found["type"]]
-        return f"'{key}' must be {words} {context[limit]:g}, not {value}."
-    if found["type"] == "too_short":
+        return f"'{key}' must be {words} {format_limit(context[limit])}, not {value}."
+    if found["type"] in ("too_short", "string_too_short"):
         return f"'{key}' must not be empty."
     if found["type"] == "value_error":
         return f"'{key}': {context['error']}."
     type_name = _TYPE_NAMES.get(found["type"].partition("_")[0])
     return f"'{key}' must be {type_name}, not {value}." if type_name else f"'{key}': {found['msg']}."
+
+
+def format_limit(limit: float) -> str:
+    """Return a bound as it is shown: `1`, `0.5`, `1,000,000`, `10^12`."""
+    if limit == int(limit) and limit >= 10_000:
+        digits = str(int(limit))
+        return f"10^{len(digits) - 1}" if limit >= 10**9 and set(digits[1:]) == {"0"} else f"{int(limit):,}"
+    return f"{limit:g}"
 
 
 def toml_like(value: Any) -> str:

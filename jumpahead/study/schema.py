@@ -33,31 +33,33 @@ SETTING_KINDS = ("l0", "lambda", "k")
 class _Table(BaseModel):
     """A table of the study: immutable, without unknown keys, each field described by its docstring."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, populate_by_name=True
+    )
 
 
 class SAETable(_Table):
     """The SAEs: one per width and seed, at every site and sparsity setting."""
 
-    width: tuple[Annotated[int, Field(ge=2)], ...] = Field(min_length=1)
+    width: tuple[Annotated[int, Field(ge=2, le=100_000_000)], ...] = Field(min_length=1)
     """Number of features per SAE. Each width is a panel of its own."""
-    seed: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
+    seed: tuple[Annotated[int, Field(ge=0, le=10**18)], ...] = Field(default=(0,), min_length=1)
     """Seeds of the initialisation: every SAE is trained once per seed."""
 
 
 class StreamTable(_Table):
     """The order of the training data. All SAEs are trained on the same batches unless there are several seeds."""
 
-    seed: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
+    seed: tuple[Annotated[int, Field(ge=0, le=10**18)], ...] = Field(default=(0,), min_length=1)
     """Seeds of the order of the data: every SAE is trained once per seed."""
 
 
 class EvaluateTable(_Table):
     """The evaluation of every SAE on held-out text."""
 
-    tokens: int = Field(default=100_000, gt=0)
+    tokens: int = Field(default=100_000, gt=0, le=10**12)
     """Number of held-out tokens scored with each SAE spliced into the language model."""
-    replicates: int = Field(default=2000, ge=20)
+    replicates: int = Field(default=2000, ge=20, le=1_000_000)
     """Number of bootstrap replicates behind every interval. With 2,000, the width of an interval is within 3 %."""
 
 

@@ -31,7 +31,7 @@ def table_model(kind: type[Any]) -> type[BaseModel]:
     fields: dict[str, Any] = {
         name: (hints[name], Field(default, description=docs.get(name))) for name, default in _defaults(kind).items()
     }
-    config = ConfigDict(frozen=True, extra="forbid")
+    config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     return create_model(kind.__name__, __config__=config, __doc__=kind.__doc__, **fields)
 
 

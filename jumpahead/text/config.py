@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class TextConfig(BaseModel):
     """The text that activations are computed on."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     source: str = "stdlib"
     """`stdlib` (the running Python's own library); a UTF-8 text file, a JSON Lines or a Parquet file, or a folder of
@@ -23,7 +23,7 @@ class TextConfig(BaseModel):
     template renders."""
     split: str = "train"
     """Split of a Hugging Face dataset that is read; held-out documents are taken from it too."""
-    separator: str | None = None
+    separator: str | None = Field(default=None, min_length=1)
     """Separator of the documents inside a file, for instance `<|endoftext|>`; by default a file is one document."""
     held_out: float = Field(default=0.1, gt=0, lt=1)
     """Share of the documents that is never trained on; evaluation uses only these. Those of which the training text

@@ -56,7 +56,7 @@ def test_toml_errors_name_the_line(tmp_path: Path, text: str, message: str):
         ("tokens = 9_000", "tokens = 0", "'train.tokens' must be greater than 0, not 0."),
         ("tokens = 9_000", "tokens = 299", "'train.tokens' is 299 and must be at least one batch, 300 (train.batch)."),
         ("tokens = 9_000", "recipe = 'shrt'", "'train.recipe' must be 'short' or 'paper', not \"shrt\"."),
-        ("tokens = 9_000", "lr = nan", "'train.lr' must be greater than 0, not NaN."),
+        ("tokens = 9_000", "lr = nan", "'train.lr' must be a finite number, not NaN."),
         ("[sae]", "[lm]\ncontext = 1\n[sae]", "'lm.context' must be at least 4, not 1."),
         ("[sae]", "[lm]\nmodel = 3\n[sae]", "'lm.model' must be text in quotes, not 3."),
         (
