@@ -1,4 +1,4 @@
-"""What takes a run: ask, show, report."""
+"""What takes a run, finished or not: ask, show, report."""
 
 from __future__ import annotations
 
@@ -7,27 +7,79 @@ from typing import TYPE_CHECKING, Any
 
 from jumpahead.api.arguments import PathLike
 
+from jumpahead.errors import ArtefactError, StudyError
+
 if TYPE_CHECKING:
-    from jumpahead.frontier import Answer
+    from jumpahead.frontier import Answer, Frontier
+
+
+def load_frontier(run: PathLike) -> Frontier:
+    """Return the frontier of a run, finished or not, or of a frontier.json file.
+
+    Of a run that is not finished it is built, in memory, from the SAEs that are evaluated; `Frontier.progress` counts
+    them. Raises ArtefactError if there is neither a frontier.json nor a study, or if a result is damaged.
+    """
+    from jumpahead.frontier import Frontier
+    from jumpahead.storage.json_files import read_json
+    from jumpahead.storage.run_folder import Run
+
+    path = Path(run)
+    if not path.is_dir():
+        return Frontier.load(path)
+    folder = Run.open(path)
+    saved = Frontier.load(folder.frontier) if folder.frontier.exists() else None
+    study = folder.study.read_text(encoding="utf-8") if folder.study.is_file() else ""
+    if not study or (saved and saved.progress is None and saved.data["study"] == study):
+        return saved or Frontier(read_json(folder.frontier))
+    from jumpahead.pipeline.unfinished import unfinished_frontier
+
+    try:
+        now = Frontier(unfinished_frontier(folder), folder.folder)
+    except (StudyError, ValueError):  # study.toml cannot be read: what is saved is all there is
+        return saved or Frontier(read_json(folder.frontier))
+    return saved if saved and not now.points() else now
 
 
 def ask(run: PathLike, **question: Any) -> Answer:
-    """Return the cost of each series of a run at a loss, L0 or other metric. question: keywords of `Frontier.ask`."""
-    from jumpahead.frontier import Frontier
+    """Return the cost of each series of a run at a loss, L0 or other metric. question: keywords of `Frontier.ask`.
 
-    return Frontier.load(run).ask(**question)
+    Raises ArtefactError if no SAE of the run is evaluated yet.
+    """
+    frontier = load_frontier(run)
+    if frontier.progress and not frontier.points():
+        raise ArtefactError(
+            f"{run}: no SAE is evaluated yet, {frontier.progress['trained']} of {frontier.progress['saes']} are "
+            f"trained. {continue_sentence(run)}"
+        )
+    return frontier.ask(**question)
 
 
 def show(run: PathLike) -> None:
     """Print the frontier of a run in the terminal."""
-    from jumpahead.frontier import Frontier
     from jumpahead.report import terminal
 
-    terminal.print_frontier(Frontier.load(run))
+    frontier = load_frontier(run)
+    terminal.print_frontier(frontier)
+    terminal.print_training(frontier)
+    if frontier.progress:
+        print(f"\n{continue_sentence(run)}")
 
 
 def report(run: PathLike) -> Path:
-    """Write the page of a run again; return its path."""
+    """Write the page of a run again; return its path. Of a run that is not finished, write frontier.json too."""
     from jumpahead.report import write_report
+    from jumpahead.storage.json_files import write_json
+    from jumpahead.storage.layout import RunPaths
 
+    frontier = load_frontier(run)
+    if frontier.progress:
+        write_json(RunPaths(run).frontier, frontier.data, indent=None)
     return write_report(Path(run))
+
+
+def continue_sentence(run: PathLike) -> str:
+    """Return the sentence that says how a run is continued."""
+    from jumpahead.storage.layout import RunPaths
+
+    paths = RunPaths(run)
+    return f"`jumpahead run {paths.study} --out {paths.folder}` continues."

@@ -41,6 +41,8 @@ def build_frontier(
     series: Sequence[Mapping[str, Any]],
     lm: Mapping[str, Any],
     text: Mapping[str, Any],
+    training: Sequence[Mapping[str, Any]] = (),
+    progress: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Return the content of frontier.json. The run may be unfinished.
 
@@ -50,6 +52,8 @@ def build_frontier(
     series: list of {name, title, architecture}, in the order of legends.
     lm: {name}; the name is null if the run has no language model.
     text: {source, train_tokens, held_out_tokens}.
+    training: the training curves of all SAEs, also of those that are not evaluated (pipeline/training_log.py).
+    progress: {saes, trained, evaluated}, numbers of SAEs, if the run is not finished; else None.
     Raises ArtefactError if the evaluations are of different text, series or duplicate SAEs.
     """
     panels = _panels_json(evaluations, [each["name"] for each in series])
@@ -74,6 +78,8 @@ def build_frontier(
         "panels": panels,
         "study": study_text,
         "manifest": dict(manifest),
+        "training": [dict(each) for each in training],
+        "progress": progress and dict(progress),
     }
     covers = []
     for panel in panels:

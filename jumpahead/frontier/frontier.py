@@ -61,6 +61,11 @@ class Frontier:
         return self.data["name"]
 
     @property
+    def progress(self) -> dict[str, int] | None:
+        """Return {"saes", "trained", "evaluated"}, numbers of SAEs, of a run that is not finished; None if it is."""
+        return self.data.get("progress")
+
+    @property
     def unit(self) -> SampleUnit:
         """Return the nouns for activations: token, or row if the run has no language model."""
         return sample_unit(self.data)
@@ -147,8 +152,22 @@ class Frontier:
 
     @cached_property
     def covers(self) -> str:
-        """Return sentences on the variation that intervals cover, of text and of seeds, and on intervals too narrow."""
+        """Return sentences on the variation that intervals cover, of text and of seeds, and on what is missing."""
+        return " ".join(filter(None, [self.progress_sentence, self._interval_sentences()]))
+
+    @property
+    def progress_sentence(self) -> str:
+        """Return a sentence on how far a run is that is not finished; empty if it is finished."""
+        if not self.progress:
+            return ""
+        saes, trained, evaluated = (self.progress[key] for key in ("saes", "trained", "evaluated"))
+        return f"Not finished: of {saes} SAEs, {trained} are trained and {evaluated} evaluated."
+
+    def _interval_sentences(self) -> str:
+        """Return sentences on the variation that intervals cover, and on intervals that are too narrow."""
         interval, panels = self.data["interval"], self.data["panels"]
+        if not self.points():
+            return ""
         if not interval["replicates"]:
             return "There are no intervals: the evaluations hold no resamples."
         documents = {panel["documents"] for panel in panels}

@@ -46,6 +46,7 @@ def render_html(frontier: Json, efficiency: Json | None = None) -> str:
         plotly=Markup(assets.plotly().packed),
         taken_ids=assets.plotly().taken_ids,
         styles=[{**one._asdict(), "path": SYMBOLS[one.symbol], "stroke": DASHES[one.dash]} for one in styles],
+        progress=_progress_sentence(frontier.get("progress")),
         panels=[panel_view(panel) for panel in panels],
         intervals=_interval_sentences(frontier["interval"], panels, context),
         metrics=[{**one, "direction": DIRECTIONS.get(one["better"], MISSING)} for one in frontier["metrics"]],
@@ -104,6 +105,16 @@ def _subtitle_parts(frontier: Json, unit: SampleUnit) -> list[str]:
     if text.get("held_out_tokens"):
         parts.append(f"{typeset_count(text['held_out_tokens'])} held-out {unit.plural}")
     return [*parts, _format_time(str(frontier["created"]))]
+
+
+def _progress_sentence(progress: Json | None) -> str:
+    """Return a sentence on how far an unfinished run is; empty for a finished one."""
+    if not progress:
+        return ""
+    return (
+        f"Not finished: of {progress['saes']} SAEs, {progress['trained']} are trained and {progress['evaluated']} "
+        "evaluated. Run the study again to continue."
+    )
 
 
 def _format_time(text: str) -> str:

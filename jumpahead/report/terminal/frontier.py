@@ -24,7 +24,8 @@ def print_frontier(frontier: Frontier, console: Console | None = None) -> None:
     print_line(
         console, f"{frontier.name}: {len(frontier.points())} SAEs, {lm_name(frontier.data['lm']['name'])}", "bold"
     )
-    print_line(console, frontier.covers)
+    if frontier.covers:
+        print_line(console, frontier.covers)
     for panel in frontier.data["panels"]:
         console.print()
         print_line(console, f"{panel['site']}, width {panel['width']:,}", "bold")
@@ -48,6 +49,29 @@ def print_frontier(frontier: Frontier, console: Console | None = None) -> None:
             print_heading(console, "Notes")
             for warning in warnings:
                 print_item(console, warning)
+
+
+def print_training(frontier: Frontier, console: Console | None = None) -> None:
+    """Print how far the training of every SAE is that is not evaluated; nothing if there is none."""
+    console = console or Console()
+    evaluated = {point["path"] for point in frontier.points()}
+    waiting = [record for record in frontier.data.get("training", []) if record["path"] not in evaluated]
+    panels = dict.fromkeys((record["site"], record["width"]) for record in waiting)
+    titles = {each["name"]: each["title"] for each in frontier.data["series"]}
+    for site, width in panels:
+        console.print()
+        print_line(console, f"{site}, width {width:,}: trained so far", "bold")
+        members = [record for record in waiting if (record["site"], record["width"]) == (site, width)]
+        table = make_table("SAE", "step", "of", "L0", "FVU")
+        for record in members:
+            lines = record["lines"]
+            last = [format_aligned(lines[key][-1]) if lines else "-" for key in ("l0", "fvu")]
+            step = f"{lines['step'][-1]:,}" if lines else "0"
+            label = _point_label(record, {"points": members})
+            table.add_row(Text(f"{titles[record['series']]}, {label}"), step, f"{record['steps']:,}", *last)
+        console.print(table)
+    if panels:
+        print_line(console, "L0 and FVU: of the last logged training batches, not of held-out text", "dim")
 
 
 def _held_out_sentence(panel: Json, unit: SampleUnit) -> str:
