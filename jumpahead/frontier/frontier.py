@@ -19,7 +19,7 @@ from jumpahead.metrics import METRICS, fidelity_metrics
 from jumpahead.storage.json_files import read_json
 from jumpahead.storage.run_folder import Run
 
-SCHEMA = "jumpahead.frontier/2"
+SCHEMA = "jumpahead.frontier/3"
 
 
 class Frontier:

@@ -21,7 +21,7 @@ from jumpahead.storage.atomic import write_atomic
 from jumpahead.storage.json_files import read_json
 from jumpahead.storage.run_folder import Run
 
-SCHEMA = "jumpahead.frontier/2"
+SCHEMA = "jumpahead.frontier/3"
 EFFICIENCY_SCHEMA = "jumpahead.efficiency/1"
 
 

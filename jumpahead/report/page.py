@@ -26,7 +26,7 @@ from jumpahead.report.tables import DIRECTIONS
 def render_html(frontier: Json, efficiency: Json | None = None) -> str:
     """Return the HTML of the report page; it depends only on the arguments and the installed version of plotly.
 
-    frontier: content of frontier.json, schema jumpahead.frontier/2.
+    frontier: content of frontier.json, schema jumpahead.frontier/3.
     efficiency: content of efficiency.json, schema jumpahead.efficiency/1; None if it was not measured.
     """
     frontier, efficiency = sanitize(frontier), sanitize(efficiency)
@@ -147,8 +147,8 @@ def _interval_sentences(declared: Json, panels: list[Panel], context: PageContex
         "the quantile of Student’s t.",
         " ".join([extent, *declared["narrow"]]),
         f"All SAEs are measured on the same {unit.text}. The difference of two series is therefore more certain than "
-        "each series: intervals may overlap although the difference excludes zero. The answer to a question gives that "
-        "difference, taken replicate by replicate.",
+        "each series: intervals may overlap although the difference excludes zero. Wherever this page compares series, "
+        "it does so by that difference, taken replicate by replicate.",
     ]
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 from jumpahead.formatting import typeset_exact
 from jumpahead.report.findings import findings, typical_entry
+from jumpahead.report.notes import group_notes, join_labels
 from jumpahead.report.panel import Panel
 from jumpahead.report.tables import diagnostics_table, matched_tables, sae_row_cells, sae_table_heads
 
@@ -77,15 +77,16 @@ def _marks_explanation(panel: Panel) -> str:
 
 
 def _notes(panel: Panel) -> list[dict[str, str]]:
-    """Return the distinct notes on SAEs as {"text", "who"}; `who` lists the labels of the SAEs concerned."""
-    labels: dict[str, list[str]] = defaultdict(list)
-    for point, label in zip(panel.points, panel.labels, strict=True):
-        for note in point["notes"]:
-            labels[str(note)].append(label)
+    """Return the notes on SAEs as {"text", "who"}, grouped by their words; `who` lists the SAEs concerned."""
+    labelled = zip(panel.points, panel.labels, strict=True)
+    groups = group_notes((label, str(note)) for point, label in labelled for note in point["notes"])
     count = len(panel.points)
     return [
-        {"text": text, "who": "every SAE of this panel" if len(who) == count > 1 else "; ".join(who)}
-        for text, who in labels.items()
+        {
+            "text": group.text,
+            "who": "every SAE of this panel" if len(group.labels) == count > 1 else join_labels(group.labels),
+        }
+        for group in groups
     ]
 
 
