@@ -15,6 +15,6 @@ EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
 EVALUATION_DIGEST = "d8112f883043e4f8"
 
-FRONTIER_VERSION = 5
+FRONTIER_VERSION = 6
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""
-FRONTIER_DIGEST = "2890e7d08150a64b"
+FRONTIER_DIGEST = "5b8c4ff9e494cfe6"

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jumpahead.api.arguments import PathLike
-
 from jumpahead.errors import ArtefactError, StudyError
 
 if TYPE_CHECKING:

@@ -15,8 +15,14 @@ from jumpahead.cli.commands import (
 
 
 @verb
-def show(run: RunFolder) -> None:
+def show(
+    run: RunFolder,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print all SAEs and metrics as CSV.")] = False,
+) -> None:
     """Show the frontier in the terminal."""
+    if as_csv:
+        print(api.load_frontier(run).to_csv(), end="")
+        return
     api.show(run)
 
 

@@ -5,6 +5,7 @@ SAEs of one site and width.
 
     build.py         evaluations → frontier.json (intervals, Pareto set, matched tables)
     frontier.py      `Frontier`: reads frontier.json and answers queries
+    table.py         the SAEs as rows: CSV, pandas
     query.py         a query: target value and limits
     panel_answer.py  the answer for one panel: crossings of every series with the target, recommendation
     answer.py        `Answer`, the result of `Frontier.ask`

@@ -19,9 +19,9 @@ from jumpahead.formatting import SampleUnit, format_setting, sample_unit
 from jumpahead.frontier.curve import CONFIDENCE_LEVEL, centre_replicates, estimate_with_interval
 from jumpahead.frontier.frontier import SCHEMA, Frontier
 from jumpahead.frontier.matched import matched_tables
+from jumpahead.frontier.pareto import pareto_flags
 from jumpahead.frontier.seeds import seed_weights, seeds_of
 from jumpahead.frontier.series import choose_fidelity, count_replicates, is_finite_number, point_sort_key
-from jumpahead.frontier.pareto import pareto_flags
 from jumpahead.metrics import METRICS, count_key_by_share, curve_metrics, fidelity_metrics
 from jumpahead.storage.packed_numbers import pack_numbers, unpack_numbers
 

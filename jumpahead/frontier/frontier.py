@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jumpahead.errors import StudyError, did_you_mean
 from jumpahead.formatting import SampleUnit, format_percent, sample_unit
@@ -15,9 +15,14 @@ from jumpahead.frontier.panel_answer import answer_panel
 from jumpahead.frontier.query import Query, metric_by_target, parse_value
 from jumpahead.frontier.seeds import seeds_of
 from jumpahead.frontier.series import SeriesCurve, is_finite_number
+from jumpahead.frontier.table import FrontierPoint, table_rows, to_csv, to_pandas
 from jumpahead.metrics import METRICS, fidelity_metrics
+from jumpahead.storage.atomic import write_atomic
 from jumpahead.storage.json_files import read_json
 from jumpahead.storage.run_folder import Run
+
+if TYPE_CHECKING:
+    import pandas
 
 SCHEMA = "jumpahead.frontier/3"
 
@@ -85,13 +90,28 @@ class Frontier:
         """Return the names of the panels, `site/width`, such as `layers.1.residual/8192`."""
         return [f"{panel['site']}/{panel['width']}" for panel in self.data["panels"]]
 
-    def points(self, series: str | None = None, panel: str | int | None = None) -> list[dict[str, Any]]:
+    def points(self, series: str | None = None, panel: str | int | None = None) -> list[FrontierPoint]:
         """Return the JSON of all measured SAEs, optionally only of one series or of matching panels.
 
         panel: a site, a width, or `site/width`. Raises StudyError for names that the run does not have.
         """
-        names = self._select_series(series)
-        return [point for each in self._select_panels(panel) for point in each["points"] if point["series"] in names]
+        names, panels = self._select_series(series), self._select_panels(panel)
+        return [FrontierPoint(point) for each in panels for point in each["points"] if point["series"] in names]
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return all measured SAEs as flat rows: identity, metrics, intervals, standard errors, path."""
+        return table_rows(self.data)
+
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return the rows of `table` as CSV; also write them to a file if `path` is given."""
+        text = to_csv(self.table())
+        if path is not None:
+            write_atomic(path, text)
+        return text
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the rows of `table` as a pandas DataFrame. Raises JumpaheadError if pandas is not installed."""
+        return to_pandas(self.table())
 
     def curves(self, panel: Mapping[str, Any], names: Iterable[str] | None = None) -> list[SeriesCurve]:
         """Return the curves of the series `names` (default: all) in a panel; omit series without a measured SAE.

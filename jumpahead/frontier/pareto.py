@@ -1,4 +1,4 @@
-"""Which SAEs of a panel are Pareto-optimal: no other SAE is clearly better in one metric and not clearly worse in another.
+"""Which SAEs of a panel are Pareto-optimal: no other is clearly better in one metric and not clearly worse in another.
 
 A difference of two SAEs is clear if its interval, taken per bootstrap replicate of the documents they share, excludes
 zero, and if it is more than 1 % of the smaller value: L0 4.00 and 4.03 are the same sparsity. Smaller is better.
@@ -15,11 +15,11 @@ from jumpahead.frontier.curve import CONFIDENCE_LEVEL, SNAP_TOLERANCE
 from jumpahead.frontier.series import is_finite_number
 from jumpahead.storage.packed_numbers import packed_length, unpack_numbers
 
-Point = Mapping[str, Any]
+SAEJson = Mapping[str, Any]
 """One SAE in frontier.json."""
 
 
-def pareto_flags(points: Sequence[Point], keys: tuple[str, str]) -> list[bool]:
+def pareto_flags(points: Sequence[SAEJson], keys: tuple[str, str]) -> list[bool]:
     """Return, per SAE, True if it is Pareto-optimal in the two metrics; False if it lacks one of them."""
     better = [clearly_better(points, key) for key in keys]
     dominates = (better[0] | better[1]) & ~better[0].T & ~better[1].T
@@ -28,7 +28,7 @@ def pareto_flags(points: Sequence[Point], keys: tuple[str, str]) -> list[bool]:
     return [has and not dominated for has, dominated in zip(has_values, dominates.any(axis=0), strict=True)]
 
 
-def clearly_better(points: Sequence[Point], key: str) -> np.ndarray:
+def clearly_better(points: Sequence[SAEJson], key: str) -> np.ndarray:
     """Return for each pair (i, j) of SAEs whether i is clearly better than j in a metric, bool [n, n]."""
     values = np.array([_value(point, key) for point in points])
     replicates = [_replicates(point, key) for point in points]
@@ -49,13 +49,13 @@ def _is_above_zero(larger: np.ndarray, smaller: np.ndarray) -> bool:
     return bool(np.quantile(larger[:count] - smaller[:count], (1 - CONFIDENCE_LEVEL) / 2) > 0)
 
 
-def _value(point: Point, key: str) -> float:
+def _value(point: SAEJson, key: str) -> float:
     """Return the value of a metric; nan if there is none."""
     value = point["metrics"].get(key)
     return float(value) if value is not None and is_finite_number(value) else np.nan
 
 
-def _replicates(point: Point, key: str) -> np.ndarray:
+def _replicates(point: SAEJson, key: str) -> np.ndarray:
     """Return the bootstrap replicates of a metric, [R]; empty if there are none."""
     packed = (point.get("bootstrap") or {}).get(key)
     return unpack_numbers(packed) if packed and packed_length(packed) else np.empty(0)

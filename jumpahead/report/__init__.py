@@ -6,7 +6,10 @@
     series_style.py  colour, dash, symbol and order of each series; colours.py
     sanitize.py      untrusted text → text that is safe to show
     assets.py        style, script, plotly and the content security policy
-    *.js             ask.js (interpolation and answers), numbers.js, figures.js, question.js (the form), page.js
+    notes.py         notes on SAEs, grouped by their words
+    training.py      template values and script data of the section on training curves
+    *.js             ask.js (interpolation and answers), numbers.js, figures.js, training.js, question.js (the form),
+                     page.js
     terminal/        the same contents as terminal output
 
 The package does not import torch, `study` or `sae`: the JSON contains titles, architectures and metric metadata.

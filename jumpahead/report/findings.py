@@ -1,7 +1,7 @@
 """Sentences that summarise the results of a panel, shown at the top of the panel.
 
-Series are compared by paired differences, as in the answers of the page and of `jumpahead ask`: all SAEs are measured on
-the same text, so that a difference can exclude zero although the intervals of the two series overlap.
+Series are compared by paired differences, as in the answers of the page and of `jumpahead ask`: all SAEs are measured
+on the same text, so that a difference can exclude zero although the intervals of the two series overlap.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ def _loss_findings(panel: Panel) -> list[Finding]:
     if panel.fidelity == "delta_lm_loss" or clean is None or zero is None:
         return []
     text = (
-        f"setting it to zero changes the loss by {typeset_number(zero - clean)} nats per token, within the error of the "
-        f"measurement. SAEs are compared by {panel.fidelity_name}."
+        f"setting it to zero changes the loss by {typeset_number(zero - clean)} nats per token, within the error of "
+        f"the measurement. SAEs are compared by {panel.fidelity_name}."
     )
     return [Finding("The loss does not depend on this site:", text)]
 
@@ -175,7 +175,8 @@ def _outlier_findings(points: list[Json], context: PageContext) -> list[Finding]
     if largest <= LARGE_OUTLIER_VARIANCE or "fvu_ordinary" not in context.metrics:
         return []
     values = [point["metrics"]["fvu_ordinary"] for point in points if _has_value(point, "fvu_ordinary")]
-    text = f"of few {context.unit.plural}, beyond 10 times the median norm, hold {typeset_percent(largest)} of the variance."
+    held = f"hold {typeset_percent(largest)} of the variance."
+    text = f"of few {context.unit.plural}, beyond 10 times the median norm, {held}"
     if values:
         text += (
             f" Judge by FVU without outliers, {typeset_number(min(values))} to {typeset_number(max(values))}; it is a "

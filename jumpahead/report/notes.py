@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-
 NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])")
 """A number in a sentence: `0.084`, `8,192`, `4e-05`; not the digits of a name such as `l0`."""
 
@@ -44,7 +43,7 @@ def _range(numbers: Sequence[str]) -> str:
 
 
 def join_labels(labels: Sequence[str]) -> str:
-    """Return labels of SAEs as text; settings of one series are listed together: `Gated, l0 = 4, 8, 64; TopK, k = 4`."""
+    """Return labels of SAEs as text, settings of a series listed together: `Gated, l0 = 4, 8, 64; TopK, k = 4`."""
     joined: dict[str, list[str]] = {}
     for label in labels:
         head, equals, value = label.partition(" = ")

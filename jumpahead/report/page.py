@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
 from jumpahead.formatting import MISSING, NBSP, ROWS, SampleUnit, sample_unit, typeset_count
-from jumpahead.report import assets
+from jumpahead.report import assets, training
 from jumpahead.report.assets import page_script, read_asset
 from jumpahead.report.efficiency import script_data, section_view, stage_colours
 from jumpahead.report.panel import Json, PageContext, Panel
@@ -46,6 +47,8 @@ def render_html(frontier: Json, efficiency: Json | None = None) -> str:
         plotly=Markup(assets.plotly().packed),
         taken_ids=assets.plotly().taken_ids,
         styles=[{**one._asdict(), "path": SYMBOLS[one.symbol], "stroke": DASHES[one.dash]} for one in styles],
+        contents=_contents(panels, frontier, efficiency),
+        training=training.choices(frontier, context),
         progress=_progress_sentence(frontier.get("progress")),
         panels=[panel_view(panel) for panel in panels],
         intervals=_interval_sentences(frontier["interval"], panels, context),
@@ -53,14 +56,48 @@ def render_html(frontier: Json, efficiency: Json | None = None) -> str:
         sources=_provenance_texts(frontier),
         efficiency=None if efficiency is None else section_view(efficiency),
         data={
-            "series": [{"title": one.title, "dash": one.dash, "symbol": one.symbol} for one in styles],
+            "series": [
+                {"name": one.name, "title": one.title, "dash": one.dash, "symbol": one.symbol} for one in styles
+            ],
             "metrics": list(context.metrics.values()),  # tojson would sort a dict
             "unit": context.unit._asdict(),
             "level": frontier["interval"]["level"],
             "panels": [panel_data(panel) for panel in panels],
+            "training": training.script_data(frontier, context),
             "efficiency": None if efficiency is None else script_data(efficiency),
         },
     )
+
+
+class Contents(NamedTuple):
+    """Links to the parts of a panel, or of the rest of the page."""
+
+    title: str
+    """Title of the panel; empty for the rest of the page."""
+    anchor: str
+    """Id of the panel; empty for the rest of the page."""
+    links: list[tuple[str, str]]
+    """(id, title) of each part."""
+
+
+def _contents(panels: list[Panel], frontier: Json, efficiency: Json | None) -> list[Contents]:
+    """Return the table of contents of the page."""
+    parts = [("ask", "What each series costs"), ("figures", "Figures"), ("frequencies", "How often features fire"),
+             ("matched", "At matched L0 and loss"), ("saes", "All SAEs"), ("notes", "Notes")]  # fmt: skip
+    found = []
+    for panel in panels:
+        is_there = {
+            "notes": any(point["notes"] for point in panel.points),
+            "matched": any(panel.json["matched"].values()),
+        }
+        anchor = f"panel-{panel.number}"
+        links = [(f"{anchor}-{key}", title) for key, title in parts if panel.points and is_there.get(key, True)]
+        title = f"{panel.json['site']}, {panel.width:,} features" if len(panels) > 1 else ""
+        found.append(Contents(title, anchor, links))
+    rest = [("training", "Training curves")] if frontier["training"] else []
+    rest += [("efficiency", "What a training step costs")] if efficiency else []
+    rest += [("intervals", "What the intervals cover"), ("metrics", "Metrics"), ("run", "The run")]
+    return [*found, Contents("", "", rest)]
 
 
 def _context(frontier: Json) -> PageContext:

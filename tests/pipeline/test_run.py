@@ -890,7 +890,7 @@ def test_tables_are_checked_as_a_file_is(study_file, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-# ---------------------------------------------------------------------------------------------- before a run is finished
+# ---------------------------------------------------------------------------------------------- unfinished runs
 
 
 def test_a_run_that_is_not_finished_answers_with_what_it_has(study_file, finished, copied, capsys):
@@ -922,7 +922,9 @@ def test_an_evaluation_of_another_study_is_not_mixed_in(study_file, copied):
     (copied / "study.toml").write_text(to_toml(loaded))
     assert api.load_frontier(copied).progress is None
     (copied / "frontier.json").unlink()
-    with pytest.raises(ArtefactError, match=r"no SAE is evaluated yet, 6 of 6 are trained\. `jumpahead run .*continues"):
+    with pytest.raises(
+        ArtefactError, match=r"no SAE is evaluated yet, 6 of 6 are trained\. `jumpahead run .*continues"
+    ):
         api.ask(copied, fvu=0.9)
 
 

@@ -40,7 +40,9 @@ def print_frontier(frontier: Frontier, console: Console | None = None) -> None:
             if METRICS[key].depends_on_rows:
                 title = METRICS[key].title.format(unit=frontier.unit, rows=f"{panel['rows']:,}")
                 print_line(console, f"{METRICS[key].short}: {title[0].lower()}{title[1:]}", "dim")
-        print_line(console, f"*: Pareto-optimal; no SAE is clearly better in L0 or {fidelity} and as good in both", "dim")
+        print_line(
+            console, f"*: Pareto-optimal; no SAE is clearly better in L0 or {fidelity} and as good in both", "dim"
+        )
         for key, entries in panel["matched"].items():
             if entries:
                 other = panel["fidelity"] if key == "l0" else "l0"
