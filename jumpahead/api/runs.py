@@ -76,6 +76,13 @@ def report(run: PathLike) -> Path:
     return write_report(Path(run))
 
 
+def question_example(run: PathLike) -> str:
+    """Return a question to a run, as options of `jumpahead ask`: by FVU where no loss compares its SAEs."""
+    frontier = load_frontier(run)
+    has_loss = any(panel["fidelity"] == "delta_lm_loss" for panel in frontier.data["panels"])
+    return "--delta-loss 0.2" if has_loss else "--fvu 0.2"
+
+
 def continue_sentence(run: PathLike) -> str:
     """Return the sentence that says how a run is continued."""
     from jumpahead.storage.layout import RunPaths

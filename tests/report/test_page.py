@@ -488,6 +488,36 @@ def test_the_csv_of_the_page_is_that_of_the_frontier(page: Any, invented: Json) 
     nothing_heard(page)
 
 
+def test_every_control_has_a_name_and_can_be_reached_by_keyboard(page: Any) -> None:
+    nameless = """[...document.querySelectorAll('main button, main input, main select')].filter((one) =>
+        !(one.ariaLabel || one.textContent.trim() || (one.labels && one.labels.length))).map((one) => one.outerHTML)"""
+    assert page.evaluate(nameless) == []
+    reachable = "document.querySelectorAll('main button, main input, main select, .scroll')"
+    assert page.evaluate(f"[...{reachable}].filter((one) => one.tabIndex < 0).length") == 0
+    assert page.evaluate("[...document.querySelectorAll('[role=img]')].every(one => one.ariaLabel)")
+    page.locator("select.share-scale").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('select.share-scale').value === 'linear'")
+    page.select_option("select.share-scale", "root")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_runs_out_of_the_page(visit: Callable[..., Any], make: Any, width: int, scheme: str) -> None:
+    page = visit(make.build(make.sweep()), color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
+    until(page, f"document.documentElement.scrollWidth === {width}")
+    outside = """width => [...document.querySelectorAll('main *:not(.scroll *):not(.plot *):not(svg *)')]
+        .filter((one) => {
+            const box = one.getBoundingClientRect();
+            return box.width && box.height && (box.right > width + 1 || box.left < -1);
+        }).map((one) => one.outerHTML.slice(0, 90))"""
+    assert page.evaluate(outside, width) == []
+    nothing_heard(page)
+    page.close()
+
+
 def test_contents_lead_to_every_part(page: Any) -> None:
     links = page.locator("nav a")
     assert links.count() == 8
