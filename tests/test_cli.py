@@ -258,6 +258,9 @@ def test_show_and_report(run: Path):
     result = jumpahead("report", run)
     assert result.exit_code == 0, result.stderr
     assert result.stdout == f"report: {run / 'report.html'}\n"
+    result = jumpahead("report", run, "--pdf")
+    assert result.stdout == f"report: {run / 'report.html'}\nfigures: {run / 'figures'}\n"
+    assert len(list((run / "figures").glob("*.pdf"))) == 4
     rows = list(csv.DictReader(jumpahead("show", run, "--csv").stdout.splitlines()))
     assert len(rows) == 18
     assert {"series", "l0", "delta_lm_loss_low", "path"} <= set(rows[0])

@@ -64,8 +64,11 @@ def show(run: PathLike) -> None:
         print(f"\n{continue_sentence(run)}")
 
 
-def report(run: PathLike) -> Path:
-    """Write the page of a run again; return its path. Of a run that is not finished, write frontier.json too."""
+def report(run: PathLike, *, pdf: bool = False) -> Path:
+    """Write the page of a run again; return its path. Of a run that is not finished, write frontier.json too.
+
+    pdf: also write its figures for a paper, as PDF and PNG, into the run's folder figures/ (needs the extra `figures`).
+    """
     from jumpahead.report import write_report
     from jumpahead.storage.json_files import write_json
     from jumpahead.storage.layout import RunPaths
@@ -73,6 +76,10 @@ def report(run: PathLike) -> Path:
     frontier = load_frontier(run)
     if frontier.progress:
         write_json(RunPaths(run).frontier, frontier.data, indent=None)
+    if pdf:
+        from jumpahead.report.paper_figures import write_paper_figures
+
+        write_paper_figures(frontier.data, RunPaths(run))
     return write_report(Path(run))
 
 

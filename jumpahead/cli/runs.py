@@ -30,10 +30,15 @@ def show(
 def report(
     run: RunFolder,
     is_opened: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Also write figures for a paper, as PDF and PNG.")] = False,
 ) -> None:
     """Write the page of a run again."""
-    path = api.report(run)
+    path = api.report(run, pdf=pdf)
     print(f"report: {path}")
+    if pdf:
+        from jumpahead.storage.layout import RunPaths
+
+        print(f"figures: {RunPaths(run).figures}")
     if is_opened:
         import webbrowser
 

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from jumpahead.formatting import MISSING, NBSP, ROWS, SampleUnit, sample_unit, typeset_count
+from jumpahead.formatting import MISSING, ROWS, SampleUnit, typeset_count
 from jumpahead.report import assets, training
 from jumpahead.report.assets import page_script, read_asset
 from jumpahead.report.efficiency import script_data, section_view, stage_colours
-from jumpahead.report.panel import Json, PageContext, Panel
+from jumpahead.report.panel import Json, PageContext, Panel, page_context
 from jumpahead.report.panel_view import panel_data, panel_view
 from jumpahead.report.sanitize import sanitize
 from jumpahead.report.series_style import DASHES, SYMBOLS, series_styles
@@ -31,7 +31,7 @@ def render_html(frontier: Json, efficiency: Json | None = None) -> str:
     efficiency: content of efficiency.json, schema jumpahead.efficiency/1; None if it was not measured.
     """
     frontier, efficiency = sanitize(frontier), sanitize(efficiency)
-    styles, context = series_styles(frontier["series"]), _context(frontier)
+    styles, context = series_styles(frontier["series"]), page_context(frontier)
     panels = [Panel(panel, i + 1, context) for i, panel in enumerate(frontier["panels"])]
     colours = {f"series-{i}": (style.paper, style.screen) for i, style in enumerate(styles)}
     if efficiency is not None:
@@ -98,18 +98,6 @@ def _contents(panels: list[Panel], frontier: Json, efficiency: Json | None) -> l
     rest += [("efficiency", "What a training step costs")] if efficiency else []
     rest += [("intervals", "What the intervals cover"), ("metrics", "Metrics"), ("run", "The run")]
     return [*found, Contents("", "", rest)]
-
-
-def _context(frontier: Json) -> PageContext:
-    """Return the data that all sections of the page use: series, metric metadata, confidence level, nouns."""
-    return PageContext(
-        series={one["name"]: i for i, one in enumerate(frontier["series"])},
-        titles={one["name"]: one["title"] for one in frontier["series"]},
-        metrics={one["key"]: one for one in frontier["metrics"]},
-        level=f"{100 * frontier['interval']['level']:g}{NBSP}%",
-        diagnostics=frontier["health"],
-        unit=sample_unit(frontier),
-    )
 
 
 def _template() -> jinja2.Template:

@@ -43,7 +43,7 @@ def panel_view(panel: Panel) -> dict[str, Any]:
             for i, (point, label) in enumerate(zip(panel.points, panel.labels, strict=True))
         ],
         "diagnostics": diagnostics_table(panel),
-        "histograms": _histogram_choices(panel),
+        "histograms": histogram_choices(panel),
         "notes": _notes(panel),
     }
 
@@ -121,7 +121,7 @@ def _notes(panel: Panel) -> list[dict[str, str]]:
     ]
 
 
-def _histogram_choices(panel: Panel) -> list[dict[str, Any]]:
+def histogram_choices(panel: Panel) -> list[dict[str, Any]]:
     """Return the menu of the firing-frequency histogram as {"label", "points"}; `points` are indices of SAEs.
 
     A choice shows either the SAE of each series nearest to one L0, or a single SAE.

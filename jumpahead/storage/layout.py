@@ -11,6 +11,7 @@ runs/NAME/                      RunPaths(folder)
   saes/<site>/<width>/<series>/<setting>_seed-<s>[_stream-<t>]/        SAEFolder
     weights.safetensors  config.json  train.jsonl  evaluation.json  checkpoint/
   frontier.json  efficiency.json  report.html  features/
+  figures/                      figures for a paper, <site>-<width>-<figure>.pdf and .png
 """
 
 from __future__ import annotations
@@ -169,6 +170,15 @@ class RunPaths:
     def report(self) -> Path:
         """Return the path of the HTML report."""
         return self.folder / "report.html"
+
+    @property
+    def figures(self) -> Path:
+        """Return the folder of figures for a paper."""
+        return self.folder / "figures"
+
+    def figure(self, site: str, width: int, name: str, suffix: str) -> Path:
+        """Return the path of a figure of the SAEs of one site and width. name: such as figure-2. suffix: pdf or png."""
+        return self.figures / f"{require_safe_name(site)}-{width}-{name}.{suffix}"
 
     @property
     def features(self) -> Path:
