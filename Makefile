@@ -1,4 +1,4 @@
-.PHONY: help setup demo test lint types unit test-readme test-triton test-wheel test-gpu test-interop bench-gpu bench-peers bench-disk bench-sparsity bench-quality reference clean
+.PHONY: help setup demo test lint types unit test-readme test-browser test-triton test-wheel test-gpu test-interop bench-gpu bench-peers bench-disk bench-sparsity bench-quality reference clean
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
@@ -41,6 +41,9 @@ unit: setup
 
 test-readme: setup  ## the Python blocks of the README on the demo's run: after make demo
 	DEMO=required $(BIN)/pytest tests/test_readme.py
+
+test-browser: setup  ## the page in headless chromium, which must be there: figures, answers, keyboard, no request, no complaint
+	BROWSER=required $(BIN)/pytest tests/report/test_page.py
 
 # The GPU's tests have an environment of their own: beside triton, which torch's CPU builds come without, pyright's
 # findings in .venv would be others.

@@ -143,7 +143,8 @@ def typeset_count(value: float | None) -> str:
     """Return a count: `129`; counts that are not integers and below 100 have one decimal: `5.2`."""
     if value is None or not math.isfinite(value):
         return MISSING
-    return f"{value:,.0f}" if abs(value - round(value)) < 1e-9 or abs(value) >= 99.95 else f"{value:.1f}"
+    text = f"{value:,.0f}" if abs(value - round(value)) < 1e-9 or abs(value) >= 99.95 else f"{value:.1f}"
+    return text.replace("-", "−")
 
 
 def typeset_exact(value: float) -> str:

@@ -15,6 +15,6 @@ EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
 EVALUATION_DIGEST = "5299dc0906371432"
 
-FRONTIER_VERSION = 5
+FRONTIER_VERSION = 6
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""
-FRONTIER_DIGEST = "949b52c767ac2357"
+FRONTIER_DIGEST = "d1e50b39236cefba"

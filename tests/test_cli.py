@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -101,21 +102,26 @@ def test_a_wrong_option_is_a_usage_error():
 # ---------------------------------------------------------------------------------------------- run
 
 
-def test_run_creates_the_folder_and_prints_the_paths(study: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("fidelity", "question"), [("delta_lm_loss", "--delta-loss 0.2"), ("fvu", "--fvu 0.2")])
+def test_run_creates_the_folder_and_prints_the_paths(
+    study: Path, built: dict, fidelity: str, question: str, monkeypatch: pytest.MonkeyPatch
+):
+    """The question is one that the run can be asked: by FVU if it has no language model."""
     calls = []
+    panels = [{**panel, "fidelity": fidelity} for panel in built["panels"]]
 
     def pretend(study, run: Run, until: str | None, progress: object) -> None:
         calls.append((study, run.folder, until))
         with pytest.raises(ArtefactError, match="is being written by process"), Run(run.folder).lock():
             pass
-        write_json(run.frontier, {})
+        write_json(run.frontier, {**built, "panels": panels, "study": run.study.read_text()})
         write_atomic(run.report, "<html>")
 
     monkeypatch.setattr(pipeline_run, "run_study", pretend)
     result = jumpahead("run", study, "--set", "train.lr=3e-4", "--set", "series.topk.k=4")
     assert result.exit_code == 0, result.stderr
     assert result.stdout == (
-        "run:    runs/small\nreport: runs/small/report.html\nask:    jumpahead ask runs/small --delta-loss 0.2\n"
+        f"run:    runs/small\nreport: runs/small/report.html\nask:    jumpahead ask runs/small {question}\n"
     )
     ((resolved, folder, until),) = calls
     assert (resolved.train.lr, resolved.series[0].k, until) == (3e-4, (4,), None)
@@ -252,6 +258,12 @@ def test_show_and_report(run: Path):
     result = jumpahead("report", run)
     assert result.exit_code == 0, result.stderr
     assert result.stdout == f"report: {run / 'report.html'}\n"
+    result = jumpahead("report", run, "--pdf")
+    assert result.stdout == f"report: {run / 'report.html'}\nfigures: {run / 'figures'}\n"
+    assert len(list((run / "figures").glob("*.pdf"))) == 4
+    rows = list(csv.DictReader(jumpahead("show", run, "--csv").stdout.splitlines()))
+    assert len(rows) == 18
+    assert {"series", "l0", "delta_lm_loss_low", "path"} <= set(rows[0])
 
 
 def test_torn_artefacts_are_named(run: Path):

@@ -13,6 +13,8 @@ import pytest
 import typer.main
 
 from jumpahead.cli import app
+from jumpahead.frontier import build_frontier
+from tests.frontiers import example, write
 from tests.test_imports import GROUPS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,3 +121,21 @@ def test_the_import_order_is_the_one_that_is_checked() -> None:
     assert paragraph
     groups = [set(group.replace("\n", " ").strip().split(", ")) for group in paragraph[1].split("→")]
     assert groups == GROUPS
+
+
+def test_samples_of_the_pages_are_made_again_from_a_run(tmp_path: Path) -> None:
+    made = example()
+    folder = write(tmp_path / "run", made, build_frontier(made.evaluations, **made.keywords))
+    (tmp_path / "docs").mkdir()
+    for name in ("README.md", "docs/reading-the-page.md"):
+        (tmp_path / name).write_text(TEXTS[name], encoding="utf-8")
+    command = [sys.executable, "-m", "tools.refresh_samples", folder, "--root", tmp_path, "--no-figure"]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    guide = (tmp_path / "docs/reading-the-page.md").read_text(encoding="utf-8")
+    assert "Run example, LM tiny." in guide
+    assert guide.partition("```")[0] == TEXTS["docs/reading-the-page.md"].partition("```")[0]
+    assert guide.rpartition("```")[2] == TEXTS["docs/reading-the-page.md"].rpartition("```")[2]
+    readme = (tmp_path / "README.md").read_text(encoding="utf-8")
+    said = re.search(r"--delta-loss 0\.2\n…\n(Recommended: .*?)```", readme, re.DOTALL)
+    assert said
+    assert said[1] in guide

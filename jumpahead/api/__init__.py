@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from jumpahead.api.extensions import register
 from jumpahead.api.machine import EfficiencyResult, efficiency
-from jumpahead.api.runs import ask, clean, report, show, verify
+from jumpahead.api.runs import ask, clean, load_frontier, question_example, report, show, verify
 from jumpahead.api.saes import evaluate, export, load
 from jumpahead.api.studies import HarvestResult, dry_run, harvest, init, plan, run, train_on
 
@@ -31,7 +31,9 @@ __all__ = [
     "harvest",
     "init",
     "load",
+    "load_frontier",
     "plan",
+    "question_example",
     "register",
     "report",
     "run",

@@ -17,8 +17,14 @@ from jumpahead.formatting import format_bytes
 
 
 @verb
-def show(run: RunFolder) -> None:
+def show(
+    run: RunFolder,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print all SAEs and metrics as CSV.")] = False,
+) -> None:
     """Show the frontier in the terminal."""
+    if as_csv:
+        print(api.load_frontier(run).to_csv(), end="")
+        return
     api.show(run)
 
 
@@ -26,10 +32,15 @@ def show(run: RunFolder) -> None:
 def report(
     run: RunFolder,
     is_opened: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Also write figures for a paper, as PDF and PNG.")] = False,
 ) -> None:
     """Write the page of a run again."""
-    path = api.report(run)
+    path = api.report(run, pdf=pdf)
     print(f"report: {path}")
+    if pdf:
+        from jumpahead.storage.layout import RunPaths
+
+        print(f"figures: {RunPaths(run).figures}")
     if is_opened:
         import webbrowser
 

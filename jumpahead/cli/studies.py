@@ -87,7 +87,7 @@ def run(
     if target.report.exists():
         print(f"report: {target.report}")
     if target.frontier.exists():
-        print(f"ask:    jumpahead ask {target.folder} --delta-loss 0.2")
+        print(f"ask:    jumpahead ask {target.folder} {api.question_example(target.folder)}")
 
 
 @verb

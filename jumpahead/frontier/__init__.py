@@ -5,9 +5,11 @@ SAEs of one site and width.
 
     build.py         evaluations → frontier.json (intervals, Pareto set, matched tables)
     frontier.py      `Frontier`: reads frontier.json and answers queries
+    table.py         the SAEs as rows: CSV, pandas
     query.py         a query: target value and limits
     panel_answer.py  the answer for one panel: crossings of every series with the target, recommendation
     answer.py        `Answer`, the result of `Frontier.ask`
+    pareto.py        which SAEs are Pareto-optimal, by intervals
     matched.py       tables of metrics at equal L0 and at equal loss
     series.py        `SeriesCurve`: the curve through the SAEs of one series
     seeds.py         bootstrap weights of the seeds of a sparsity setting

@@ -19,15 +19,18 @@ from jumpahead.formatting import SampleUnit, format_setting, sample_unit
 from jumpahead.frontier.curve import CONFIDENCE_LEVEL, centre_replicates, estimate_with_interval
 from jumpahead.frontier.frontier import SCHEMA, Frontier
 from jumpahead.frontier.matched import matched_tables
+from jumpahead.frontier.pareto import pareto_flags
 from jumpahead.frontier.seeds import seed_weights, seeds_of
 from jumpahead.frontier.series import choose_fidelity, count_replicates, is_finite_number, point_sort_key
-from jumpahead.metrics import METRICS, count_key_by_share, curve_metrics
+from jumpahead.metrics import METRICS, count_key_by_share, curve_metrics, fidelity_metrics
 from jumpahead.storage.packed_numbers import pack_numbers, unpack_numbers
 
 FEW_DOCUMENTS = 20
 """Number of documents below which intervals may be too narrow (measured: docs/LOG.md)."""
 SEED_COVERAGE = {2: 61, 3: 80, 4: 85, 5: 87}
 """Measured coverage in per cent of intervals that cover the variation between that many seeds (docs/LOG.md)."""
+FIGURE_COUNTS = ("above_10pct", "above_1pct")
+"""Counts of features that figures show against the fidelity metric."""
 Evaluation = Mapping[str, Any]
 """The content of an evaluation.json, plus "path": the folder of the SAE relative to the run."""
 
@@ -41,6 +44,8 @@ def build_frontier(
     series: Sequence[Mapping[str, Any]],
     lm: Mapping[str, Any],
     text: Mapping[str, Any],
+    training: Sequence[Mapping[str, Any]] = (),
+    progress: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Return the content of frontier.json. The run may be unfinished.
 
@@ -50,6 +55,8 @@ def build_frontier(
     series: list of {name, title, architecture}, in the order of legends.
     lm: {name}; the name is null if the run has no language model.
     text: {source, train_tokens, held_out_tokens}.
+    training: the training curves of all SAEs, also of those that are not evaluated (pipeline/training_log.py).
+    progress: {saes, trained, evaluated}, numbers of SAEs, if the run is not finished; else None.
     Raises ArtefactError if the evaluations are of different text, series or duplicate SAEs.
     """
     panels = _panels_json(evaluations, [each["name"] for each in series])
@@ -74,6 +81,8 @@ def build_frontier(
         "panels": panels,
         "study": study_text,
         "manifest": dict(manifest),
+        "training": [dict(each) for each in training],
+        "progress": progress and dict(progress),
     }
     covers = []
     for panel in panels:
@@ -140,15 +149,15 @@ def _panel_json(evaluations: list[Evaluation], names: list[str]) -> dict[str, An
     _check_distinct(evaluations)
     points = [_point_json(evaluation) for evaluation in evaluations]
     points.sort(key=lambda point: (names.index(point["series"]), *point_sort_key(point)))
-    for point, is_best in zip(points, pareto_flags(points, choose_fidelity(points)), strict=True):
-        point["pareto"] = is_best
+    fidelity = choose_fidelity(points)
+    _add_pareto_flags(points, fidelity)
     _add_seed_weights(points)
     sae, metrics, text = (evaluations[0][key] for key in ("sae", "metrics", "text"))
     return {
         "site": sae["site"],
         "width": sae["width"],
         "d": sae["d"],
-        "fidelity": choose_fidelity(points),
+        "fidelity": fidelity,
         **{key: metrics.get(key) for key in ("ce_clean", "ce_zero", "ce_mean")},
         "tokens": text["tokens"],
         "rows": text["rows"],
@@ -156,6 +165,21 @@ def _panel_json(evaluations: list[Evaluation], names: list[str]) -> dict[str, An
         "effective_documents": text["effective_clusters"],
         "points": points,
     }
+
+
+def figure_metrics() -> tuple[str, ...]:
+    """Return the keys of the metrics on the vertical axes of figures: fidelity against L0, counts against fidelity."""
+    return (*fidelity_metrics(), *FIGURE_COUNTS)
+
+
+def _add_pareto_flags(points: list[dict[str, Any]], fidelity: str) -> None:
+    """Add to every SAE whether it is Pareto-optimal: `pareto` in L0 and fidelity, `pareto_in` on each figure's axes."""
+    for key in figure_metrics():
+        axis = "l0" if METRICS[key].format == "number" else fidelity
+        for point, is_best in zip(points, pareto_flags(points, (axis, key)), strict=True):
+            point["pareto_in"][key] = is_best
+    for point in points:
+        point["pareto"] = point["pareto_in"][fidelity]
 
 
 def _add_seed_weights(points: list[dict[str, Any]]) -> None:
@@ -232,6 +256,7 @@ def _point_json(evaluation: Evaluation) -> dict[str, Any]:
         "bootstrap": replicates,
         "sparsity_coefficient": dict(evaluation.get("sparsity_coefficient") or {}),
         "pareto": False,
+        "pareto_in": {},
         "notes": list(evaluation.get("notes") or []),
         "training": dict(evaluation.get("training") or {}),
         "requested": requested_l0(sae["setting"]),
@@ -240,19 +265,3 @@ def _point_json(evaluation: Evaluation) -> dict[str, Any]:
         "training_warnings": list(evaluation.get("training_warnings") or []),
         "histogram": dict(evaluation.get("histogram") or {}),
     }
-
-
-def pareto_flags(points: Sequence[Mapping[str, Any]], fidelity: str) -> list[bool]:
-    """Return, per SAE, True if it is Pareto-optimal in L0 and the metric `fidelity`; smaller is better."""
-    keys = ("l0", fidelity)
-    values = [[point["metrics"].get(key) for key in keys] for point in points]
-    pairs = np.asarray([[v if is_finite_number(v) else math.inf for v in row] for row in values], np.float64).reshape(
-        -1, 2
-    )
-
-    def is_best(pair: np.ndarray) -> bool:
-        """Return True if the pair (L0, fidelity) is finite and no other pair dominates it."""
-        dominates = (pairs <= pair).all(axis=1) & (pairs < pair).any(axis=1)
-        return bool(np.isfinite(pair).all() and not dominates.any())
-
-    return [is_best(pair) for pair in pairs]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jumpahead.errors import StudyError, did_you_mean
 from jumpahead.formatting import SampleUnit, format_percent, sample_unit
@@ -16,12 +16,17 @@ from jumpahead.frontier.panel_answer import answer_panel
 from jumpahead.frontier.query import Query, metric_by_target, parse_value
 from jumpahead.frontier.seeds import seeds_of
 from jumpahead.frontier.series import SeriesCurve, is_finite_number
+from jumpahead.frontier.table import FrontierPoint, table_rows, to_csv, to_pandas
 from jumpahead.metrics import METRICS, fidelity_metrics
+from jumpahead.storage.atomic import write_atomic
 from jumpahead.storage.json_files import read_json
 from jumpahead.storage.plain_files import read_plain
 from jumpahead.storage.run_folder import Run
 
-SCHEMA = "jumpahead.frontier/2"
+if TYPE_CHECKING:
+    import pandas
+
+SCHEMA = "jumpahead.frontier/3"
 
 
 class Frontier:
@@ -71,6 +76,11 @@ class Frontier:
         return self.data["name"]
 
     @property
+    def progress(self) -> dict[str, int] | None:
+        """Return {"saes", "trained", "evaluated"}, numbers of SAEs, of a run that is not finished; None if it is."""
+        return self.data.get("progress")
+
+    @property
     def unit(self) -> SampleUnit:
         """Return the nouns for activations: token, or row if the run has no language model."""
         return sample_unit(self.data)
@@ -90,13 +100,28 @@ class Frontier:
         """Return the names of the panels, `site/width`, such as `layers.1.residual/8192`."""
         return [f"{panel['site']}/{panel['width']}" for panel in self.data["panels"]]
 
-    def points(self, series: str | None = None, panel: str | int | None = None) -> list[dict[str, Any]]:
+    def points(self, series: str | None = None, panel: str | int | None = None) -> list[FrontierPoint]:
         """Return the JSON of all measured SAEs, optionally only of one series or of matching panels.
 
         panel: a site, a width, or `site/width`. Raises StudyError for names that the run does not have.
         """
-        names = self._select_series(series)
-        return [point for each in self._select_panels(panel) for point in each["points"] if point["series"] in names]
+        names, panels = self._select_series(series), self._select_panels(panel)
+        return [FrontierPoint(point) for each in panels for point in each["points"] if point["series"] in names]
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return all measured SAEs as flat rows: identity, metrics, intervals, standard errors, path."""
+        return table_rows(self.data)
+
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return the rows of `table` as CSV; also write them to a file if `path` is given."""
+        text = to_csv(self.table())
+        if path is not None:
+            write_atomic(path, text)
+        return text
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the rows of `table` as a pandas DataFrame. Raises JumpaheadError if pandas is not installed."""
+        return to_pandas(self.table())
 
     def curves(self, panel: Mapping[str, Any], names: Iterable[str] | None = None) -> list[SeriesCurve]:
         """Return the curves of the series `names` (default: all) in a panel; omit series without a measured SAE.
@@ -157,8 +182,22 @@ class Frontier:
 
     @cached_property
     def covers(self) -> str:
-        """Return sentences on the variation that intervals cover, of text and of seeds, and on intervals too narrow."""
+        """Return sentences on the variation that intervals cover, of text and of seeds, and on what is missing."""
+        return " ".join(filter(None, [self.progress_sentence, self._interval_sentences()]))
+
+    @property
+    def progress_sentence(self) -> str:
+        """Return a sentence on how far a run is that is not finished; empty if it is finished."""
+        if not self.progress:
+            return ""
+        saes, trained, evaluated = (self.progress[key] for key in ("saes", "trained", "evaluated"))
+        return f"Not finished: of {saes} SAEs, {trained} are trained and {evaluated} evaluated."
+
+    def _interval_sentences(self) -> str:
+        """Return sentences on the variation that intervals cover, and on intervals that are too narrow."""
         interval, panels = self.data["interval"], self.data["panels"]
+        if not self.points():
+            return ""
         if not interval["replicates"]:
             return "There are no intervals: the evaluations hold no resamples."
         documents = {panel["documents"] for panel in panels}

@@ -222,6 +222,9 @@ def _recommend(
         sentences.append(f"Difference to it may be zero: {names}.")
     if left_out:
         sentences.append(f"Left out: {'; '.join(left_out)}.")
+    if query.metric == "delta_lm_loss" != fidelity:
+        name = METRICS[fidelity].name
+        sentences.append(f"Setting the site to zero hardly changes the loss: compare by {name}.")
     return Recommendation(
         best.curve.name, best.crossing.setting, " ".join(sentences), [other.curve.name for other, _ in tied]
     )

@@ -34,11 +34,28 @@ def is_finite_number(value: float | None) -> TypeGuard[float]:
 
 
 def choose_fidelity(points: Iterable[Point]) -> str:
-    """Return the key of the metric to compare these SAEs by: the first fidelity metric that any SAE has."""
+    """Return the key of the metric to compare these SAEs by: the first fidelity metric that any SAE has.
+
+    Delta LM loss is passed over where it says nothing (`is_loss_flat`).
+    """
     points = list(points)
     first, *others = fidelity_metrics()
     measured = [key for key in (first, *others) if any(is_finite_number(point["metrics"].get(key)) for point in points)]
+    if len(measured) > 1 and measured[0] == "delta_lm_loss" and is_loss_flat(points):
+        return measured[1]
     return measured[0] if measured else others[-1]
+
+
+def is_loss_flat(points: Sequence[Point]) -> bool:
+    """Return True if the loss hardly rises with the site set to zero: within two standard errors of delta LM loss."""
+    errors = [point["standard_errors"].get("delta_lm_loss") for point in points]
+    known = sorted(error for error in errors if is_finite_number(error))
+    rises = [
+        point["metrics"]["ce_zero"] - point["metrics"]["ce_clean"]
+        for point in points
+        if all(is_finite_number(point["metrics"].get(key)) for key in ("ce_zero", "ce_clean"))
+    ]
+    return bool(rises and known) and max(rises) <= MIN_STANDARD_ERRORS * known[len(known) // 2]
 
 
 def point_sort_key(point: Point) -> tuple:

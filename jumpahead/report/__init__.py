@@ -6,7 +6,11 @@
     series_style.py  colour, dash, symbol and order of each series; colours.py
     sanitize.py      untrusted text → text that is safe to show
     assets.py        style, script, plotly and the content security policy
-    *.js             ask.js (interpolation and answers), numbers.js, figures.js, question.js (the form), page.js
+    notes.py         notes on SAEs, grouped by their words
+    training.py      template values and script data of the section on training curves
+    paper_figures.py figures as PDF and PNG (needs matplotlib)
+    *.js             ask.js (interpolation and answers), numbers.js, figures.js, training.js, question.js (the form),
+                     page.js
     terminal/        the same contents as terminal output
 
 The package does not import torch, `study` or `sae`: the JSON contains titles, architectures and metric metadata.
@@ -21,7 +25,7 @@ from jumpahead.storage.atomic import write_atomic
 from jumpahead.storage.json_files import read_json
 from jumpahead.storage.run_folder import Run
 
-SCHEMA = "jumpahead.frontier/2"
+SCHEMA = "jumpahead.frontier/3"
 EFFICIENCY_SCHEMA = "jumpahead.efficiency/1"
 
 

@@ -16,6 +16,7 @@ for (const point of data.panels.flatMap((panel) => panel.points)) { // storage/p
 const METRICS = Object.fromEntries(data.metrics.map((one) => [one.key, one])); // the declarations of frontier.json
 const KEYS = data.metrics.filter((one) => one.curve).map((one) => one.key); // the metrics on curves, L0 first
 const SHARE_OF = Object.fromEntries(data.metrics.filter((one) => one.share_of).map((one) => [one.share_of, one.key]));
+const SHARE_KEYS = new Set(Object.values(SHARE_OF));
 
 function unpackNumbers({ first, step, codes }) { // 16 bits each, the low byte first
   const bytes = atob(codes);
@@ -264,10 +265,16 @@ function lambdaBetween(left, right, t) { // the λ that the controllers of a req
   return a === null || b === null ? null : geometric(a, b, t);
 }
 
+function isUseless(panel, crossing) { // as _reasons_against: the mean activation has the FVU 1
+  return panel.fidelity === "fvu" && crossing.metrics.fvu.value >= 1;
+}
+
 function compareSeries(panel, answers, key, level) { // the series with the smallest objective, and paired differences to it
   const m = KEYS.indexOf(roleOf(key).is_fidelity ? "l0" : panel.fidelity);
-  const reached = answers.filter((one) => one.crossings.length).map((one) => {
-    const best = one.crossings.reduce((a, b) => (b.replicates[0][m] < a.replicates[0][m] ? b : a));
+  const there = answers.filter((one) => one.crossings.length);
+  const useful = (one) => one.crossings.filter((crossing) => !isUseless(panel, crossing));
+  const reached = there.filter((one) => useful(one).length).map((one) => {
+    const best = useful(one).reduce((a, b) => (b.replicates[0][m] < a.replicates[0][m] ? b : a));
     return { series: one.series, values: best.replicates.map((row) => row[m]) };
   }).sort((a, b) => a.values[0] - b.values[0]);
   const [best, ...others] = reached;
@@ -275,5 +282,6 @@ function compareSeries(panel, answers, key, level) { // the series with the smal
     const R = Math.min(other.values.length, best.values.length);
     return { series: other.series, more: estimateOf(other.values.slice(0, R).map((v, r) => v - best.values[r]), level) };
   });
-  return { objective: KEYS[m], best, differences };
+  const leftOut = there.filter((one) => !useful(one).length).map((one) => ({ series: one.series, fvu: one.crossings[0].metrics.fvu.value }));
+  return { objective: KEYS[m], best, differences, leftOut };
 }

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ASSETS_FOLDER = Path(__file__).parent
-SCRIPTS = ("ask.js", "numbers.js", "figures.js", "question.js", "page.js")
+SCRIPTS = ("ask.js", "numbers.js", "figures.js", "training.js", "question.js", "page.js")
 
 # plotly injects a style sheet for maps unless the page has an element with this id.
 _INJECTED_STYLE = re.compile(r'document\.getElementById\("([0-9a-f]{64})"\)')

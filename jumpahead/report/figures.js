@@ -1,6 +1,7 @@
 // The figures of a panel. Everything that plotly is given as text goes through `plain`: it reads a little HTML in strings.
 
 const SIZE = 9, CHOSEN = 15, PRINTED = 250; // px: marks, the chosen one, a figure on paper (as page.css has it)
+const NORMAL_95 = 1.96; // standard errors in an interval, for metrics without resamples
 
 function plain(text) {
   return String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
@@ -12,27 +13,42 @@ function colourOf(series) { return style(`--series-${series}`); }
 
 function coordinate(key, scale) { // a point's value, or with part 0 or 1 an end of its interval, times scale
   return (point, part) => {
-    const value = part === undefined ? point.metrics[key] : (point.intervals[key] || [])[part];
+    const value = part === undefined ? point.metrics[key] : intervalOf(point, key)[part];
     return FINITE(value) ? scale * value : null;
   };
 }
 
-function axisOfMetric(key) { // a count of features is drawn as a share of them, in per cent
-  const shareKey = SHARE_OF[key], declared = METRICS[key];
-  if (shareKey) return { of: coordinate(shareKey, 100), title: "share of features", key, suffix: " %" };
-  const title = declared.unit ? `${declared.name}, ${declared.unit}` : declared.name;
-  return { of: coordinate(key, 1), title, key, isLog: roleOf(key).scale !== "linear" };
+function intervalOf(point, key) { // of metrics that are on no curve: from their standard error
+  if (point.intervals[key] || roleOf(key) || SHARE_KEYS.has(key)) return point.intervals[key] || [];
+  const value = point.metrics[key], error = point.errors[key];
+  return FINITE(value) && FINITE(error) ? [value - NORMAL_95 * error, value + NORMAL_95 * error] : [];
 }
 
-function axesOf(kind, panel) { // counts are drawn against the fidelity, all else against L0
-  return (SHARE_OF[kind] ? [panel.fidelity, kind] : ["l0", kind]).map(axisOfMetric);
+function axisOfMetric(key, state) { // a count of features is drawn as a share of them, in per cent
+  const shareKey = SHARE_OF[key], declared = METRICS[key], isRoot = Boolean(shareKey) && state.shareScale === "root";
+  const place = isRoot ? (v) => Math.sqrt(Math.max(v, 0)) : (v) => v; // where a value is drawn
+  if (shareKey) return { of: coordinate(shareKey, 100), title: "share of features", key, suffix: " %", place, isRoot, isShare: true };
+  const title = declared.unit ? `${declared.name}, ${declared.unit}` : declared.title === declared.name ? declared.name : nameOf(key);
+  const role = roleOf(key);
+  return { of: coordinate(key, 1), title, key, isLog: Boolean(role) && role.scale !== "linear", place };
+}
+
+function nameOf(key) { // metrics of one name are told apart by their title
+  const { name, title } = METRICS[key];
+  return data.metrics.filter((one) => one.name === name).length > 1 ? title[0].toLowerCase() + title.slice(1) : name;
+}
+
+function axesOf(kind, panel, state) { // counts are drawn against the fidelity, all else against L0
+  const shown = kind === "fvu" ? state.second : kind;
+  return (SHARE_OF[shown] ? [panel.fidelity, shown] : ["l0", shown]).map((key) => axisOfMetric(key, state));
 }
 
 function scatter(panel, kind, state) {
-  const [x, y] = axesOf(kind, panel);
+  const [x, y] = axesOf(kind, panel, state);
   const points = panel.points.filter((p) => x.of(p) !== null && y.of(p) !== null);
+  if (!points.length) return { traces: [], layout: frame() };
   const axes = [axisOf(points, x), axisOf(points, y)];
-  const traces = panel.curves.flatMap((one) => [...(hasSeeds(one) ? [meanLine(panel, one, x, y, state)] : []), traceOf(panel, one, x, y, points, axes, state)])
+  const traces = panel.curves.flatMap((one) => [...(hasSeeds(one) ? [meanLine(one, x, y, state)] : []), traceOf(panel, one, x, y, points, axes, state)])
     .filter((trace) => trace.x.length);
   const layout = { ...frame(), xaxis: { ...line(), ...axes[0].layout }, yaxis: { ...line(), ...axes[1].layout } };
   layout.shapes = targetLines(panel, state, x, y, axes);
@@ -46,14 +62,15 @@ function traceOf(panel, one, x, y, points, axes, state) {
     type: "data", symmetric: false, visible: true, color: colour, thickness: 1.2, width: 3,
     array: own.map((p) => reach(axis, p, 1, which)), arrayminus: own.map((p) => reach(axis, p, 0, which)),
   });
+  const isBest = (p) => p.pareto_in[y.key] !== false; // of other metrics there is no such set: all marks are filled
   return {
     type: "scatter", mode: hasSeeds(one) ? "markers" : "lines+markers", name: plain(seriesStyle.title), meta: one.series,
-    x: own.map((p) => x.of(p)), y: own.map((p) => y.of(p)), customdata: own.map((p) => p.index),
-    hoverinfo: "text", hovertext: own.map((p) => hover(panel, p)), visible: !state.hidden.has(one.series),
+    x: own.map((p) => x.place(x.of(p))), y: own.map((p) => y.place(y.of(p))), customdata: own.map((p) => p.index),
+    hoverinfo: "text", hovertext: own.map((p) => hover(panel, p, y.key)), visible: !state.hidden.has(one.series),
     line: { color: colour, dash: seriesStyle.dash, width: 2 }, hoverlabel: { bordercolor: colour },
     marker: {
       color: colour, opacity: 1, line: { color: colour, width: 1.6 },
-      symbol: own.map((p) => (p.pareto ? seriesStyle.symbol : `${seriesStyle.symbol}-open`)),
+      symbol: own.map((p) => (isBest(p) ? seriesStyle.symbol : `${seriesStyle.symbol}-open`)),
       size: own.map((p) => (p.index === state.chosen ? CHOSEN : SIZE)),
     },
     error_x: bars(x, axes[0]), error_y: bars(y, axes[1]),
@@ -64,13 +81,16 @@ function reach(axis, point, part, drawn) { // how far the interval reaches from 
   const value = axis.of(point), end = axis.of(point, part);
   if (end === null) return 0;
   const inside = drawn.isLog && end <= 0 ? value * 1e-3 : end;
-  return Math.max(part === 0 ? value - inside : inside - value, 0);
+  return Math.max((part === 0 ? -1 : 1) * (axis.place(inside) - axis.place(value)), 0);
 }
 
-function meanLine(panel, one, x, y, state) { // if settings have several seeds, the curve runs through their means
-  const means = (axis) => one.curve.rows[0].sorted.map((row) => row[KEYS.indexOf(axis.key)] * (SHARE_OF[axis.key] ? 100 / panel.width : 1));
+function meanLine(one, x, y, state) { // if settings have several seeds, the curve runs through their means
+  const mean = (of) => one.settings.map((group) => group.map(of).filter((v) => v !== null)).map((values) => (values.length ? values.reduce((a, b) => a + b, 0) / values.length : null));
+  const l0 = mean((p) => p.metrics.l0), order = l0.map((_, i) => i).sort((a, b) => l0[a] - l0[b]);
+  const drawn = (axis) => mean((p) => axis.of(p)).map((v) => (v === null ? null : axis.place(v)));
+  const [xs, ys] = [drawn(x), drawn(y)];
   return {
-    type: "scatter", mode: "lines", meta: one.series, x: means(x), y: means(y), hoverinfo: "skip", visible: !state.hidden.has(one.series),
+    type: "scatter", mode: "lines", meta: one.series, x: order.map((i) => xs[i]), y: order.map((i) => ys[i]), hoverinfo: "skip", visible: !state.hidden.has(one.series),
     line: { color: colourOf(one.series), dash: data.series[one.series].dash, width: 2 },
   };
 }
@@ -86,9 +106,33 @@ function axisOf(points, axis) { // its range, ticks at 1, 2 and 5; logarithmic i
     const pad = 0.05 * Math.log10(high / low) + 0.02, range = [Math.log10(low) - pad, Math.log10(high) + pad];
     return { isLog, range, layout: { type: "log", range, title: titleOf(axis), ...ticks(range) } };
   }
-  const floor = axis.isLog ? low : Math.min(low, 0), pad = 0.06 * (high - floor) || 0.1 * Math.abs(high) || 1;
+  if (axis.isShare) return shareAxis(axis, high);
+  const floor = axis.isLog || low < 0 || low > 0.5 * high ? low : 0, pad = 0.06 * (high - floor) || 0.1 * Math.abs(high) || 1;
   const range = [floor - (floor === 0 ? pad / 2 : pad), high + pad];
-  return { isLog, range, layout: { type: "linear", range, title: titleOf(axis), nticks: 7, ticksuffix: (axis.suffix || "").replace(" ", "\u00a0"), zeroline: true, zerolinecolor: style("--rule") } };
+  return { isLog, range, layout: { type: "linear", range, title: titleOf(axis), nticks: 7, zeroline: true, zerolinecolor: style("--rule") } };
+}
+
+function shareAxis(axis, high) { // from zero, with ticks at shares only: a mark at zero lies a little above the edge
+  const top = axis.place(high || 1), range = [-0.04 * top, 1.06 * top], tickvals = shareTicks(high || 1, axis);
+  const digits = (v) => Number(v.toPrecision(2)).toLocaleString("en", { maximumSignificantDigits: 2 });
+  return {
+    isLog: false, range,
+    layout: { type: "linear", range, title: titleOf(axis), tickvals: tickvals.map(axis.place), ticktext: tickvals.map((v) => `${digits(v)}${NBSP}%`), zeroline: true, zerolinecolor: style("--rule") },
+  };
+}
+
+function shareTicks(high, axis) { // 1, 2 and 5 times powers of ten where the axis is a root, else equal steps; 0 in any case
+  if (!axis.isRoot) {
+    const power = 10 ** Math.floor(Math.log10(high / 5)), step = [1, 2, 5, 10].find((n) => n * power >= high / 6) * power;
+    return Array.from({ length: Math.floor(high / step) + 1 }, (_, i) => i * step);
+  }
+  const kept = [];
+  for (let power = Math.ceil(Math.log10(high)); power > Math.log10(high) - 5; power--)
+    for (const digit of [5, 2, 1]) {
+      const value = digit * 10 ** (power - 1), above = kept.length ? Math.sqrt(kept[kept.length - 1]) : Infinity;
+      if (value <= high && above - Math.sqrt(value) >= 0.13 * Math.sqrt(high) && Math.sqrt(value) >= 0.1 * Math.sqrt(high)) kept.push(value);
+    }
+  return [0, ...kept.reverse()];
 }
 
 function titleOf(axis) { return { text: plain(axis.title), standoff: 8, font: { size: 13 } }; }
@@ -102,45 +146,55 @@ function ticks([from, to]) { // of a logarithmic axis: every 1, 2, 5 over one to
   return tickvals.length > 1 ? { tickvals, ticktext: tickvals.map((v) => Number(v.toPrecision(2)).toLocaleString("en", { maximumSignificantDigits: 2 })) } : { nticks: 5 };
 }
 
-function targetLines(panel, state, x, y, axes) { // dotted lines at the target of the question
+function targetLines(panel, state, x, y, axes) { // dotted lines at the target; where no axis is its own, where each curve meets it
   if (!state.target) return [];
-  const line = { color: style("--soft"), width: 1.5, dash: "dot" }, shapes = [];
-  [x, y].forEach((axis, i) => {
-    if (axis.key !== state.target.key) return;
-    const scale = SHARE_OF[axis.key] ? 100 / panel.width : 1, value = state.target.value * scale;
-    if (axes[i].isLog && value <= 0) return;
-    const at = axes[i].isLog ? Math.log10(value) : value;
-    if (at < axes[i].range[0] || at > axes[i].range[1]) return;
-    shapes.push(i === 0
-      ? { type: "line", xref: "x", yref: "paper", x0: value, x1: value, y0: 0, y1: 1, line, layer: "below" }
-      : { type: "line", xref: "paper", yref: "y", x0: 0, x1: 1, y0: value, y1: value, line, layer: "below" });
+  const { key, value } = state.target, scale = SHARE_OF[key] ? 100 / panel.width : 1, line = { color: style("--soft"), width: 1.5, dash: "dot" };
+  const own = [x, y].flatMap((axis, i) => (axis.key === key ? lineAt(axis, i, axes[i], value * scale, line) : []));
+  if (x.key === key || y.key === key) return own;
+  return state.crossings.filter((one) => !state.hidden.has(one.series)).flatMap((one) => {
+    const at = one.metrics[x.key].value;
+    return at === null ? [] : lineAt(x, 0, axes[0], at, { ...line, color: colourOf(one.series) });
   });
-  return shapes;
 }
 
-function hover(panel, point) {
+function lineAt(axis, i, drawn, value, line) {
+  if (drawn.isLog && value <= 0) return [];
+  const place = axis.place(value), at = drawn.isLog ? Math.log10(place) : place;
+  if (at < drawn.range[0] || at > drawn.range[1]) return [];
+  return [i === 0
+    ? { type: "line", xref: "x", yref: "paper", x0: place, x1: place, y0: 0, y1: 1, line, layer: "below" }
+    : { type: "line", xref: "paper", yref: "y", x0: 0, x1: 1, y0: place, y1: place, line, layer: "below" }];
+}
+
+function hover(panel, point, shown) { // short: it must not cover the figure; the rest is below, once the mark is chosen
   const line = (key) => {
-    const { name, unit } = METRICS[key], share = SHARE_OF[key], interval = point.intervals[key];
-    const range = interval ? ` (${typesetInterval(key, interval)})` : "";
+    const share = SHARE_OF[key], range = intervalOf(point, key).length ? ` (${typesetInterval(key, intervalOf(point, key))})` : "";
+    const text = typesetMetric(key, point.metrics[key]);
+    return share ? `${METRICS[key].short}: ${text} features, ${typesetMetric(share, point.metrics[share])}` : `${METRICS[key].short} ${text}${key === "l0" ? "" : range}`;
+  };
+  const keys = [...new Set(["l0", panel.fidelity, shown])];
+  return [`<b>${plain(point.label)}</b>`, ...keys.map((key) => plain(line(key)))].join("<br>");
+}
+
+function detailsOf(panel, point) { // of the chosen SAE: all that the page knows, in one line per kind
+  const coefficients = Object.entries(point.sparsity_coefficient).filter(([, v]) => FINITE(v)).map(([k, v]) => typesetCoefficient(k, typesetNumber(v)));
+  const line = (key) => {
+    const { name, unit } = METRICS[key], share = SHARE_OF[key], interval = point.intervals[key], range = interval ? ` (${typesetInterval(key, interval)})` : "";
     if (!share) return `${name} ${typesetMetric(key, point.metrics[key])}${unit ? ` ${unit}` : ""}${range}`;
     return `${typesetMetric(key, point.metrics[key])} of ${panel.width.toLocaleString("en")} ${name}, ${typesetMetric(share, point.metrics[share])}${range}`;
   };
-  const coefficients = Object.entries(point.sparsity_coefficient).filter(([, v]) => FINITE(v)).map(([k, v]) => typesetCoefficient(k, typesetNumber(v)));
-  const lines = [
-    ...keysOf(panel).map(line),
-    `seed ${point.seeds[0]}, stream seed ${point.seeds[1]}${coefficients.map((text) => `; trained with ${text}`).join("")}`,
-    point.path,
-  ];
-  return [`<b>${plain(point.label)}</b>${point.pareto ? ", Pareto-optimal" : ""}`, ...lines.map(plain)].join("<br>");
+  const seeds = `seed ${point.seeds[0]}, stream seed ${point.seeds[1]}${coefficients.map((text) => `; trained with ${text}`).join("")}`;
+  return { title: `${point.label}${point.pareto ? ", Pareto-optimal" : ""}`, lines: [keysOf(panel).map(line).join("; "), seeds], path: point.path };
 }
 
-function histogram(panel, points, state) {
-  const known = points.filter((p) => p.histogram && (p.histogram.counts || []).length);
+function histogram(panel, points, state, over) { // over: an SAE that is laid over the others, in the text's colour
+  const known = [...points, ...(over ? [over] : [])].filter((p) => p.histogram && (p.histogram.counts || []).length);
   const traces = known.map((point) => {
-    const { log10_edges: edges, counts } = point.histogram, seriesStyle = data.series[point.series], colour = colourOf(point.series);
+    const isOver = point === over, { log10_edges: edges, counts } = point.histogram;
+    const seriesStyle = isOver ? { ...data.series[point.series], dash: "dot" } : data.series[point.series], colour = isOver ? style("--ink") : colourOf(point.series);
     const percentages = edges.map((edge) => 100 * 10 ** edge);
     return {
-      type: "scatter", mode: "lines", name: plain(seriesStyle.title), meta: point.series, visible: !state.hidden.has(point.series),
+      type: "scatter", mode: "lines", name: plain(over ? point.label : seriesStyle.title), meta: point.series, visible: isOver || !state.hidden.has(point.series),
       x: percentages, y: [...counts, counts[counts.length - 1]].map((n) => Math.max(n, FLOOR)),
       line: { color: colour, dash: seriesStyle.dash, width: 2, shape: "hv" },
       fill: known.length === 1 ? "tozeroy" : "none", fillcolor: `${colour}33`, hoverinfo: "text",
@@ -156,6 +210,7 @@ function histogram(panel, points, state) {
     xaxis: { ...line(), type: "log", range: x, title: titleOf({ title: `frequency, % of ${data.unit.plural}` }), ...ticks(x) },
     yaxis: { ...line(), type: "log", range: y, title: titleOf({ title: "features" }), ...ticks([0, y[1]]) },
   };
+  if (over) Object.assign(layout, { showlegend: true, legend: { x: 1, xanchor: "right", y: 1, bgcolor: "rgba(0,0,0,0)", font: { size: 12 } } });
   layout.shapes = [1, 10].map((at) => ({
     type: "line", xref: "x", yref: "paper", x0: at, x1: at, y0: 0, y1: 1, layer: "below", line: { color: style("--soft"), width: 1 },
   }));
@@ -196,7 +251,7 @@ function frame() { // what all figures share
     margin: { l: 58, r: 12, t: 18, b: 48 }, showlegend: false, hovermode: "closest", dragmode: isTouch() ? false : "zoom",
     modebar: { bgcolor: "rgba(0,0,0,0)", color: style("--soft"), activecolor: style("--ink") },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: style("--sans"), size: 13, color: style("--ink") },
-    hoverlabel: { align: "left", bgcolor: style("--paper"), font: { family: style("--sans"), size: 13, color: style("--ink") } },
+    hoverlabel: { align: "left", bgcolor: style("--paper"), font: { family: style("--sans"), size: 12, color: style("--ink") } },
   };
 }
 

@@ -1,8 +1,7 @@
 """Sentences that summarise the results of a panel, shown at the top of the panel.
 
-The sentences state which intervals overlap, but not which differences are significant: two series measured on the same
-text can differ significantly although their intervals overlap. The query form of the page computes differences per
-bootstrap replicate.
+Series are compared by paired differences, as in the answers of the page and of `jumpahead ask`: all SAEs are measured
+on the same text, so that a difference can exclude zero although the intervals of the two series overlap.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from jumpahead.report.panel import Json, PageContext, Panel
 
 FREQUENT_METRIC = "above_10pct"
 """Key of the metric that counts features firing on more than 10 % of tokens."""
+LARGE_OUTLIER_VARIANCE = 0.1
+"""Share of the variance held by outliers above which a finding says so, as evaluation/outliers.py does for one SAE."""
 
 
 class InterpolatedValue(NamedTuple):
@@ -25,6 +26,13 @@ class InterpolatedValue(NamedTuple):
     value: float
     low: float
     high: float
+    more: Json | None
+    """Difference to the series with the least, {"value", "low", "high"}; None for that series."""
+
+    @property
+    def may_be_least(self) -> bool:
+        """Return True if the difference to the series with the least may be zero."""
+        return self.more is not None and not (self.more["low"] is not None and self.more["low"] > 0)
 
 
 class Finding(NamedTuple):
@@ -42,7 +50,7 @@ def findings(panel: Panel) -> list[Finding]:
     points = [point for point in panel.points if all(_has_value(point, key) for key in ("l0", fidelity))]
     if not points:
         return [Finding("", "No SAE of this panel has been measured yet.")]
-    items = [_extent_finding(panel, points)]
+    items = [_extent_finding(panel, points), *_loss_findings(panel), *_outlier_findings(points, context)]
     name, unit = context.metrics[fidelity]["name"], _prefix_space(context.metrics[fidelity]["unit"])
     entry = typical_entry(panel.json["matched"]["l0"])
     if entry:
@@ -109,37 +117,72 @@ def _interpolated_values(entry: Json, key: str, context: PageContext) -> list[In
     for row in entry["rows"]:
         estimate = row["metrics"].get(key) if row["limit"] is None else None
         if estimate and all(estimate[part] is not None for part in ("value", "low", "high")):
-            cells.append(
-                InterpolatedValue(context.titles[row["series"]], estimate["value"], estimate["low"], estimate["high"])
-            )
+            title, more = context.titles[row["series"]], (row.get("more") or {}).get(key)
+            cells.append(InterpolatedValue(title, estimate["value"], estimate["low"], estimate["high"], more))
     return sorted(cells, key=lambda cell: cell.value)
 
 
 def _ranking_sentence(claim: str, key: str, unit: str, cells: list[InterpolatedValue], context: PageContext) -> str:
-    """Return a sentence that ranks series by a metric, with intervals, and a sentence on overlapping intervals.
+    """Return a sentence that ranks series by a metric, with intervals, and the paired differences to the first.
 
     claim: the start of the sentence; `{}` is replaced by the title of the first series. key: key of the metric.
     unit: appended to the first value. cells: the values, sorted.
     """
     if not cells:
         return "nothing could be interpolated."
-    shown = [
-        f"{context.typeset(key, cell.value)} ({context.typeset_interval(key, cell.low, cell.high)})" for cell in cells
-    ]
-    text = f"{claim.format(cells[0].title)}: {shown[0]}{unit}"
-    if len(cells) == 1:
-        return text + "."
-    others = [f"{cell.title} {words}" for cell, words in zip(cells[1:], shown[1:], strict=True)]
-    return f"{text}, then {format_list(others)}. {_overlap_sentence(cells)}"
+    first = cells[0]
+    interval = context.typeset_interval(key, first.low, first.high)
+    text = f"{claim.format(first.title)}: {context.typeset(key, first.value)} ({interval}){unit}."
+    return f"{text} {_difference_sentences(cells, key, context)}".rstrip()
 
 
-def _overlap_sentence(cells: list[InterpolatedValue]) -> str:
-    """Return a sentence on which intervals overlap with the interval of the first cell."""
-    best, rest = cells[0], cells[1:]
-    same = [cell.title for cell in rest if cell.low <= best.high]
-    if not same:
-        return f"The interval of {best.title} overlaps with no other."
-    return f"The interval of {best.title} overlaps with {'that' if len(same) == 1 else 'those'} of {format_list(same)}."
+def _difference_sentences(cells: list[InterpolatedValue], key: str, context: PageContext) -> str:
+    """Return sentences on the paired differences to the first series: those that exclude zero, then the others."""
+    clear = [f"{cell.title} has {_format_more(cell, key, context)} more" for cell in cells[1:] if not cell.may_be_least]
+    unclear = [f"{cell.title} has {_format_more(cell, key, context)} more" for cell in cells[1:] if cell.may_be_least]
+    sentences = [f"{format_list(clear)}."] if clear else []
+    if unclear:
+        sentences.append(f"The difference to {cells[0].title} may be zero: {format_list(unclear)}.")
+    return " ".join(sentences)
+
+
+def _format_more(cell: InterpolatedValue, key: str, context: PageContext) -> str:
+    """Return the paired difference of a series with its interval: `1.79 (−0.976 to 4.79)`."""
+    if cell.more is None:
+        return "no difference"
+    amount, interval = context.typeset(key, cell.more["value"]), context.typeset_interval(
+        key, cell.more["low"], cell.more["high"]
+    )  # fmt: skip
+    return f"{amount} ({interval})" if interval else amount
+
+
+def _loss_findings(panel: Panel) -> list[Finding]:
+    """Return a finding if delta LM loss was measured and compares nothing here."""
+    clean, zero = panel.json["ce_clean"], panel.json["ce_zero"]
+    if panel.fidelity == "delta_lm_loss" or clean is None or zero is None:
+        return []
+    text = (
+        f"setting it to zero changes the loss by {typeset_number(zero - clean)} nats per token, within the error of "
+        f"the measurement. SAEs are compared by {panel.fidelity_name}."
+    )
+    return [Finding("The loss does not depend on this site:", text)]
+
+
+def _outlier_findings(points: list[Json], context: PageContext) -> list[Finding]:
+    """Return a finding if outliers hold much of the variance of the held-out activations."""
+    shares = [point["metrics"].get("outlier_variance") for point in points]
+    largest = max((share for share in shares if share is not None), default=0.0)
+    if largest <= LARGE_OUTLIER_VARIANCE or "fvu_ordinary" not in context.metrics:
+        return []
+    values = [point["metrics"]["fvu_ordinary"] for point in points if _has_value(point, "fvu_ordinary")]
+    held = f"hold {typeset_percent(largest)} of the variance."
+    text = f"of few {context.unit.plural}, beyond 10 times the median norm, {held}"
+    if values:
+        text += (
+            f" Judge by FVU without outliers, {typeset_number(min(values))} to {typeset_number(max(values))}; it is a "
+            "column of the table of all SAEs."
+        )
+    return [Finding("Outliers:", f"the activations {text}")]
 
 
 def _frequent_features(cells: list[InterpolatedValue], panel: Panel) -> Finding:
@@ -150,7 +193,7 @@ def _frequent_features(cells: list[InterpolatedValue], panel: Panel) -> Finding:
         f"({context.typeset_interval(FREQUENT_METRIC, cell.low, cell.high)})"
         for cell in cells
     ]
-    text = f"of {width:,}: {'; '.join(words)}. {_overlap_sentence(cells) if len(cells) > 1 else ''}"
+    text = f"of {width:,}: {'; '.join(words)}. {_difference_sentences(cells, FREQUENT_METRIC, context)}"
     return Finding(f"{context.metrics[FREQUENT_METRIC]['title']}, at that {panel.fidelity_name},", text.rstrip())
 
 

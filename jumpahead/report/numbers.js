@@ -27,8 +27,8 @@ function withoutExponent(size, digits) { // significant digits
 
 function typesetCount(value) {
   if (!FINITE(value)) return MISSING;
-  if (Math.abs(value - Math.round(value)) < 1e-9 || Math.abs(value) >= 99.95) return Math.round(value).toLocaleString("en");
-  return value.toFixed(1);
+  if (Math.abs(value - Math.round(value)) < 1e-9 || Math.abs(value) >= 99.95) return Math.round(value).toLocaleString("en").replace("-", "−");
+  return value.toFixed(1).replace("-", "−");
 }
 
 function typesetMetric(key, value) {

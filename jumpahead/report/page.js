@@ -27,6 +27,38 @@ function compareCells(a, b, direction) { // numbers by value, words alphabetical
   return Number.isNaN(m) || Number.isNaN(n) ? x.localeCompare(y) : m - n;
 }
 
+// ---------------------------------------------------------------------------------------------- all SAEs as a file
+
+function tableOf(panel) { // a row per SAE, as Frontier.table
+  const metrics = data.metrics.map((one) => one.key), errors = metrics.filter((key) => panel.points.some((point) => point.errors[key] !== undefined));
+  const head = ["site", "width", "series", "setting", "value", "sae_seed", "stream_seed", ...metrics, ...metrics.flatMap((key) =>
+    (panel.points.some((point) => point.intervals[key]) ? [`${key}_low`, `${key}_high`] : [])), ...errors.map((key) => `${key}_se`), "pareto", "path"];
+  const valueOf = (point, column) => {
+    const [, key, end] = /^(.*)_(low|high|se)$/.exec(column) || [];
+    if (METRICS[column]) return point.metrics[column];
+    if (key && METRICS[key]) return end === "se" ? point.errors[key] : (point.intervals[key] || [])[end === "low" ? 0 : 1];
+    const fixed = { site: panel.site, width: panel.width, series: data.series[point.series].name, setting: point.setting.kind, value: point.setting.value,
+      sae_seed: point.seeds[0], stream_seed: point.seeds[1], pareto: point.pareto, path: point.path };
+    return fixed[column];
+  };
+  return [head, ...panel.points.map((point) => head.map((column) => valueOf(point, column)))];
+}
+
+function csvOf(rows) { // RFC 4180; a cell that a spreadsheet would take for a formula is text
+  const cell = (value) => {
+    if (value === null || value === undefined) return "";
+    const text = typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value);
+    return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
+  return rows.map((row) => `${row.map(cell).join(",")}\r\n`).join("");
+}
+
+function downloadCSV(panel) {
+  const url = URL.createObjectURL(new Blob([csvOf(tableOf(panel))], { type: "text/csv" }));
+  element("a", { href: url, download: `${document.title.split(":")[0]}-${panel.site}-${panel.width}.csv`.replaceAll(/[^\w.-]+/g, "_") }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+}
+
 // ---------------------------------------------------------------------------------------------- one panel
 
 function isDrawn(target) { return target.classList.contains("js-plotly-plot"); }
@@ -36,14 +68,16 @@ function setUp(section) {
   if (!panel.points.length) return null;
   panel.points.forEach((point, index) => { point.index = index; });
   panel.curves = seriesCurves(panel);
-  const state = { hidden: new Set(), chosen: null, target: null }, which = section.querySelector(".which");
+  const state = { hidden: new Set(), chosen: null, target: null, crossings: [], shareScale: "root", second: "fvu" };
+  const which = section.querySelector(".which"), over = section.querySelector(".over"), chosen = section.querySelector(".chosen-sae");
   const plots = [...section.querySelectorAll("[data-plot]")];
 
   function draw(target, now = globalThis.Plotly) {
     if (!now) return;
     const kind = target.dataset.plot;
     const shown = which.value.split(",").map((i) => panel.points[Number(i)]);
-    const { traces, layout } = kind === "histogram" ? histogram(panel, shown, state) : scatter(panel, kind, state);
+    const laid = over.value === "" ? null : panel.points[Number(over.value)];
+    const { traces, layout } = kind === "histogram" ? histogram(panel, shown, state, laid) : scatter(panel, kind, state);
     const isNew = !isDrawn(target);
     if (isNew) target.replaceChildren();
     now.react(target, traces, layout, CONFIG);
@@ -61,7 +95,20 @@ function setUp(section) {
       row.querySelector(".pick").setAttribute("aria-pressed", String(isChosen));
     }
     if (state.chosen !== null) which.value = String(state.chosen);
+    describeChosen();
     drawAll();
+  }
+
+  function describeChosen() { // what does not fit beside a mark
+    chosen.hidden = state.chosen === null;
+    if (chosen.hidden) return chosen.replaceChildren();
+    const { title, lines, path } = detailsOf(panel, panel.points[state.chosen]);
+    return chosen.replaceChildren(element("b", {}, title), ...lines.map((text) => element("span", {}, text)), element("code", {}, path));
+  }
+
+  function setShareScale(scale) {
+    state.shareScale = scale;
+    plots.filter((target) => SHARE_OF[target.dataset.plot]).forEach((target) => draw(target));
   }
 
   for (const row of section.querySelectorAll("tr[data-point]"))
@@ -73,7 +120,11 @@ function setUp(section) {
       twin.setAttribute("aria-pressed", String(!state.hidden.has(series)));
     drawAll();
   });
-  which.addEventListener("change", () => draw(section.querySelector("[data-plot=histogram]")));
+  for (const menu of [which, over]) menu.addEventListener("change", () => draw(section.querySelector("[data-plot=histogram]")));
+  const scale = section.querySelector(".share-scale"), second = section.querySelector(".second");
+  scale.addEventListener("change", () => setShareScale(scale.value));
+  second.addEventListener("change", () => { state.second = second.value; draw(section.querySelector("[data-plot=fvu]")); });
+  section.querySelector(".csv").addEventListener("click", () => downloadCSV(panel));
   section.querySelectorAll("table.sortable").forEach(sortTable);
   setUpQuestion(panel, ask, state, drawTarget, choose);
   return { drawAll, draw, plots };
@@ -106,15 +157,17 @@ async function unpackPlotly() { // gzip in base64; the policy admits exactly thi
 }
 
 async function start() {
-  const panels = [...document.querySelectorAll("section[data-panel]")].map(setUp).concat(setUpEfficiency()).filter(Boolean);
+  const panels = [...document.querySelectorAll("section[data-panel]")].map(setUp).concat(setUpTraining(), setUpEfficiency()).filter(Boolean);
   const say = (text) => document.querySelectorAll(".plot .waiting").forEach((node) => { node.textContent = text; });
-  globalThis.jumpahead = { data, answer: (i, key, value) => answerPanel(data.panels[i], data.level, key, value), typesetNumber, typesetPercent, typesetCount };
+  globalThis.jumpahead = { data, answer: (i, key, value) => answerPanel(data.panels[i], data.level, key, value), csv: (i) => csvOf(tableOf(data.panels[i])), typesetNumber, typesetPercent, typesetCount };
+  performance.mark("answered");
   try {
     await unpackPlotly();
   } catch {
     say("This browser cannot unpack the figures (it lacks DecompressionStream); the tables below hold the same numbers.");
     return;
   }
+  performance.mark("unpacked");
   const later = new IntersectionObserver((entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => {
     later.unobserve(entry.target);
     panels.forEach((panel) => { if (panel.plots.includes(entry.target)) panel.draw(entry.target); });
@@ -126,6 +179,7 @@ async function start() {
     redraw();
     panels.forEach((panel) => panel.plots.forEach((target) => globalThis.Plotly.Plots.resize(target)));
   });
+  performance.mark("drawn");
   document.documentElement.dataset.drawn = "true";
 }
 

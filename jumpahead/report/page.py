@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
-from jumpahead.formatting import MISSING, NBSP, ROWS, SampleUnit, sample_unit, typeset_count
-from jumpahead.report import assets
+from jumpahead.formatting import MISSING, ROWS, SampleUnit, typeset_count
+from jumpahead.report import assets, training
 from jumpahead.report.assets import page_script, read_asset
 from jumpahead.report.efficiency import script_data, section_view, stage_colours
-from jumpahead.report.panel import Json, PageContext, Panel
+from jumpahead.report.panel import Json, PageContext, Panel, page_context
 from jumpahead.report.panel_view import panel_data, panel_view
 from jumpahead.report.sanitize import sanitize
 from jumpahead.report.series_style import DASHES, SYMBOLS, series_styles
@@ -26,11 +27,11 @@ from jumpahead.report.tables import DIRECTIONS
 def render_html(frontier: Json, efficiency: Json | None = None) -> str:
     """Return the HTML of the report page; it depends only on the arguments and the installed version of plotly.
 
-    frontier: content of frontier.json, schema jumpahead.frontier/2.
+    frontier: content of frontier.json, schema jumpahead.frontier/3.
     efficiency: content of efficiency.json, schema jumpahead.efficiency/1; None if it was not measured.
     """
     frontier, efficiency = sanitize(frontier), sanitize(efficiency)
-    styles, context = series_styles(frontier["series"]), _context(frontier)
+    styles, context = series_styles(frontier["series"]), page_context(frontier)
     panels = [Panel(panel, i + 1, context) for i, panel in enumerate(frontier["panels"])]
     colours = {f"series-{i}": (style.paper, style.screen) for i, style in enumerate(styles)}
     if efficiency is not None:
@@ -46,32 +47,57 @@ def render_html(frontier: Json, efficiency: Json | None = None) -> str:
         plotly=Markup(assets.plotly().packed),
         taken_ids=assets.plotly().taken_ids,
         styles=[{**one._asdict(), "path": SYMBOLS[one.symbol], "stroke": DASHES[one.dash]} for one in styles],
+        contents=_contents(panels, frontier, efficiency),
+        training=training.choices(frontier, context),
+        progress=_progress_sentence(frontier.get("progress")),
         panels=[panel_view(panel) for panel in panels],
         intervals=_interval_sentences(frontier["interval"], panels, context),
         metrics=[{**one, "direction": DIRECTIONS.get(one["better"], MISSING)} for one in frontier["metrics"]],
         sources=_provenance_texts(frontier),
         efficiency=None if efficiency is None else section_view(efficiency),
         data={
-            "series": [{"title": one.title, "dash": one.dash, "symbol": one.symbol} for one in styles],
+            "series": [
+                {"name": one.name, "title": one.title, "dash": one.dash, "symbol": one.symbol} for one in styles
+            ],
             "metrics": list(context.metrics.values()),  # tojson would sort a dict
             "unit": context.unit._asdict(),
             "level": frontier["interval"]["level"],
             "panels": [panel_data(panel) for panel in panels],
+            "training": training.script_data(frontier, context),
             "efficiency": None if efficiency is None else script_data(efficiency),
         },
     )
 
 
-def _context(frontier: Json) -> PageContext:
-    """Return the data that all sections of the page use: series, metric metadata, confidence level, nouns."""
-    return PageContext(
-        series={one["name"]: i for i, one in enumerate(frontier["series"])},
-        titles={one["name"]: one["title"] for one in frontier["series"]},
-        metrics={one["key"]: one for one in frontier["metrics"]},
-        level=f"{100 * frontier['interval']['level']:g}{NBSP}%",
-        diagnostics=frontier["health"],
-        unit=sample_unit(frontier),
-    )
+class Contents(NamedTuple):
+    """Links to the parts of a panel, or of the rest of the page."""
+
+    title: str
+    """Title of the panel; empty for the rest of the page."""
+    anchor: str
+    """Id of the panel; empty for the rest of the page."""
+    links: list[tuple[str, str]]
+    """(id, title) of each part."""
+
+
+def _contents(panels: list[Panel], frontier: Json, efficiency: Json | None) -> list[Contents]:
+    """Return the table of contents of the page."""
+    parts = [("ask", "What each series costs"), ("figures", "Figures"), ("frequencies", "How often features fire"),
+             ("matched", "At matched L0 and loss"), ("saes", "All SAEs"), ("notes", "Notes")]  # fmt: skip
+    found = []
+    for panel in panels:
+        is_there = {
+            "notes": any(point["notes"] for point in panel.points),
+            "matched": any(panel.json["matched"].values()),
+        }
+        anchor = f"panel-{panel.number}"
+        links = [(f"{anchor}-{key}", title) for key, title in parts if panel.points and is_there.get(key, True)]
+        title = f"{panel.json['site']}, {panel.width:,} features" if len(panels) > 1 else ""
+        found.append(Contents(title, anchor, links))
+    rest = [("training", "Training curves")] if frontier["training"] else []
+    rest += [("efficiency", "What a training step costs")] if efficiency else []
+    rest += [("intervals", "What the intervals cover"), ("metrics", "Metrics"), ("run", "The run")]
+    return [*found, Contents("", "", rest)]
 
 
 def _template() -> jinja2.Template:
@@ -106,6 +132,16 @@ def _subtitle_parts(frontier: Json, unit: SampleUnit) -> list[str]:
     return [*parts, _format_time(str(frontier["created"]))]
 
 
+def _progress_sentence(progress: Json | None) -> str:
+    """Return a sentence on how far an unfinished run is; empty for a finished one."""
+    if not progress:
+        return ""
+    return (
+        f"Not finished: of {progress['saes']} SAEs, {progress['trained']} are trained and {progress['evaluated']} "
+        "evaluated. Run the study again to continue."
+    )
+
+
 def _format_time(text: str) -> str:
     """Return an ISO 8601 time as `2026-11-22 07:47 UTC`; return other text unchanged."""
     try:
@@ -136,8 +172,8 @@ def _interval_sentences(declared: Json, panels: list[Panel], context: PageContex
         "the quantile of Student’s t.",
         " ".join([extent, *declared["narrow"]]),
         f"All SAEs are measured on the same {unit.text}. The difference of two series is therefore more certain than "
-        "each series: intervals may overlap although the difference excludes zero. The answer to a question gives that "
-        "difference, taken replicate by replicate.",
+        "each series: intervals may overlap although the difference excludes zero. Wherever this page compares series, "
+        "it does so by that difference, taken replicate by replicate.",
     ]
 
 

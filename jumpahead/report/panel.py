@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from jumpahead.formatting import SampleUnit, typeset_interval, typeset_metric, typeset_setting
+from jumpahead.formatting import NBSP, SampleUnit, sample_unit, typeset_interval, typeset_metric, typeset_setting
 
 Json = Mapping[str, Any]
 SEED_COLUMN_TITLES = {"sae_seed": "SAE seed", "stream_seed": "stream seed"}
@@ -42,6 +42,18 @@ class PageContext(NamedTuple):
     def share_of(self, key: str) -> str:
         """Return the key of the metric that is the count `key` divided by the width; empty if there is none."""
         return next((share for share, declared in self.metrics.items() if declared["share_of"] == key), "")
+
+
+def page_context(frontier: Json) -> PageContext:
+    """Return the data that all sections of the page use: series, metric metadata, confidence level, nouns."""
+    return PageContext(
+        series={one["name"]: i for i, one in enumerate(frontier["series"])},
+        titles={one["name"]: one["title"] for one in frontier["series"]},
+        metrics={one["key"]: one for one in frontier["metrics"]},
+        level=f"{100 * frontier['interval']['level']:g}{NBSP}%",
+        diagnostics=frontier["health"],
+        unit=sample_unit(frontier),
+    )
 
 
 @dataclass(frozen=True)

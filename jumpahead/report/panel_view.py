@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 from jumpahead.formatting import typeset_exact
 from jumpahead.report.findings import findings, typical_entry
-from jumpahead.report.panel import Panel
-from jumpahead.report.tables import diagnostics_table, matched_tables, sae_row_cells, sae_table_heads
+from jumpahead.report.notes import group_notes, join_labels
+from jumpahead.report.panel import Json, Panel
+from jumpahead.report.tables import Cell, diagnostics_table, matched_tables, sae_row_cells, sae_table_heads
+
+SECOND_METRICS = (
+    "fvu", "fvu_ordinary", "loss_recovered_zero", "loss_recovered_mean", "kl", "cosine", "shrinkage", "f1",
+)  # fmt: skip
+"""Metrics that the second figure of a panel can show against L0."""
 
 
 def panel_view(panel: Panel) -> dict[str, Any]:
     """Return the template values of a panel."""
     context, width, d = panel.context, panel.width, panel.json["d"]
+    heads = sae_table_heads(context)
     return {
         "fidelity": panel.fidelity_name,
         "has_loss": panel.fidelity == "delta_lm_loss",
+        "why_no_loss": _why_no_loss(panel),
         "marks": _marks_explanation(panel),
         "targets": _queryable_metrics(panel),
         "id": f"panel-{panel.number}",
@@ -29,15 +36,38 @@ def panel_view(panel: Panel) -> dict[str, Any]:
             kind: f"{text}; the numbers are in the table of all SAEs below." for kind, text in _alt_texts(panel).items()
         },
         "matched": matched_tables(panel),
-        "columns": sae_table_heads(context),
+        "columns": heads,
+        "seconds": _second_metrics(panel),
         "points": [
-            {"series": panel.series_index(point), "label": label, "rank": i, "cells": sae_row_cells(point, context)}
+            {"series": panel.series_index(point), "label": label, "rank": i, "cells": _row_cells(point, heads, panel)}
             for i, (point, label) in enumerate(zip(panel.points, panel.labels, strict=True))
         ],
         "diagnostics": diagnostics_table(panel),
-        "histograms": _histogram_choices(panel),
+        "histograms": histogram_choices(panel),
         "notes": _notes(panel),
     }
+
+
+def _row_cells(point: Json, heads: list[Cell], panel: Panel) -> list[Cell]:
+    """Return the cells of one SAE, each marked `extra` like the head of its column; heads include the label's."""
+    cells = sae_row_cells(point, panel.context)
+    return [{**cell, "extra": head["extra"]} for cell, head in zip(cells, heads[1:], strict=True)]
+
+
+def _why_no_loss(panel: Panel) -> str:
+    """Return why SAEs are not compared by delta LM loss; empty if they are."""
+    if panel.fidelity == "delta_lm_loss":
+        return ""
+    if panel.json["ce_clean"] is None:
+        return "Without a language model no loss was measured."
+    return "The loss hardly changes with this site set to zero, so that it compares nothing."
+
+
+def _second_metrics(panel: Panel) -> list[dict[str, str]]:
+    """Return {"key", "name"} of the metrics that the second figure can show against L0, FVU first."""
+    declared = panel.context.metrics
+    keys = [key for key in SECOND_METRICS if key in declared and _is_measured(panel, key)]
+    return [{"key": key, "name": declared[key]["title"]} for key in keys]
 
 
 def _queryable_metrics(panel: Panel) -> list[dict[str, str]]:
@@ -70,26 +100,28 @@ def _alt_texts(panel: Panel) -> dict[str, str]:
 def _marks_explanation(panel: Panel) -> str:
     """Return the explanation of bars, marks and lines in the figures."""
     return (
-        f"Bars are {panel.context.level} intervals. Filled marks are Pareto-optimal: no other SAE of the panel is "
-        f"at least as good in both L0 and {panel.fidelity_name}. Point at a mark for its setting, seed, path and "
-        "numbers; choose it to mark that SAE everywhere. The dotted line is the target of the question above."
+        f"Bars are {panel.context.level} intervals. Filled marks are Pareto-optimal on the axes of their figure: no "
+        "other SAE is clearly better on one of them and not clearly worse on the other, by the interval of the paired "
+        "difference and by more than 1 %. Point at a mark for its numbers; choose it for all of them, and to mark that "
+        "SAE everywhere. Dotted lines follow the slider: they are its value, or where each series has it."
     )
 
 
 def _notes(panel: Panel) -> list[dict[str, str]]:
-    """Return the distinct notes on SAEs as {"text", "who"}; `who` lists the labels of the SAEs concerned."""
-    labels: dict[str, list[str]] = defaultdict(list)
-    for point, label in zip(panel.points, panel.labels, strict=True):
-        for note in point["notes"]:
-            labels[str(note)].append(label)
+    """Return the notes on SAEs as {"text", "who"}, grouped by their words; `who` lists the SAEs concerned."""
+    labelled = zip(panel.points, panel.labels, strict=True)
+    groups = group_notes((label, str(note)) for point, label in labelled for note in point["notes"])
     count = len(panel.points)
     return [
-        {"text": text, "who": "every SAE of this panel" if len(who) == count > 1 else "; ".join(who)}
-        for text, who in labels.items()
+        {
+            "text": group.text,
+            "who": "every SAE of this panel" if len(group.labels) == count > 1 else join_labels(group.labels),
+        }
+        for group in groups
     ]
 
 
-def _histogram_choices(panel: Panel) -> list[dict[str, Any]]:
+def histogram_choices(panel: Panel) -> list[dict[str, Any]]:
     """Return the menu of the firing-frequency histogram as {"label", "points"}; `points` are indices of SAEs.
 
     A choice shows either the SAE of each series nearest to one L0, or a single SAE.
@@ -125,6 +157,7 @@ def panel_data(panel: Panel) -> dict[str, Any]:
     entry = typical_entry(panel.json["matched"][panel.fidelity])
     return {
         "fidelity": panel.fidelity,
+        "site": str(panel.json["site"]),
         "width": panel.width,
         "suggestion": entry["value"] if entry else None,
         "points": [
@@ -138,6 +171,7 @@ def panel_data(panel: Panel) -> dict[str, Any]:
                 "weights": point.get("seed_weights"),  # per replicate, among the SAEs of the same sparsity setting
                 "path": str(point["path"]),
                 "pareto": point["pareto"],
+                "pareto_in": point["pareto_in"],
                 "metrics": point["metrics"],
                 "errors": point["standard_errors"],
                 "intervals": point["intervals"],

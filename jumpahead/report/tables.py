@@ -19,15 +19,20 @@ DIRECTIONS = {"lower": "lower", "higher": "higher", "one": "nearer to 1"}
 NEVER_CONVERGED_VALUE = 2
 """Sort value of SAEs whose L0 did not converge: larger than any share of training (≤ 1)."""
 
+MAIN_METRICS = ("loss_recovered_zero", "fvu_ordinary")
+"""Metrics, beside those on curves, that the table of all SAEs shows without being asked for all columns."""
 Cell = dict[str, Any]
 """Template values of a head or of a body cell, see `column_head` and `make_cell`."""
 Column = tuple[Cell, Callable[[Json], Cell]]
 """The head of a column, and a function from the JSON of an SAE to the cell of the SAE."""
 
 
-def column_head(short: str, unit: str = "", tip: str = "", *, is_word: bool = False) -> Cell:
-    """Return the head of a column: short title, unit, tooltip. is_word: cells contain words, not numbers."""
-    return {"short": short, "unit": unit, "tip": tip, "word": is_word}
+def column_head(short: str, unit: str = "", tip: str = "", *, is_word: bool = False, is_extra: bool = False) -> Cell:
+    """Return the head of a column: short title, unit, tooltip.
+
+    is_word: cells contain words, not numbers. is_extra: the column is shown only with all columns.
+    """
+    return {"short": short, "unit": unit, "tip": tip, "word": is_word, "extra": is_extra}
 
 
 def make_cell(
@@ -51,7 +56,8 @@ def metric_head(declared: Json, context: PageContext) -> Cell:
     same = [each for each in context.metrics.values() if all(each[key] == declared[key] for key in ("short", "unit"))]
     if len(same) > 1:
         unit = declared["title"].partition(", ")[2] or unit
-    return column_head(declared["short"], unit, _metric_tooltip(declared))
+    is_extra = declared["curve"] is None and declared["key"] not in MAIN_METRICS
+    return column_head(declared["short"], unit, _metric_tooltip(declared), is_extra=is_extra)
 
 
 def _metric_tooltip(declared: Json) -> str:
@@ -139,6 +145,7 @@ CONVERGED: Column = (
     column_head(
         "converged", "share of training",
         "The share of training after which L0, averaged over 5 % of the run, stayed within 3 % of the requested one",
+        is_extra=True,
     ),
     _converged_cell,
 )  # fmt: skip
@@ -149,22 +156,28 @@ def _columns_after_metrics(context: PageContext) -> list[Column]:
     plural = context.unit.plural
     seen = f"{plural[0].upper()}{plural[1:]} seen in training"
     return [
-        (column_head("trained with", "", "The penalty’s weight λ, or the number of features k"), _coefficient_cell),
+        (
+            column_head("trained with", "", "The penalty’s weight λ, or the number of features k", is_extra=True),
+            _coefficient_cell,
+        ),
         *(
-            (column_head(words), lambda point, key=key: make_cell(point[key]))
+            (column_head(words, is_extra=True), lambda point, key=key: make_cell(point[key]))
             for key, words in SEED_COLUMN_TITLES.items()
         ),
-        (column_head("trained on", plural, f"{seen}, repeats counted"), _training_cell("tokens")),
-        (column_head("distinct", plural, f"{seen}, each counted once"), _training_cell("distinct_tokens")),
+        (column_head("trained on", plural, f"{seen}, repeats counted", is_extra=True), _training_cell("tokens")),
         (
-            column_head("training", "seconds", "Time of training; SAEs trained side by side share it"),
+            column_head("distinct", plural, f"{seen}, each counted once", is_extra=True),
+            _training_cell("distinct_tokens"),
+        ),
+        (
+            column_head("training", "seconds", "Time of training; SAEs trained side by side share it", is_extra=True),
             _training_cell("seconds"),
         ),
         (
-            column_head("pareto", "", "No other SAE of the panel is at least as good in both L0 and fidelity"),
+            column_head("Pareto", "", "No other SAE is clearly better in L0 or fidelity and as good in both"),
             _pareto_cell,
         ),
-        (column_head("path", "in the run’s folder", "The SAE’s folder", is_word=True), _path_cell),
+        (column_head("path", "in the run’s folder", "The SAE’s folder", is_word=True, is_extra=True), _path_cell),
     ]
 
 
@@ -220,7 +233,11 @@ def _matched_table(panel: Panel, by: str, entries: list[Json]) -> dict[str, Any]
     keys = [key for key, one in context.metrics.items() if key in present and one["format"] != "share"]
     return {
         "title": f"At matched {context.metrics[by]['name']}",
-        "lead": f"Interpolated on each measured curve, with {context.level} intervals; nothing is extrapolated.",
+        "lead": (
+            f"Interpolated on each measured curve, with {context.level} intervals; nothing is extrapolated. Beneath L0 "
+            f"and {panel.fidelity_name}, +: how much more than the series with the least, with the interval of the "
+            "paired difference."
+        ),
         "by": metric_head(context.metrics[by], context),
         "columns": [
             *(metric_head(context.metrics[key], context) for key in keys),
@@ -246,10 +263,22 @@ def _matched_row(row: Json, keys: list[str], by: str, panel: Panel) -> dict[str,
         estimate, share = row["metrics"].get(key) or {}, row["metrics"].get(context.share_of(key)) or {}
         interval = context.typeset_interval(key, estimate.get("low"), estimate.get("high"))
         portion = typeset_percent(share["value"]) if share else ""
-        lines = [line for line in (interval, portion) if line]
+        lines = [line for line in (interval, portion, _difference_text(row, key, panel)) if line]
         row_cells.append({"text": context.typeset(key, estimate.get("value")), "lines": lines})
     row_cells.append({"text": typeset_setting(row["setting"]), "lines": []})
     return {"series": series, "outside": "", "cells": row_cells}
+
+
+def _difference_text(row: Json, key: str, panel: Panel) -> str:
+    """Return how much more a series has than the one with the least, as text; empty if it is that series.
+
+    Only of the metrics that compare series: L0 and the fidelity metric.
+    """
+    more = row["more"].get(key)
+    if more is None or key not in ("l0", panel.fidelity):
+        return ""
+    interval = panel.context.typeset_interval(key, more["low"], more["high"])
+    return f"+{panel.context.typeset(key, more['value'])}" + (f" ({interval})" if interval else "")
 
 
 def _out_of_range_text(row: Json, by: str, panel: Panel) -> str:

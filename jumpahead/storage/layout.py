@@ -14,6 +14,7 @@ runs/NAME/                      RunPaths(folder)
   set_aside/                    SAEs, checkpoints and evaluations of studies with other inputs (set_aside.py)
   evaluation_state/             sums of an interrupted evaluation
   frontier.json  efficiency.json  report.html  features/
+  figures/                      figures for a paper, <site>-<width>-<figure>.pdf and .png
 """
 
 from __future__ import annotations
@@ -228,6 +229,15 @@ class RunPaths:
     def report(self) -> Path:
         """Return the path of the HTML report."""
         return self.folder / "report.html"
+
+    @property
+    def figures(self) -> Path:
+        """Return the folder of figures for a paper."""
+        return self.folder / "figures"
+
+    def figure(self, site: str, width: int, name: str, suffix: str) -> Path:
+        """Return the path of a figure of the SAEs of one site and width. name: such as figure-2. suffix: pdf or png."""
+        return self.figures / f"{require_safe_name(site)}-{width}-{name}.{suffix}"
 
     @property
     def features(self) -> Path:

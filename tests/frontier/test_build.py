@@ -10,11 +10,12 @@ import pytest
 
 from jumpahead.errors import ArtefactError
 from jumpahead.frontier import Frontier, build_frontier
-from jumpahead.frontier.build import SEED_COVERAGE, pareto_flags
+from jumpahead.frontier.build import SEED_COVERAGE
 from jumpahead.frontier.curve import estimate_with_interval
+from jumpahead.frontier.pareto import pareto_flags
 from jumpahead.frontier.seeds import seed_weights
 from jumpahead.metrics import METRICS, count_key_by_share, curve_metrics
-from jumpahead.storage.packed_numbers import unpack_numbers
+from jumpahead.storage.packed_numbers import pack_numbers, unpack_numbers
 from tests.frontiers import Example, evaluation, example, keywords, write
 
 
@@ -27,9 +28,9 @@ def test_schema(small):
     data = build_frontier(small.evaluations, **small.keywords)
     assert list(data) == [
         "schema", "name", "created", "lm", "text", "metrics", "health", "series", "interval", "panels", "study",
-        "manifest",
+        "manifest", "training", "progress",
     ]  # fmt: skip
-    assert data["schema"] == "jumpahead.frontier/2"
+    assert data["schema"] == "jumpahead.frontier/3"
     undefined = ("f1", "fvu_ordinary", "outlier_variance")  # no true features, no outliers
     assert [metric["key"] for metric in data["metrics"]] == [key for key in METRICS if key not in undefined]
     assert data["interval"] == {"level": 0.95, "covers": "text", "replicates": 40, "narrow": []}
@@ -40,7 +41,7 @@ def test_schema(small):
     for point in panel["points"]:
         assert set(point) == {
             "series", "setting", "label", "sae_seed", "stream_seed", "path", "metrics", "standard_errors",
-            "intervals", "bootstrap", "sparsity_coefficient", "pareto", "notes", "training", "histogram",
+            "intervals", "bootstrap", "sparsity_coefficient", "pareto", "pareto_in", "notes", "training", "histogram",
             "requested", "converged_after", "health", "training_warnings",
         }  # fmt: skip
         assert set(point["intervals"]) == {*curve_metrics(), *count_key_by_share()} - {"f1"}
@@ -118,7 +119,7 @@ def at(*pairs):
 
 def test_pareto_by_hand():
     def pareto(points):
-        return pareto_flags(points, "delta_lm_loss")
+        return pareto_flags(points, ("l0", "delta_lm_loss"))
 
     assert pareto(at((4, 0.5), (5, 0.5), (8, 0.3), (7, 0.3), (9, 0.1), (9, 0.2))) == [
         True, False, False, True, True, False,
@@ -126,6 +127,68 @@ def test_pareto_by_hand():
     assert pareto(at((4, 0.5), (4, 0.5))) == [True, True]  # neither beats the other
     assert pareto(at((4, None), (5, 0.5), (float("nan"), 0.1))) == [False, True, False]
     assert pareto([]) == []
+
+
+def test_pareto_is_by_intervals_of_paired_differences():
+    def saes(*rows):
+        return [
+            {
+                "metrics": {"l0": l0, "delta_lm_loss": loss},
+                "bootstrap": {"delta_lm_loss": pack_numbers(np.array(losses)), "l0": pack_numbers(np.full(4, l0))},
+            }
+            for l0, loss, losses in rows
+        ]
+
+    def pareto(*rows):
+        return pareto_flags(saes(*rows), ("l0", "delta_lm_loss"))
+
+    # L0 4.00 is no sparser than 4.03: only the loss counts, and its difference excludes zero although ranges overlap.
+    assert pareto((4.0, 0.52, [0.42, 0.52, 0.62, 0.52]), (4.03, 0.50, [0.4, 0.5, 0.6, 0.5])) == [False, True]
+    # The losses differ by more than their replicates do: neither is better.
+    assert pareto((4.0, 0.52, [0.6, 0.5, 0.5, 0.48]), (4.03, 0.50, [0.4, 0.5, 0.6, 0.5])) == [True, True]
+    # 4 % more features for a loss that may be equal.
+    assert pareto((4.0, 0.52, [0.6, 0.5, 0.5, 0.48]), (4.16, 0.50, [0.4, 0.5, 0.6, 0.5])) == [True, False]
+
+
+def test_every_figure_has_its_own_pareto_set():
+    saes = [evaluation(l0=4, loss=0.5, above_10=9, fvu=0.3), evaluation(l0=8, loss=0.3, above_10=2, fvu=0.4),
+            evaluation("topk", l0=8, loss=0.4, above_10=1, fvu=0.35)]  # fmt: skip
+    points = build_frontier(saes, **keywords("jumprelu", "topk"))["panels"][0]["points"]
+    assert [point["pareto"] for point in points] == [True, True, False]
+    flags = {key: [point["pareto_in"][key] for point in points] for key in points[0]["pareto_in"]}
+    assert flags == {
+        "delta_lm_loss": [True, True, False], "fvu": [True, False, False],
+        "above_10pct": [False, True, True], "above_1pct": [False, True, False],
+    }  # fmt: skip
+
+
+def test_a_loss_that_does_not_rise_when_the_site_is_zero_compares_nothing():
+    def saes(zero):
+        found = [evaluation(name, l0=l0, loss=1 / l0, fvu=0.9 / l0, error=0.02)
+                 for name in ("jumprelu", "topk") for l0 in (4, 8)]  # fmt: skip
+        for one in found:
+            one["metrics"] |= {"ce_clean": 8.33, "ce_zero": zero}
+        return Frontier(build_frontier(found, **keywords("jumprelu", "topk")))
+
+    assert saes(8.31).data["panels"][0]["fidelity"] == "fvu"
+    assert saes(8.36).data["panels"][0]["fidelity"] == "fvu"  # 0.03 is less than two standard errors
+    assert saes(8.38).data["panels"][0]["fidelity"] == "delta_lm_loss"
+    reason = saes(8.31).ask(delta_loss=0.2).panels[0].recommendation.reason
+    assert reason.endswith("Setting the site to zero hardly changes the loss: compare by FVU.")
+    assert "hardly" not in saes(8.31).ask(fvu=0.2).panels[0].recommendation.reason
+    assert "hardly" not in saes(9.0).ask(delta_loss=0.2).panels[0].recommendation.reason
+
+
+def test_matched_tables_have_paired_differences_to_the_least():
+    ups = {"delta_lm_loss": [0.4, 0.5, 0.6, 0.5]}
+    saes = [evaluation(l0=4, loss=0.5, above_10=3, replicates=ups), evaluation(l0=16, loss=0.2, above_10=3)]
+    other = {"delta_lm_loss": [0.42, 0.52, 0.62, 0.52]}
+    saes += [evaluation("topk", l0=4, loss=0.52, above_10=5, replicates=other), evaluation("topk", l0=16, loss=0.3)]
+    jumprelu, topk = build_frontier(saes, **keywords("jumprelu", "topk"))["panels"][0]["matched"]["l0"][0]["rows"]
+    assert jumprelu["metrics"]["delta_lm_loss"]["high"] > topk["metrics"]["delta_lm_loss"]["low"]
+    assert jumprelu["more"] == {}
+    assert topk["more"]["delta_lm_loss"] == pytest.approx({"value": 0.02, "low": 0.02, "high": 0.02}, abs=1e-4)
+    assert topk["more"]["above_10pct"]["value"] == 2
 
 
 # ---------------------------------------------------------------------------------------------- matched tables

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import torch
 from typer.testing import CliRunner
 
 import jumpahead
+from jumpahead import api
 from jumpahead.activations.origins.live import Live
 from jumpahead.cli import app
 from jumpahead.diagnostics import final_diagnostics, l0_convergence, training_warnings
@@ -935,3 +937,63 @@ def test_tables_are_checked_as_a_file_is(study_file, tmp_path):
     with pytest.raises(StudyError, match=r"^run: 'lm.model' names .* a folder without a config.json"):
         jumpahead.run(tables, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------------------------------------- unfinished runs
+
+
+def test_a_run_that_is_not_finished_answers_with_what_it_has(study_file, finished, copied, capsys):
+    """Two of six SAEs are evaluated: as after Ctrl-C while evaluating."""
+    kept = sorted(copied.rglob("evaluation.json"))
+    for path in kept[2:]:
+        path.unlink()
+    for name in ("frontier.json", "report.html"):
+        (copied / name).unlink()
+    answer = api.ask(copied, fvu=0.9)
+    assert answer.covers.startswith("Not finished: of 6 SAEs, 6 are trained and 2 evaluated.")
+    api.show(copied)
+    shown = capsys.readouterr().out
+    assert "6 are trained and 2 evaluated" in shown
+    assert "trained so far" in shown
+    assert f"`jumpahead run {copied / 'study.toml'} --out {copied}` continues." in shown.replace("\n", " ")
+    assert not (copied / "frontier.json").exists()  # asking and showing write nothing
+    page = api.report(copied).read_text()
+    assert "6 are trained and 2 evaluated" in page
+    run(study_file, copied)
+    one, other = (json.loads((folder / "frontier.json").read_text()) for folder in (copied, finished))
+    assert (one["panels"], one["training"], one["progress"]) == (other["panels"], other["training"], None)
+    assert api.ask(copied, fvu=0.9).covers == api.ask(finished, fvu=0.9).covers
+
+
+def test_an_evaluation_of_another_study_is_not_mixed_in(study_file, copied):
+    """The run goes on with other inputs, and nothing of them is evaluated: the last frontier is what there is."""
+    loaded = load(study_file, ["evaluate.tokens=800"])
+    (copied / "study.toml").write_text(to_toml(loaded))
+    assert api.load_frontier(copied).progress is None
+    (copied / "frontier.json").unlink()
+    with pytest.raises(
+        ArtefactError, match=r"no SAE is evaluated yet, 6 of 6 are trained\. `jumpahead run .*continues"
+    ):
+        api.ask(copied, fvu=0.9)
+
+
+def test_a_run_stopped_while_training_shows_how_far_it_is(study_file, tmp_path, monkeypatch, capsys):
+    folder, steps = tmp_path / "small", []
+
+    def stop(*arguments, **options):
+        steps.append(0)
+        if len(steps) == 60:
+            signal.raise_signal(signal.SIGINT)
+        return advance(*arguments, **options)
+
+    advance = training_loop.advance_job
+    monkeypatch.setattr(training_loop, "advance_job", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(study_file, folder)
+    with pytest.raises(ArtefactError, match="no SAE is evaluated yet, 0 of 6 are trained"):
+        api.ask(folder, fvu=0.9)
+    api.show(folder)
+    shown = capsys.readouterr().out
+    assert "of 6 SAEs, 0 are trained and 0 evaluated" in shown
+    assert re.search(r"TopK, k = 3 +10 +30 +3(\.00)? ", shown)
+    assert "0 are trained and 0 evaluated" in api.report(folder).read_text()

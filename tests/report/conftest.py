@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -145,9 +146,11 @@ def save(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """Headless chromium; where there is none, the tests that need it are skipped and say so."""
+    """Headless chromium; where there is none, the tests that need it are skipped, or fail with BROWSER=required."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="the page's behaviour is not tested: no playwright")
     path = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+    if path is None and os.environ.get("BROWSER") == "required":
+        pytest.fail("BROWSER=required, and there is no chromium (Debian: apt-get install chromium)")
     if path is None:
         pytest.skip("the page's behaviour is not tested: no chromium (Debian: apt-get install chromium)")
     with sync_api.sync_playwright() as playwright:

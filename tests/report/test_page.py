@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from collections.abc import Callable
@@ -116,29 +117,69 @@ def test_points_are_the_saes(page: Any, invented: Json) -> None:
     assert jumprelu["y"] == [p["metrics"]["delta_lm_loss"] for p in points]
     shares = traces(page, "above_10pct")[0]
     assert shares["x"] == jumprelu["y"]
-    assert shares["y"] == pytest.approx([100 * p["metrics"]["above_10pct"] / 4096 for p in points])
-    is_pareto = {p["path"]: p["pareto"] for p in invented["panels"][0]["points"]}
-    gated = traces(page, "delta_lm_loss")[1]
-    assert sorted(gated["symbol"]) == sorted(
-        "square" if is_best else "square-open" for path, is_best in is_pareto.items() if "gated" in path
-    )
-    assert {"square", "square-open"} == set(gated["symbol"])  # both kinds are in this example
+    percent = [100 * p["metrics"]["above_10pct"] / 4096 for p in points]
+    assert shares["y"] == pytest.approx([value**0.5 for value in percent])
+    page.select_option("select.share-scale", "linear")
+    assert traces(page, "above_10pct")[0]["y"] == pytest.approx(percent)
+    page.select_option("select.share-scale", "root")
 
 
-def test_hovering_a_point_names_its_setting_seed_and_path(page: Any) -> None:
+def test_filled_marks_are_pareto_optimal_on_the_axes_of_their_figure(page: Any, invented: Json) -> None:
+    seen = set()
+    for plot in PLOTS:
+        for trace, name in zip(traces(page, plot), ("jumprelu", "gated", "topk"), strict=True):
+            own = [p for p in invented["panels"][0]["points"] if p["series"] == name]
+            own.sort(key=lambda p: p["metrics"]["l0"])
+            filled = [not symbol.endswith("-open") for symbol in trace["symbol"]]
+            assert filled == [p["pareto_in"][plot] for p in own]
+            seen |= {(plot, is_filled) for is_filled in filled}
+    assert len(seen) >= 7  # filled and open marks in at least three of the four figures
+
+
+def test_shares_have_no_negative_axis_and_can_be_read_near_zero(page: Any) -> None:
+    axis = "document.querySelector(`[data-plot=${k}]`)._fullLayout.yaxis"
+    read = f"k => [{axis}.tickvals, {axis}.ticktext]"
+    for scale in ("linear", "root"):
+        page.select_option("select.share-scale", scale)
+        places, texts = page.evaluate(read, "above_10pct")
+        assert places[0] == 0
+        assert len(places) == len(texts) >= 4
+        assert texts[0] == "0\u00a0%"
+        assert not [text for text in texts if "-" in text or "−" in text]
+    assert [float(text.split("\u00a0")[0]) ** 0.5 for text in texts] == pytest.approx(places)
+
+
+def test_the_second_figure_shows_loss_recovered(page: Any, invented: Json) -> None:
+    points = [p for p in invented["panels"][0]["points"] if p["series"] == "jumprelu"]
+    page.select_option("select.second", "loss_recovered_zero")
+    assert traces(page, "fvu")[0]["y"] == [p["metrics"]["loss_recovered_zero"] for p in points]
+    assert "against zero ablation" in page.locator("[data-plot=fvu] .ytitle").text_content()
+    page.select_option("select.second", "fvu")
+    assert traces(page, "fvu")[0]["y"] == [p["metrics"]["fvu"] for p in points]
+
+
+def test_hovering_a_point_says_little_and_choosing_it_all(page: Any) -> None:
     point = page.locator("[data-plot=delta_lm_loss] .scatterlayer .trace").first.locator(".point").nth(2)
     point.scroll_into_view_if_needed()
     box = point.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.wait_for_selector("[data-plot=delta_lm_loss] .hoverlayer .hovertext")
     text = page.locator("[data-plot=delta_lm_loss] .hoverlayer").text_content()
+    assert text.startswith("JumpReLU, l0 = 16L0 16.3delta loss 0.231 (")
+    size = page.locator("[data-plot=delta_lm_loss] .hoverlayer .hovertext path").bounding_box()
+    plot = page.locator("[data-plot=delta_lm_loss]").bounding_box()
+    assert size["width"] * size["height"] < plot["width"] * plot["height"] / 8
+    page.mouse.move(0, 0)
+    page.locator(".saes .pick", has_text="JumpReLU, l0 = 16").click()
+    chosen = page.locator(".chosen-sae").inner_text()
     for part in (
-        "JumpReLU, l0 = 16", "delta LM loss 0.231 nats per token (", "L0 16.3 features per token",
+        "delta LM loss 0.231 nats per token (", "L0 16.3 features per token",
         "9 of 4,096 features above 10 %, 0.22\u00a0%", "seed 0, stream seed 0; trained with λ = 0.000188",
         "saes/layers.1.residual/4096/jumprelu/l0-16_seed-0",
     ):  # fmt: skip
-        assert part in text
-    page.mouse.move(0, 0)
+        assert part in chosen
+    page.locator(".saes .pick", has_text="JumpReLU, l0 = 16").click()
+    assert not page.locator(".chosen-sae").is_visible()
 
 
 def test_the_legend_hides_a_series_everywhere(page: Any) -> None:
@@ -154,7 +195,7 @@ def test_the_legend_hides_a_series_everywhere(page: Any) -> None:
 def test_choosing_an_sae_marks_it_everywhere(page: Any) -> None:
     page.locator(".pick", has_text="TopK, k = 8").last.click()
     assert page.locator("tr.chosen").count() == 1
-    assert "topk/k-8_seed-0" in page.locator("tr.chosen").inner_text()
+    assert "topk/k-8_seed-0" in page.locator("tr.chosen").text_content()
     for plot in PLOTS:
         sizes = [one["size"] for one in traces(page, plot)]
         assert [size.count(15) for size in sizes] == [0, 0, 1]
@@ -171,6 +212,18 @@ def test_the_histogram_shows_what_is_selected(page: Any, invented: Json) -> None
     point = next(p for p in invented["panels"][0]["points"] if p["path"].endswith("jumprelu/l0-8_seed-0"))
     assert drawn["x"] == pytest.approx([100 * 10**edge for edge in point["histogram"]["log10_edges"]])
     assert drawn["y"][:-1] == [max(n, 0.5) for n in point["histogram"]["counts"]]
+
+
+def test_any_two_histograms_lie_over_each_other(page: Any) -> None:
+    page.select_option("select.which", label="JumpReLU, l0 = 8")
+    page.select_option("select.over", label="JumpReLU, l0 = 32")
+    below, above = traces(page, "histogram")
+    assert [below["name"], above["name"]] == ["JumpReLU, l0 = 8", "JumpReLU, l0 = 32"]
+    assert below["color"] != above["color"]
+    assert below["dash"] != above["dash"]
+    assert page.locator("[data-plot=histogram] .legendtext").all_text_contents() == [below["name"], above["name"]]
+    page.select_option("select.over", "")
+    assert len(traces(page, "histogram")) == 1
 
 
 def test_dark_screens_get_their_own_colours(visit: Any, make: Any) -> None:
@@ -290,6 +343,7 @@ def test_without_a_language_model_everything_is_by_fvu(visit: Any, make: Any) ->
     assert "Share of features active on more than 10 % of rows, against FVU" in page.content()
     hover = page.evaluate("[...document.querySelector('[data-plot=fvu]').data[0].hovertext][0]")
     assert "FVU 0.4" in hover
+    assert "Without a language model no loss was measured" in shown
     assert "delta" not in hover
     nothing_heard(page)
     page.close()
@@ -307,6 +361,60 @@ def test_the_ask_box_answers_in_words(page: Any) -> None:
     assert page.input_value("input[name=value]") == "0.47"
     shapes = "document.querySelector('[data-plot=delta_lm_loss]').layout.shapes.map(s => [s.y0, s.y1])"
     assert page.evaluate(shapes) == [[0.47, 0.47]]
+
+
+def test_the_slider_moves_a_line_through_all_figures(page: Any, invented: Json) -> None:
+    page.select_option("select[name=target]", "delta_lm_loss")
+    losses = [p["metrics"]["delta_lm_loss"] for p in invented["panels"][0]["points"]]
+    slide = page.locator("input.slide")
+    lines = "k => (document.querySelector(`[data-plot=${k}]`).layout.shapes || []).map(s => [s.x0, s.x1, s.y0, s.y1])"
+
+    def to(step: int) -> float:
+        slide.evaluate("(s, v) => { s.value = v; s.dispatchEvent(new Event('input')); }", step)
+        page.wait_for_timeout(100)
+        return float(page.input_value("input[name=value]"))
+
+    assert to(0) == min(losses)
+    assert to(1000) == max(losses)
+    value = to(700)
+    assert min(losses) < value < max(losses)
+    assert slide.get_attribute("aria-valuetext") == f"delta LM loss {value:g}"
+    assert page.evaluate(lines, "delta_lm_loss") == [[0, 1, value, value]]
+    assert page.evaluate(lines, "above_10pct") == page.evaluate(lines, "above_1pct") == [[value, value, 0, 1]]
+    answer = Frontier(invented).ask(delta_loss=value).panels[0].series
+    expected = [crossing.metrics["l0"].value for series in answer for crossing in series.crossings]
+    assert [x0 for x0, *_ in page.evaluate(lines, "fvu")] == pytest.approx(expected)
+    assert answer[0].crossings[0].nearest["path"] in page.locator(".answer").inner_text()
+    page.fill("input[name=value]", str(min(losses)))
+    assert slide.input_value() == "0"
+    page.select_option("select[name=target]", "l0")
+    value = to(500)
+    assert page.evaluate(lines, "delta_lm_loss") == page.evaluate(lines, "fvu") == [[value, value, 0, 1]]
+    assert len(page.evaluate(lines, "above_10pct")) == 3  # where each series has it
+    slide.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(100)
+    assert float(page.input_value("input[name=value]")) >= value
+    page.select_option("select[name=target]", "delta_lm_loss")
+
+
+def test_an_sae_that_is_no_better_than_the_mean_is_not_recommended(visit: Any, make: Any) -> None:
+    """As `jumpahead ask` does where SAEs are compared by FVU."""
+    without = dict.fromkeys(("delta_lm_loss", "ce_clean", "ce_zero", "ce_mean"))
+    evaluations = [make.evaluation(s, l0, **without, fvu=[1.2, 0.9][s] - l0 / 100) for s in (0, 1) for l0 in (4.0, 8.0)]
+    data = make.build(evaluations, lm={"name": None})
+    page = visit(data)
+    text, best = ask(page, "l0", "6"), Frontier(data).ask(l0=6).panels[0].recommendation
+    assert best.series == "gated"
+    assert "JumpReLU has FVU 1.14, no better than the mean activation" in best.reason
+    assert "Only Gated qualifies. JumpReLU is left out: FVU 1.14, no better than the mean activation." in text
+    page.close()
+    data = make.build(evaluations[:2], lm={"name": None})
+    page = visit(data)
+    assert "No series qualifies. JumpReLU is left out: FVU 1.14" in ask(page, "l0", "6")
+    assert Frontier(data).ask(l0=6).panels[0].recommendation.series is None
+    nothing_heard(page)
+    page.close()
 
 
 def test_a_number_of_features_may_be_a_share(page: Any) -> None:
@@ -351,6 +459,122 @@ def test_tables_sort_by_any_column(page: Any, make: Any) -> None:
     assert column.get_attribute("aria-sort") == "descending"
     page.locator(".saes thead th .sort").first.click()
     assert rows.first.inner_text().strip().startswith("JumpReLU, l0 = 4")
+
+
+def test_the_table_of_all_saes_shows_the_rest_when_asked(page: Any) -> None:
+    heads, table = page.locator(".saes thead th:visible"), page.locator(".saes .scroll")
+    assert heads.count() < 13
+    assert page.evaluate("s => s.scrollWidth <= s.clientWidth", table.element_handle())
+    page.locator(".all-columns").check()
+    assert heads.count() == page.locator(".saes thead th").count() > 20
+    page.locator(".all-columns").uncheck()
+
+
+def test_the_csv_of_the_page_is_that_of_the_frontier(page: Any, invented: Json) -> None:
+    mine = list(csv.DictReader(page.evaluate("jumpahead.csv(0)").splitlines()))
+    theirs = list(csv.DictReader(Frontier(invented).to_csv().splitlines()))
+    assert list(mine[0]) == list(theirs[0])
+    numbers = [key for key in theirs[0] if key not in ("site", "series", "setting", "pareto", "path")]
+    for one, other in zip(mine, theirs, strict=True):
+        assert [one[key] for key in ("series", "pareto", "path")] == [
+            other[key] for key in ("series", "pareto", "path")
+        ]
+        for key in numbers:
+            assert one[key] == other[key] or float(one[key]) == pytest.approx(float(other[key])), key
+    with page.expect_download() as download:
+        page.locator("button.csv").click()
+    assert download.value.suggested_filename == "invented-layers.1.residual-4096.csv"
+    page.heard["requests"] = [url for url in page.heard["requests"] if not url.startswith("blob:")]
+    nothing_heard(page)
+
+
+def test_every_control_has_a_name_and_can_be_reached_by_keyboard(page: Any) -> None:
+    nameless = """[...document.querySelectorAll('main button, main input, main select')].filter((one) =>
+        !(one.ariaLabel || one.textContent.trim() || (one.labels && one.labels.length))).map((one) => one.outerHTML)"""
+    assert page.evaluate(nameless) == []
+    reachable = "document.querySelectorAll('main button, main input, main select, .scroll')"
+    assert page.evaluate(f"[...{reachable}].filter((one) => one.tabIndex < 0).length") == 0
+    assert page.evaluate("[...document.querySelectorAll('[role=img]')].every(one => one.ariaLabel)")
+    page.locator("select.share-scale").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('select.share-scale').value === 'linear'")
+    page.select_option("select.share-scale", "root")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_runs_out_of_the_page(visit: Callable[..., Any], make: Any, width: int, scheme: str) -> None:
+    page = visit(make.build(make.sweep()), color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
+    until(page, f"document.documentElement.scrollWidth === {width}")
+    outside = """width => [...document.querySelectorAll('main *:not(.scroll *):not(.plot *):not(svg *)')]
+        .filter((one) => {
+            const box = one.getBoundingClientRect();
+            return box.width && box.height && (box.right > width + 1 || box.left < -1);
+        }).map((one) => one.outerHTML.slice(0, 90))"""
+    assert page.evaluate(outside, width) == []
+    nothing_heard(page)
+    page.close()
+
+
+def test_contents_lead_to_every_part(page: Any) -> None:
+    links = page.locator("nav a")
+    assert links.count() == 8
+    for i in range(links.count()):
+        links.nth(i).click()
+        id = links.nth(i).get_attribute("href").removeprefix("#")
+        top = page.evaluate("id => document.getElementById(id).getBoundingClientRect().top", id)
+        assert -5 <= top < 900, id
+    assert [url for url in page.heard["requests"] if not url.startswith("file:")] == []
+
+
+def test_training_curves_are_drawn(visit: Callable[..., Any], make: Any) -> None:
+    lines = {"step": [1, 2, 4], "l0": [300, 40, 8.5], "fvu": [0.9, 0.5, 0.3]}
+    theta = {
+        "step": [2, 4], "theta_05": [0.1, 0.11], "theta_25": [0.2, 0.21], "theta_50": [0.3, 0.31],
+        "theta_75": [0.4, 0.41], "theta_95": [0.5, 0.51],
+    }  # fmt: skip
+    record = {"site": "layers.1.residual", "width": 4096, "sae_seed": 0, "stream_seed": 0, "steps": 9, "lines": lines}
+    training = [
+        {**record, "series": "jumprelu", "label": "l0 = 8", "path": "saes/layers.1.residual/4096/jumprelu/l0-8_seed-0",
+         "thresholds": theta},
+        {**record, "series": "topk", "label": HOSTILE, "path": "elsewhere", "thresholds": {}},
+    ]  # fmt: skip
+    page = visit(make.build(make.sweep(), training=training))
+    page.locator("#training").scroll_into_view_if_needed()
+    page.locator("[data-training=thresholds] .main-svg").first.wait_for()
+    read = "k => document.querySelector(`[data-training=${k}]`).data.map(t => [t.name, [...t.x], [...t.y]])"
+    l0, fvu = page.evaluate(read, "l0"), page.evaluate(read, "fvu")
+    assert l0[0] == ["JumpReLU, l0 = 8", [1, 2, 4], [300, 40, 8.5]]
+    assert len(l0) == len(fvu) == 2
+    assert fvu[1][2] == [0.9, 0.5, 0.3]
+    assert page.evaluate("document.querySelector('[data-training=l0]').layout.shapes.map(s => s.y0)") == [8]
+    assert page.evaluate("document.querySelector('[data-training=l0]').layout.xaxis.range") == [0, 9]
+    assert [len(trace[1]) for trace in page.evaluate(read, "thresholds")] == [2]  # of several, the medians
+    page.select_option("#training-which", label="JumpReLU, l0 = 8")
+    assert [trace[2] for trace in page.evaluate(read, "thresholds")] == [
+        [0.1, 0.11], [0.5, 0.51], [0.2, 0.21], [0.4, 0.41], [0.3, 0.31],
+    ]  # fmt: skip
+    page.select_option("#training-which", "1")
+    assert page.locator(".no-thresholds").is_visible()
+    assert page.evaluate("window.hacked") is None
+    nothing_heard(page)
+    page.close()
+
+
+def test_an_unfinished_run_has_a_page(visit: Callable[..., Any], make: Any) -> None:
+    page = visit(make.build([], progress={"saes": 18, "trained": 4, "evaluated": 0}))
+    assert "of 18 SAEs, 4 are trained and 0 evaluated" in page.locator("header").inner_text()
+    nothing_heard(page)
+    page.close()
+
+
+def test_the_page_answers_before_figures_are_unpacked(visit: Callable[..., Any], make: Any) -> None:
+    """On a quiet machine: 0.2 s to the answers and tables, 0.8 s to the figures. Here is room for a busy one."""
+    page = visit(make.build(make.sweep()))
+    assert page.evaluate("performance.getEntriesByName('answered')[0].startTime") < 3000
+    page.close()
 
 
 def test_hostile_text_stays_text_in_the_browser(visit: Callable[..., Any], make: Any) -> None:
@@ -418,6 +642,13 @@ def test_what_a_step_costs_is_drawn_as_bars(visit: Callable[..., Any], invented:
 def test_a_phone_scrolls_tables_not_the_page(page: Any) -> None:
     page.set_viewport_size({"width": 390, "height": 800})
     until(page, "document.documentElement.scrollWidth === 390")
+    ask(page, "delta_lm_loss", "0.3")
+    answer = page.locator(".answer .scroll").first
+    assert page.evaluate("s => s.scrollWidth <= s.clientWidth", answer.element_handle())  # all of it is in sight
+    labels = page.evaluate(
+        "[...document.querySelectorAll('.answer td')].map(td => getComputedStyle(td, '::before').content)"
+    )
+    assert {'"train with"', '"nearest SAE"', '"never fired"'} <= set(labels)
     page.set_viewport_size({"width": 1200, "height": 900})
 
 

@@ -27,6 +27,7 @@ from jumpahead.report import write_report
 from jumpahead.report.assets import csp_hash_source, page_script
 from jumpahead.report.colours import DARK_BACKGROUND, LIGHT_BACKGROUND, PALETTE, contrast_ratio, ensure_contrast
 from jumpahead.report.findings import findings, typical_entry
+from jumpahead.report.notes import group_notes, join_labels
 from jumpahead.report.page import render_html
 from jumpahead.report.panel import PageContext, Panel
 from jumpahead.report.sanitize import sanitize
@@ -158,9 +159,15 @@ def test_a_new_architecture_is_on_the_page_without_a_second_file(make) -> None:
 # ---------------------------------------------------------------------------------------------- findings
 
 
-def row(series: str, limit: str | None = None, **metrics: tuple[float, float, float]) -> dict:
-    kept = {key: dict(zip(("value", "low", "high"), value, strict=True)) for key, value in metrics.items()}
-    return {"series": series, "limit": limit, "metrics": kept}
+Triple = tuple[float, float, float]
+
+
+def row(series: str, limit: str | None = None, more: dict[str, Triple] | None = None, **metrics: Triple) -> dict:
+    def estimate(value: Triple) -> dict:
+        return dict(zip(("value", "low", "high"), value, strict=True))
+
+    kept, differences = ({key: estimate(value) for key, value in each.items()} for each in (metrics, more or {}))
+    return {"series": series, "limit": limit, "metrics": kept, "more": differences}
 
 
 TITLES = {"j": "JumpReLU", "t": "TopK", "g": "Gated"}
@@ -179,29 +186,47 @@ def panel(matched_l0: list, matched_loss: list) -> Panel:
     return Panel({**data, "matched": matched}, 1, context)
 
 
-def test_findings_say_which_series_is_lowest_and_which_intervals_overlap() -> None:
+def test_findings_compare_series_by_paired_differences() -> None:
+    """Intervals of JumpReLU and TopK overlap at L0 16, the difference excludes zero; at the loss it is the reverse."""
     l0 = [{"value": 16.0, "rows": [
-        row("t", delta_lm_loss=(0.23, 0.22, 0.24)),
+        row("t", delta_lm_loss=(0.22, 0.21, 0.24), more={"delta_lm_loss": (0.01, 0.004, 0.017)}),
         row("j", delta_lm_loss=(0.21, 0.2, 0.22)),
-        row("g", delta_lm_loss=(0.3, 0.29, 0.31)),
+        row("g", delta_lm_loss=(0.3, 0.29, 0.31), more={"delta_lm_loss": (0.09, 0.08, 0.1)}),
     ]}]  # fmt: skip
     loss = [{"value": 0.2, "rows": [
-        row("j", l0=(17.0, 16.5, 17.5), above_10pct=(5.2, 3.0, 7.0)),
-        row("t", l0=(19.0, 18.5, 19.5), above_10pct=(2.0, 1.0, 2.5)),
+        row("j", l0=(17.0, 16.5, 17.5), above_10pct=(5.2, 3.0, 7.0), more={"above_10pct": (3.2, 1.1, 5.0)}),
+        row("t", l0=(19.0, 18.5, 19.5), above_10pct=(2.0, 1.0, 2.5), more={"l0": (2.0, -0.3, 4.1)}),
         row("g", limit="below"),
     ]}]  # fmt: skip
     found = [f"{lead} {text}" for lead, text in findings(panel(l0, loss))]
     assert found == [
         "2 SAEs (JumpReLU and TopK): L0 4.00 to 64.0 features per token, delta LM loss 0.0300 to 0.900 nats per token. "
         "The loss of the LM on this text is 1.84 nats per token, 7.10 with this site set to zero.",
-        "At L0 = 16, delta LM loss is lowest for JumpReLU: 0.210 (0.200 to 0.220) nats per token, then TopK 0.230 "
-        "(0.220 to 0.240) and Gated 0.300 (0.290 to 0.310). The interval of JumpReLU overlaps with that of TopK.",
+        "At L0 = 16, delta LM loss is lowest for JumpReLU: 0.210 (0.200 to 0.220) nats per token. TopK has 0.0100 "
+        "(0.00400 to 0.0170) more and Gated has 0.0900 (0.0800 to 0.100) more.",
         "At delta LM loss = 0.2 nats per token, JumpReLU needs the fewest active features: 17.0 (16.5 to 17.5) per "
-        "token, then TopK 19.0 (18.5 to 19.5). The interval of JumpReLU overlaps with no other. Outside the measured "
+        "token. The difference to JumpReLU may be zero: TopK has 2.00 (−0.300 to 4.10) more. Outside the measured "
         "range of Gated.",
         "Features active on more than 10 % of tokens, at that delta LM loss, of 8,192: TopK 2, 0.024\u00a0% (1 to "
-        "2.5); JumpReLU 5.2, 0.063\u00a0% (3 to 7). The interval of TopK overlaps with no other.",
+        "2.5); JumpReLU 5.2, 0.063\u00a0% (3 to 7). JumpReLU has 3.2 (1.1 to 5) more.",
     ]  # fmt: skip
+
+
+def test_findings_name_a_loss_that_says_nothing_and_outliers() -> None:
+    there = panel([], [])
+    there = replace(there, json={**there.json, "ce_clean": 8.33, "ce_zero": 8.31, "fidelity": "fvu",
+                                 "matched": {"l0": [], "fvu": []}})  # fmt: skip
+    for point in there.json["points"]:
+        point["metrics"] |= {"fvu": 0.02, "outlier_variance": 0.874, "fvu_ordinary": 0.31}
+    leads = {finding.lead: finding.text for finding in findings(there)}
+    assert leads["The loss does not depend on this site:"].startswith(
+        "setting it to zero changes the loss by −0.0200 nats per token"
+    )
+    assert "87.4\u00a0% of the variance. Judge by FVU without outliers, 0.310 to 0.310" in leads["Outliers:"]
+    assert "lowest" not in " ".join(leads.values())
+    there.json["points"][0]["metrics"]["outlier_variance"] = 0.09
+    there.json["points"][1]["metrics"]["outlier_variance"] = None
+    assert "Outliers:" not in {finding.lead for finding in findings(there)}
 
 
 def test_findings_of_one_series_claim_nothing_about_others() -> None:
@@ -234,7 +259,10 @@ def test_the_page_is_one_file_that_admits_nothing_from_outside(make) -> None:
     script_sources = policy.split("; ")[1]
     assert not re.search(r"unsafe|\*|https?:|'self'", script_sources)
     assert not [a for _, a in tags if any(key in a for key in ("src", "srcset", "onclick", "onload"))]
-    assert [a["href"] for _, a in tags if "href" in a] == []
+    ids = {a["id"] for _, a in tags if "id" in a}
+    links = [a["href"] for _, a in tags if "href" in a]
+    assert len(links) == 8
+    assert all(link and link.startswith("#") and link[1:] in ids for link in links)
     assert not [t for t, _ in tags if t in ("link", "iframe", "object", "base", "img")]
     assert len(html) < 3_000_000
     assert re.findall(r"<script>(.*?)</script>", html, re.DOTALL) == [page_script()]
@@ -270,6 +298,17 @@ def test_notes_are_gathered_and_name_their_saes(make) -> None:
     text = Text(render_html(make.build(evaluations))).text
     assert "Repeated text. (every SAE of this panel)" in text
     assert "L0 missed by 12 %. (JumpReLU, l0 = 4)" in text
+
+
+def test_notes_that_differ_only_in_numbers_are_one() -> None:
+    error = "The standard error of delta LM loss is {} nats, more than 5 % of it: raise evaluate.tokens."
+    notes = [("Gated, l0 = 4", error.format(0.084)), ("TopK, k = 4", "k is 1,024 of 4e-05."),
+             ("Gated, l0 = 8", error.format(0.0121)), ("Gated, l0 = 16, seed 1", error.format(0.3))]  # fmt: skip
+    first, second = group_notes(notes)
+    assert first.text == error.format("0.0121 to 0.3")
+    assert join_labels(first.labels) == "Gated, l0 = 4, 8; Gated, l0 = 16, seed 1"
+    assert second == ("k is 1,024 of 4e-05.", ["TopK, k = 4"])
+    assert group_notes([]) == []
 
 
 def test_training_diagnostics_are_one_row_per_sae(make) -> None:
@@ -343,7 +382,9 @@ def test_several_panels_are_linked(make) -> None:
         one["sae"]["site"] = "layers.2.mlp"
         evaluations.append(one)
     html = render_html(make.build(evaluations))
-    assert [a["href"] for t, a in Text(html).tags if t == "a"] == ["#panel-1", "#panel-2"]
+    links = [a["href"] for t, a in Text(html).tags if t == "a"]
+    assert links[:3] == ["#panel-1", "#panel-1-ask", "#panel-1-figures"]
+    assert "#panel-2" in links
     assert "layers.2.mlp, 4,096 features" in html
 
 
@@ -413,7 +454,7 @@ def test_what_is_no_run_or_no_frontier_is_named(make, save, tmp_path: Path) -> N
     with pytest.raises(ArtefactError, match=r"is not a run \(it has no manifest.json\)"):
         write_report(tmp_path)
     folder = save(make.build([]))
-    (folder / "frontier.json").write_text('{"schema": "jumpahead.frontier/2", "na')
+    (folder / "frontier.json").write_text('{"schema": "jumpahead.frontier/3", "na')
     with pytest.raises(ArtefactError, match=r"frontier\.json is torn"):
         write_report(folder)
     (folder / "frontier.json").unlink()

@@ -173,7 +173,7 @@ def test_show_lists_every_sae_and_both_tables(demo):
     rows = [line for line in text.splitlines() if re.match(r"\*?\s+(l0|k|lambda) = ", line)]
     assert len(rows) == 12
     best = [point for point in demo.points() if point["pareto"]]
-    assert sum(line.startswith("*") for line in rows) == len(best) > 4
+    assert sum(line.startswith("*") for line in rows) == len(best) > 3
     for heading in ("Delta LM loss at matched L0", "L0 at matched delta LM loss"):
         assert heading in text
     found = demo.data["panels"][0]["matched"]["l0"][0]["rows"][0]["metrics"]["delta_lm_loss"]
@@ -216,6 +216,48 @@ def test_show_splits_many_series_and_survives_what_is_missing():
     text = printed(terminal.print_frontier, frontier(*saes))
     assert max(map(len, text.splitlines())) <= 80
     assert all(f"series-{i}" in text for i in range(7))
+
+
+def test_show_breaks_no_number_at_80_columns():
+    """Wide dictionaries, fixed coefficients, several seeds: columns move to a second table instead."""
+    law = {"kind": "lambda", "value": 0.000625}
+    saes = [
+        evaluation(name, l0=12.34 * l0, loss=-0.000123 * l0, error=0.000213, fvu=1.234, above_10=1234, above_1=123_456,
+                   never_fired=98_765, width=1_048_576, sae_seed=seed, setting={**law, "value": law["value"] / l0},
+                   replicates={"delta_lm_loss": [-0.00123, -0.00234, 0.00345, 0.00012]})
+        for name in ("jumprelu", "gated", "topk") for l0 in (1.0, 2.0) for seed in (0, 1)
+    ]  # fmt: skip
+    shown = frontier(*saes)
+    text = printed(terminal.print_frontier, shown)
+    assert max(map(len, text.splitlines())) <= 80
+    cells = text.split()
+    for number in ("123,456", "98,765", "1,234", "0.000213", "-0.000123", "-0.000246"):
+        assert number in cells, number
+    assert len(re.findall(r"^\*? +setting", text, re.MULTILINE)) == 2
+    assert "…" not in text
+
+
+def test_matched_tables_mark_the_least_and_what_may_be_as_low(two):
+    lines = printed(terminal.print_frontier, two).splitlines()
+    row = next(line for line in lines if line.startswith("8 "))
+    assert re.fullmatch(r"8 +0\.200 \[0\.200-0\.200\] < +0\.300 \[0\.300-0\.300\]\s*", row)
+    ups = {"delta_lm_loss": [0.4, 0.6, 0.5, 0.5]}
+    close = frontier(
+        *(evaluation("jumprelu", l0=l0, loss=2 / l0, replicates=ups) for l0 in (4, 4.5)),
+        *(evaluation("topk", l0=l0, loss=2.01 / l0) for l0 in (4, 4.5)),
+    )
+    row = next(line for line in printed(terminal.print_frontier, close).splitlines() if line.startswith("4 "))
+    assert re.search(r"0\.500 \[.*\] < +0\.502 \[.*\] ~", row)
+
+
+def test_notes_in_show_are_grouped():
+    saes = [evaluation(l0=l0, loss=1 / l0) for l0 in (4.0, 8.0)]
+    for i, one in enumerate(saes):
+        one["training_warnings"] = [f"L0 stayed within 3 % of the requested one only from {80 + i} % of training on."]
+    said = words(printed(terminal.print_frontier, frontier(*saes)))
+    assert said.endswith(
+        "Notes JumpReLU, l0 = 4, 8: L0 stayed within 3% of the requested one only from 80 to 81% of training on. "
+    )
 
 
 def test_an_empty_run_says_so():

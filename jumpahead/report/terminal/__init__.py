@@ -10,6 +10,6 @@ layout.py      tables, headings and lines
 from jumpahead.report.terminal.answer import print_answer
 from jumpahead.report.terminal.efficiency import print_efficiency
 from jumpahead.report.terminal.evaluation import print_evaluations
-from jumpahead.report.terminal.frontier import print_frontier
+from jumpahead.report.terminal.frontier import print_frontier, print_training
 
-__all__ = ["print_answer", "print_efficiency", "print_evaluations", "print_frontier"]
+__all__ = ["print_answer", "print_efficiency", "print_evaluations", "print_frontier", "print_training"]
