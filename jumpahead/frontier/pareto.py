@@ -25,7 +25,7 @@ def pareto_flags(points: Sequence[SAEJson], keys: tuple[str, str]) -> list[bool]
     dominates = (better[0] | better[1]) & ~better[0].T & ~better[1].T
     has_values = [all(is_finite_number(point["metrics"].get(key)) for key in keys) for point in points]
     dominates &= np.asarray(has_values, bool)[:, None]
-    is_dominated = dominates.any(axis=0).tolist() if points else []
+    is_dominated = [bool(column.any()) for column in dominates.T]
     return [has and not dominated for has, dominated in zip(has_values, is_dominated, strict=True)]
 
 
