@@ -48,7 +48,7 @@ def test_a_study_of_every_family_runs(family: str, lm_folder, tmp_path: Path):
     })  # fmt: skip
     run = Run.create(tmp_path / "run", to_toml(one))
     run_study(one, run, progress=SilentProgress())
-    assert len(read_json(run.checks)["checked"]) == 4 + 1 + 2  # identity; hidden state; causal, truncated
+    assert len(read_json(run.checks)["checked"]) == 1 + 4 + 1 + 2  # site; identity; hidden state; causal, truncated
     assert {panel.rpartition("/")[0] for panel in Frontier.load(run.folder).panels} == set(sites)
     for unit in sae_specs(one):
         found = read_json(run.sae_folder(unit.key).evaluation)["metrics"]

@@ -26,6 +26,7 @@ _BLOCK_SITES: tuple[tuple[re.Pattern[str], str], ...] = (
         "attention",
     ),
 )
+_INNER_MODULE = re.compile(rf"{_BLOCK_LIST}\.\d+(?:\.\w+)+\.(?:input|output)")
 _BLOCK_INPUT = re.compile(rf"{_BLOCK_LIST}\.(\d+)\.(?:hook_resid_pre|input)")
 
 
@@ -37,6 +38,14 @@ def parse_block_site(name: str) -> tuple[int, str] | None:
     if (match := _BLOCK_INPUT.fullmatch(name)) and int(match[1]) > 0:
         return int(match[1]) - 1, "residual"  # a block's input is the output of the one before it
     return None
+
+
+def is_module_path(name: str) -> bool:
+    """Return True if a name is the path of a module inside a block with its side, such as `h.3.mlp.output`.
+
+    Such a name means that module, also where it is not what the family adds to the stream.
+    """
+    return _INNER_MODULE.fullmatch(name) is not None
 
 
 def site_name(name: str) -> str:

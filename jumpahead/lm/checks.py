@@ -1,5 +1,7 @@
 """Checks that a model behaves as jumpahead assumes, on a few synthetic contexts, before a run uses the model.
 
+    finite         weights, logits and activations are finite numbers
+    adds           an MLP site is what the block adds to the residual stream beside attention (mlp_site.py)
     identity       replacing a site's activations by themselves changes no bit of the logits
     hidden state   a residual site equals the hidden state that transformers reports for that block
     causal         later tokens of a context do not change activations at earlier positions
@@ -16,9 +18,10 @@ import torch
 from torch import Tensor
 
 from jumpahead.errors import StudyError
+from jumpahead.lm.finite import check_finite
 from jumpahead.lm.model import LM
-from jumpahead.lm.sites import parse_site
-from jumpahead.text.permutation import fixed_permutation
+from jumpahead.lm.sites import Site, parse_site
+from jumpahead.lm.tokens import ordinary_ids
 
 CONTEXTS, LENGTH = 3, 16
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -33,11 +36,12 @@ def check_and_truncate(lm: LM, sites: Sequence[str]) -> list[str]:
     Return the names of the passed checks. Afterwards the model can only `read`. Raises StudyError if a check fails.
     """
     ids = _test_ids(lm)
-    clean = lm.logits(ids)
-    passed = [_check_identity(lm, ids, clean, site) for site in sites]
+    passed = [f"site: {site} is {lm.describe_site(site)}" for site in sites if parse_site(site).kind == "mlp"]
+    clean = check_finite(lm, ids)
+    passed += [_check_identity(lm, ids, clean, site) for site in sites]
     states = _hidden_states(lm, ids)
     activations = lm.read(ids, sites)
-    passed += [_check_hidden_state(lm, activations, states, site) for site in sites if _residual_block(site) in states]
+    passed += [_check_hidden_state(lm, activations, states, site) for site in sites if _is_reported(site, states)]
     passed.append(_check_causal(lm, ids, activations))
     lm.truncate_after(sites)
     for site, x in lm.read(ids, sites).items():
@@ -48,13 +52,7 @@ def check_and_truncate(lm: LM, sites: Sequence[str]) -> list[str]:
 
 def _test_ids(lm: LM) -> Tensor:
     """Return test contexts of ordinary tokens, after BOS if the model uses BOS: int64 [CONTEXTS, ≤ LENGTH]."""
-    ordinary = (~torch.from_numpy(lm.is_special)).nonzero()[:, 0]
-    picked = ordinary[torch.from_numpy(fixed_permutation(len(ordinary), 16, 3))]
-    length = min(LENGTH, lm.context)
-    ids = picked.repeat(-(-CONTEXTS * length // len(picked)))[: CONTEXTS * length].reshape(CONTEXTS, length).clone()
-    if lm.bos_id is not None:
-        ids[:, 0] = lm.bos_id
-    return ids
+    return torch.from_numpy(ordinary_ids(lm.is_special, lm.bos_id, CONTEXTS, min(LENGTH, lm.context)))
 
 
 def _require(condition: bool, lm: LM, failure: str) -> None:
@@ -88,31 +86,32 @@ def _check_identity(lm: LM, ids: Tensor, clean: Tensor, site: str) -> str:
     return f"identity: {site}"
 
 
-def _hidden_states(lm: LM, ids: Tensor) -> dict[int | None, Tensor]:
-    """Return the hidden states [b, t, d] that transformers reports, by block index; empty if it reports none.
+def _hidden_states(lm: LM, ids: Tensor) -> list[Tensor]:
+    """Return the hidden states [b, t, d] that transformers reports, before the last; empty if it reports none.
 
-    Excludes the last block, whose hidden state is reported after the final normalisation.
+    Families differ in whether the embedding comes first. The last one is reported after the final normalisation.
     """
     with torch.no_grad():
         out = lm.model(input_ids=ids.to(lm.device), use_cache=False, output_hidden_states=True)
     states = getattr(out, "hidden_states", None)
-    if states is None or len(states) != len(lm.blocks) + 1:
-        return {}
-    return dict(enumerate(states[1:-1]))
+    return list(states[:-1]) if isinstance(states, tuple | list) else []
 
 
-def _residual_block(site: str) -> int | None:
-    """Return the block index of a residual site, or −1 for any other site."""
+def _is_reported(site: str | Site, states: list[Tensor]) -> bool:
+    """Return True if a site is the output of a block whose hidden state is among those reported."""
     parsed = parse_site(site)
-    return parsed.layer if parsed.kind == "residual" else -1
+    return parsed.kind == "residual" and parsed.layer is not None and parsed.layer < len(states) - 1
 
 
-def _check_hidden_state(lm: LM, activations: dict[str, Tensor], states: dict[int | None, Tensor], site: str) -> str:
-    """Check that activations at a residual site equal the reported hidden state; return the name of the check.
+def _check_hidden_state(lm: LM, activations: dict[str, Tensor], states: list[Tensor], site: str) -> str:
+    """Check that activations at a residual site equal a hidden state that is reported for the block.
 
-    activations: [b, t, d] by site. states: [b, t, d] by block index. Raises StudyError if the tensors differ.
+    Return the name of the check. activations: [b, t, d] by site. Raises StudyError if the tensors differ from the state
+    with the block's index, which is right if the embedding is not reported, and from the one after it.
     """
-    is_equal = torch.equal(activations[site], states[_residual_block(site)])
+    layer = parse_site(site).layer
+    assert layer is not None
+    is_equal = any(torch.equal(activations[site], state) for state in states[layer : layer + 2])
     _require(is_equal, lm, f"{site} is not the hidden state that the model reports")
     return f"hidden state: {site}"
 

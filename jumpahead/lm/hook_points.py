@@ -1,7 +1,8 @@
 """Hook points: for each site, the module of a loaded model and its side (input or output) that carries activations.
 
 A site is the output of a module (a block, an MLP) or the input of a module (the attention's output projection). Only
-the lists of names below depend on how model families name their modules.
+the lists of names below depend on how model families name their modules; which module is the MLP's is measured
+(mlp_site.py).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from jumpahead.errors import SiteError
-from jumpahead.lm.sites import KINDS, SIDES, Side, Site
+from jumpahead.lm.sites import SIDES, Side, Site
 
 # Names of modules in model families, in order of preference.
 # Gemma 2, Gemma 3, OLMo 2 and GLM 4 normalise the MLP's output before they add it to the stream: the site is the norm's
@@ -27,7 +28,7 @@ _MLP_NAMES = (
     "fc2",
 )
 _ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
-_PROJECTION_NAMES = ("o_proj", "out_proj", "c_proj", "dense", "wo")
+_PROJECTION_NAMES = ("o_proj", "out_proj", "c_proj", "dense", "wo", "Wo")
 
 
 class HookPoint(NamedTuple):
@@ -38,61 +39,76 @@ class HookPoint(NamedTuple):
     side: Side
     block: int | None
     """Index of the decoder block that is or contains the module; None for a module outside all blocks."""
+    scale: float = 1.0
+    """Number that the model multiplies the module's output by before it adds it; the site is the product."""
 
     @property
     def can_skip_module(self) -> bool:
         """Return True if the site is the output of the module, so that a known output makes running it unnecessary."""
-        return self.site.kind in ("residual", "mlp")
+        return self.site.kind in ("residual", "mlp") and self.scale == 1
 
 
 def decoder_blocks(model: Any, name: str) -> nn.ModuleList:
     """Return the model's decoder blocks in order, found by their number. Raises SiteError if no list has this length.
 
+    The decoder that transformers names is searched first, then the whole model: some families name another module so.
     name: of the model, for error messages.
     """
-    decoder, count = model.get_decoder(), model.config.get_text_config().num_hidden_layers
-    for module in decoder.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise SiteError(f"'{name}' is a {type(model).__name__}, in which no list of {count} decoder blocks was found.")
+    config = model.config.get_text_config(decoder=True)
+    counts = [getattr(config, key, None) for key in ("num_hidden_layers", "num_layers", "num_decoder_layers")]
+    for count in counts:
+        for root in (model.get_decoder(), model):
+            for module in root.modules() if isinstance(root, nn.Module) else ():
+                if isinstance(module, nn.ModuleList) and len(module) == count:
+                    return module
+    raise SiteError(f"'{name}' is a {type(model).__name__}, in which no list of {counts[0]} decoder blocks was found.")
 
 
-def find_hook_point(model: Any, blocks: list[nn.Module], site: Site, name: str) -> HookPoint:
-    """Return the hook point of a site. Raises SiteError, with the closest sites, if the model has no such site.
+def find_block(model: Any, blocks: list[nn.Module], site: Site, name: str) -> int | None:
+    """Return the index of the block that a site is in, or None for a site outside all blocks.
 
-    name: of the model, for error messages.
+    Raises SiteError, with the closest site, if the model has no such block or module. name: of the model.
     """
     if site.layer is None:
-        return _find_by_path(model, blocks, site, name)
+        return find_by_path(model, blocks, site, name).block
     if site.layer >= len(blocks):
         last = len(blocks) - 1
         closest = Site(last, site.kind).key
         raise SiteError(f"'{name}' has blocks 0 to {last}, there is no {site.key}: the closest is {closest}.")
-    block = blocks[site.layer]
-    if site.kind == "residual":
-        return HookPoint(site, block, "output", site.layer)
-    if site.kind == "mlp":
-        candidates = [getattr(block, part) for part in _MLP_NAMES if hasattr(block, part)]
-    else:
-        attention = [getattr(block, part) for part in _ATTENTION_NAMES if hasattr(block, part)]
-        inner = {path.rpartition(".")[2]: module for part in attention for path, module in part.named_modules()}
-        candidates = [inner[part] for part in _PROJECTION_NAMES if part in inner]
-    if not candidates:
-        others = ", ".join(Site(site.layer, kind).key for kind in KINDS if kind != site.kind)
-        raise SiteError(
-            f"'{name}' has no {site.key}: its {type(block).__name__} has no module with a known name for it. Try "
-            f"{others}, or a module's path, such as {_example_path(model, block)}."
-        )
-    return HookPoint(site, candidates[0], "output" if site.kind == "mlp" else "input", site.layer)
+    return site.layer
 
 
-def _example_path(model: Any, block: nn.Module) -> str:
-    """Return the site name of the first module inside a block, as an example for an error message."""
+def named_mlps(block: nn.Module) -> list[str]:
+    """Return the paths, within a block, of the modules named like an MLP, in order of preference."""
+    return [part for part in _MLP_NAMES if isinstance(getattr(block, part, None), nn.Module)]
+
+
+def named_projections(block: nn.Module, attention: tuple[str, ...] = _ATTENTION_NAMES) -> list[str]:
+    """Return the paths, within a block, of the modules named like an attention's output projection, best first.
+
+    attention: names of the block's children that are searched.
+    """
+    found: dict[str, str] = {}
+    for name in attention:
+        module = getattr(block, name, None)
+        for path, _ in module.named_modules() if isinstance(module, nn.Module) else ():
+            found[path.rpartition(".")[2]] = f"{name}.{path}"
+    return [found[part] for part in _PROJECTION_NAMES if part in found]
+
+
+def example_path(model: Any, block: nn.Module, named: list[str]) -> str:
+    """Return the site name of a module inside a block, as an example for an error message.
+
+    named: paths, within the block, of modules to prefer.
+    """
+    if named:
+        preferred = block.get_submodule(named[0])
+        return next(f"{path}.output" for path, module in model.named_modules() if module is preferred)
     inside = {id(module) for module in block.modules()} - {id(block)}
     return next((f"{path}.output" for path, module in model.named_modules() if id(module) in inside), "PATH.output")
 
 
-def _find_by_path(model: Any, blocks: list[nn.Module], site: Site, name: str) -> HookPoint:
+def find_by_path(model: Any, blocks: list[nn.Module], site: Site, name: str) -> HookPoint:
     """Return the hook point of a module given by its path or by an unambiguous end of its path.
 
     Raises SiteError if there is no such module.

@@ -20,16 +20,25 @@ from jumpahead.lm.hook_points import HookPoint
 from jumpahead.lm.sites import Site
 
 
+class StopForward(Exception):
+    """Raised by a hook to end a forward pass when everything is captured."""
+
+
 @contextlib.contextmanager
 def splice_activation(point: HookPoint, shape: torch.Size, replace: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Replace activations x [b, t, d] at a hook point by `replace(x)` within the context.
 
-    shape: of the token ids in every forward pass, (b, t).
+    shape: of the token ids in every forward pass, (b, t). Where the site is a multiple of what the module returns,
+    `replace` takes and returns the multiple; what it leaves unchanged keeps every bit.
     """
 
     def replaced(value: Any) -> Tensor:
         x = _as_sequences(value, shape, point.site)
-        return replace(x).reshape(value.shape)
+        if point.scale == 1:
+            return replace(x).reshape(value.shape)
+        site = x * point.scale
+        new = replace(site)
+        return torch.where(new == site, x, new / point.scale).reshape(value.shape)
 
     def at_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if args:
@@ -38,7 +47,7 @@ def splice_activation(point: HookPoint, shape: torch.Size, replace: Callable[[Te
         return args, {**kwargs, name: replaced(kwargs[name])}
 
     def at_output(_module: nn.Module, _args: Any, output: Any) -> Any:
-        return (replaced(output[0]), *output[1:]) if isinstance(output, tuple) else replaced(output)
+        return replace_first_output(output, replaced(first_output(output)))
 
     if point.side == "input":
         handle = point.module.register_forward_pre_hook(at_input, with_kwargs=True)
@@ -72,7 +81,8 @@ def override_output(module: nn.Module, extra_outputs: tuple[Any, ...] | None, va
     """
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        output = (args[0] if args else kwargs[_main_keyword(kwargs)]) if value is None else value
+        # a copy: Falcon adds into the tensor that its MLP returns
+        output = (args[0] if args else kwargs[_main_keyword(kwargs)]) if value is None else value.clone()
         return output if extra_outputs is None else (output, *extra_outputs)
 
     original = vars(module).get("forward")
@@ -104,6 +114,31 @@ def remove_on_exit(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def detached_copy(value: Tensor) -> Tensor:
+    """Return a copy of the tensor that autograd accepts and that in-place operations of the model do not change."""
+    with torch.inference_mode(False):
+        return value.clone()
+
+
+def first_output(output: Any) -> Any:
+    """Return a module's first output."""
+    return output[0] if isinstance(output, tuple | list) and output else output
+
+
+def extra_outputs(output: Any) -> tuple[Any, ...] | None:
+    """Return a module's outputs after the first; None if it returns a bare tensor."""
+    return tuple(output[1:]) if isinstance(output, tuple | list) else None
+
+
+def replace_first_output(output: Any, value: Tensor) -> Any:
+    """Return a module's output, of the same type, with `value` as the first."""
+    if isinstance(output, list):
+        return [value, *output[1:]]
+    if isinstance(output, tuple) and (fields := getattr(output, "_fields", ())):
+        return output._replace(**{fields[0]: value})  # pyright: ignore[reportAttributeAccessIssue]
+    return (value, *output[1:]) if isinstance(output, tuple) else value
 
 
 def main_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

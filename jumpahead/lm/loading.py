@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 from jumpahead.errors import StudyError
 from jumpahead.lm.config import LMConfig
-from jumpahead.lm.hook_points import decoder_blocks, find_hook_point
+from jumpahead.lm.hook_points import decoder_blocks, find_block
 from jumpahead.lm.model_files import local_model_dir, model_dir_digest
 from jumpahead.lm.sites import Site
 
@@ -25,12 +25,31 @@ class LoadedModel(NamedTuple):
     """SHA-256 of configuration and weights for a folder; `name@commit` for a model from the hub."""
 
 
-class RemovedModule(nn.Module):
-    """Placeholder for a module that was removed to save memory."""
+class RemovedWeights(AssertionError):
+    """Raised if a truncated model runs past the last site that it kept."""
 
-    def forward(self, *_: Any, **__: Any) -> Any:
-        """Raise AssertionError, because a truncated model cannot run past the last site that it kept."""
-        raise AssertionError("this model was truncated to read some sites: load it without `truncate_after`")
+
+def remove_weights(module: nn.Module, kept: Iterable[nn.Module] = ()) -> None:
+    """Free a module's weights, and let its `forward` raise RemovedWeights; its class and its attributes stay.
+
+    Models read attributes of their blocks before they run them. kept: modules whose parts keep their weights.
+    """
+    shared = {id(part) for one in kept for part in one.modules()}
+    for part in module.modules():
+        if id(part) not in shared:
+            for tensors in (part._parameters, part._buffers):
+                tensors.update(dict.fromkeys(tensors))
+    module.forward = _raise_removed_weights
+
+
+def is_removed(module: nn.Module) -> bool:
+    """Return True if `remove_weights` freed the module's weights."""
+    return vars(module).get("forward") is _raise_removed_weights
+
+
+def _raise_removed_weights(*_: Any, **__: Any) -> Any:
+    """Raise RemovedWeights, because a truncated model cannot run past the last site that it kept."""
+    raise RemovedWeights("this model was truncated to read some sites: load it without `truncate_after`")
 
 
 def load_model(config: LMConfig, truncate_after: Sequence[Site] = ()) -> LoadedModel:
@@ -72,14 +91,16 @@ def truncate_model(model: Any, sites: Sequence[Site], name: str) -> None:
 
     Does nothing if a site is outside all blocks, because such a site may need the whole model.
     """
-    blocks = decoder_blocks(model, name)
-    needed = [find_hook_point(model, list(blocks), site, name).block for site in sites]
+    blocks = list(decoder_blocks(model, name))
+    needed = [find_block(model, blocks, site, name) for site in sites]
     if None in needed:
         return
-    for index in range(max(block for block in needed if block is not None) + 1, len(blocks)):
-        blocks[index] = RemovedModule()
-    if model.get_output_embeddings() is not None:
-        model.set_output_embeddings(RemovedModule())
+    first_removed = max(block for block in needed if block is not None) + 1
+    for block in blocks[first_removed:]:
+        remove_weights(block, kept=blocks[:first_removed])
+    head = model.get_output_embeddings()
+    if head is not None:
+        remove_weights(head, kept=[model.get_input_embeddings()])
 
 
 def _choose_device(config: LMConfig) -> torch.device | None:

@@ -45,14 +45,32 @@ class ModelShape(NamedTuple):
         return self.attention_width if site.kind == "attention" else self.d_model
 
 
+MAX_CONTEXT_KEYS = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_sequence_length",
+    "max_seq_len",
+    "max_seq_length",
+    "seq_length",
+    "context_length",
+)
+"""Keys of config.json that model families use for the longest context; MPT's is `max_seq_len`."""
+
 # Each row lists the config.json keys that model families use for one number. The first key that is present counts.
 _KEYS = (
     ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
     ("hidden_size", "n_embd", "d_model", "dim"),
     ("num_attention_heads", "n_head", "num_heads", "n_heads"),
-    ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length"),
+    MAX_CONTEXT_KEYS,
     ("vocab_size",),
 )
+
+
+def max_context(config: Any) -> int | None:
+    """Return the longest context that a loaded configuration of transformers names, or None if it names none."""
+    values = (getattr(config, key, None) for key in MAX_CONTEXT_KEYS if key in config.to_dict() or key in dir(config))
+    return next((value for value in values if isinstance(value, int) and value > 0), None)
 
 
 def read_model_shape(config: LMConfig, download: bool = False) -> ModelShape | None:

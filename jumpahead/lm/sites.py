@@ -4,7 +4,7 @@ layers.3.residual    output of block 3, which block 4 takes                  wid
 layers.3.mlp         what the MLP of block 3 adds to the residual stream     width of the model
 layers.3.attention   input of block 3's output projection, heads concatenated
 PATH.input           input of the module with that path in the model: model.layers.3.mlp.down_proj.input
-PATH.output          output of the module with that path: model.embed_tokens.output
+PATH.output          output of the module with that path: model.embed_tokens.output, model.layers.3.mlp.output
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from typing import Literal, NamedTuple, cast
 
 from jumpahead.errors import SiteError, did_you_mean
-from jumpahead.interchange.hook_names import gemma_scope_name, parse_block_site, transformer_lens_name
+from jumpahead.interchange.hook_names import gemma_scope_name, is_module_path, parse_block_site, transformer_lens_name
 
 Kind = Literal["residual", "mlp", "attention"]
 KINDS: tuple[Kind, ...] = ("residual", "mlp", "attention")
@@ -63,7 +63,8 @@ def parse_site(name: str | Site) -> Site:
     if isinstance(name, Site):
         return name
     text = name.strip()
-    if block := parse_block_site(text):
+    block = parse_block_site(text)
+    if block and not is_module_path(text):
         return Site(block[0], cast(Kind, block[1]))
     if match := _MODULE_SIDE.fullmatch(text):
         return Site(None, "input" if match[2] == "input" else "output", match[1])

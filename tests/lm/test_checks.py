@@ -18,7 +18,8 @@ SITES = ["layers.0.mlp", "layers.1.attention", "layers.1.residual"]
 def test_every_family_passes(lm_folder, family):
     lm = LM.load(str(lm_folder(family)))
     passed = check_and_truncate(lm, SITES)
-    assert [line.partition(":")[0] for line in passed] == ["identity"] * 3 + ["hidden state", "causal", "truncated"]
+    kinds = [line.partition(":")[0] for line in passed]
+    assert kinds == ["site", *["identity"] * 3, "hidden state", "causal", "truncated"]
     assert not list(lm.blocks[2].parameters())
 
 
@@ -78,7 +79,7 @@ def test_a_site_without_influence_is_refused(lm_folder):
 def test_other_hidden_states_are_refused(lm_folder, monkeypatch):
     lm = LM.load(str(lm_folder("llama")))
     states = checks._hidden_states(lm, checks._test_ids(lm))
-    monkeypatch.setattr(checks, "_hidden_states", lambda *_: {block: 1.001 * x for block, x in states.items()})
+    monkeypatch.setattr(checks, "_hidden_states", lambda *_: [1.001 * x for x in states])
     with pytest.raises(StudyError, match=r"layers\.1\.residual is not the hidden state that the model reports"):
         check_and_truncate(lm, ["layers.1.residual"])
 

@@ -131,6 +131,17 @@ def test_a_recurrent_model_is_refused():
         check_isolation(loaded(config))
 
 
+def change_positions(lm, monkeypatch, change):
+    """Let the model take other positions than the caller gives."""
+    forward = lm._forward
+
+    def changed(inputs):
+        given = inputs.position_ids
+        return forward(inputs if given is None else inputs._replace(position_ids=change(given)))
+
+    monkeypatch.setattr(lm, "_forward", changed)
+
+
 @pytest.mark.parametrize("sites", [(), ("layers.1.residual",)])
 @pytest.mark.parametrize(
     "harm",
@@ -141,8 +152,7 @@ def test_a_recurrent_model_is_refused():
 )
 def test_documents_that_see_each_other_are_noticed(lm_of, monkeypatch, harm, sites):
     lm = lm_of("llama")
-    forward = lm._forward
-    monkeypatch.setattr(lm, "_forward", lambda ids, positions: forward(ids, harm(positions)))
+    change_positions(lm, monkeypatch, harm)
     with pytest.raises(StudyError, match=r"tested on its (logits|layers\.1\.residual)"):
         check_isolation(lm, sites)
 
@@ -150,11 +160,6 @@ def test_documents_that_see_each_other_are_noticed(lm_of, monkeypatch, harm, sit
 def test_shifted_positions_are_noticed(lm_of, monkeypatch):
     """Documents are isolated, but at wrong positions, which changes a model with learned positions."""
     lm = lm_of("gpt2")
-    forward = lm._forward
-
-    def shifted(ids, positions):
-        return forward(ids, positions + 3 * (positions.shape[1] > max(isolation.LENGTHS)))
-
-    monkeypatch.setattr(lm, "_forward", shifted)
+    change_positions(lm, monkeypatch, lambda positions: positions + 3 * (positions.shape[1] > max(isolation.LENGTHS)))
     with pytest.raises(StudyError, match=r"tested on its logits"):
         check_isolation(lm)

@@ -198,7 +198,7 @@ def test_modules_that_cannot_be_sites(lm_of, ids):
     with pytest.raises(SiteError, match=r"its module passes \[3, 21\] of torch\.int64"):
         lm.read(ids, ["model.embed_tokens.input"])
     with pytest.raises(
-        SiteError, match=r"model\.layers\.output cannot be a site of .*: it is not run in a forward pass"
+        SiteError, match=r"model\.layers\.output cannot be a site of .*: its module is not run in a forward pass"
     ):
         lm.run_to_site(ids, "model.layers.output")
     whole, end = "model.layers.1.mlp.up_proj.output", "layers.1.mlp.up_proj.output"

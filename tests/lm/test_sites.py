@@ -20,9 +20,6 @@ def test_own_names_round_trip(kind):
     ("name", "key"),
     [
         ("model.layers.7.output", "layers.7.residual"),
-        ("gpt_neox.layers.7.mlp.output", "layers.7.mlp"),
-        ("transformer.h.7.attn.c_proj.input", "layers.7.attention"),
-        ("model.layers.7.self_attn.o_proj.input", "layers.7.attention"),
         ("blocks.7.hook_resid_post", "layers.7.residual"),
         ("blocks.7.hook_resid_pre", "layers.6.residual"),
         ("blocks.7.hook_mlp_out", "layers.7.mlp"),
@@ -31,6 +28,17 @@ def test_own_names_round_trip(kind):
 )
 def test_other_libraries_names(name, key):
     assert parse_site(name).key == key
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gpt_neox.layers.7.mlp.output", "h.7.attn.c_proj.input", "model.layers.7.post_feedforward_layernorm.output"],
+)
+def test_a_modules_path_means_that_module(name):
+    """Other libraries mean a block's site by some of these; that is decided where their files are read."""
+    path, _, side = name.rpartition(".")
+    assert parse_site(name) == Site(None, side, path)
+    assert parse_site(name).key == name
 
 
 @pytest.mark.parametrize(
