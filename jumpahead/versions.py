@@ -17,7 +17,7 @@ EVALUATION_DIGEST = "5299dc0906371432"
 
 FEATURES_VERSION = 1
 """Version of feature pages; part of the input digest of features.json, which also includes the evaluations' digests."""
-FEATURES_DIGEST = "2addd1b86d22edce"
+FEATURES_DIGEST = "d5b4549ec960387c"
 
 FRONTIER_VERSION = 6
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""

@@ -42,10 +42,10 @@ def write_batches(
         if record["count"]:
             block.append(neuronpedia_feature(record, shown, sae, passages, source))
         if len(block) == FEATURES_PER_BATCH:
-            write_json(folder.neuronpedia(name, number), {**head, "features": block}, indent=None)
+            write_json(folder.neuronpedia(name, number), {**head, "features": block}, indent=None, has_checksum=False)
             block, number = [], number + 1
     if block:
-        write_json(folder.neuronpedia(name, number), {**head, "features": block}, indent=None)
+        write_json(folder.neuronpedia(name, number), {**head, "features": block}, indent=None, has_checksum=False)
         number += 1
     return number
 
