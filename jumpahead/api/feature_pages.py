@@ -116,6 +116,7 @@ def _features_of_run(
     from jumpahead.features.pages import rewrite_page
     from jumpahead.pipeline.features import FeaturesStage
     from jumpahead.pipeline.resources import Resources
+    from jumpahead.report import write_report
     from jumpahead.storage.layout import FeaturesFolder
     from jumpahead.storage.run_folder import Run
 
@@ -131,8 +132,11 @@ def _features_of_run(
         raise StudyError(f"{run} can have no feature pages: {reason}.")
     with target.lock():
         if stage.is_done() and not with_neuronpedia:
-            return rewrite_page(stage.pages)
-        stage.run()
+            rewrite_page(stage.pages)
+        else:
+            stage.run()
+        if out is None and target.frontier.exists():
+            write_report(target.folder)  # which links to the pages
     return stage.pages.page
 
 
