@@ -1,8 +1,8 @@
 """Version numbers of the computations of a run. Results are recomputed if the version in their digest has changed.
 
-Raise a version if the same study would give different numbers: in SAEs (training), evaluation.json (evaluation) or
-frontier.json (frontier). Next to each version is the digest of the source code that it covers. tests/test_versions.py
-fails if that code has changed, and says how to record the new digest.
+Raise a version if the same study would give different numbers: in SAEs (training), evaluation.json (evaluation),
+features/ (features) or frontier.json (frontier). Next to each version is the digest of the source code that it covers.
+tests/test_versions.py fails if that code has changed, and says how to record the new digest.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ TRAINING_DIGEST = "614e94a7a4798f03"
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
 EVALUATION_DIGEST = "5299dc0906371432"
+
+FEATURES_VERSION = 1
+"""Version of feature pages; part of the input digest of features.json, which also includes the evaluations' digests."""
+FEATURES_DIGEST = "d5b4549ec960387c"
 
 FRONTIER_VERSION = 6
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""

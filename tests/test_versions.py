@@ -24,6 +24,7 @@ VERSIONS = PACKAGE / "versions.py"
 SOURCES = {
     "TRAINING": ("training.py", "sae", "engine", "activations", "text", "lm"),
     "EVALUATION": ("evaluation.py", "metric_sums.py", "metrics.py", "resampling.py", "diagnostics.py"),
+    "FEATURES": ("features",),
     "FRONTIER": ("frontier",),
 }
 """What each version covers: files and folders of the package, or a folder where a module became a package."""

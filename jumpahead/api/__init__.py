@@ -14,6 +14,7 @@ with one sentence that says what to change. Nothing heavy is imported before a f
 from __future__ import annotations
 
 from jumpahead.api.extensions import register
+from jumpahead.api.feature_pages import features, features_of_prompt
 from jumpahead.api.machine import EfficiencyResult, efficiency
 from jumpahead.api.runs import ask, clean, load_frontier, question_example, report, show, verify
 from jumpahead.api.saes import evaluate, export, load
@@ -28,6 +29,8 @@ __all__ = [
     "efficiency",
     "evaluate",
     "export",
+    "features",
+    "features_of_prompt",
     "harvest",
     "init",
     "load",

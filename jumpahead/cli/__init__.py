@@ -6,12 +6,12 @@ standard output, progress to standard error. Nothing heavy is imported before a 
 
 from __future__ import annotations
 
-from jumpahead.cli import ask, machine, runs, saes, studies
+from jumpahead.cli import ask, feature_pages, machine, runs, saes, studies
 from jumpahead.cli.commands import app
 
 __all__ = ["app", "main"]
 
-ORDER = [module.__name__ for module in (studies, ask, runs, saes, machine)]
+ORDER = [module.__name__ for module in (studies, ask, runs, feature_pages, saes, machine)]
 """The order of the verbs in `jumpahead --help`."""
 app.registered_commands.sort(key=lambda command: ORDER.index(command.callback.__module__))  # type: ignore[union-attr]
 

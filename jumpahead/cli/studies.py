@@ -86,6 +86,8 @@ def run(
     print(f"run:    {target.folder}")
     if target.report.exists():
         print(f"report: {target.report}")
+    if target.features.page.exists():
+        print(f"features: {target.features.page}")
     if target.frontier.exists():
         print(f"ask:    jumpahead ask {target.folder} {api.question_example(target.folder)}")
 

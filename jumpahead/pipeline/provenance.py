@@ -5,6 +5,7 @@
     activations  ← source, sites, dtype
     SAE          ← source, activations, series, setting, seeds, recipe, warm start, TRAINING_VERSION
     evaluation   ← SAE, the `[evaluate]` table, EVALUATION_VERSION
+    features     ← evaluations, the SAEs that get pages, the `[features]` table, FEATURES_VERSION
     frontier     ← evaluations, the study, FRONTIER_VERSION
 
 A run whose tokens are on disk can continue without the model or the text on this machine: the digests in
@@ -40,7 +41,7 @@ from jumpahead.storage.run_folder import Run
 from jumpahead.study.save import to_toml
 from jumpahead.study.schema import SAESpec, Study
 from jumpahead.text.source import Source
-from jumpahead.versions import EVALUATION_VERSION, FRONTIER_VERSION, TRAINING_VERSION
+from jumpahead.versions import EVALUATION_VERSION, FEATURES_VERSION, FRONTIER_VERSION, TRAINING_VERSION
 
 REFERENCE_D = 256
 """The d for which recipes in digests are computed: an SAE's d is determined by its site, which is in the digest."""
@@ -217,6 +218,15 @@ class Provenance:
         elif self.lm_config().dtype not in (self.study.lm.dtype, "float32"):
             known.append("measured in float32")
         return digest_json(known)
+
+    def features_digest(self, chosen: Sequence[str], evaluations: Sequence[str | None]) -> str:
+        """Return the digest of the inputs of the feature pages.
+
+        chosen: the keys of the SAEs that get pages. evaluations: the input digest of every evaluation; None for an SAE
+        that is not evaluated.
+        """
+        table = self.study.features.model_dump(exclude={"saes"})
+        return digest_json([FEATURES_VERSION, list(chosen), list(evaluations), table])
 
     def frontier_digest(self, evaluations: Sequence[str]) -> str:
         """Return the digest of the inputs of frontier.json.

@@ -10,6 +10,7 @@ from jumpahead.errors import DamagedError, StudyError, did_you_mean
 from jumpahead.pipeline import STAGES
 from jumpahead.pipeline.activations import ActivationsStage
 from jumpahead.pipeline.evaluation import EvaluationStage
+from jumpahead.pipeline.features import FeaturesStage
 from jumpahead.pipeline.frontier import FrontierStage
 from jumpahead.pipeline.precision import PrecisionStage
 from jumpahead.pipeline.resources import Resources
@@ -24,7 +25,8 @@ from jumpahead.study.save import to_toml
 from jumpahead.study.schema import Study
 
 STAGE_CLASSES: tuple[type[Stage], ...] = (
-    PrecisionStage, TokensStage, ActivationsStage, TrainingStage, EvaluationStage, FrontierStage,
+    PrecisionStage, TokensStage, ActivationsStage, TrainingStage, EvaluationStage, FeaturesStage,
+    FrontierStage,
 )  # fmt: skip
 assert tuple(stage.name for stage in STAGE_CLASSES) == STAGES
 

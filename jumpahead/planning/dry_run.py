@@ -78,6 +78,9 @@ def shrink_study(study: Study) -> Study:
             "evaluate": study.evaluate.model_copy(
                 update={"tokens": min(study.evaluate.tokens, 2 * context), "replicates": 20}
             ),
+            "features": study.features.model_copy(
+                update={"tokens": min(study.features.tokens, 2 * context), "bias_features": 1, "bias_tokens": context}
+            ),
         }
     )
 

@@ -19,6 +19,7 @@ The package does not import torch, `study` or `sae`: the JSON contains titles, a
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 from jumpahead.report.page import render_html
 from jumpahead.storage.atomic import write_atomic
@@ -42,4 +43,14 @@ def write_report(run_folder: Path) -> Path:
     if run.efficiency.exists():
         verb = f"jumpahead efficiency --run {run.folder}"
         efficiency = read_json(run.efficiency, EFFICIENCY_SCHEMA, made_by=verb, has_checksum=None)
-    return write_atomic(run.report, render_html(frontier, efficiency))
+    return write_atomic(run.report, render_html(frontier, efficiency, feature_links(run)))
+
+
+def feature_links(run: Run) -> dict[str, str]:
+    """Return the address of the feature pages of each SAE that has some, by its path; both relative to the run."""
+    if not run.features.page.exists() or not run.features.contents.exists():
+        return {}
+    contents = read_json(run.features.contents, made_by="jumpahead features", has_checksum=None)
+    points = [contents["points"][sae["number"]] for sae in contents["saes"]]
+    page = run.relative(run.features.page)
+    return {str(point["path"]): f"{page}#{quote(str(point['name']))}" for point in points}

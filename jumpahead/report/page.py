@@ -7,8 +7,9 @@ the page sets text only.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
@@ -24,11 +25,12 @@ from jumpahead.report.series_style import DASHES, SYMBOLS, series_styles
 from jumpahead.report.tables import DIRECTIONS
 
 
-def render_html(frontier: Json, efficiency: Json | None = None) -> str:
+def render_html(frontier: Json, efficiency: Json | None = None, feature_links: Mapping[str, str] | None = None) -> str:
     """Return the HTML of the report page; it depends only on the arguments and the installed version of plotly.
 
     frontier: content of frontier.json, schema jumpahead.frontier/3.
     efficiency: content of efficiency.json, schema jumpahead.efficiency/1; None if it was not measured.
+    feature_links: address of the feature pages of SAEs, by path.
     """
     frontier, efficiency = sanitize(frontier), sanitize(efficiency)
     styles, context = series_styles(frontier["series"]), page_context(frontier)
@@ -50,7 +52,7 @@ def render_html(frontier: Json, efficiency: Json | None = None) -> str:
         contents=_contents(panels, frontier, efficiency),
         training=training.choices(frontier, context),
         progress=_progress_sentence(frontier.get("progress")),
-        panels=[panel_view(panel) for panel in panels],
+        panels=[_with_feature_links(panel_view(panel), panel, feature_links or {}) for panel in panels],
         intervals=_interval_sentences(frontier["interval"], panels, context),
         metrics=[{**one, "direction": DIRECTIONS.get(one["better"], MISSING)} for one in frontier["metrics"]],
         sources=_provenance_texts(frontier),
@@ -67,6 +69,14 @@ def render_html(frontier: Json, efficiency: Json | None = None) -> str:
             "efficiency": None if efficiency is None else script_data(efficiency),
         },
     )
+
+
+def _with_feature_links(view: dict[str, Any], panel: Panel, links: Mapping[str, str]) -> dict[str, Any]:
+    """Return the template values of a panel with the address of the feature pages of each SAE, empty for none."""
+    found = [links.get(str(point["path"]), "") for point in panel.points]
+    points = [{**row, "features": link} for row, link in zip(view["points"], found, strict=True)]
+    linked = [(label, link) for label, link in zip(panel.labels, found, strict=True) if link]
+    return {**view, "points": points, "feature_links": linked}
 
 
 class Contents(NamedTuple):

@@ -13,7 +13,8 @@ runs/NAME/                      RunPaths(folder)
   saes.json                     the SAEs that the study refers to, with the digests of their inputs
   set_aside/                    SAEs, checkpoints and evaluations of studies with other inputs (set_aside.py)
   evaluation_state/             sums of an interrupted evaluation
-  frontier.json  efficiency.json  report.html  features/
+  frontier.json  efficiency.json  report.html
+  features/                     FeaturesFolder: index.html to open, and its data
   figures/                      figures for a paper, <site>-<width>-<figure>.pdf and .png
 """
 
@@ -139,6 +140,50 @@ class SAEFolder(NamedTuple):
         return has_inputs(self.evaluation, inputs)
 
 
+class FeaturesFolder(NamedTuple):
+    """The files of a folder of feature pages (features/pages.py). SAEs are named by `features_name`."""
+
+    path: Path
+    """The folder."""
+
+    @property
+    def page(self) -> Path:
+        """Return the path of the page to open."""
+        return self.path / "index.html"
+
+    @property
+    def contents(self) -> Path:
+        """Return the path of the JSON file that names the SAEs and the digest of the inputs; it is written last."""
+        return self.path / "features.json"
+
+    def feature_list(self, sae: str) -> Path:
+        """Return the path of the list of an SAE's features."""
+        return self.path / sae / "list.js"
+
+    def records(self, sae: str, number: int) -> Path:
+        """Return the path of a file of an SAE's feature records, numbered from 0."""
+        return self.path / sae / f"{number:04}.js"
+
+    def passages(self, number: int) -> Path:
+        """Return the path of a file of passages of the text, numbered from 0."""
+        return self.path / "text" / f"{number:04}.js"
+
+    def checkpoint(self, site: str) -> Path:
+        """Return the path of the saved state of the pass over the text at a site."""
+        return self.path / f"{require_safe_name(site)}.partial.safetensors"
+
+    def neuronpedia(self, sae: str, number: int) -> Path:
+        """Return the path of a file of features under Neuronpedia's names, numbered from 0."""
+        return self.path / "neuronpedia" / sae / f"batch-{number}.json"
+
+
+def features_name(key: str) -> str:
+    """Return an SAE's name in a folder of feature pages: its key or path as one safe name."""
+    parts = [part for part in PurePosixPath(key.replace("\\", "/")).parts if part not in ("/", "..", ".", "saes")]
+    name = "_".join("".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in part) for part in parts)
+    return name.lstrip(".") or "sae"
+
+
 class RunPaths:
     """The paths of one run."""
 
@@ -240,9 +285,9 @@ class RunPaths:
         return self.figures / f"{require_safe_name(site)}-{width}-{name}.{suffix}"
 
     @property
-    def features(self) -> Path:
+    def features(self) -> FeaturesFolder:
         """Return the folder of feature pages."""
-        return self.folder / "features"
+        return FeaturesFolder(self.folder / "features")
 
     def sae_folder(self, key: str) -> SAEFolder:
         """Return the `SAEFolder` for a key from `sae_key`. The folder need not exist."""

@@ -16,7 +16,7 @@ from jumpahead.lm.sites import parse_site
 from jumpahead.sae.architectures import ARCHITECTURES
 from jumpahead.storage.layout import require_safe_name
 from jumpahead.study.messages import toml_like
-from jumpahead.study.schema import Series, Study
+from jumpahead.study.schema import Series, Study, sae_specs
 from jumpahead.text.config import TextConfig
 from jumpahead.text.sources import source_of
 
@@ -30,6 +30,7 @@ def check_study(study: Study) -> None:
     _check_text(study.text)
     if not re.fullmatch(_DEVICES, study.lm.device):
         raise StudyError(f"'lm.device' must be auto, cpu, cuda, cuda:N or mps, not {toml_like(study.lm.device)}.")
+    _check_features(study)
     for series in study.series:
         _check_series(series, min(study.sae.width))
 
@@ -89,6 +90,19 @@ def _check_text(text: TextConfig) -> None:
     check_unique(text.chat or (), "text.chat")
     if text.chat and text.separator is not None:
         raise StudyError("'text.separator' cuts text, and with 'text.chat' documents are conversations: leave one out.")
+
+
+def _check_features(study: Study) -> None:
+    """Raise StudyError if `features.saes` names an SAE that the study does not train, or `none` beside others."""
+    names = study.features.saes
+    if "none" in names and len(names) > 1:
+        raise StudyError("'features.saes' has none and other names: leave one out.")
+    for name in names:
+        if name not in ("middle", "all", "none") and not any(spec.is_called(name) for spec in sae_specs(study)):
+            example = sae_specs(study)[0].key.split("/", 3)[-1]
+            raise StudyError(
+                f"'features.saes' names {name!r}, which the study does not train: write {example!r}, or middle."
+            )
 
 
 def _check_series(series: Series, width: int) -> None:

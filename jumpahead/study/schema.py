@@ -7,6 +7,7 @@
     [[series]] architecture = "jumprelu"   name (default: the architecture's)   options = {…}   recipe = {…}
                l0 = [4, 8, 16]             or lambda = [...], or k = [...]: exactly one
     [evaluate] tokens, replicates
+    [features] saes, tokens: which SAEs get feature pages
 
 A study trains one SAE per site × width × series × sparsity setting × sae.seed × stream.seed: `sae_specs`.
 Reading is in load.py, rules that involve several keys in checks.py, the sentences of errors in messages.py.
@@ -61,6 +62,20 @@ class EvaluateTable(_Table):
     """Number of held-out tokens scored with each SAE spliced into the language model."""
     replicates: int = Field(default=2000, ge=20, le=1_000_000)
     """Number of bootstrap replicates behind every interval. With 2,000, the width of an interval is within 3 %."""
+
+
+class FeaturesTable(_Table):
+    """Feature pages: what the features of some SAEs respond to, on held-out text."""
+
+    saes: tuple[str, ...] = ("middle",)
+    """SAEs that get pages. `middle`: of each series the SAE nearest to the middle L0. `all`; `none`: no pages. Or SAEs
+    by name, such as `jumprelu/l0-16` (the end of the SAE's folder; the seed may be left out)."""
+    tokens: int = Field(default=200_000, gt=0, le=10**12)
+    """Number of held-out tokens that are searched for examples."""
+    bias_features: int = Field(default=20, ge=0, le=100_000)
+    """Number of features, the most frequent ones of each SAE, whose bias-likeness is measured. 0 measures none."""
+    bias_tokens: int = Field(default=2_048, gt=0, le=10**9)
+    """Number of held-out tokens that bias-likeness is measured on; each feature takes two forward passes."""
 
 
 class Series(_Table):
@@ -121,6 +136,7 @@ class Study(_Table):
     series: tuple[Series, ...] = Field(min_length=1)
     """The curves: one architecture each."""
     evaluate: EvaluateTable = EvaluateTable()
+    features: FeaturesTable = FeaturesTable()
 
 
 class SAESpec(NamedTuple):
@@ -137,6 +153,10 @@ class SAESpec(NamedTuple):
     def key(self) -> str:
         """Return its folder in the run: saes/<site>/<width>/<series>/<setting>_seed-<s>[_stream-<t>]."""
         return sae_key(self.site, self.width, self.series.name, self.setting, self.sae_seed, self.stream_seed)
+
+    def is_called(self, name: str) -> bool:
+        """Return True if `name` is the end of its key, with or without the seeds: `l0-16`, `jumprelu/l0-16_seed-0`."""
+        return f"/{self.key}".endswith(f"/{name}") or f"/{self.key}".rpartition("_seed-")[0].endswith(f"/{name}")
 
     @property
     def label(self) -> str:

@@ -470,3 +470,24 @@ def test_the_report_needs_neither_torch_nor_study_nor_sae() -> None:
         "print([name for name in names if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_an_sae_with_feature_pages_links_to_them(make: Any, save: Any) -> None:
+    folder = save(make.build(make.sweep()))
+    paths = [point["path"] for point in json.loads((folder / "frontier.json").read_text())["panels"][0]["points"]]
+    write_report(folder)
+    assert "features/index.html" not in (folder / "report.html").read_text()
+    (folder / "features").mkdir()
+    (folder / "features" / "index.html").write_text("x")
+    points = [{"name": f"sae <{i}>", "path": path} for i, path in enumerate(paths)]
+    contents = {"points": points, "saes": [{"number": 1}, {"number": 4}]}
+    (folder / "features" / "features.json").write_text(json.dumps(contents))
+    write_report(folder)
+    found = [
+        dict(attributes).get("href")
+        for tag, attributes in Text((folder / "report.html").read_text()).tags
+        if tag == "a"
+    ]
+    links = [link for link in found if link and link.startswith("features/")]
+    assert sorted(set(links)) == ["features/index.html#sae%20%3C1%3E", "features/index.html#sae%20%3C4%3E"]
+    assert len(links) == 4, "beside the SAE in the table, and above"
