@@ -9,7 +9,7 @@ from __future__ import annotations
 
 TRAINING_VERSION = 5
 """Version of training; part of the input digest of every trained SAE."""
-TRAINING_DIGEST = "614e94a7a4798f03"
+TRAINING_DIGEST = "459faeec438b2c98"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
@@ -17,7 +17,7 @@ EVALUATION_DIGEST = "5299dc0906371432"
 
 FEATURES_VERSION = 1
 """Version of feature pages; part of the input digest of features.json, which also includes the evaluations' digests."""
-FEATURES_DIGEST = "d5b4549ec960387c"
+FEATURES_DIGEST = "3cd6b8e790d2da45"
 
 FRONTIER_VERSION = 6
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from jumpahead.lm.hook_points import find_hook_point
 from jumpahead.lm.model import LM
 from jumpahead.lm.sites import Site, parse_site
 
@@ -43,7 +42,7 @@ def logit_weights(lm: LM, site: str | Site) -> Tensor | None:
         return None
     weight = _fold_final_norm(lm, head.weight.detach().float())
     if site.kind == "attention":
-        projection = _matrix_of(find_hook_point(lm.model, lm.blocks, site, lm.name).module)
+        projection = _matrix_of(lm.hook_point(site).module)
         if projection is None or projection.shape[0] != weight.shape[1]:
             return None
         weight = weight @ projection.to(weight)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from jumpahead.errors import DataError, StudyError
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.forward_inputs import ForwardInputs, check_mask_is_honoured, refuse_unmarked_padding, with_mask
-from jumpahead.lm.hook_points import decoder_blocks
+from jumpahead.lm.hook_points import HookPoint, decoder_blocks
 from jumpahead.lm.hooks import StopForward, capture, detached_copy, remove_on_exit, splice_activation
 from jumpahead.lm.loading import load_model, truncate_model
 from jumpahead.lm.measured_sites import MeasuredSites
@@ -135,6 +135,10 @@ class LM:
             return mask
         is_token = torch.as_tensor(attention_mask, device=token_ids.device).bool()
         return mask & is_token & (is_token.long().cumsum(1) > 1)
+
+    def hook_point(self, site: str | Site) -> HookPoint:
+        """Return the module, and its side, that carries a site's activations. Raises SiteError if there is none."""
+        return self._sites.point(parse_site(site))
 
     def width_at(self, site: str | Site) -> int:
         """Return the width d of a site. Raises SiteError if the model has no such site."""
