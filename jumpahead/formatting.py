@@ -77,6 +77,11 @@ def format_setting(setting: Mapping[str, Any]) -> str:
     return f"{setting['kind']} = {setting['value']:.6g}"
 
 
+def format_counted(count: int, noun: str) -> str:
+    """Return a count with its noun in the singular or the plural: `1 SAE`, `1,024 features`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def format_list(words: Sequence[str]) -> str:
     """Return words as an enumeration: `a`, `a and b`, or `a, b and c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -10,7 +10,7 @@ from typing import Any
 from jumpahead.activations.stream import Stream
 from jumpahead.engine import initial_state, kernel_layer
 from jumpahead.errors import DataError, StudyError
-from jumpahead.formatting import format_percent
+from jumpahead.formatting import format_counted, format_percent
 from jumpahead.lm.fingerprint import to_json_values
 from jumpahead.lm.sites import parse_site
 from jumpahead.pipeline.stage import Stage
@@ -108,7 +108,7 @@ class TrainingStage(Stage):
             raise DataError(f"train.tokens = {config.tokens} is less than one batch of {config.batch}.")
         epochs = config.steps * config.batch / total
         self.progress.say(
-            f"training {saes} SAEs on {config.steps * config.batch:,} activations each "
+            f"training {format_counted(saes, 'SAE')} on {config.steps * config.batch:,} activations each "
             f"({config.steps:,} steps of {config.batch:,}; {total:,} distinct, {epochs:.2g} epochs)"
         )
         if epochs > 1:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from jumpahead.formatting import format_bytes, format_duration
+from jumpahead.formatting import format_bytes, format_counted, format_duration
 from jumpahead.lm.model import DEFAULT_MAX_CONTEXT
 from jumpahead.lm.model_shape import read_model_shape
 from jumpahead.pipeline.run import run_study
@@ -40,8 +40,8 @@ class DryRunResult(NamedTuple):
     def __str__(self) -> str:
         """Return the sentence that the command line prints."""
         return (
-            f"dry run: {self.saes} SAEs went from text to page in {format_duration(self.seconds)}, two steps each; "
-            f"peak memory {format_bytes(self.peak_bytes)}. Nothing was kept."
+            f"dry run: {format_counted(self.saes, 'SAE')} went from text to page in {format_duration(self.seconds)}, "
+            f"two steps each; peak memory {format_bytes(self.peak_bytes)}. Nothing was kept."
         )
 
 

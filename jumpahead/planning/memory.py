@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 
+from jumpahead.formatting import format_counted
 from jumpahead.lm.model_shape import ModelShape
 from jumpahead.lm.sites import parse_site
 from jumpahead.metrics import MAX_REPLICATE_ELEMENTS
@@ -54,7 +55,7 @@ def saes_that_fit(study: Study, workspace: int, panels: list[PanelPlan], gpu_byt
     widest = max(panels, key=lambda panel: panel.parameters or 0)
     free = gpu_bytes - workspace - gpu_workspace(study.train.batch, widest.d or 0, widest.width)
     count = max(0, int(free // (TRAINING_BYTES * (widest.parameters or 1))))
-    return f"{count} SAEs of {widest.width:,} features fit at once"
+    return f"{format_counted(count, 'SAE')} of {widest.width:,} features fit at once"
 
 
 def gpu_workspace(batch: int, d: int, width: int) -> int:

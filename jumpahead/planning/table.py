@@ -6,7 +6,7 @@ import textwrap
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from jumpahead.formatting import TOKENS, SampleUnit, format_bytes, format_duration
+from jumpahead.formatting import TOKENS, SampleUnit, format_bytes, format_counted, format_duration
 from jumpahead.planning.measure import StudySeconds
 
 
@@ -110,7 +110,7 @@ class Plan:
         """Return the rows of the model, the panels and the series."""
         rows = [("model", self.model)]
         for panel in self.panels:
-            shape = f"{panel.saes} SAEs of {panel.width:,} features"
+            shape = f"{format_counted(panel.saes, 'SAE')} of {panel.width:,} features"
             if panel.d is not None and panel.parameters is not None:
                 shape += f" × {panel.d:,} dimensions, {panel.parameters:,} parameters each"
             rows.append((panel.site, shape))

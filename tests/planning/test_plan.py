@@ -115,7 +115,7 @@ def test_notes_say_what_one_would_want_to_know(model: Path, text: Path, tmp_path
     notes = " ".join(make_plan(small(model, text), tmp_path).notes)
     assert "each training token is seen 2.0 times" in notes
     assert re.search(r"evaluate\.tokens asks for 100,000, and there are only [0-9,]+ held-out tokens: all are", notes)
-    huge = make_plan(small(model, text, sae={"width": 10**9}), tmp_path)
+    huge = make_plan(small(model, text, sae={"width": 10**8}), tmp_path)
     assert "train fewer SAEs at once" in " ".join(huge.notes)
     single = write_atomic(tmp_path / "one.txt", "abc" * 100)
     alone = make_plan(small(model, single), tmp_path)
