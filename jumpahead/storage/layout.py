@@ -280,9 +280,12 @@ class RunPaths:
         """Return the folder of figures for a paper."""
         return self.folder / "figures"
 
-    def figure(self, site: str, width: int, name: str, suffix: str) -> Path:
-        """Return the path of a figure of the SAEs of one site and width. name: such as figure-2. suffix: pdf or png."""
-        return self.figures / f"{require_safe_name(site)}-{width}-{name}.{suffix}"
+    def figure(self, site: str, width: int | None, name: str, suffix: str) -> Path:
+        """Return the path of a figure of the SAEs of one site and width, None for several.
+
+        name: such as figure-2. suffix: pdf or png.
+        """
+        return self.figures / f"{require_safe_name(site)}-{width or 'all'}-{name}.{suffix}"
 
     @property
     def features(self) -> FeaturesFolder:
