@@ -18,6 +18,7 @@ if sys.platform not in ("linux", "darwin"):
     raise ImportError(f"jumpahead runs on Linux and macOS, not on {sys.platform}: on Windows, use WSL 2.")
 
 if TYPE_CHECKING:
+    from jumpahead.api import compare as compare
     from jumpahead.api import load as load
     from jumpahead.api import register as register
     from jumpahead.api import run as run
@@ -45,13 +46,14 @@ _MODULES = {
     "run": "jumpahead.api",
     "train_on": "jumpahead.api",
     "load": "jumpahead.api",
+    "compare": "jumpahead.api",
     "register": "jumpahead.api",
     "train": "jumpahead.training.loop",
     "evaluate": "jumpahead.evaluation.evaluate",
 }
 """The module that defines each public name; `splice` is the method of `LM`, as a function."""
 
-__all__ = ["LM", "SAE", "Frontier", "evaluate", "load", "register", "run", "splice", "train", "train_on"]
+__all__ = ["LM", "SAE", "Frontier", "compare", "evaluate", "load", "register", "run", "splice", "train", "train_on"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 MISSING = "–"
 """Text on pages for a value that was not measured."""
+MEASURED = "measured"
+"""Kind of a sparsity setting that is not known; its value is the measured L0."""
 NBSP = "\u00a0"
 """No-break space, between a number and a per cent sign."""
 
@@ -100,7 +102,12 @@ def format_percent(share: float | None) -> str:
 
 
 def format_setting(setting: Mapping[str, Any]) -> str:
-    """Return a sparsity setting {"kind", "value"} in the syntax of study files: `l0 = 16`, `k = 32`."""
+    """Return a sparsity setting {"kind", "value"} in the syntax of study files: `l0 = 16`, `k = 32`.
+
+    The kind `measured` stands for a setting that is not known, of an SAE of another make: `measured L0 16`.
+    """
+    if setting["kind"] == MEASURED:
+        return f"measured L0 {format_number(setting['value'])}"
     return f"{setting['kind']} = {setting['value']:.6g}"
 
 
@@ -185,6 +192,8 @@ def typeset_setting(setting: Mapping[str, Any] | None) -> str:
     """Return a sparsity setting {"kind", "value"} for a page: `l0 = 16`, `λ = 0.0006`, `k = 32`."""
     if not setting:
         return MISSING
+    if setting["kind"] == MEASURED:
+        return f"measured L0 {typeset_number(setting['value'])}"
     return f"{'λ' if setting['kind'] == 'lambda' else setting['kind']} = {typeset_exact(setting['value'])}"
 
 

@@ -17,7 +17,7 @@ from jumpahead.api.extensions import register
 from jumpahead.api.feature_pages import features, features_of_prompt
 from jumpahead.api.machine import EfficiencyResult, efficiency
 from jumpahead.api.runs import ask, clean, load_frontier, question_example, report, show, verify
-from jumpahead.api.saes import evaluate, export, load
+from jumpahead.api.saes import compare, evaluate, export, load
 from jumpahead.api.studies import HarvestResult, dry_run, harvest, init, plan, run, train_on
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "HarvestResult",
     "ask",
     "clean",
+    "compare",
     "dry_run",
     "efficiency",
     "evaluate",

@@ -1,4 +1,4 @@
-"""What takes SAEs of any make: load, export, evaluate."""
+"""What takes SAEs of any make: load, export, evaluate, compare."""
 
 from __future__ import annotations
 
@@ -81,3 +81,44 @@ def evaluate(
     if out is not None:
         write_json(Path(out), result)
     return result
+
+
+def compare(
+    saes: Sequence[PathLike],
+    *,
+    lm: str | None = None,
+    text: str | None = None,
+    site: str | None = None,
+    tokens: int | None = None,
+    overrides: Sequence[str] = (),
+    out: PathLike = "runs/compare",
+    progress: Progress | None = None,
+) -> Path:
+    """Put SAEs of any make and the SAEs of runs on one frontier; return the folder, which is `out`.
+
+    `Frontier.load`, `ask`, `show` and `report` take the folder. All SAEs are evaluated on the same held-out text; what
+    was evaluated before, in its run or by an interrupted call, is not evaluated again.
+
+    saes: folders of runs, finished or not, and SAEs as `load` takes them; "NAME=PATH" names the series. lm, text,
+    tokens: as in `evaluate`; by default those of the first run. site: the only site that is compared; by default those
+    of the runs and SAEs. overrides: as in `evaluate`.
+
+    Raises StudyError if a run is of another model, text or site than the first, or `out` holds a run.
+    """
+    from jumpahead.comparison.basis import AskedFor
+    from jumpahead.comparison.compare import compare
+    from jumpahead.comparison.members import Named
+    from jumpahead.progress import make_progress
+    from jumpahead.storage.run_folder import Run
+
+    folder = Run(out)
+    if folder.study.exists():
+        raise StudyError(f"{out} is the run of a study: name another folder with --out.")
+    named = list(dict.fromkeys(Named.parse(sae) for sae in saes))
+    with folder.lock():
+        asked = AskedFor(lm, text, site, tokens, overrides)
+        try:
+            compare(named, asked, folder, progress or make_progress())
+        finally:
+            folder.remove_if_unused()
+    return folder.folder

@@ -1,4 +1,4 @@
-"""Verbs that take SAEs of any make: evaluate, export."""
+"""Verbs that take SAEs of any make: evaluate, compare, export."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jumpahead.cli.commands import (
     AsJSON,
     Overrides,
     print_json,
+    sigterm_as_interrupt,
     verb,
 )
 
@@ -41,6 +42,36 @@ def evaluate(
     from jumpahead.report import terminal
 
     terminal.print_evaluations(found)
+
+
+@verb
+def compare(
+    saes: Annotated[
+        list[str],
+        typer.Argument(metavar="SAE|RUN...", help="Runs, finished or not, and SAEs of any make. NAME=PATH: a series."),
+    ],
+    lm: Annotated[
+        str | None, typer.Option("--lm", metavar="MODEL", help="By default that of the first run, or the SAEs' own.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", help="As in evaluate; by default that of the first run, or stdlib.")
+    ] = None,
+    site: Annotated[str | None, typer.Option("--site", help="The only site that is compared.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=1, help="Held-out tokens; by default as in the first run.")
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="Where the frontier and the page are written.")
+    ] = Path("runs/compare"),
+) -> None:
+    """Put SAEs of any make and of runs on one frontier."""
+    from jumpahead.storage.run_folder import Run
+
+    with sigterm_as_interrupt():
+        folder = Run(api.compare(saes, lm=lm, text=text, site=site, tokens=tokens, overrides=overrides, out=out))
+    print(f"compared: {folder.folder}\nreport:   {folder.report}")
+    print(f"ask:      jumpahead ask {folder.folder} --delta-loss 0.2")
 
 
 @verb

@@ -238,9 +238,9 @@ function nearestSAE(points, l0) {
   return points.reduce((best, point) => (gap(point) < gap(best) ? point : best));
 }
 
-function settingBetween(left, right, t) { // geometric in its value, k whole, else three digits; null where the kinds differ
+function settingBetween(left, right, t) { // geometric in its value, k whole, else three digits; null where the kinds differ or are not known
   if (t === 0) return left;
-  if (left.kind !== right.kind) return null;
+  if (left.kind !== right.kind || left.kind === "measured") return null;
   const value = geometric(left.value, right.value, t);
   return { kind: left.kind, value: left.kind === "k" ? Math.max(1, roundHalfEven(value)) : Number(value.toPrecision(3)) };
 }

@@ -16,6 +16,8 @@ runs/NAME/                      RunPaths(folder)
   frontier.json  efficiency.json  report.html
   features/                     FeaturesFolder: index.html to open, and its data
   figures/                      figures for a paper, <site>-<width>-<figure>.pdf and .png
+
+A comparison (`jumpahead compare`) has manifest.json, frontier.json, report.html, and evaluations/ of SAEs elsewhere.
 """
 
 from __future__ import annotations
@@ -264,6 +266,10 @@ class RunPaths:
     def frontier(self) -> Path:
         """Return the path of frontier.json: the metrics of all SAEs and comparisons between series."""
         return self.folder / "frontier.json"
+
+    def evaluation_file(self, inputs: str) -> Path:
+        """Return the path of a comparison's evaluation of an SAE. inputs: digest of the evaluation's inputs."""
+        return self.folder / "evaluations" / f"{inputs[:20]}.json"
 
     @property
     def efficiency(self) -> Path:
