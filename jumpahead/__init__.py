@@ -18,12 +18,20 @@ if sys.platform not in ("linux", "darwin"):
     raise ImportError(f"jumpahead runs on Linux and macOS, not on {sys.platform}: on Windows, use WSL 2.")
 
 if TYPE_CHECKING:
+    from jumpahead.api import compare as compare
     from jumpahead.api import load as load
     from jumpahead.api import register as register
     from jumpahead.api import run as run
     from jumpahead.api import train_on as train_on
     from jumpahead.evaluation.evaluate import evaluate as evaluate
     from jumpahead.frontier import Frontier as Frontier
+    from jumpahead.lm.attribution import attribute as attribute
+    from jumpahead.lm.interventions import ablate as ablate
+    from jumpahead.lm.interventions import encode_text as encode_text
+    from jumpahead.lm.interventions import spliced as spliced
+    from jumpahead.lm.interventions import steer as steer
+    from jumpahead.lm.interventions import token_ids as token_ids
+    from jumpahead.lm.interventions import token_losses as token_losses
     from jumpahead.lm.model import LM as LM
     from jumpahead.sae.saved import SAE as SAE
     from jumpahead.training.loop import train as train
@@ -45,13 +53,37 @@ _MODULES = {
     "run": "jumpahead.api",
     "train_on": "jumpahead.api",
     "load": "jumpahead.api",
+    "compare": "jumpahead.api",
     "register": "jumpahead.api",
     "train": "jumpahead.training.loop",
     "evaluate": "jumpahead.evaluation.evaluate",
+    "attribute": "jumpahead.lm.attribution",
+    **dict.fromkeys(
+        ("ablate", "encode_text", "spliced", "steer", "token_ids", "token_losses"), "jumpahead.lm.interventions"
+    ),
 }
 """The module that defines each public name; `splice` is the method of `LM`, as a function."""
 
-__all__ = ["LM", "SAE", "Frontier", "evaluate", "load", "register", "run", "splice", "train", "train_on"]
+__all__ = [
+    "LM",
+    "SAE",
+    "Frontier",
+    "ablate",
+    "attribute",
+    "compare",
+    "encode_text",
+    "evaluate",
+    "load",
+    "register",
+    "run",
+    "splice",
+    "spliced",
+    "steer",
+    "token_ids",
+    "token_losses",
+    "train",
+    "train_on",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Numbers, durations and sizes as text, and the nouns for training samples: tokens of documents, or rows.
+"""Numbers, durations, sizes and widths as text, and the nouns for training samples: tokens of documents, or rows.
 
 `format_…` functions return plain ASCII for sentences, logs and the terminal. `typeset_…` functions return text for
 HTML pages, with a typographic minus and without line breaks inside a number; `report/numbers.js` implements the same
@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 MISSING = "–"
 """Text on pages for a value that was not measured."""
+MEASURED = "measured"
+"""Kind of a sparsity setting that is not known; its value is the measured L0."""
 NBSP = "\u00a0"
 """No-break space, between a number and a per cent sign."""
 
@@ -41,6 +43,33 @@ ROWS = SampleUnit("row", "rows", "group of rows", "groups of rows", "rows")
 def sample_unit(frontier: Mapping[str, Any]) -> SampleUnit:
     """Return the nouns for activations of a frontier.json: `ROWS` if `lm.name` is null, else `TOKENS`."""
     return ROWS if frontier["lm"]["name"] is None else TOKENS
+
+
+# ---------------------------------------------------------------------------------------------- panels
+# An element of `panels` in frontier.json holds the SAEs that are compared with each other. In a study's they have one
+# width. In a comparison of SAEs of any make a panel's `width` may be null; `widths` then has the width of each series.
+
+
+def series_widths(panel: Mapping[str, Any]) -> dict[str, int]:
+    """Return the number of features of the SAEs of each series that the panel has, by name."""
+    names = dict.fromkeys(point["series"] for point in panel["points"])
+    return {name: series_width(panel, name) for name in names}
+
+
+def series_width(panel: Mapping[str, Any], series: str) -> int:
+    """Return the number of features of the SAEs of a series; of a series without SAEs, 0 if widths differ."""
+    return panel["widths"].get(series, 0) if panel["width"] is None else panel["width"]
+
+
+def panel_name(panel: Mapping[str, Any]) -> str:
+    """Return the name of a panel: `site/width`, or the site alone if its series differ in width."""
+    return panel["site"] if panel["width"] is None else f"{panel['site']}/{panel['width']}"
+
+
+def format_widths(panel: Mapping[str, Any]) -> str:
+    """Return the widths of a panel as text: `8,192`, or `2,048 and 8,192`."""
+    widths = {panel["width"]} if panel["width"] is not None else set(panel["widths"].values())
+    return format_list([f"{width:,}" for width in sorted(widths)])
 
 
 # ---------------------------------------------------------------------------------------------- plain text
@@ -73,7 +102,12 @@ def format_percent(share: float | None) -> str:
 
 
 def format_setting(setting: Mapping[str, Any]) -> str:
-    """Return a sparsity setting {"kind", "value"} in the syntax of study files: `l0 = 16`, `k = 32`."""
+    """Return a sparsity setting {"kind", "value"} in the syntax of study files: `l0 = 16`, `k = 32`.
+
+    The kind `measured` stands for a setting that is not known, of an SAE of another make: `measured L0 16`.
+    """
+    if setting["kind"] == MEASURED:
+        return f"measured L0 {format_number(setting['value'])}"
     return f"{setting['kind']} = {setting['value']:.6g}"
 
 
@@ -163,6 +197,8 @@ def typeset_setting(setting: Mapping[str, Any] | None) -> str:
     """Return a sparsity setting {"kind", "value"} for a page: `l0 = 16`, `λ = 0.0006`, `k = 32`."""
     if not setting:
         return MISSING
+    if setting["kind"] == MEASURED:
+        return f"measured L0 {typeset_number(setting['value'])}"
     return f"{'λ' if setting['kind'] == 'lambda' else setting['kind']} = {typeset_exact(setting['value'])}"
 
 

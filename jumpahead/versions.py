@@ -9,7 +9,7 @@ from __future__ import annotations
 
 TRAINING_VERSION = 5
 """Version of training; part of the input digest of every trained SAE."""
-TRAINING_DIGEST = "459faeec438b2c98"
+TRAINING_DIGEST = "caf6c56185dc110a"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
@@ -21,4 +21,4 @@ FEATURES_DIGEST = "3cd6b8e790d2da45"
 
 FRONTIER_VERSION = 6
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""
-FRONTIER_DIGEST = "1be129aab6aa8bde"
+FRONTIER_DIGEST = "156e5587e2642496"

@@ -1,17 +1,29 @@
-"""What takes SAEs of any make: load, export, evaluate."""
+"""What takes SAEs of any make: load, export, evaluate, compare, push."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jumpahead.api.arguments import PathLike
 from jumpahead.errors import StudyError
 
 if TYPE_CHECKING:
     from jumpahead.progress import Progress
+    from jumpahead.publishing.folder import Published
     from jumpahead.sae.saved import SAE
+
+
+class PushResult(NamedTuple):
+    """What `push` has published."""
+
+    url: str | None
+    """Address of the repository; None if nothing was uploaded."""
+    files: list[Published]
+    """The files, with their sizes."""
+    card: str
+    """The model card."""
 
 
 def load(sae: PathLike) -> SAE:
@@ -34,10 +46,7 @@ def export(sae: PathLike, *, to: str, out: PathLike) -> Path:
     """
     from jumpahead.formats import load, save
 
-    target = Path(out)
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise StudyError(f"{target} exists: name an empty or new folder with --out.")
-    return save(load(sae), to, target)
+    return save(load(sae), to, _empty_folder(out))
 
 
 def evaluate(
@@ -81,3 +90,89 @@ def evaluate(
     if out is not None:
         write_json(Path(out), result)
     return result
+
+
+def compare(
+    saes: Sequence[PathLike],
+    *,
+    lm: str | None = None,
+    text: str | None = None,
+    site: str | None = None,
+    tokens: int | None = None,
+    overrides: Sequence[str] = (),
+    out: PathLike = "runs/compare",
+    progress: Progress | None = None,
+) -> Path:
+    """Put SAEs of any make and the SAEs of runs on one frontier; return the folder, which is `out`.
+
+    `Frontier.load`, `ask`, `show` and `report` take the folder. All SAEs are evaluated on the same held-out text; what
+    was evaluated before, in its run or by an interrupted call, is not evaluated again.
+
+    saes: folders of runs, finished or not, and SAEs as `load` takes them; "NAME=PATH" names the series. lm, text,
+    tokens: as in `evaluate`; by default those of the first run. site: the only site that is compared; by default those
+    of the runs and SAEs. overrides: as in `evaluate`.
+
+    Raises StudyError if a run is of another model, text or site than the first, or `out` holds a run.
+    """
+    from jumpahead.comparison.basis import AskedFor
+    from jumpahead.comparison.compare import compare
+    from jumpahead.comparison.members import Named
+    from jumpahead.progress import make_progress
+    from jumpahead.storage.run_folder import Run
+
+    folder = Run(out)
+    if folder.study.exists():
+        raise StudyError(f"{out} is the run of a study: name another folder with --out.")
+    named = list(dict.fromkeys(Named.parse(sae) for sae in saes))
+    with folder.lock():
+        asked = AskedFor(lm, text, site, tokens, overrides)
+        try:
+            compare(named, asked, folder, progress or make_progress())
+        finally:
+            folder.remove_if_unused()
+    return folder.folder
+
+
+def push(
+    source: PathLike,
+    repo: str,
+    *,
+    private: bool = False,
+    dtype: str = "float32",
+    licence: str = "mit",
+    dry_run: bool = False,
+    out: PathLike | None = None,
+    endpoint: str | None = None,
+) -> PushResult:
+    """Publish an SAE of any make, or all SAEs of a run, on the Hugging Face hub, in the layout that SAELens loads.
+
+    With a model card: what was trained on what, a table and a figure of the frontier, how to load an SAE.
+
+    source: a run's folder, or an SAE as `load` takes it. repo: `user/repo`, made if it is not there. private: make it
+    private. dtype: of the weights, float32, bfloat16 or float16. licence: an identifier that the hub knows. dry_run:
+    write the folder, and upload nothing. out: a new or empty folder to keep the files in. endpoint: of another hub.
+
+    Raises StudyError if the hub refuses, or if SAELens has no place for an SAE's activation function.
+    """
+    import tempfile
+
+    from jumpahead.publishing.folder import WEIGHTS_DTYPES, write_folder
+    from jumpahead.publishing.upload import check_repo, upload
+
+    check_repo(repo)
+    if dtype not in WEIGHTS_DTYPES:
+        raise StudyError(f"push: dtype is '{dtype}': give one of {', '.join(WEIGHTS_DTYPES)}.")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) if out is None else _empty_folder(out)
+        files = write_folder(str(source), folder, repo=repo, dtype=dtype, licence=licence)
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        url = None if dry_run else upload(folder, repo, is_private=private, endpoint=endpoint)
+    return PushResult(url, files, card)
+
+
+def _empty_folder(out: PathLike) -> Path:
+    """Return the path of a folder. Raises StudyError if it is a file, or has files in it."""
+    target = Path(out)
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise StudyError(f"{target} exists: name an empty or new folder with --out.")
+    return target

@@ -1,7 +1,7 @@
 """The sparsity–fidelity frontier of many SAEs: measured curves per series, and answers to queries about them.
 
 A series is an architecture with its options; its SAEs differ in their sparsity setting and seeds. A panel contains the
-SAEs of one site and width.
+SAEs of one site and width, or of one site if SAEs of any make are compared.
 
     build.py         evaluations → frontier.json (intervals, Pareto set, matched tables)
     frontier.py      `Frontier`: reads frontier.json and answers queries

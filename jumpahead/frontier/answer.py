@@ -78,7 +78,8 @@ class PanelAnswer:
     """The answer for one panel: one site and width."""
 
     site: str
-    width: int
+    width: int | None
+    """Number of features of each SAE; None if series differ in it."""
     series: list[SeriesAnswer]
     recommendation: Recommendation
     fidelity: str

@@ -1,6 +1,6 @@
 """Build frontier.json from the evaluations of a run: points of curves, intervals, Pareto set and matched tables.
 
-A panel contains the SAEs of one site and width; a point is one SAE.
+A panel contains the SAEs of one site and width, or of one site (formatting.py); a point is one SAE.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def build_frontier(
     text: Mapping[str, Any],
     training: Sequence[Mapping[str, Any]] = (),
     progress: Mapping[str, int] | None = None,
+    by_width: bool = True,
 ) -> dict[str, Any]:
     """Return the content of frontier.json. The run may be unfinished.
 
@@ -57,9 +58,10 @@ def build_frontier(
     text: {source, train_tokens, held_out_tokens}.
     training: the training curves of all SAEs, also of those that are not evaluated (pipeline/training_log.py).
     progress: {saes, trained, evaluated}, numbers of SAEs, if the run is not finished; else None.
+    by_width: one panel per site and width; False for one per site, in which every series has a width of its own.
     Raises ArtefactError if the evaluations are of different text, series or duplicate SAEs.
     """
-    panels = _panels_json(evaluations, [each["name"] for each in series])
+    panels = _panels_json(evaluations, [each["name"] for each in series], by_width)
     points = [point for panel in panels for point in panel["points"]]
     unit, rows = sample_unit({"lm": lm}), max((panel["rows"] for panel in panels), default=0)
     interval = {
@@ -129,8 +131,8 @@ def _is_defined(key: str, points: Sequence[Mapping[str, Any]]) -> bool:
     )
 
 
-def _panels_json(evaluations: Sequence[Evaluation], names: list[str]) -> list[dict[str, Any]]:
-    """Return the JSON of all panels, one per site and width.
+def _panels_json(evaluations: Sequence[Evaluation], names: list[str], by_width: bool) -> list[dict[str, Any]]:
+    """Return the JSON of all panels, one per site and width, or per site.
 
     names: names of the series. Raises ArtefactError if an evaluation belongs to a series that is not in `names`.
     """
@@ -140,7 +142,7 @@ def _panels_json(evaluations: Sequence[Evaluation], names: list[str]) -> list[di
         sae = evaluation["sae"]
         if sae["series"] not in names:
             raise ArtefactError(f"{evaluation['path']} belongs to series '{sae['series']}', which the study lacks.")
-        grouped[sae["site"], sae["width"]].append(evaluation)
+        grouped[sae["site"], sae["width"] if by_width else 0].append(evaluation)
     return [_panel_json(group, names) for _, group in sorted(grouped.items())]
 
 
@@ -155,7 +157,7 @@ def _panel_json(evaluations: list[Evaluation], names: list[str]) -> dict[str, An
     sae, metrics, text = (evaluations[0][key] for key in ("sae", "metrics", "text"))
     return {
         "site": sae["site"],
-        "width": sae["width"],
+        **_widths_json(evaluations),
         "d": sae["d"],
         "fidelity": fidelity,
         **{key: metrics.get(key) for key in ("ce_clean", "ce_zero", "ce_mean")},
@@ -180,6 +182,14 @@ def _add_pareto_flags(points: list[dict[str, Any]], fidelity: str) -> None:
             point["pareto_in"][key] = is_best
     for point in points:
         point["pareto"] = point["pareto_in"][fidelity]
+
+
+def _widths_json(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """Return the field `width` of a panel; if series differ in width, it is None and `widths` has that of each."""
+    widths = {evaluation["sae"]["series"]: evaluation["sae"]["width"] for evaluation in evaluations}
+    assert all(each["sae"]["width"] == widths[each["sae"]["series"]] for each in evaluations), "one width per series"
+    distinct = set(widths.values())
+    return {"width": distinct.pop()} if len(distinct) == 1 else {"width": None, "widths": widths}
 
 
 def _add_seed_weights(points: list[dict[str, Any]]) -> None:

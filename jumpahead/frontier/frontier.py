@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jumpahead.errors import StudyError, did_you_mean
-from jumpahead.formatting import SampleUnit, format_percent, sample_unit
+from jumpahead.formatting import SampleUnit, format_percent, panel_name, sample_unit, series_width
 from jumpahead.frontier.answer import Answer
 from jumpahead.frontier.other_study import other_study_note
 from jumpahead.frontier.panel_answer import answer_panel
@@ -97,8 +97,8 @@ class Frontier:
 
     @property
     def panels(self) -> list[str]:
-        """Return the names of the panels, `site/width`, such as `layers.1.residual/8192`."""
-        return [f"{panel['site']}/{panel['width']}" for panel in self.data["panels"]]
+        """Return the names of the panels, `site/width`, such as `layers.1.residual/8192`; `site` for several widths."""
+        return [panel_name(panel) for panel in self.data["panels"]]
 
     def points(self, series: str | None = None, panel: str | int | None = None) -> list[FrontierPoint]:
         """Return the JSON of all measured SAEs, optionally only of one series or of matching panels.
@@ -134,7 +134,8 @@ class Frontier:
         for series in self.data["series"]:
             if series["name"] in names:
                 points = [point for point in panel["points"] if point["series"] == series["name"]]
-                curves.append(SeriesCurve.from_points(series, panel["width"], points, panel_seeds, panel["fidelity"]))
+                width = series_width(panel, series["name"])
+                curves.append(SeriesCurve.from_points(series, width, points, panel_seeds, panel["fidelity"]))
         return [curve for curve in curves if curve.settings]
 
     def ask(

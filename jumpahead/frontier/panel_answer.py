@@ -36,7 +36,7 @@ class BestCrossing(NamedTuple):
 
 def answer_panel(
     site: str,
-    width: int,
+    width: int | None,
     curves: Sequence[SeriesCurve],
     names: Sequence[str],
     query: Query,
@@ -45,6 +45,7 @@ def answer_panel(
 ) -> PanelAnswer:
     """Return the answer to `query` at one site and width.
 
+    width: None if the series differ in it.
     curves: the curves of the series that have measured SAEs.
     names: the names of all series in the query.
     fidelity: key of the metric that compares the series of the panel.

@@ -17,6 +17,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from jumpahead.formatting import MEASURED
 from jumpahead.frontier.curve import Curve, CurvePosition, Estimate, estimate_with_interval
 from jumpahead.frontier.seeds import Seeds, seed_weights, seeds_of
 from jumpahead.metrics import METRICS, CurveInterpolation, count_key_by_share, curve_metrics, fidelity_metrics
@@ -129,12 +130,12 @@ class SeriesCurve:
         """Return the sparsity setting {"kind", "value"} that is expected to reach a position.
 
         Geometric interpolation between the two neighbouring settings; k is rounded to an integer. If their kinds
-        differ, return the setting of the nearest SAE.
+        differ, or if they are not known, return the setting of the nearest SAE.
         """
         left, right = (self.settings[i][0]["setting"] for i in (position.left, position.right))
         if position.t == 0:
             return dict(left)
-        if left["kind"] != right["kind"]:
+        if left["kind"] != right["kind"] or left["kind"] == MEASURED:
             return dict(self.nearest_sae(position)["setting"])
         value = _interpolate_geometric(left["value"], right["value"], position.t)
         return {"kind": left["kind"], "value": max(1, round(value)) if left["kind"] == "k" else float(f"{value:.3g}")}

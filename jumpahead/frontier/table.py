@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jumpahead.errors import JumpaheadError
-from jumpahead.formatting import format_number, format_setting
+from jumpahead.formatting import format_number, format_setting, series_width
 from jumpahead.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -54,7 +54,11 @@ def _row(
     with_error: Sequence[str],
 ) -> dict[str, Any]:
     """Return the row of one SAE."""
-    row: dict[str, Any] = {"site": panel["site"], "width": panel["width"], "series": point["series"]}
+    row: dict[str, Any] = {
+        "site": panel["site"],
+        "width": series_width(panel, point["series"]),
+        "series": point["series"],
+    }
     row |= {"setting": point["setting"]["kind"], "value": point["setting"]["value"]}
     row |= {"sae_seed": point["sae_seed"], "stream_seed": point["stream_seed"]}
     row |= {key: point["metrics"].get(key) for key in metrics}

@@ -13,8 +13,10 @@ from jumpahead.sae.saved import SAE
 def warn_if_elsewhere(sae: Any, lm_name: str, lm_digest: str, site: Site) -> None:
     """Warn, once per SAE, if an SAE is used where it does not belong; do nothing if it is no SAE or if it fits.
 
-    lm_name, lm_digest: `LM.name` and `LM.digest` of the model that the SAE is used in.
+    sae: an SAE, or an intervention on one (interventions.py). lm_name, lm_digest: `LM.name` and `LM.digest` of the
+    model that the SAE is used in.
     """
+    sae = getattr(sae, "sae", sae)
     if not isinstance(sae, SAE) or sae.warned_of_location:
         return
     belongs, misplaced = sae.location, []

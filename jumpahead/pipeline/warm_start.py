@@ -1,4 +1,6 @@
-"""Warm starts: saved SAEs, named in `start_from`, whose parameters training starts from."""
+"""Warm starts: SAEs of any make, named in `start_from`, whose parameters training starts from.
+
+Their digest is recorded in the run, so that SAEs that are done stay done if the folder is gone, or without network."""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
-from jumpahead.errors import ArtefactError, StudyError
+from jumpahead import formats
+from jumpahead.errors import ArtefactError, DataError, StudyError
 from jumpahead.sae.saved import SAE
 from jumpahead.storage.digests import digest_file
 from jumpahead.storage.json_files import read_json, write_json
@@ -45,29 +48,34 @@ class WarmStarts:
         return sae
 
     def _read(self, name: str, refused: str) -> tuple[SAE, list[Any]]:
-        """Load the SAE in folder `name`; return it with its digest inputs, which are recorded in the run.
+        """Load the SAE at the address `name`; return it with its digest inputs, which are recorded in the run.
 
-        Raises StudyError, starting with `refused`, if it cannot be read or rows of W_dec do not have norm one.
+        Its decoder rows have norm one, as in training: f_j becomes ‖d_j‖·f_j, which leaves x̂ as it is. Raises
+        StudyError, starting with `refused`, if it cannot be read, or if its rows cannot be scaled.
         """
-        path = Path(name).expanduser()
         try:
-            sae = SAE.load(path)
-        except ArtefactError as exc:
+            sae = formats.load(name)
+        except (ArtefactError, StudyError) as exc:
             raise StudyError(f"{refused}: {exc}") from exc
+        inputs = [_weights_digest(name, sae), sae.about.get("sparsity_coefficient")]
         norms = sae.params["W_dec"].norm(dim=1)
         if not bool((norms - 1).abs().max() < NORM_TOLERANCE):
-            raise StudyError(
-                f"{refused}, an {sae!r}: rows of W_dec have norms from {norms.min():.3g} to {norms.max():.3g}, "
-                "and training keeps them at 1: scale rows, W_enc, biases and thresholds accordingly."
-            )
-        inputs = [digest_file(SAEFolder(path).weights), sae.about.get("sparsity_coefficient")]
+            try:
+                sae = sae.with_unit_decoder_rows()
+            except DataError as exc:
+                raise StudyError(
+                    f"{refused}, an {sae!r}: rows of W_dec have norms from {norms.min():.3g} to {norms.max():.3g}, and "
+                    "training keeps them at 1, which would change the features that it keeps."
+                ) from exc
+            if not bool(norms.min() > 0):
+                raise StudyError(f"{refused}, an {sae!r}: {int((norms == 0).sum()):,} rows of W_dec are zero.")
         self._store(name, inputs)
         return sae, inputs
 
     def digest_inputs(self, series: Series) -> list[Any]:
         """Return the digest inputs of a series' warm-start SAE: the digest of its weights, and its λ.
 
-        If the SAE's folder is missing, return the values recorded in the run.
+        If the SAE's folder is missing, or it is on the hub, return the values recorded in the run.
         """
         name = str(series.start_from)
         is_gone = not Path(name).expanduser().exists()
@@ -78,11 +86,17 @@ class WarmStarts:
 
     @cached_property
     def _stored(self) -> dict[str, list[Any]]:
-        """Return the recorded digest inputs by folder name of the warm-start SAE."""
+        """Return the recorded digest inputs by address of the warm-start SAE."""
         return read_json(self.run.warm_starts) if self.run.warm_starts.exists() else {}
 
     def _store(self, name: str, inputs: list[Any]) -> None:
-        """Record the digest inputs of the SAE in folder `name`, if the run exists: SAE digests depend on them."""
+        """Record the digest inputs of the SAE at the address `name`, if the run exists: SAE digests depend on them."""
         if self._stored.get(name) != inputs and self.run.manifest.exists():
             self._stored[name] = inputs
             write_json(self.run.warm_starts, self._stored)
+
+
+def _weights_digest(name: str, sae: SAE) -> str:
+    """Return the digest of the weights of an SAE: of jumpahead's own file of weights, or of the parameters."""
+    weights = SAEFolder(Path(name).expanduser()).weights
+    return digest_file(weights) if weights.is_file() else sae.digest

@@ -167,7 +167,7 @@ function seriesCurves(panel) { // one per series; a setting is a point of its cu
   return [...found].sort((a, b) => a[0] - b[0]).map(([series, groups]) => {
     const settings = [...groups.values()], points = settings.flat();
     const replicates = Math.min(...points.map(replicatesOf));
-    const rows = Array.from({ length: 1 + replicates }, (_, r) => settings.map((group) => meanOf(group, r, panel.width)));
+    const rows = Array.from({ length: 1 + replicates }, (_, r) => settings.map((group) => meanOf(group, r, panel.widths[series])));
     return { series, settings, curve: makeCurve(rows, logScales(points, rows[0])), hasSeedWeights: points.every(isWeighted) };
   });
 }
@@ -222,7 +222,7 @@ function crossingOf(panel, one, position, level) {
   const metrics = {}, left = one.settings[position.left], right = one.settings[position.right];
   KEYS.forEach((key, m) => {
     metrics[key] = estimateOf(position.values.map((row) => row[m]), level);
-    if (SHARE_OF[key]) metrics[SHARE_OF[key]] = estimateOf(position.values.map((row) => row[m] / panel.width), level);
+    if (SHARE_OF[key]) metrics[SHARE_OF[key]] = estimateOf(position.values.map((row) => row[m] / panel.widths[one.series]), level);
   });
   const near = nearestSAE(one.settings.flat(), position.values[0][0]);
   return {
@@ -238,9 +238,9 @@ function nearestSAE(points, l0) {
   return points.reduce((best, point) => (gap(point) < gap(best) ? point : best));
 }
 
-function settingBetween(left, right, t) { // geometric in its value, k whole, else three digits; null where the kinds differ
+function settingBetween(left, right, t) { // geometric in its value, k whole, else three digits; null where the kinds differ or are not known
   if (t === 0) return left;
-  if (left.kind !== right.kind) return null;
+  if (left.kind !== right.kind || left.kind === "measured") return null;
   const value = geometric(left.value, right.value, t);
   return { kind: left.kind, value: left.kind === "k" ? Math.max(1, roundHalfEven(value)) : Number(value.toPrecision(3)) };
 }

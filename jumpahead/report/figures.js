@@ -148,8 +148,9 @@ function ticks([from, to]) { // of a logarithmic axis: every 1, 2, 5 over one to
 
 function targetLines(panel, state, x, y, axes) { // dotted lines at the target; where no axis is its own, where each curve meets it
   if (!state.target) return [];
-  const { key, value } = state.target, scale = SHARE_OF[key] ? 100 / panel.width : 1, line = { color: style("--soft"), width: 1.5, dash: "dot" };
-  const own = [x, y].flatMap((axis, i) => (axis.key === key ? lineAt(axis, i, axes[i], value * scale, line) : []));
+  const { key, value } = state.target, line = { color: style("--soft"), width: 1.5, dash: "dot" };
+  const scale = !SHARE_OF[key] ? 1 : panel.width === null ? NaN : 100 / panel.width; // of several widths a number of features is no one share
+  const own = [x, y].flatMap((axis, i) => (axis.key === key && FINITE(scale) ? lineAt(axis, i, axes[i], value * scale, line) : []));
   if (x.key === key || y.key === key) return own;
   return state.crossings.filter((one) => !state.hidden.has(one.series)).flatMap((one) => {
     const at = one.metrics[x.key].value;
@@ -181,7 +182,7 @@ function detailsOf(panel, point) { // of the chosen SAE: all that the page knows
   const line = (key) => {
     const { name, unit } = METRICS[key], share = SHARE_OF[key], interval = point.intervals[key], range = interval ? ` (${typesetInterval(key, interval)})` : "";
     if (!share) return `${name} ${typesetMetric(key, point.metrics[key])}${unit ? ` ${unit}` : ""}${range}`;
-    return `${typesetMetric(key, point.metrics[key])} of ${panel.width.toLocaleString("en")} ${name}, ${typesetMetric(share, point.metrics[share])}${range}`;
+    return `${typesetMetric(key, point.metrics[key])} of ${panel.widths[point.series].toLocaleString("en")} ${name}, ${typesetMetric(share, point.metrics[share])}${range}`;
   };
   const seeds = `seed ${point.seeds[0]}, stream seed ${point.seeds[1]}${coefficients.map((text) => `; trained with ${text}`).join("")}`;
   return { title: `${point.label}${point.pareto ? ", Pareto-optimal" : ""}`, lines: [keysOf(panel).map(line).join("; "), seeds], path: point.path };

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jumpahead.formatting import format_list, typeset_exact, typeset_number, typeset_percent
+from jumpahead.formatting import format_list, series_width, typeset_exact, typeset_number, typeset_percent
 from jumpahead.report.panel import Json, PageContext, Panel
 
 FREQUENT_METRIC = "above_10pct"
@@ -23,6 +23,8 @@ class InterpolatedValue(NamedTuple):
 
     title: str
     """Name of the series for readers. Untrusted text."""
+    width: int
+    """Number of features of each SAE of the series."""
     value: float
     low: float
     high: float
@@ -55,7 +57,7 @@ def findings(panel: Panel) -> list[Finding]:
     entry = typical_entry(panel.json["matched"]["l0"])
     if entry:
         ranking = _ranking_sentence(
-            f"{name} is lowest for {{}}", fidelity, unit, _interpolated_values(entry, fidelity, context), context
+            f"{name} is lowest for {{}}", fidelity, unit, _interpolated_values(entry, fidelity, panel), context
         )
         items.append(
             Finding(f"At L0 = {typeset_exact(entry['value'])},", ranking + _out_of_range_sentence(entry, context))
@@ -63,10 +65,10 @@ def findings(panel: Panel) -> list[Finding]:
     entry = typical_entry(panel.json["matched"][fidelity])
     if entry:
         claim, per = "{} needs the fewest active features", f" per {context.unit.singular}"
-        ranking = _ranking_sentence(claim, "l0", per, _interpolated_values(entry, "l0", context), context)
+        ranking = _ranking_sentence(claim, "l0", per, _interpolated_values(entry, "l0", panel), context)
         lead = f"At {name} = {typeset_exact(entry['value'])}{unit},"
         items.append(Finding(lead, ranking + _out_of_range_sentence(entry, context)))
-        cells = _interpolated_values(entry, FREQUENT_METRIC, context)
+        cells = _interpolated_values(entry, FREQUENT_METRIC, panel)
         if cells:
             items.append(_frequent_features(cells, panel))
     return items
@@ -111,14 +113,16 @@ def _extent_finding(panel: Panel, points: list[Json]) -> Finding:
     return Finding(f"{len(points)} SAE{'s' * (len(points) != 1)}", text)
 
 
-def _interpolated_values(entry: Json, key: str, context: PageContext) -> list[InterpolatedValue]:
+def _interpolated_values(entry: Json, key: str, panel: Panel) -> list[InterpolatedValue]:
     """Return the values of the metric `key` for all series that reach the matched value, sorted by value."""
+    titles = panel.context.titles
     cells = []
     for row in entry["rows"]:
         estimate = row["metrics"].get(key) if row["limit"] is None else None
         if estimate and all(estimate[part] is not None for part in ("value", "low", "high")):
-            title, more = context.titles[row["series"]], (row.get("more") or {}).get(key)
-            cells.append(InterpolatedValue(title, estimate["value"], estimate["low"], estimate["high"], more))
+            title, more = titles[row["series"]], (row.get("more") or {}).get(key)
+            bounds = (estimate["value"], estimate["low"], estimate["high"])
+            cells.append(InterpolatedValue(title, series_width(panel.json, row["series"]), *bounds, more))
     return sorted(cells, key=lambda cell: cell.value)
 
 
@@ -187,13 +191,14 @@ def _outlier_findings(points: list[Json], context: PageContext) -> list[Finding]
 
 def _frequent_features(cells: list[InterpolatedValue], panel: Panel) -> Finding:
     """Return a finding on the numbers of features that fire on more than 10 % of tokens, as counts and shares."""
-    context, width = panel.context, panel.width
+    context, width = panel.context, panel.json["width"]
     words = [
-        f"{cell.title} {context.typeset(FREQUENT_METRIC, cell.value)}, {typeset_percent(cell.value / width)} "
+        f"{cell.title} {context.typeset(FREQUENT_METRIC, cell.value)}, {typeset_percent(cell.value / cell.width)} "
         f"({context.typeset_interval(FREQUENT_METRIC, cell.low, cell.high)})"
         for cell in cells
     ]
-    text = f"of {width:,}: {'; '.join(words)}. {_difference_sentences(cells, FREQUENT_METRIC, context)}"
+    whole = "" if width is None else f"of {width:,}: "
+    text = f"{whole}{'; '.join(words)}. {_difference_sentences(cells, FREQUENT_METRIC, context)}"
     return Finding(f"{context.metrics[FREQUENT_METRIC]['title']}, at that {panel.fidelity_name},", text.rstrip())
 
 

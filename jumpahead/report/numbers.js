@@ -40,5 +40,6 @@ function typesetInterval(key, [low, high]) {
 }
 
 function typesetCoefficient(name, value) { // a sparsity coefficient or setting: `λ = 0.0006`, `k = 32`
+  if (name === "measured") return `measured L0 ${typesetNumber(value)}`; // of an SAE whose setting is not known
   return `${name === "lambda" ? "λ" : name} = ${value}`;
 }

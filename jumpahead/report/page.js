@@ -37,7 +37,7 @@ function tableOf(panel) { // a row per SAE, as Frontier.table
     const [, key, end] = /^(.*)_(low|high|se)$/.exec(column) || [];
     if (METRICS[column]) return point.metrics[column];
     if (key && METRICS[key]) return end === "se" ? point.errors[key] : (point.intervals[key] || [])[end === "low" ? 0 : 1];
-    const fixed = { site: panel.site, width: panel.width, series: data.series[point.series].name, setting: point.setting.kind, value: point.setting.value,
+    const fixed = { site: panel.site, width: panel.widths[point.series], series: data.series[point.series].name, setting: point.setting.kind, value: point.setting.value,
       sae_seed: point.seeds[0], stream_seed: point.seeds[1], pareto: point.pareto, path: point.path };
     return fixed[column];
   };
@@ -55,7 +55,7 @@ function csvOf(rows) { // RFC 4180; a cell that a spreadsheet would take for a f
 
 function downloadCSV(panel) {
   const url = URL.createObjectURL(new Blob([csvOf(tableOf(panel))], { type: "text/csv" }));
-  element("a", { href: url, download: `${document.title.split(":")[0]}-${panel.site}-${panel.width}.csv`.replaceAll(/[^\w.-]+/g, "_") }).click();
+  element("a", { href: url, download: `${document.title.split(":")[0]}-${panel.site}-${panel.width ?? "all"}.csv`.replaceAll(/[^\w.-]+/g, "_") }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 

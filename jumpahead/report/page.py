@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from jumpahead.formatting import MISSING, ROWS, SampleUnit, typeset_count
+from jumpahead.formatting import MISSING, ROWS, SampleUnit, format_widths, typeset_count
 from jumpahead.report import assets, training
 from jumpahead.report.assets import page_script, read_asset
 from jumpahead.report.efficiency import script_data, section_view, stage_colours
@@ -102,7 +102,7 @@ def _contents(panels: list[Panel], frontier: Json, efficiency: Json | None) -> l
         }
         anchor = f"panel-{panel.number}"
         links = [(f"{anchor}-{key}", title) for key, title in parts if panel.points and is_there.get(key, True)]
-        title = f"{panel.json['site']}, {panel.width:,} features" if len(panels) > 1 else ""
+        title = f"{panel.json['site']}, {format_widths(panel.json)} features" if len(panels) > 1 else ""
         found.append(Contents(title, anchor, links))
     rest = [("training", "Training curves")] if frontier["training"] else []
     rest += [("efficiency", "What a training step costs")] if efficiency else []

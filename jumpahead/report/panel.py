@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from jumpahead.formatting import NBSP, SampleUnit, sample_unit, typeset_interval, typeset_metric, typeset_setting
+from jumpahead.formatting import (
+    NBSP,
+    SampleUnit,
+    sample_unit,
+    series_widths,
+    typeset_interval,
+    typeset_metric,
+    typeset_setting,
+)
 
 Json = Mapping[str, Any]
 SEED_COLUMN_TITLES = {"sae_seed": "SAE seed", "stream_seed": "stream seed"}
@@ -67,9 +75,9 @@ class Panel:
     context: PageContext
 
     @property
-    def width(self) -> int:
-        """Return the number of features of each SAE."""
-        return int(self.json["width"])
+    def widths(self) -> dict[str, int]:
+        """Return the number of features of the SAEs of each series of the panel, by name."""
+        return series_widths(self.json)
 
     @property
     def fidelity(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jumpahead.formatting import typeset_exact
+from jumpahead.formatting import format_list, format_widths, typeset_exact
 from jumpahead.report.findings import findings, typical_entry
 from jumpahead.report.notes import group_notes, join_labels
 from jumpahead.report.panel import Json, Panel
@@ -18,7 +18,9 @@ SECOND_METRICS = (
 
 def panel_view(panel: Panel) -> dict[str, Any]:
     """Return the template values of a panel."""
-    context, width, d = panel.context, panel.width, panel.json["d"]
+    context, d = panel.context, panel.json["d"]
+    widths = format_widths(panel.json)
+    multiples = [typeset_exact(round(width / d, 2)) for width in sorted(set(panel.widths.values()))]
     heads = sae_table_heads(context)
     return {
         "fidelity": panel.fidelity_name,
@@ -27,9 +29,9 @@ def panel_view(panel: Panel) -> dict[str, Any]:
         "marks": _marks_explanation(panel),
         "targets": _queryable_metrics(panel),
         "id": f"panel-{panel.number}",
-        "title": f"{panel.json['site']}, {width:,} features",
-        "subtitle": f"{typeset_exact(round(width / d, 2))} × the activation’s width of {d:,}",
-        "width_text": f"{width:,}",
+        "title": f"{panel.json['site']}, {widths} features",
+        "subtitle": f"{format_list(multiples)} × the activation’s width of {d:,}" if multiples else "",
+        "features": f"the {widths} features" if panel.json["width"] is not None else "the features of an SAE",
         "findings": findings(panel),
         "series": sorted({panel.series_index(point) for point in panel.points}),
         "alt": {
@@ -158,7 +160,8 @@ def panel_data(panel: Panel) -> dict[str, Any]:
     return {
         "fidelity": panel.fidelity,
         "site": str(panel.json["site"]),
-        "width": panel.width,
+        "width": panel.json["width"],
+        "widths": {panel.context.series[name]: width for name, width in panel.widths.items()},
         "suggestion": entry["value"] if entry else None,
         "points": [
             {

@@ -10,10 +10,10 @@ function setUpQuestion(panel, box, state, redraw, choose) {
     state.target = number === null ? null : { key: target.value, value: number };
     const answers = number === null ? [] : answerPanel(panel, data.level, target.value, number);
     state.crossings = answers.flatMap((one) => one.crossings.map((crossing) => ({ series: one.series, metrics: crossing.metrics })));
-    box.querySelector(".unit-of-target").textContent = unitOf(target.value);
+    box.querySelector(".unit-of-target").textContent = unitOf(panel, target.value);
     slide.setAttribute("aria-valuetext", `${METRICS[target.value].name} ${value.value}`);
     box.querySelector(".answer").replaceChildren(...(number === null
-      ? [element("p", { class: "lead" }, "Type a number, such as 0.2 for a loss or 16 for an L0. A number of features may be a share, such as 0.06%.")]
+      ? [element("p", { class: "lead" }, `Type a number, such as 0.2 for a loss or 16 for an L0.${panel.width === null ? "" : " A number of features may be a share, such as 0.06%."}`)]
       : answerNodes(panel, target.value, number, answers, choose)));
     redraw();
   };
@@ -59,12 +59,13 @@ function valueOfSlider(panel, key, step) { // three digits, and the ends as they
   return String(clip(Number(value.toPrecision(3)), low, high));
 }
 
-function unitOf(key) {
-  return METRICS[key].format === "count" ? "features, or a share such as 0.06%" : METRICS[key].unit;
+function unitOf(panel, key) {
+  if (METRICS[key].format !== "count") return METRICS[key].unit;
+  return panel.width === null ? "features" : "features, or a share such as 0.06%";
 }
 
-function parseValue(text, key, width) { // a number; a count of features also as a share, `0.06%`
-  const trimmed = text.trim().replace(",", "."), isShare = trimmed.endsWith("%") && METRICS[key].format === "count";
+function parseValue(text, key, width) { // a number; a count of features also as a share, `0.06%`, unless widths differ (null)
+  const trimmed = text.trim().replace(",", "."), isShare = trimmed.endsWith("%") && METRICS[key].format === "count" && width !== null;
   const digits = isShare ? trimmed.slice(0, -1).trim() : trimmed;
   if (!/^[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$/i.test(digits)) return null;
   return isShare ? (Number(digits) / 100) * width : Number(digits);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from jumpahead.sae.location import Location
 from jumpahead.sae.parameters import Params
 from jumpahead.sae.recipe import Recipe, Setting, recipe_from
 from jumpahead.storage.artefacts import RUN_COMMAND, damaged_artefact_error
+from jumpahead.storage.digests import digest_json
 from jumpahead.storage.json_files import write_json
 from jumpahead.storage.layout import SAE_SCHEMA, SAEFolder
 from jumpahead.storage.tensors import read_tensors, read_tensors_digest, write_tensors
@@ -69,6 +71,16 @@ class SAE:
     def location(self) -> Location:
         """Return where the SAE belongs: language model and site, as far as they are known."""
         return Location.from_config(self.about)
+
+    @property
+    def digest(self) -> str:
+        """Return the SHA-256 of the parameters, the architecture, its options and the setting."""
+        known = [self.architecture, asdict(self.arch.options), self.setting, self.width, self.d]
+        sha = hashlib.sha256(digest_json(known).encode())
+        for name in sorted(self.params):
+            sha.update(name.encode())
+            sha.update(self.params[name].detach().cpu().contiguous().numpy().data)
+        return sha.hexdigest()
 
     @property
     def device(self) -> torch.device:

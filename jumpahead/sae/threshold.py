@@ -133,4 +133,6 @@ class WithThreshold(Architecture):
 
     def unfold_vectors(self, folded: Params, scale: float, shift: Tensor) -> Params:
         theta, name = folded["threshold"].double() / scale, self.sparsity_parameter
-        return super().unfold_vectors(folded, scale, shift) | {name: theta.log() if name == "log_threshold" else theta}
+        if name == "log_threshold":  # an SAE of another make may have θ = 0
+            theta = torch.where(theta > 0, theta, MIN_INITIAL_THRESHOLD).log()
+        return super().unfold_vectors(folded, scale, shift) | {name: theta}

@@ -16,6 +16,8 @@ runs/NAME/                      RunPaths(folder)
   frontier.json  efficiency.json  report.html
   features/                     FeaturesFolder: index.html to open, and its data
   figures/                      figures for a paper, <site>-<width>-<figure>.pdf and .png
+
+A comparison (`jumpahead compare`) has manifest.json, frontier.json, report.html, and evaluations/ of SAEs elsewhere.
 """
 
 from __future__ import annotations
@@ -184,6 +186,22 @@ def features_name(key: str) -> str:
     return name.lstrip(".") or "sae"
 
 
+class PublishedFolder(NamedTuple):
+    """The files beside the SAEs in a folder that is published on the hub."""
+
+    path: Path
+    """The folder."""
+
+    @property
+    def card(self) -> Path:
+        """Return the path of the model card."""
+        return self.path / "README.md"
+
+    def figure(self, panel: int) -> Path:
+        """Return the path of the figure of a panel, from 0."""
+        return self.path / (f"frontier-{panel + 1}.svg" if panel else "frontier.svg")
+
+
 class RunPaths:
     """The paths of one run."""
 
@@ -265,6 +283,10 @@ class RunPaths:
         """Return the path of frontier.json: the metrics of all SAEs and comparisons between series."""
         return self.folder / "frontier.json"
 
+    def evaluation_file(self, inputs: str) -> Path:
+        """Return the path of a comparison's evaluation of an SAE. inputs: digest of the evaluation's inputs."""
+        return self.folder / "evaluations" / f"{inputs[:20]}.json"
+
     @property
     def efficiency(self) -> Path:
         """Return the path of the measured cost of a training step; absent unless `jumpahead efficiency` was run."""
@@ -280,9 +302,12 @@ class RunPaths:
         """Return the folder of figures for a paper."""
         return self.folder / "figures"
 
-    def figure(self, site: str, width: int, name: str, suffix: str) -> Path:
-        """Return the path of a figure of the SAEs of one site and width. name: such as figure-2. suffix: pdf or png."""
-        return self.figures / f"{require_safe_name(site)}-{width}-{name}.{suffix}"
+    def figure(self, site: str, width: int | None, name: str, suffix: str) -> Path:
+        """Return the path of a figure of the SAEs of one site and width, None for several.
+
+        name: such as figure-2. suffix: pdf or png.
+        """
+        return self.figures / f"{require_safe_name(site)}-{width or 'all'}-{name}.{suffix}"
 
     @property
     def features(self) -> FeaturesFolder:

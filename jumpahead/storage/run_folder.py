@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jumpahead.errors import ArtefactError
@@ -68,6 +68,16 @@ class Run(RunPaths):
         created = known.get("created", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         self.update_manifest(schema=RUN_SCHEMA, created=created, study=digest_bytes(study), **now, earlier=earlier)
         write_atomic(self.study, study)
+
+    def record_comparison(self, compared: Sequence[str]) -> dict[str, Any]:
+        """Write the manifest of a comparison; return its content. The caller must hold the lock.
+
+        compared: addresses of the SAEs and runs.
+        """
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        return self.update_manifest(
+            schema=RUN_SCHEMA, created=created, **describe_environment(), compared=list(compared)
+        )
 
     @contextlib.contextmanager
     def session(self, study: str) -> Iterator[None]:

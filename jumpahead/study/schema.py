@@ -99,8 +99,8 @@ class Series(_Table):
     recipe: dict[str, Any] = {}
     """Hyper-parameters that replace those of `train.recipe`, such as `{ lr = 2e-3, bandwidth_share = 0.5 }`."""
     start_from: str | None = None
-    """Warm start: the folder of a saved SAE, relative to the current folder, whose weights all SAEs of the series start
-    from. It must have the same architecture, width and d."""
+    """Warm start: an SAE of any make whose weights all SAEs of the series start from, by its folder or file, relative
+    to the current folder, or as `hf://user/repo/path@revision`. It must have the same architecture, width and d."""
 
     @model_validator(mode="before")
     @classmethod

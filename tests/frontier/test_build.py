@@ -327,3 +327,22 @@ def test_an_empty_run_has_an_empty_frontier():
     assert Frontier(data).points() == []
     assert Frontier(data).ask(l0=3).panels == []
     assert repr(Frontier(data)) == "Frontier('made-up': jumprelu; 0 SAEs at 0 panels)"
+
+
+def test_a_panel_may_hold_series_of_several_widths(tmp_path):
+    """Every series keeps its width: counts become shares, and shares become targets, with it."""
+    saes = [evaluation("a", l0=l0, loss=3 / l0, above_10=l0, width=100) for l0 in (4, 8)]
+    saes += [evaluation("b", l0=l0, loss=2 / l0, above_10=l0, width=400) for l0 in (4, 8)]
+    data = build_frontier(saes, **keywords("a", "b"), by_width=False)
+    (panel,) = data["panels"]
+    assert (panel["width"], panel["widths"]) == (None, {"a": 100, "b": 400})
+    frontier = Frontier(data)
+    assert frontier.panels == ["layers.1.residual"]
+    assert len(frontier.points(panel="layers.1.residual")) == 4
+    answer = frontier.ask(l0=8).panels[0]
+    shares = {one.series: one.crossings[0].metrics["share_above_10pct"].value for one in answer.series}
+    assert shares == pytest.approx({"a": 8 / 100, "b": 8 / 400})
+    by_share = frontier.ask(above_10="1.5%").panels[0]  # 1.5 features of 100, 6 of 400
+    assert {one.series: one.reach for one in by_share.series} == {"a": "below", "b": "inside"}
+    assert answer.width is None
+    assert build_frontier(saes[:2], **keywords("a"), by_width=False)["panels"][0]["width"] == 100

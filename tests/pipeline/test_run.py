@@ -20,12 +20,13 @@ import torch
 from typer.testing import CliRunner
 
 import jumpahead
-from jumpahead import api
+from jumpahead import api, formats
 from jumpahead.activations.origins.live import Live
 from jumpahead.cli import app
 from jumpahead.diagnostics import final_diagnostics, l0_convergence, training_warnings
 from jumpahead.engine import kernel_layer
 from jumpahead.errors import ArtefactError, DataError, StudyError
+from jumpahead.formats import save
 from jumpahead.frontier import Frontier
 from jumpahead.lm import isolation, precision
 from jumpahead.lm.model import LM
@@ -815,7 +816,7 @@ def test_an_sae_that_cannot_be_started_from_is_named(study_file, copied, tmp_pat
 
     refused("an SAE.topk, .*: the series is gated", {"architecture": "gated", "l0": [3], "start_from": path})
     refused("sae.width must be 64 alone", topk, "sae.width=[64, 80]")
-    refused("config.json does not exist", {**topk, "start_from": str(tmp_path / "nowhere")})
+    refused("does not exist", {**topk, "start_from": str(tmp_path / "nowhere")})
     other = SAE.load(path)
     params = {
         name: tensor[..., :10] if name in ("W_enc", "W_dec", "b_dec", "b_pre") else tensor
@@ -826,6 +827,37 @@ def test_an_sae_that_cannot_be_started_from_is_named(study_file, copied, tmp_pat
     refused("layers.1.residual has d = 24", {**topk, "start_from": str(tmp_path / "narrow")})
     SAE(other.arch, other.params | {"W_dec": other.params["W_dec"] * 1.5}).save(tmp_path / "long")
     refused("rows of W_dec have norms from 1.5 to 1.5", {**topk, "start_from": str(tmp_path / "long")})
+
+
+@pytest.mark.parametrize(("architecture", "make"), [("jumprelu", "saelens"), ("topk", "dictionary_learning")])
+def test_no_steps_from_an_sae_of_another_make_leave_it_what_it_is(study_file, copied, tmp_path, architecture, make):
+    """A published SAE: its decoder rows have any norm, it has no recipe, and an input bias that is not the mean."""
+    point = Frontier.load(copied).points(architecture)[0]
+    trained, setting = SAE.load(copied / point["path"]), point["setting"]
+    params = {**trained.params, "b_dec": trained.params["b_dec"] + 0.1, "b_pre": trained.params["b_pre"] * 0.9}
+    if architecture == "jumprelu":
+        params = trained.arch.rescale_features(params, torch.linspace(0.5, 2.0, 64))
+        params["threshold"][3] = 0.0
+    save(SAE(trained.arch, params, trained.about), make, tmp_path / "theirs")
+    theirs = formats.load(tmp_path / "theirs")
+    series = {"architecture": architecture, setting["kind"]: [setting["value"]], "start_from": str(tmp_path / "theirs")}
+    stage = started(study_file, copied, series)
+    (spec,) = stage.resources.specs
+    job = stage.make_job(spec)
+    job.folder = None
+    x = stage.resources.load_sample()[spec.site][:200]
+    begun = job.finish()
+    assert torch.allclose(begun.params["W_dec"].norm(dim=1), torch.ones(64), atol=1e-3)
+    same = ((begun.encode(x) > 0) == (theirs.encode(x) > 0)).all(1)  # θ_3 is not zero any more
+    assert same.double().mean() > 0.9
+    torch.testing.assert_close(begun(x)[same], theirs(x)[same], rtol=1e-4, atol=1e-4)
+    assert (theirs.encode(x) > 0).any()
+    job.step(job.unit.apply(x[:128])[0], 0.01, 1.0, kernel_layer())
+    assert not torch.allclose(job.finish()(x), theirs(x), rtol=1e-4, atol=1e-4)
+    # The weights are among the inputs: other ones are another SAE.
+    before = stage.provenance.sae_digest(spec)
+    save(SAE(trained.arch, {**params, "b_dec": params["b_dec"] + 1.0}, trained.about), make, tmp_path / "theirs")
+    assert started(study_file, copied, series).provenance.sae_digest(spec) != before
 
 
 def test_saes_are_done_though_what_they_started_from_is_gone(study_file, copied, tmp_path):

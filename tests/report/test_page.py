@@ -666,3 +666,19 @@ def test_the_tool_takes_a_picture_of_a_figure(
     width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
     assert 1000 < width <= 1200
     assert 350 < height < 700
+
+
+def test_series_of_several_widths_stand_in_one_panel(visit: Callable[..., Any], make: Any) -> None:
+    """Answers agree with `Frontier.ask`, whose shares are of a series' own width; a share is no target here."""
+    saes = make.sweep()
+    for one in saes[:4]:
+        one["sae"]["width"] = make.width // 2
+    data = make.build(saes, by_width=False)
+    page = visit(data)
+    assert page.inner_text("h2 >> nth=0").startswith("layers.1.residual, 2,048 and 4,096 features")
+    assert "share of the features of an SAE that fire" in page.inner_text("[data-figure='figure-5']")
+    for key, value in (("delta_lm_loss", 0.4), ("l0", 8.0), ("above_10pct", 4.0)):
+        assert_agrees(page, data, key, value)
+    assert "Type a number" in ask(page, "above_10pct", "0.1%")
+    assert "Type a number" not in ask(page, "above_10pct", "4")
+    nothing_heard(page)

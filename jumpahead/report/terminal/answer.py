@@ -34,7 +34,7 @@ def print_answer(answer: Answer, console: Console | None = None) -> None:
 
 def _print_panel(console: Console, answer: Answer, panel: PanelAnswer) -> None:
     """Print the answer for one panel: one site and width."""
-    print_line(console, f"{panel.site}, width {panel.width:,}", "bold")
+    print_line(console, panel.site if panel.width is None else f"{panel.site}, width {panel.width:,}", "bold")
     inside = [(series, crossing) for series in panel.series for crossing in series.crossings]
     if inside:
         shown = _metrics_shown(answer, inside)

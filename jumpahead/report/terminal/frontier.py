@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jumpahead.formatting import SampleUnit, format_aligned, format_number, format_range
+from jumpahead.formatting import SampleUnit, format_aligned, format_number, format_range, format_widths
 from jumpahead.frontier import Estimate, Frontier
 from jumpahead.metrics import METRICS, curve_metrics
 from jumpahead.report.notes import group_notes, join_labels
@@ -33,7 +33,7 @@ def print_frontier(frontier: Frontier, console: Console | None = None) -> None:
         print_line(console, frontier.covers)
     for panel in frontier.data["panels"]:
         console.print()
-        print_line(console, f"{panel['site']}, width {panel['width']:,}", "bold")
+        print_line(console, f"{panel['site']}, width {format_widths(panel)}", "bold")
         print_line(console, _held_out_sentence(panel, frontier.unit))
         for table in _sae_tables(panel, titles, console):
             console.print(table)
