@@ -13,7 +13,7 @@ import torch
 
 from jumpahead.errors import StudyError
 from jumpahead.features.collect import collect
-from jumpahead.features.examples import feature_examples, quantile_groups, rounded
+from jumpahead.features.examples import feature_examples, quantile_groups, random_rest, rounded
 from jumpahead.features.labels import FeatureLabel
 from jumpahead.features.pages import (
     FEATURES_PER_FILE,
@@ -147,6 +147,10 @@ def test_groups_have_equal_sizes_and_are_sorted():
         assert [one[1] for one in group["examples"]] == sorted(one[1] for one in group["examples"])
         assert all(group["low"] <= one[2] <= group["high"] for one in group["examples"])
     assert quantile_groups(drawn[:3]) == []
+    rest = random_rest(drawn, groups)
+    assert len(rest) == 5
+    assert not [one for one in rest for group in groups if one in group["examples"]]
+    assert random_rest(drawn[:3], []) == drawn[:3]
 
 
 def test_numbers_are_rounded_to_significant_digits():
