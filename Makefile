@@ -42,8 +42,8 @@ unit: setup
 test-readme: setup  ## the Python blocks of the README on the demo's run: after make demo
 	DEMO=required $(BIN)/pytest tests/test_readme.py
 
-test-browser: setup  ## the page in headless chromium, which must be there: figures, answers, keyboard, no request, no complaint
-	BROWSER=required $(BIN)/pytest tests/report/test_page.py
+test-browser: setup  ## the pages in headless chromium, which must be there: figures, answers, keyboard, no request, no complaint
+	BROWSER=required $(BIN)/pytest tests/report/test_page.py tests/features/test_pages.py tests/features/test_prompt.py
 
 # The GPU's tests have an environment of their own: beside triton, which torch's CPU builds come without, pyright's
 # findings in .venv would be others.

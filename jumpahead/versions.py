@@ -15,9 +15,9 @@ EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
 EVALUATION_DIGEST = "5299dc0906371432"
 
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 """Version of feature pages; part of the input digest of features.json, which also includes the evaluations' digests."""
-FEATURES_DIGEST = "3cd6b8e790d2da45"
+FEATURES_DIGEST = "51d6f9aea706cef3"
 
 FRONTIER_VERSION = 6
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""

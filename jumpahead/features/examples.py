@@ -32,7 +32,7 @@ class FeatureExamples(NamedTuple):
     groups: list[dict[str, Any]]
     """{"low", "high", "examples"}: the random sample in groups of equal size, by activation, the strongest first."""
     random: list[Record]
-    """A random choice of its activations."""
+    """A random choice of its activations, without those that the groups show."""
 
 
 def feature_examples(activity: FeatureActivity, features: Sequence[int] | np.ndarray) -> list[FeatureExamples]:
@@ -40,7 +40,7 @@ def feature_examples(activity: FeatureActivity, features: Sequence[int] | np.nda
     index = np.asarray(features)
     top, sample = (_records(Examples(*(array[index] for array in kind))) for kind in (activity.top, activity.sample))
     return [
-        FeatureExamples(strongest[:SHOWN_TOP], quantile_groups(drawn), drawn[:SHOWN_RANDOM])
+        FeatureExamples(strongest[:SHOWN_TOP], groups := quantile_groups(drawn), random_rest(drawn, groups))
         for strongest, drawn in zip(top, sample, strict=True)
     ]
 
@@ -62,6 +62,12 @@ def quantile_groups(drawn: list[Record]) -> list[dict[str, Any]]:
         }
         for group in groups
     ]
+
+
+def random_rest(drawn: list[Record], groups: list[dict[str, Any]]) -> list[Record]:
+    """Return the first random examples that no group shows."""
+    shown = [id(record) for group in groups for record in group["examples"]]
+    return [record for record in drawn if id(record) not in shown][:SHOWN_RANDOM]
 
 
 def _records(examples: Examples) -> list[list[Record]]:

@@ -107,7 +107,7 @@ class FeatureList {
     this.state = { filter: "alive", order: "frequency", query: "" };
     this.found = [];
     this.current = null;
-    this.search = element("input", { type: "search", placeholder: "Search labels, tokens, numbers", "aria-label": "Search labels, tokens and numbers", spellcheck: "false" });
+    this.search = element("input", { type: "search", placeholder: "Search", "aria-label": "Search labels, tokens and numbers", spellcheck: "false" });
     this.order = element("select", { "aria-label": "Order" }, ...Object.entries(ORDERS).map(([key, { name }]) => element("option", { value: key }, name)));
     this.chips = element("div", { class: "chips", role: "group", "aria-label": "Features shown" });
     this.note = element("p", { class: "found soft", "aria-live": "polite" });
@@ -155,7 +155,7 @@ class FeatureList {
   row(at) {
     const i = this.found[at], list = this.list, bias = list.bias.get(i);
     const more = [`#${i}`, list.count[i] ? `max ${short(list.max[i])}` : "", list.score[i] === 255 ? "" : `score ${(list.score[i] / 100).toFixed(2)}`,
-      bias === undefined || bias === null ? "" : `bias-likeness ${bias.toFixed(2)}`].filter(Boolean).join(" · ");
+      bias === undefined || bias === null ? "" : `bias ${bias.toFixed(2)}`].filter(Boolean).join(" · ");
     const link = element("a", { class: "row", href: `#${this.sae}/${i}`, "aria-current": String(i === this.current) },
       element("span", { class: "share" }, percent(list.count[i] / data.text.tokens)),
       element("span", { class: "label" }, visible(list.labels[i]) || "never fires"), element("span", { class: "more" }, more));
@@ -253,7 +253,8 @@ function logitTable(title, pairs) {
 function biasNode(bias) {
   if (bias.value === null) return element("div", { class: "verdict" }, element("p", {},
     `Bias-likeness cannot be told: removing the feature changes the loss by ${short(bias.zeroed)} ± ${short(bias.zeroed_se)} nats on the ${whole(bias.tokens)} tokens where it fires.`));
-  const said = bias.value > 0.5 ? "where it fires, its mean serves the language model about as well as its value" : "where it fires, the language model needs its value, not only its mean";
+  const kept = Math.round(100 * Math.max(0, Math.min(1, bias.value)));
+  const said = kept ? `where it fires, its mean alone keeps ${kept} % of its effect on the loss` : "where it fires, its mean keeps nothing of its effect on the loss";
   return element("div", { class: "verdict" },
     element("p", {}, element("b", {}, `Bias-likeness ${short(bias.value)}: `), `${said}.`),
     element("p", { class: "soft" }, `On ${whole(bias.tokens)} tokens where it fires, removing it raises the loss by ${short(bias.zeroed)} nats per token (± ${short(bias.zeroed_se)}), its mean in its place by ${short(bias.mean)}. A constant has bias-likeness 1: such a feature is a bias if it fires on most tokens, and an on/off signal if it is rarer.`));
@@ -304,7 +305,7 @@ function featureNode(sae, record) {
     const names = ["largest quarter", "second quarter", "third quarter", "smallest quarter"];
     record.groups.forEach((group, k) => parts.push(element("h4", {}, `${names[k]}: ${short(group.low)} to ${short(group.high)}`), exampleList(group.examples, record.max)));
   }
-  parts.push(element("h3", {}, "Random activations"), exampleList(record.random, record.max));
+  if (record.random.length) parts.push(element("h3", {}, record.groups.length ? "More random activations" : "Random activations"), exampleList(record.random, record.max));
   parts.push(element("h3", {}, "The same feature in other SAEs of the site"), element("p", { class: "soft" }, "The feature whose decoder row has the largest cosine with this one’s."), acrossTable(record));
   parts.push(element("h3", {}, "Nearest features of this SAE"), element("div", { class: "scroll" }, element("table", {}, element("tbody", {}, ...record.nearest.map(([feature, cosine]) => {
     const label = received.get(`${sae}/list`)?.labels[feature];
@@ -353,7 +354,7 @@ function showFeatures() {
     const block = Math.floor(index / data.records_per_file), records = await loadRecords(name, block);
     const record = records[index - block * data.records_per_file];
     const back = element("a", { class: "back", href: `#${name}` }, "← list"), link = element("a", { href: `#${name}/${index}` }, "link to this feature");
-    view.replaceChildren(element("div", { class: "nav" }, back, link, element("span", { class: "soft" }, "keys: j, k next and previous · / search")), ...featureNode(name, record));
+    view.replaceChildren(element("div", { class: "nav" }, back, link, element("span", { class: "soft keys" }, "keys: j, k next and previous · / search")), ...featureNode(name, record));
     view.scrollTop = 0;
     if (wanted !== null && columns.clientWidth <= 760) globalThis.scrollTo(0, 0);
     document.title = `Feature ${index}, ${data.points[byName.get(name).number].title}`;

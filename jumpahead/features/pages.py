@@ -26,7 +26,7 @@ from markupsafe import Markup
 from jumpahead.errors import ArtefactError
 from jumpahead.features.bias import BiasLikeness
 from jumpahead.features.examples import TextPassages
-from jumpahead.features.records import FeatureTable
+from jumpahead.features.records import FeatureTable, rounded_score
 from jumpahead.report.assets import csp_hash_source
 from jumpahead.report.sanitize import sanitize
 from jumpahead.storage.atomic import write_atomic
@@ -60,7 +60,8 @@ def write_records(folder: FeaturesFolder, sae: str, records: Iterator[dict[str, 
 
 def write_list(folder: FeaturesFolder, sae: str, table: FeatureTable) -> Path:
     """Write the list of an SAE's features: columns of numbers, packed, and the label and strongest tokens of each."""
-    scores = [_NO_SCORE if one.score is None else round(100 * one.score) for one in table.labels]
+    found = [rounded_score(label) for label in table.labels]
+    scores = [_NO_SCORE if score is None else round(100 * score) for score in found]
     value = {
         "count": _packed(table.activity.count.astype("<u4")),
         "max": _packed(table.activity.top.value[:, 0].astype("<f4")),

@@ -100,7 +100,7 @@ def _record(table: FeatureTable, j: int, tokens: int, shown: FeatureExamples, to
     record: dict[str, Any] = {
         "index": j,
         "count": count,
-        "label": {"text": label.text, "rule": label.rule, "score": _digits(label.score)},
+        "label": {"text": label.text, "rule": label.rule, "score": rounded_score(label)},
         **{name: _digits(float(vector[j]), 4) for name, vector in table.vectors.items()},
     }
     if count == 0:
@@ -123,6 +123,11 @@ def _record(table: FeatureTable, j: int, tokens: int, shown: FeatureExamples, to
     if j in table.bias:
         record["bias_likeness"] = bias_record(table.bias[j])
     return record
+
+
+def rounded_score(label: FeatureLabel) -> float | None:
+    """Return the score of a label in hundredths, as the list of features has it too."""
+    return None if label.score is None else round(100 * label.score) / 100
 
 
 def bias_record(found: BiasLikeness) -> dict[str, Any]:
