@@ -9,11 +9,11 @@ from __future__ import annotations
 
 TRAINING_VERSION = 5
 """Version of training; part of the input digest of every trained SAE."""
-TRAINING_DIGEST = "459faeec438b2c98"
+TRAINING_DIGEST = "f053b0a86f91b69c"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
-EVALUATION_DIGEST = "5299dc0906371432"
+EVALUATION_DIGEST = "138052b06f4dc95e"
 
 FEATURES_VERSION = 1
 """Version of feature pages; part of the input digest of features.json, which also includes the evaluations' digests."""
@@ -21,4 +21,4 @@ FEATURES_DIGEST = "3cd6b8e790d2da45"
 
 FRONTIER_VERSION = 6
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""
-FRONTIER_DIGEST = "1be129aab6aa8bde"
+FRONTIER_DIGEST = "b60bc9a2320182fa"
