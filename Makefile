@@ -1,4 +1,4 @@
-.PHONY: help setup demo test lint types unit test-readme test-browser test-triton test-wheel test-gpu test-interop bench-gpu bench-peers bench-disk bench-sparsity bench-quality reference clean
+.PHONY: help setup demo test lint types unit test-faults test-readme test-browser test-triton test-wheel test-gpu test-interop bench-gpu bench-peers bench-disk bench-sparsity bench-quality reference clean
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
@@ -38,6 +38,9 @@ types: setup
 
 unit: setup
 	$(BIN)/pytest -n 2
+
+test-faults: setup  ## kills at every write, damages of every file, forged inputs: about an hour on two cores
+	FAULTS=all $(BIN)/pytest -n 2 tests/faults tests/storage tests/study/test_values.py tests/pipeline/test_verify_and_clean.py
 
 test-readme: setup  ## the Python blocks of the README on the demo's run: after make demo
 	DEMO=required $(BIN)/pytest tests/test_readme.py

@@ -8,6 +8,7 @@ functions for numbers computed in the browser.
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -214,3 +215,28 @@ def typeset_interval(format: str, low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return ""
     return f"{typeset_metric(format, low)} to {typeset_metric(format, high)}"
+
+
+def sanitize(value: Any) -> Any:
+    """Return a copy of a JSON value that is safe to show: misleading characters are escaped; nan and ±inf become None.
+
+    Control, bidirectional-format, line-separator and lone surrogate characters are replaced by their code point, such
+    as ⟨U+202E⟩; newline and tab are kept. HTML is not escaped here: the template does it, and scripts set text only.
+    """
+    if isinstance(value, str):
+        if value.isascii() and value.isprintable():
+            return value
+        value = value.replace("\r\n", "\n")
+        return "".join(c if _is_harmless_character(c) else f"⟨U+{ord(c):04X}⟩" for c in value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {sanitize(str(key)): sanitize(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [sanitize(item) for item in value]
+    return value
+
+
+def _is_harmless_character(character: str) -> bool:
+    """Return False if a character is invisible or changes how the surrounding text is shown."""
+    return character in "\n\t" or unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Zl", "Zp"}

@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, final
 
-from jumpahead.formatting import format_duration, format_number
+from jumpahead.formatting import format_duration, format_number, sanitize
 
 SAEValues = Mapping[str, Mapping[str, float]]
 """SAE label → metric name → value, such as {"jumprelu l0 = 16": {"L0": 15.8, "FVU": 0.21}}; shown as a table."""
@@ -129,7 +129,7 @@ class LineProgress(Progress):
 
     def say(self, sentence: str) -> None:
         """Print a line."""
-        print(sentence, file=self.stream, flush=True)
+        print(sanitize(sentence), file=self.stream, flush=True)
 
     @contextlib.contextmanager
     def phase(self, title: str, total: float, unit: str, done: float = 0) -> Iterator[Phase]:
@@ -175,7 +175,7 @@ class LiveTableProgress(Progress):
 
     def say(self, sentence: str) -> None:
         """Print a line above the live table."""
-        self.console.print(sentence, markup=False, soft_wrap=True)
+        self.console.print(sanitize(sentence), markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def phase(self, title: str, total: float, unit: str, done: float = 0) -> Iterator[Phase]:

@@ -13,6 +13,10 @@ from torch import Tensor
 from jumpahead.activations.base import FLOAT_DTYPES
 from jumpahead.activations.row_files import ColumnSpec, RowFileReader
 from jumpahead.errors import DataError, StudyError
+from jumpahead.storage.plain_files import require_plain
+
+_HOSTILE = (SyntaxError, RecursionError, MemoryError, OverflowError, IndexError)
+"""What numpy raises for forged headers, besides its own errors."""
 
 
 class TensorFile(Protocol):
@@ -34,10 +38,11 @@ class _NpyFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        require_plain(path)
         try:
             self._array = np.load(path, mmap_mode="r", allow_pickle=False)
             dtype = torch.from_numpy(np.empty(0, self._array.dtype)).dtype
-        except (ValueError, TypeError, AttributeError, EOFError, OSError) as exc:
+        except (ValueError, TypeError, AttributeError, EOFError, OSError, *_HOSTILE) as exc:
             raise DataError(f"{path} is not an .npy file of plain numbers: save it with numpy.save.") from exc
         self.columns = {"array": ColumnSpec(dtype, self._array.shape[1:])}
         self.rows = {"array": self._array.shape[0] if self._array.ndim else 0}

@@ -27,7 +27,7 @@ def load_frontier(run: PathLike) -> Frontier:
     if not path.is_dir():
         return Frontier.load(path)
     folder = Run.open(path)
-    saved = Frontier.load(folder.frontier) if folder.frontier.exists() else None
+    saved = Frontier.load(path) if folder.frontier.exists() else None
     study = folder.study.read_text(encoding="utf-8") if folder.study.is_file() else ""
     if not study or (saved and saved.progress is None and saved.data["study"] == study):
         return saved or Frontier(read_json(folder.frontier))
@@ -45,22 +45,27 @@ def ask(run: PathLike, **question: Any) -> Answer:
 
     Raises ArtefactError if no SAE of the run is evaluated yet.
     """
-    frontier = load_frontier(run)
-    if frontier.progress and not frontier.points():
-        raise ArtefactError(
-            f"{run}: no SAE is evaluated yet, {frontier.progress['trained']} of {frontier.progress['saes']} are "
-            f"trained. {continue_sentence(run)}"
-        )
-    return frontier.ask(**question)
+    from jumpahead.storage.artefacts import translate_foreign_content
+
+    with translate_foreign_content(_frontier_path(run)):
+        frontier = load_frontier(run)
+        if frontier.progress and not frontier.points():
+            raise ArtefactError(
+                f"{run}: no SAE is evaluated yet, {frontier.progress['trained']} of {frontier.progress['saes']} are "
+                f"trained. {continue_sentence(run)}"
+            )
+        return frontier.ask(**question)
 
 
 def show(run: PathLike) -> None:
     """Print the frontier of a run in the terminal."""
     from jumpahead.report import terminal
+    from jumpahead.storage.artefacts import translate_foreign_content
 
-    frontier = load_frontier(run)
-    terminal.print_frontier(frontier)
-    terminal.print_training(frontier)
+    with translate_foreign_content(_frontier_path(run)):
+        frontier = load_frontier(run)
+        terminal.print_frontier(frontier)
+        terminal.print_training(frontier)
     if frontier.progress:
         print(f"\n{continue_sentence(run)}")
 
@@ -71,17 +76,26 @@ def report(run: PathLike, *, pdf: bool = False) -> Path:
     pdf: also write its figures for a paper, as PDF and PNG, into the run's folder figures/ (needs the extra `figures`).
     """
     from jumpahead.report import write_report
+    from jumpahead.storage.artefacts import translate_foreign_content
     from jumpahead.storage.json_files import write_json
     from jumpahead.storage.layout import RunPaths
 
-    frontier = load_frontier(run)
-    if frontier.progress:
-        write_json(RunPaths(run).frontier, frontier.data, indent=None)
-    if pdf:
-        from jumpahead.report.paper_figures import write_paper_figures
+    with translate_foreign_content(_frontier_path(run)):
+        frontier = load_frontier(run)
+        if frontier.progress:
+            write_json(RunPaths(run).frontier, frontier.data, indent=None)
+        if pdf:
+            from jumpahead.report.paper_figures import write_paper_figures
 
-        write_paper_figures(frontier.data, RunPaths(run))
-    return write_report(Path(run))
+            write_paper_figures(frontier.data, RunPaths(run))
+        return write_report(Path(run))
+
+
+def _frontier_path(run: PathLike) -> Path:
+    """Return the path of the frontier.json of a run, or of the file itself."""
+    from jumpahead.storage.layout import RunPaths
+
+    return RunPaths(run).frontier if Path(run).is_dir() else Path(run)
 
 
 def verify(run: PathLike) -> Verification:

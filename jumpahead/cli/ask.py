@@ -89,9 +89,12 @@ def ask(
     limits = {name.removeprefix("max_"): value for name, value in given.items() if name.startswith("max_")}
     target = {name: value for name, value in given.items() if not name.startswith("max_")}
     answer = api.ask(run, series=series, limits=limits, panel=panel, **target)
-    if as_json:
-        print_json(answer.to_json())
-        return
-    from jumpahead.report import terminal
+    from jumpahead.storage.artefacts import translate_foreign_content
 
-    terminal.print_answer(answer)
+    with translate_foreign_content(run):
+        if as_json:
+            print_json(answer.to_json())
+            return
+        from jumpahead.report import terminal
+
+        terminal.print_answer(answer)

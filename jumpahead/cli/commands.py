@@ -48,6 +48,10 @@ def verb(function: Verb, cls: type[TyperCommand] = TyperCommand) -> Verb:
             raise stopped("Stopped. The same command continues.", 130) from exc
         except BrokenPipeError:
             raise
+        except RecursionError as exc:
+            raise stopped("An input is nested too deep to be read.", 1) from exc
+        except MemoryError as exc:
+            raise stopped("There is not enough memory: use a smaller batch, width or number of SAEs.", 1) from exc
         except OSError as exc:  # a full disk, a folder without write permission
             reason = f"{exc.filename}: {exc.strerror}" if exc.filename and exc.strerror else str(exc)
             raise stopped(f"The system refused: {reason}.", 1) from exc
@@ -58,7 +62,9 @@ def verb(function: Verb, cls: type[TyperCommand] = TyperCommand) -> Verb:
 
 def stopped(sentence: str, code: int) -> typer.Exit:
     """Print a sentence on standard error; return the exception that exits with a code."""
-    print(f"jumpahead: {sentence}", file=sys.stderr)
+    from jumpahead.formatting import sanitize
+
+    print(f"jumpahead: {sanitize(sentence)}", file=sys.stderr)
     return typer.Exit(code)
 
 

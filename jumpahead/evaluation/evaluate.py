@@ -25,6 +25,7 @@ from jumpahead.evaluation.batches import encoder_batches
 from jumpahead.evaluation.held_out import HeldOut
 from jumpahead.evaluation.logits import LOGIT_BYTES, cross_entropies, logits_with_splice
 from jumpahead.evaluation.outliers import OutlierRule, find_outliers, outlier_firing, outlier_terms
+from jumpahead.evaluation.saved_sums import SavedSums
 from jumpahead.evaluation.sums import EvaluationSums, count_per_chunk, firing_counts, reconstruction_sums, sum_per_chunk
 from jumpahead.lm.model import LM, ResumePoint
 from jumpahead.lm.sae_location import warn_if_elsewhere
@@ -43,12 +44,13 @@ def evaluate(
     layer: Kernels | None = None,
     device: torch.device | str = "cpu",
     outliers: OutlierRule | None = None,
+    saved: SavedSums | None = None,
 ) -> dict[str, EvaluationSums]:
     """Return the evaluation sums of every SAE, by name.
 
     mean [d]: the activation for mean ablation, in the LM's unit. layer: the kernel layer, by default the device's.
-    device: the device on which SAEs encode and decode. outliers: which rows are outliers, by default none. Raises
-    DataError if an SAE's d differs from the site's d.
+    device: the device on which SAEs encode and decode. outliers: which rows are outliers, by default none. saved:
+    where the sums of an evaluation that was stopped are. Raises DataError if an SAE's d differs from the site's d.
     """
     for name, sae in saes.items():
         if sae.d != lm.width_at(site):
@@ -61,9 +63,14 @@ def evaluate(
     progress = progress or SilentProgress()
     with progress.phase("evaluating", text.tokens * max(1, len(saes)), "tokens") as phase:
         while encoders:
-            for group in range(text.groups):
+            part = {name: totals[name] for name in encoders}
+            first = saved.resume(part) if saved else 0
+            phase.advance(int(text.contexts.scored_per_group[:first].sum()) * len(part))
+            for group in range(first, text.groups):
                 clean = _ContextGroup.run_clean(lm, text, group, site, mean, device, outliers)
                 _add_group(clean, totals, encoders, phase)
+                if saved:
+                    saved.save_if_due(part, group + 1)
             encoders = next(batches, {})
     return totals
 

@@ -13,6 +13,7 @@ from jumpahead.errors import DataError
 from jumpahead.evaluation.batches import encoder_batches
 from jumpahead.evaluation.held_out import HeldOutRows
 from jumpahead.evaluation.outliers import OutlierRule, find_outliers, outlier_firing, outlier_terms
+from jumpahead.evaluation.saved_sums import SavedSums
 from jumpahead.evaluation.sums import EvaluationSums, firing_counts, reconstruction_sums
 from jumpahead.evaluation.truth import FeatureMatch, match_features
 from jumpahead.progress import Progress, SilentProgress
@@ -28,13 +29,14 @@ def reconstruct(
     unit: str = "tokens",
     device: torch.device | str = "cpu",
     outliers: OutlierRule | None = None,
+    saved: SavedSums | None = None,
 ) -> dict[str, EvaluationSums]:
     """Return the evaluation sums of every SAE, by name, computed without a language model.
 
     Sums in nats are NaN; each row counts as a token. True features are compared if the activations' origin knows them.
     unit: the name of rows in progress messages. layer: the kernel layer, by default the device's. device: the device on
-    which SAEs encode and decode. outliers: which rows are outliers, by default none. Raises DataError if an SAE's d
-    differs from the activations' d.
+    which SAEs encode and decode. outliers: which rows are outliers, by default none. saved: where the sums of an
+    evaluation that was stopped are. Raises DataError if an SAE's d differs from the activations' d.
     """
     width = text.activations.widths[site]
     for name, sae in saes.items():
@@ -48,7 +50,10 @@ def reconstruct(
     encoders = next(batches, {})
     with progress.phase("evaluating", rows * max(1, len(saes)), unit) as phase:
         while encoders:
-            for group in range(text.groups):
+            part = {name: totals[name] for name in encoders}
+            first = saved.resume(part) if saved else 0
+            phase.advance(int(text.activations.rows_per_group[:first].sum()) * len(part))
+            for group in range(first, text.groups):
                 x = text.activations.rows(group)[site].float().to(device)
                 active = text.activations.feature_activations(group).get(site, x.new_empty(len(x), 0)).cpu() > 0
                 document, row_document = np.unique(text.activations.document_ids(group), return_inverse=True)
@@ -65,6 +70,8 @@ def reconstruct(
                         outliers,
                     )
                     phase.advance(len(x))
+                if saved:
+                    saved.save_if_due(part, group + 1)
             encoders = next(batches, {})
     for measured in totals.values():
         for key in ("clean", "spliced", "zero", "mean", "kl"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jumpahead.errors import StudyError, did_you_mean
-from jumpahead.formatting import SampleUnit, format_percent, panel_name, sample_unit, series_width
+from jumpahead.formatting import SampleUnit, format_percent, panel_name, sample_unit, sanitize, series_width
 from jumpahead.frontier.answer import Answer
 from jumpahead.frontier.other_study import other_study_note
 from jumpahead.frontier.panel_answer import answer_panel
@@ -52,13 +52,14 @@ class Frontier:
     def load(cls, path: str | os.PathLike[str]) -> Frontier:
         """Return the frontier of a run folder or of a frontier.json file.
 
-        Raises ArtefactError if the file is missing, incomplete, or of another type or version.
+        Control and bidirectional characters in it are escaped. Raises ArtefactError if the file is missing, incomplete,
+        or of another type or version.
         """
         path = Path(path)
         if not path.is_dir():
-            return cls(read_json(path, SCHEMA, has_checksum=None), path.parent)
+            return cls(sanitize(read_json(path, SCHEMA, has_checksum=None)), path.parent)
         run = Run.open(path)
-        frontier = cls(read_json(run.frontier, SCHEMA, has_checksum=None), path)
+        frontier = cls(sanitize(read_json(run.frontier, SCHEMA, has_checksum=None)), path)
         if run.study.exists():
             current = read_plain(run.study).decode("utf-8", "replace")
             frontier.note = other_study_note(str(frontier.data.get("study", "")), current)

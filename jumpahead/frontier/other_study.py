@@ -6,6 +6,8 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jumpahead.formatting import sanitize
+
 SHOWN = 3
 """Differences that the sentence lists."""
 
@@ -37,4 +39,4 @@ def _differences(measured: Any, current: Any, key: str = "") -> Iterator[str]:
     elif measured != current and any(isinstance(value, Mapping | list) for value in (measured, current)):
         yield f"another {key}"
     elif measured != current:
-        yield f"{key} = {measured} (now {current})"
+        yield sanitize(f"{key} = {measured} (now {current})")

@@ -5,13 +5,17 @@ No torch here, and no weights are read.
 
 from __future__ import annotations
 
-import json
 from typing import Any, NamedTuple
 
-from jumpahead.errors import SiteError, StudyError
+from jumpahead.errors import ArtefactError, SiteError, StudyError
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.model_files import cached_config_dir, download_config, weights_bytes
 from jumpahead.lm.sites import Site
+from jumpahead.storage.json_files import parse_json
+from jumpahead.storage.plain_files import read_plain
+
+MAX_CONFIG_BYTES = 2**26
+"""Largest config.json of a language model that is read."""
 
 
 class ModelShape(NamedTuple):
@@ -83,19 +87,27 @@ def read_model_shape(config: LMConfig, download: bool = False) -> ModelShape | N
         return None
     file = folder / "config.json"
     try:
-        raw = json.loads(file.read_bytes())
+        raw = parse_json(read_plain(file, MAX_CONFIG_BYTES))
     except FileNotFoundError as exc:
         raise StudyError(f"'lm.model' names {config.model}, which has no config.json: not a model.") from exc
+    except ArtefactError as exc:
+        raise StudyError(str(exc)) from exc
     except ValueError as exc:
         raise StudyError(f"{file} is torn or is not JSON: fetch the model again.") from exc
-    raw = raw.get("text_config") or raw  # multimodal models keep the shape of the language model in this table
+    if not isinstance(raw, dict):
+        raise StudyError(f"{file} holds a {type(raw).__name__}: it is not a language model's config.")
+    inner = raw.get("text_config")  # multimodal models keep the shape of the language model in this table
+    raw = inner if isinstance(inner, dict) and inner else raw
     blocks, d_model, heads, context, vocab_size = (_first_integer(raw, keys) for keys in _KEYS)
+    if min(number for number in (blocks, d_model, heads, context, vocab_size, 1) if number is not None) < 1:
+        raise StudyError(f"{file} states a size below 1: it is not a language model's config.")
     if blocks is None or d_model is None:
         raise StudyError(f"{file} states neither number of blocks nor width: it is not a language model's config.")
-    attention = heads * (raw.get("head_dim") or d_model // heads) if heads else d_model
+    head_width = _first_integer(raw, ("head_dim",))
+    attention = heads * (head_width or d_model // heads) if heads else d_model
     return ModelShape(blocks, d_model, attention, context or 1024, vocab_size or 0, weights_bytes(folder))
 
 
 def _first_integer(raw: dict[str, Any], keys: tuple[str, ...]) -> int | None:
     """Return the value of the first of these keys that holds an integer, or None if no key does."""
-    return next((raw[key] for key in keys if isinstance(raw.get(key), int)), None)
+    return next((raw[key] for key in keys if type(raw.get(key)) is int), None)

@@ -14,6 +14,7 @@ from jumpahead.evaluation.evaluate import evaluate
 from jumpahead.evaluation.held_out import HeldOut
 from jumpahead.evaluation.outliers import OutlierRule
 from jumpahead.evaluation.reconstruct import reconstruct
+from jumpahead.evaluation.saved_sums import SavedSums
 from jumpahead.evaluation.sums import EvaluationSums, evaluation_json
 from jumpahead.pipeline.stage import Stage
 from jumpahead.resampling import replicate_weights
@@ -23,6 +24,7 @@ from jumpahead.storage.json_files import read_json_lines, write_json
 from jumpahead.storage.set_aside import bring_evaluation
 from jumpahead.study.schema import SAESpec
 from jumpahead.training.devices import training_device
+from jumpahead.training.interrupts import catch_interrupts
 
 
 class EvaluationStage(Stage):
@@ -59,7 +61,11 @@ class EvaluationStage(Stage):
     def _evaluate_site(self, site: str, specs: list[SAESpec]) -> None:
         """Evaluate all given SAEs, which are at one site, and write their evaluation.json."""
         saes = {spec.key: SAE.load(self.folder.sae_folder(spec.key).path) for spec in specs}
-        measured, held_out = self._measure(saes, site), self.resources.load_held_out()
+        inputs = {spec.key: self.sae_inputs(spec) for spec in specs}
+        with catch_interrupts() as is_interrupted:
+            every_s = 60 * self.study.train.checkpoint_minutes
+            saved = SavedSums(self.folder.evaluation_state, inputs, is_interrupted, every_s)
+            measured, held_out = self._measure(saes, site, saved), self.resources.load_held_out()
         weights = replicate_weights(held_out.clusters, self.study.evaluate.replicates)
         for spec in specs:
             sae, lines = saes[spec.key], read_json_lines(self.folder.sae_folder(spec.key).log)
@@ -79,17 +85,23 @@ class EvaluationStage(Stage):
                  "health": final_diagnostics(lines),
                  "converged_after": converged and converged._asdict(), "training_warnings": warnings},
             )  # fmt: skip
+        saved.remove()
 
-    def _measure(self, saes: dict[str, SAE], site: str) -> dict[str, EvaluationSums]:
-        """Return the sums that metrics are computed from, by SAE; delta LM loss is left out if there is no LM."""
+    def _measure(self, saes: dict[str, SAE], site: str, saved: SavedSums) -> dict[str, EvaluationSums]:
+        """Return the sums that metrics are computed from, by SAE; delta LM loss is left out if there is no LM.
+
+        saved: the sums of an earlier evaluation that was stopped, if it had the same inputs.
+        """
         held_out, device = self.resources.load_held_out(), training_device(self.study.train)
         about = next(iter(saes.values())).about
         outliers = OutlierRule.of(about)
         if not isinstance(held_out, HeldOut):
             unit = self.resources.sample_unit.plural
-            return reconstruct(saes, held_out, site, self.progress, unit=unit, device=device, outliers=outliers)
+            return reconstruct(
+                saes, held_out, site, self.progress, unit=unit, device=device, outliers=outliers, saved=saved
+            )
         lm, mean = self.resources.load_whole_lm(), torch.tensor(about["mean"])
-        return evaluate(saes, lm, held_out, site, mean, self.progress, device=device, outliers=outliers)
+        return evaluate(saes, lm, held_out, site, mean, self.progress, device=device, outliers=outliers, saved=saved)
 
     def _notes(self, sae: SAE) -> list[str]:
         """Return sentences to show with the SAE: repeated training data, and why delta LM loss is missing."""

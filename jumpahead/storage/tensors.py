@@ -161,7 +161,7 @@ def map_array(path: str | os.PathLike[str], key: str, *, made_by: str = RUN_COMM
         dtype = file.get_slice(key)[:0].dtype
     with open_plain(path) as file:
         length = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(length))[key]
+        entry = parse_json(file.read(length))[key]
     shape = tuple(entry["shape"])
     if 0 in shape:  # an empty array cannot be mapped
         return np.empty(shape, dtype)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jumpahead import engine
-from jumpahead.errors import ArtefactError, DataError
+from jumpahead.errors import ArtefactError, DataError, DivergedError
 from jumpahead.lm.config import LMConfig
 from jumpahead.lm.model import LM
 from jumpahead.sae.architectures import ARCHITECTURES
@@ -213,3 +213,13 @@ def test_a_setting_that_is_not_known_stays_none():
         _ = arch.setting
     arch.setting = Setting("l0", 7.0)
     assert arch.known_setting == Setting("l0", 7.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_saved_sae_is_finite(tmp_path, value):
+    sae = saved(CASES[0])
+    name = sorted(sae.params)[-1]
+    sae.params[name].view(-1)[3] = value
+    with pytest.raises(DivergedError, match=f"holds NaN or infinite values in {name}: it is not saved"):
+        sae.save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
