@@ -13,7 +13,7 @@ TRAINING_DIGEST = "459faeec438b2c98"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
-EVALUATION_DIGEST = "5299dc0906371432"
+EVALUATION_DIGEST = "a20c3b241c5dfce3"
 
 FEATURES_VERSION = 1
 """Version of feature pages; part of the input digest of features.json, which also includes the evaluations' digests."""
@@ -21,4 +21,4 @@ FEATURES_DIGEST = "3cd6b8e790d2da45"
 
 FRONTIER_VERSION = 6
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""
-FRONTIER_DIGEST = "1be129aab6aa8bde"
+FRONTIER_DIGEST = "6e2d6b502653c631"

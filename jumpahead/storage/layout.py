@@ -7,6 +7,7 @@ runs/NAME/                      RunPaths(folder)
   checks.json                   the checks that the language model passed before it was used
   warm_starts.json              digest inputs of the SAEs that provided initial weights
   stdin.txt                     the text, if it came from standard input
+  targets.json                  the SAEs that were trained for a requested delta LM loss
   tokens/  activations/         shards
   saes/<site>/<width>/<series>/<setting>_seed-<s>[_stream-<t>]/        SAEFolder
     weights.safetensors  config.json  train.jsonl  evaluation.json  checkpoint/
@@ -259,6 +260,11 @@ class RunPaths:
     def evaluation_state(self) -> Path:
         """Return the folder of the sums of an interrupted evaluation."""
         return self.folder / "evaluation_state"
+
+    @property
+    def targets(self) -> Path:
+        """Return the path of the record of SAEs that were trained for a requested delta LM loss."""
+        return self.folder / "targets.json"
 
     @property
     def frontier(self) -> Path:

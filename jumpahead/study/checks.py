@@ -33,6 +33,11 @@ def check_study(study: Study) -> None:
     _check_features(study)
     for series in study.series:
         _check_series(series, min(study.sae.width))
+        if series.delta_loss and not ORIGINS.get(study.activations.origin).needs_lm:
+            raise StudyError(
+                f"'series.{series.name}.delta_loss' needs a language model: '{study.activations.origin}' activations "
+                "have none."
+            )
 
 
 def check_unique(values: Sequence[Any], key: str) -> None:
@@ -122,6 +127,11 @@ def _check_series(series: Series, width: int) -> None:
             raise StudyError(
                 f"series '{series.name}' has no setting '{kind}': {series.architecture} takes {' or '.join(accepted)}."
             )
+    check_unique(series.delta_loss, f"series.{series.name}.delta_loss")
+    if not all(0 < loss < float("inf") for loss in series.delta_loss):
+        raise StudyError(
+            f"'series.{series.name}.delta_loss' must be positive, not {toml_like(min(series.delta_loss))}."
+        )
     if len(given) > 1:
         raise StudyError(f"series '{series.name}' has {' and '.join(given)}: give it exactly one of them.")
     for kind, values in given.items():
