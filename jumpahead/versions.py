@@ -9,7 +9,7 @@ from __future__ import annotations
 
 TRAINING_VERSION = 5
 """Version of training; part of the input digest of every trained SAE."""
-TRAINING_DIGEST = "459faeec438b2c98"
+TRAINING_DIGEST = "0e0e43c6cd44b8d1"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""

@@ -3,7 +3,8 @@ pages → frontier and page.
 
     run.py           runs the stages in order, skips finished stages, stops after a given stage
     stage.py         base class of stages: `inputs() → digest`, `is_done()`, `run()`
-    precision.py tokens.py activations.py training.py targets.py evaluation.py features.py frontier.py     one stage each
+    precision.py tokens.py activations.py training.py targets.py evaluation.py features.py frontier.py
+                     one stage each
     target_search.py the next L0 for a requested delta LM loss
     training_log.py  training curves for the page; unfinished.py: the frontier of a run that is not finished
     resources.py     resources that several stages share: the LM, the text, activations; loaded on first use

@@ -22,6 +22,7 @@ from jumpahead.study.schema import SAESpec
 from jumpahead.training.devices import set_threads, training_device
 from jumpahead.training.job import Job, warm_start
 from jumpahead.training.loop import time_breakdown, train
+from jumpahead.training.sink import open_sinks
 
 
 class TrainingStage(Stage):
@@ -79,7 +80,9 @@ class TrainingStage(Stage):
         self.progress.say(f"kernels: {kernels.name}")
         jobs = [self.make_job(spec) for spec in specs]
         began, before = time.monotonic(), sum(job.seconds for job in jobs)
-        train(jobs, stream, config, kernels, self.progress, self.resources.sample_unit.plural)
+        unit = self.resources.sample_unit.plural
+        with open_sinks(config.log_to, self.folder.logs, self.study.name) as sinks:
+            train(jobs, stream, config, kernels, self.progress, unit, sinks)
         own = sum(job.seconds for job in jobs) - before
         self.progress.say(time_breakdown(time.monotonic() - began, own, stream.read_seconds, data.overlaps_training))
         self._report_long_rows(jobs)

@@ -16,6 +16,7 @@ runs/NAME/                      RunPaths(folder)
   evaluation_state/             sums of an interrupted evaluation
   frontier.json  efficiency.json  report.html
   features/                     FeaturesFolder: index.html to open, and its data
+  logs/                         training logs for TensorBoard or Weights & Biases, if `train.log_to` asks for them
   figures/                      figures for a paper, <site>-<width>-<figure>.pdf and .png
 """
 
@@ -280,6 +281,11 @@ class RunPaths:
     def report(self) -> Path:
         """Return the path of the HTML report."""
         return self.folder / "report.html"
+
+    @property
+    def logs(self) -> Path:
+        """Return the folder of training logs in the formats of other programs (`train.log_to`)."""
+        return self.folder / "logs"
 
     @property
     def figures(self) -> Path:

@@ -19,6 +19,7 @@ from jumpahead.study.messages import toml_like
 from jumpahead.study.schema import Series, Study, sae_specs
 from jumpahead.text.config import TextConfig
 from jumpahead.text.sources import source_of
+from jumpahead.training.sink import check_sinks
 
 _DEVICES = r"auto|cpu|mps|cuda(:[0-9]{1,3})?"
 
@@ -83,6 +84,8 @@ def _check_numbers(study: Study) -> None:
     check_unique(study.sae.width, "sae.width")
     check_unique(study.sae.seed, "sae.seed")
     check_unique(study.stream.seed, "stream.seed")
+    check_unique(study.train.log_to, "train.log_to")
+    check_sinks(study.train.log_to)
     if study.train.tokens < study.train.batch:
         raise StudyError(
             f"'train.tokens' is {study.train.tokens:,} and must be at least one batch,"
