@@ -9,11 +9,11 @@ from __future__ import annotations
 
 TRAINING_VERSION = 5
 """Version of training; part of the input digest of every trained SAE."""
-TRAINING_DIGEST = "726aca5028dfd5b3"
+TRAINING_DIGEST = "7c4a43e5efbc4886"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
-EVALUATION_DIGEST = "138052b06f4dc95e"
+EVALUATION_DIGEST = "3b780eec95c69a6e"
 
 FEATURES_VERSION = 2
 """Version of feature pages; part of the input digest of features.json, which also includes the evaluations' digests."""
@@ -21,4 +21,4 @@ FEATURES_DIGEST = "51d6f9aea706cef3"
 
 FRONTIER_VERSION = 6
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""
-FRONTIER_DIGEST = "c28377a57f105b88"
+FRONTIER_DIGEST = "7c7f62d05c678dcf"

@@ -169,5 +169,5 @@ def test_register_adds_an_architecture_in_this_process(monkeypatch):
     assert "mine" in ARCHITECTURES.names()
     with pytest.raises(StudyError, match="'topk' is taken by another architecture"):
         jumpahead.register(Mine, "topk")
-    with pytest.raises(StudyError, match="extends neither Architecture, Activations, Source nor Format"):
+    with pytest.raises(StudyError, match="extends neither Architecture, Activations, Source, Format nor Sink"):
         jumpahead.register(dict)

@@ -75,20 +75,25 @@ def run(
     out: PathLike | None = None,
     overrides: Sequence[str] = (),
     until: str | None = None,
+    delta_loss: Sequence[float] = (),
     progress: Progress | None = None,
 ) -> Path:
     """Run the stages of a study that are not done, from text to page; return the run's folder.
 
     out: the folder, by default runs/NAME. overrides: as after `--set`, such as "train.lr=3e-4"; only for a file.
-    until: the stage to stop after, one of `pipeline.STAGES`.
+    until: the stage to stop after, one of `pipeline.STAGES`. delta_loss: delta LM losses that every series also trains
+    SAEs for, like `delta_loss` of each series in the study.
 
     If interrupted, it saves its state, and the same call continues.
     """
     from jumpahead.pipeline.run import run_study
     from jumpahead.storage.run_folder import Run
+    from jumpahead.study.load import with_delta_loss
     from jumpahead.study.save import to_toml
 
     loaded = load_study(study, overrides, "run")
+    if delta_loss:
+        loaded = with_delta_loss(loaded, delta_loss)
     target = Run(_run_folder(loaded, out))
     with target.session(to_toml(loaded)):
         run_study(loaded, target, until, progress)

@@ -73,13 +73,17 @@ def run(
     until: Annotated[
         str | None, typer.Option("--until", metavar="STAGE", help=f"Stop after {', '.join(STAGES[:-1])}.")
     ] = None,
+    delta_loss: Annotated[
+        list[float] | None,
+        typer.Option("--delta-loss", metavar="NATS", help="Also train SAEs that have this delta LM loss. Repeatable."),
+    ] = None,
     out: Out = None,
 ) -> None:
     """Train and evaluate the SAEs of a study; skip what is done."""
     from jumpahead.storage.run_folder import Run
 
     with sigterm_as_interrupt():
-        target = Run(api.run(study, out=out, overrides=overrides, until=until))
+        target = Run(api.run(study, out=out, overrides=overrides, until=until, delta_loss=delta_loss or ()))
     if until:
         print(f"run:    {target.folder} (stopped after {until})")
         return

@@ -57,15 +57,15 @@ def evaluate(
             raise DataError(f"{name} takes activations of width {sae.d}; {site} has {lm.width_at(site)}.")
         warn_if_elsewhere(sae, lm.name, lm.digest, parse_site(site))
     totals = {name: EvaluationSums.zeros(sae, text) for name, sae in saes.items()}
-    logits = LOGIT_BYTES * lm.vocab_size * int(text.contexts.scored_per_group[: text.groups].max())
+    logits = LOGIT_BYTES * lm.vocab_size * int(text.contexts.scored_per_group[text.start : text.groups].max())
     batches = encoder_batches(saes, device, layer, logits)
     encoders = next(batches, {})
     progress = progress or SilentProgress()
     with progress.phase("evaluating", text.tokens * max(1, len(saes)), "tokens") as phase:
         while encoders:
             part = {name: totals[name] for name in encoders}
-            first = saved.resume(part) if saved else 0
-            phase.advance(int(text.contexts.scored_per_group[:first].sum()) * len(part))
+            first = max(text.start, saved.resume(part) if saved else 0)
+            phase.advance(int(text.contexts.scored_per_group[text.start : first].sum()) * len(part))
             for group in range(first, text.groups):
                 clean = _ContextGroup.run_clean(lm, text, group, site, mean, device, outliers)
                 _add_group(clean, totals, encoders, phase)

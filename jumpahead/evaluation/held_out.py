@@ -12,23 +12,41 @@ from jumpahead.text.contexts import Contexts
 
 
 class HeldOut(NamedTuple):
-    """Held-out text: the first `groups` groups of contexts."""
+    """Held-out text: consecutive groups of contexts."""
 
     contexts: Contexts
     groups: int
-    """Number of scored groups of contexts, from the first."""
+    """The number of the group after the last scored one: the number of scored groups, if the first is scored."""
     cluster: np.ndarray
     """int64 [documents]: the cluster of each document in the scored groups; −1 for documents not in them."""
+    start: int = 0
+    """The number of the first scored group."""
 
     @classmethod
     def first_groups(cls, contexts: Contexts, tokens: int) -> HeldOut:
         """Return the first groups of contexts with at least `tokens` scored tokens; all groups if there are fewer."""
-        scored = np.cumsum(contexts.scored_per_group)
-        groups = min(int(np.searchsorted(scored, tokens)) + 1, contexts.num_groups)
-        seen = np.unique(np.concatenate([contexts.chunk_documents(group) for group in range(groups)]))
+        return cls._consecutive(contexts, 0, tokens)
+
+    @classmethod
+    def groups_after(cls, text: HeldOut, tokens: int) -> HeldOut:
+        """Return the groups that follow `text`, with at least `tokens` scored tokens, or as many as there are."""
+        return cls._consecutive(text.contexts, text.groups, tokens)
+
+    @classmethod
+    def _consecutive(cls, contexts: Contexts, start: int, tokens: int) -> HeldOut:
+        """Return the groups from `start` on with at least `tokens` scored tokens; all if there are fewer."""
+        scored = np.cumsum(contexts.scored_per_group[start:])
+        end = min(start + int(np.searchsorted(scored, tokens)) + 1, contexts.num_groups)
+        chunks = [contexts.chunk_documents(group) for group in range(start, end)]
+        seen = np.unique(np.concatenate(chunks)) if chunks else np.empty(0, np.int64)
         cluster = np.full(len(contexts.document_ids), -1, np.int64)
         cluster[seen] = np.arange(len(seen)) % MOST_CLUSTERS
-        return cls(contexts, groups, cluster)
+        return cls(contexts, end, cluster, start)
+
+    @property
+    def numbers(self) -> range:
+        """Return the numbers of the scored groups."""
+        return range(self.start, self.groups)
 
     @property
     def clusters(self) -> int:
@@ -38,7 +56,7 @@ class HeldOut(NamedTuple):
     @property
     def tokens(self) -> int:
         """Return the number of scored tokens."""
-        return int(self.contexts.scored_per_group[: self.groups].sum())
+        return int(self.contexts.scored_per_group[self.start : self.groups].sum())
 
     @property
     def names(self) -> tuple[str, ...]:

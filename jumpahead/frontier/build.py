@@ -46,6 +46,7 @@ def build_frontier(
     text: Mapping[str, Any],
     training: Sequence[Mapping[str, Any]] = (),
     progress: Mapping[str, int] | None = None,
+    targets: Sequence[Mapping[str, Any]] = (),
     by_width: bool = True,
 ) -> dict[str, Any]:
     """Return the content of frontier.json. The run may be unfinished.
@@ -58,10 +59,13 @@ def build_frontier(
     text: {source, train_tokens, held_out_tokens}.
     training: the training curves of all SAEs, also of those that are not evaluated (pipeline/training_log.py).
     progress: {saes, trained, evaluated}, numbers of SAEs, if the run is not finished; else None.
+    targets: the SAEs that were trained for a requested delta LM loss (pipeline/targets.py).
     by_width: one panel per site and width; False for one per site, in which every series has a width of its own.
     Raises ArtefactError if the evaluations are of different text, series or duplicate SAEs.
     """
     panels = _panels_json(evaluations, [each["name"] for each in series], by_width)
+    for panel in panels:
+        panel["targets"] = _targets_json(targets, panel)
     points = [point for panel in panels for point in panel["points"]]
     unit, rows = sample_unit({"lm": lm}), max((panel["rows"] for panel in panels), default=0)
     interval = {
@@ -119,6 +123,23 @@ def _narrow_intervals(panels: Sequence[Mapping[str, Any]], covers: str, unit: Sa
                 f"{SEED_COVERAGE[seeds]} % of cases. Train more seeds."
             )
     return sentences
+
+
+def _targets_json(targets: Sequence[Mapping[str, Any]], panel: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the requested delta LM losses of a panel, each with the loss of its SAEs on held-out text.
+
+    `held_out` is the mean over seeds; it has an interval if there is one seed, and is None before the evaluation.
+    """
+    found = []
+    for target in targets:
+        if (target["site"], target["width"]) != (panel["site"], panel["width"]):
+            continue
+        points = [point for point in panel["points"] if point["path"] in target["saes"]]
+        losses = [point["metrics"]["delta_lm_loss"] for point in points]
+        low, high = (points[0]["intervals"].get("delta_lm_loss") if len(points) == 1 else None) or (None, None)
+        held_out = {"value": sum(losses) / len(losses), "low": low, "high": high} if losses else None
+        found.append({**target, "held_out": held_out})
+    return found
 
 
 # ---------------------------------------------------------------------------------------------- panels and points

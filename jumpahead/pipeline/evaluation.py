@@ -33,7 +33,7 @@ class EvaluationStage(Stage):
     name = "evaluate"
 
     def inputs(self) -> str:
-        return digest_json([self.sae_inputs(spec) for spec in self.resources.specs])
+        return digest_json([self.sae_inputs(spec) for spec in self.resources.specs_to_evaluate()])
 
     def sae_inputs(self, spec: SAESpec) -> str:
         """Return the digest of all inputs of one SAE's evaluation."""
@@ -41,7 +41,7 @@ class EvaluationStage(Stage):
 
     def pending(self) -> list[SAESpec]:
         """Return the specs of the SAEs that are not evaluated yet."""
-        specs = self.resources.specs
+        specs = self.resources.specs_to_evaluate()
         return [spec for spec in specs if not self.folder.sae_folder(spec.key).is_evaluated(self.sae_inputs(spec))]
 
     def is_done(self) -> bool:

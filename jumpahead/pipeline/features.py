@@ -33,7 +33,7 @@ class FeaturesStage(Stage):
 
     def inputs(self) -> str:
         chosen = [spec.key for spec in self.chosen()]
-        evaluations = [self._evaluation_inputs(spec) for spec in self.resources.specs]
+        evaluations = [self._evaluation_inputs(spec) for spec in self.resources.specs_to_evaluate()]
         return self.provenance.features_digest(chosen, evaluations)
 
     def is_done(self) -> bool:
@@ -42,7 +42,11 @@ class FeaturesStage(Stage):
     def run(self) -> None:
         study, table, chosen = self.study, self.study.features, self.chosen()
         sites = {spec.site for spec in chosen}
-        points = [self._point(spec) for spec in self.resources.specs if spec.site in sites and self._metrics(spec)]
+        points = [
+            self._point(spec)
+            for spec in self.resources.specs_to_evaluate()
+            if spec.site in sites and self._metrics(spec)
+        ]
         text = HeldOut.first_groups(self.resources.load_contexts("held_out"), table.tokens)
         build_features(
             self.pages, points, [features_name(spec.key) for spec in chosen],
@@ -64,8 +68,10 @@ class FeaturesStage(Stage):
 
     def chosen(self) -> list[SAESpec]:
         """Return the specs of the evaluated SAEs that `features.saes` names, in the order of the study."""
-        l0 = {spec.key: value for spec in self.resources.specs if (value := self._metrics(spec).get("l0"))}
-        measured = [spec for spec in self.resources.specs if spec.key in l0]
+        l0 = {
+            spec.key: value for spec in self.resources.specs_to_evaluate() if (value := self._metrics(spec).get("l0"))
+        }
+        measured = [spec for spec in self.resources.specs_to_evaluate() if spec.key in l0]
         found: set[str] = set()
         for wanted in self.study.features.saes:
             if wanted == "middle":

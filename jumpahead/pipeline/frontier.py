@@ -47,7 +47,7 @@ class FrontierStage(Stage):
     @cached_property
     def _evaluations(self) -> list[dict[str, Any]]:
         """Return the contents of every evaluation.json of the study."""
-        return read_evaluations(self.resources.specs, self.folder)
+        return read_evaluations(self.resources.specs_to_evaluate(), self.folder)
 
 
 def read_evaluations(specs: Sequence[SAESpec], run: Run) -> list[dict[str, Any]]:
@@ -75,8 +75,17 @@ def frontier_json(
         evaluations, name=study.name, study_text=to_toml(study), manifest=resources.run.read_manifest(),
         series=sort_series(series_legend(series.name, series.architecture) for series in study.series),
         lm=lm, text={"source": source, "train_tokens": train_tokens, "held_out_tokens": held_out_tokens},
-        training=training_records(resources.specs, resources.run, study.train.steps), progress=progress,
+        training=training_records(resources.specs_to_evaluate(), resources.run, study.train.steps), progress=progress,
+        targets=read_targets(resources),
     )  # fmt: skip
+
+
+def read_targets(resources: Resources) -> list[dict[str, Any]]:
+    """Return the SAEs found for requested losses; empty if none is requested, or before the search."""
+    if not any(series.delta_loss for series in resources.study.series):
+        return []
+    digest = resources.provenance.targets_digest(resources.specs)
+    return read_json(resources.run.targets)["targets"] if has_inputs(resources.run.targets, digest) else []
 
 
 def series_legend(name: str, architecture: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@
     source       ← model files, dtype, text                                 where activations come from
     activations  ← source, sites, dtype
     SAE          ← source, activations, series, setting, seeds, recipe, warm start, TRAINING_VERSION
+    targets      ← the study's SAEs, `delta_loss` of the series, `evaluate.tokens`
     evaluation   ← SAE, the `[evaluate]` table, EVALUATION_VERSION
     features     ← evaluations, the SAEs that get pages, the `[features]` table, FEATURES_VERSION
     frontier     ← evaluations, the study, FRONTIER_VERSION
@@ -206,6 +207,11 @@ class Provenance:
         """Return all hyper-parameters for training an SAE on activations of d dimensions."""
         kind, shape = ARCHITECTURES.get(spec.series.architecture), Shape(d, spec.width, spec.setting)
         return kind.recipe_for(self.study.train, shape, spec.series.recipe)
+
+    def targets_digest(self, specs: Sequence[SAESpec]) -> str:
+        """Return the digest of the inputs of the search for requested losses. specs: the SAEs that the study lists."""
+        losses = [[series.name, series.delta_loss] for series in self.study.series]
+        return digest_json([[self.sae_digest(spec) for spec in specs], losses, self.study.evaluate.tokens])
 
     def evaluation_digest(self, spec: SAESpec, *, with_lm: bool) -> str:
         """Return the digest of all inputs of an SAE's evaluation.

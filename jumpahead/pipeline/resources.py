@@ -17,11 +17,11 @@ from jumpahead.lm.fingerprint import model_checks_digest
 from jumpahead.lm.model import LM
 from jumpahead.pipeline.provenance import Provenance
 from jumpahead.progress import Progress
-from jumpahead.sae.recipe import Recipe
+from jumpahead.sae.recipe import Recipe, Setting
 from jumpahead.sae.unit import Unit
 from jumpahead.storage.digests import has_inputs
 from jumpahead.storage.folders import remove_path
-from jumpahead.storage.json_files import write_json
+from jumpahead.storage.json_files import read_json, write_json
 from jumpahead.storage.run_folder import Run
 from jumpahead.study.schema import SAESpec, Study, sae_specs
 from jumpahead.text.contexts import Contexts, Split
@@ -45,7 +45,7 @@ class Resources:
     def __init__(self, study: Study, run: Run, progress: Progress) -> None:
         self.study, self.run, self.progress = study, run, progress
         self.specs = sae_specs(study)
-        """The specs of all SAEs of the study."""
+        """The specs of all SAEs that the study lists; `specs_to_evaluate` has those found for a `delta_loss` too."""
         self.provenance = Provenance(study, run, self.open_text)
         self._loaded: dict[str, Any] = {}
 
@@ -54,6 +54,20 @@ class Resources:
         if key not in self._loaded:
             self._loaded[key] = load()
         return self._loaded[key]
+
+    def specs_to_evaluate(self) -> list[SAESpec]:
+        """Return the specs of all SAEs of the run: those of the study, and those found for a requested loss."""
+        if not any(series.delta_loss for series in self.study.series):
+            return self.specs
+        if not has_inputs(self.run.targets, self.provenance.targets_digest(self.specs)):
+            return self.specs
+        series, known = {one.name: one for one in self.study.series}, {spec.key for spec in self.specs}
+        found = [
+            SAESpec(one["site"], one["width"], series[one["series"]], Setting("l0", one["l0"]), one["sae_seed"],
+                    one["stream_seed"])
+            for one in read_json(self.run.targets)["saes"]
+        ]  # fmt: skip
+        return [*self.specs, *(spec for spec in found if spec.key not in known)]
 
     # ------------------------------------------------------------------------------------------ text and LM
 

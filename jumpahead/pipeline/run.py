@@ -15,6 +15,7 @@ from jumpahead.pipeline.frontier import FrontierStage
 from jumpahead.pipeline.precision import PrecisionStage
 from jumpahead.pipeline.resources import Resources
 from jumpahead.pipeline.stage import Stage
+from jumpahead.pipeline.targets import TargetStage
 from jumpahead.pipeline.tokens import TokensStage
 from jumpahead.pipeline.training import TrainingStage
 from jumpahead.progress import Progress, make_progress
@@ -25,7 +26,7 @@ from jumpahead.study.save import to_toml
 from jumpahead.study.schema import Study
 
 STAGE_CLASSES: tuple[type[Stage], ...] = (
-    PrecisionStage, TokensStage, ActivationsStage, TrainingStage, EvaluationStage, FeaturesStage,
+    PrecisionStage, TokensStage, ActivationsStage, TrainingStage, TargetStage, EvaluationStage, FeaturesStage,
     FrontierStage,
 )  # fmt: skip
 assert tuple(stage.name for stage in STAGE_CLASSES) == STAGES

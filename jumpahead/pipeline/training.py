@@ -22,6 +22,7 @@ from jumpahead.study.schema import SAESpec
 from jumpahead.training.devices import set_threads, training_device
 from jumpahead.training.job import Job, warm_start
 from jumpahead.training.loop import time_breakdown, train
+from jumpahead.training.sink import open_sinks
 
 
 class TrainingStage(Stage):
@@ -44,23 +45,28 @@ class TrainingStage(Stage):
         """Return what is there of every SAE of the study, before `arrange`."""
         return sae_states(self.resources.specs, self.folder, self.provenance)
 
-    def arrange(self) -> None:
-        """Bring every SAE and checkpoint of the study to its place, and set aside what has other inputs."""
-        for spec in self.resources.specs:
+    def arrange(self, specs: Sequence[SAESpec]) -> None:
+        """Bring the given SAEs and their checkpoints to their places, and set aside what has other inputs."""
+        for spec in specs:
             bring_to_place(self.folder, spec.key, self.provenance.sae_digest(spec))
 
     def record_saes(self) -> None:
         """Record which SAEs the study refers to, for `jumpahead clean`."""
-        write_sae_index(self.folder, {spec.key: self.provenance.sae_digest(spec) for spec in self.resources.specs})
+        specs = self.resources.specs_to_evaluate()
+        write_sae_index(self.folder, {spec.key: self.provenance.sae_digest(spec) for spec in specs})
 
     def run(self) -> None:
         for sentence in todo_sentences(self.states(), self.folder.set_aside):
             self.progress.say(sentence)
-        self.arrange()
-        pending = self.pending()
+        self.train(self.resources.specs)
+
+    def train(self, specs: Sequence[SAESpec]) -> None:
+        """Train those of the given SAEs that are not trained yet, stream by stream, and save them."""
+        self.arrange(specs)
         streams: dict[int, list[SAESpec]] = defaultdict(list)
-        for spec in pending:
-            streams[spec.stream_seed].append(spec)
+        for spec in specs:
+            if not self.folder.sae_folder(spec.key).is_done(self.provenance.sae_digest(spec)):
+                streams[spec.stream_seed].append(spec)
         for seed, members in streams.items():
             self._train_stream(seed, members)
 
@@ -74,7 +80,9 @@ class TrainingStage(Stage):
         self.progress.say(f"kernels: {kernels.name}")
         jobs = [self.make_job(spec) for spec in specs]
         began, before = time.monotonic(), sum(job.seconds for job in jobs)
-        train(jobs, stream, config, kernels, self.progress, self.resources.sample_unit.plural)
+        unit = self.resources.sample_unit.plural
+        with open_sinks(config.log_to, self.folder.logs, self.study.name) as sinks:
+            train(jobs, stream, config, kernels, self.progress, unit, sinks)
         own = sum(job.seconds for job in jobs) - before
         self.progress.say(time_breakdown(time.monotonic() - began, own, stream.read_seconds, data.overlaps_training))
         self._report_long_rows(jobs)

@@ -27,7 +27,7 @@ def unfinished_frontier(run: Run) -> dict[str, Any]:
     evaluated = _done(EvaluationStage(resources))
     trained = {spec.key for spec in _done(TrainingStage(resources))} | {spec.key for spec in evaluated}
     evaluations = read_evaluations(evaluated, run)
-    progress = {"saes": len(resources.specs), "trained": len(trained), "evaluated": len(evaluations)}
+    progress = {"saes": len(resources.specs_to_evaluate()), "trained": len(trained), "evaluated": len(evaluations)}
     held_out = evaluations[0]["text"]["tokens"] if evaluations else None
     return frontier_json(resources, evaluations, train_tokens=None, held_out_tokens=held_out, progress=progress)
 
@@ -37,7 +37,7 @@ def _done(stage: EvaluationStage | TrainingStage) -> list[SAESpec]:
 
     Where the model or the text is gone, digests cannot be computed: then all SAEs with a result on disk.
     """
-    specs, folder = stage.resources.specs, stage.folder
+    specs, folder = stage.resources.specs_to_evaluate(), stage.folder
     is_evaluation = isinstance(stage, EvaluationStage)
     there = [
         spec

@@ -7,13 +7,22 @@ from collections.abc import Iterator
 
 from jumpahead.activations.disk_size import disk_full_advice
 from jumpahead.formatting import format_bytes
+from jumpahead.pipeline.target_search import MAX_ROUNDS
 from jumpahead.planning.table import Plan
 from jumpahead.study.schema import Study
 
 
 def plan_notes(study: Study, plan: Plan) -> list[str]:
     """Return a sentence, without a full stop, for everything in the plan that the user should know or change."""
-    return [*_text_notes(study, plan), *_disk_notes(study, plan), *_memory_notes(plan)]
+    return [*_text_notes(study, plan), *_disk_notes(study, plan), *_memory_notes(plan), *_target_notes(study)]
+
+
+def _target_notes(study: Study) -> Iterator[str]:
+    """Yield a note on the SAEs that the search for requested losses adds, which the plan does not count."""
+    losses = sum(len(series.delta_loss) for series in study.series) * len(study.activations.sites)
+    if losses:
+        most = MAX_ROUNDS * losses * len(study.sae.width) * len(study.sae.seed) * len(study.stream.seed)
+        yield f"delta_loss trains up to {most} more SAEs, which this plan does not count"
 
 
 def _text_notes(study: Study, plan: Plan) -> Iterator[str]:

@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jumpahead.formatting import format_list, series_width, typeset_exact, typeset_number, typeset_percent
+from jumpahead.formatting import (
+    format_list,
+    series_width,
+    typeset_exact,
+    typeset_interval,
+    typeset_number,
+    typeset_percent,
+    typeset_setting,
+)
 from jumpahead.report.panel import Json, PageContext, Panel
 
 FREQUENT_METRIC = "above_10pct"
@@ -52,7 +60,12 @@ def findings(panel: Panel) -> list[Finding]:
     points = [point for point in panel.points if all(_has_value(point, key) for key in ("l0", fidelity))]
     if not points:
         return [Finding("", "No SAE of this panel has been measured yet.")]
-    items = [_extent_finding(panel, points), *_loss_findings(panel), *_outlier_findings(points, context)]
+    items = [
+        _extent_finding(panel, points),
+        *_target_findings(panel),
+        *_loss_findings(panel),
+        *_outlier_findings(points, context),
+    ]
     name, unit = context.metrics[fidelity]["name"], _prefix_space(context.metrics[fidelity]["unit"])
     entry = typical_entry(panel.json["matched"]["l0"])
     if entry:
@@ -158,6 +171,27 @@ def _format_more(cell: InterpolatedValue, key: str, context: PageContext) -> str
         key, cell.more["low"], cell.more["high"]
     )  # fmt: skip
     return f"{amount} ({interval})" if interval else amount
+
+
+def _target_findings(panel: Panel) -> list[Finding]:
+    """Return a finding per requested delta LM loss: the SAE that was trained for it, and its loss on either text."""
+    return [
+        Finding(f"{panel.context.titles[target['series']]} with delta LM loss {target['delta_loss']:g}:",
+                target_text(target))
+        for target in panel.json.get("targets", [])
+    ]  # fmt: skip
+
+
+def target_text(target: Json) -> str:
+    """Return the SAE that was trained for a requested delta LM loss, with its loss on calibration and held-out text."""
+    calibration, held_out = target["calibration"], target["held_out"]
+    is_closest = "" if target["is_reached"] else ", the closest found,"
+    text = f"{typeset_setting(target['setting'])}{is_closest} has "
+    if held_out is not None:
+        interval = typeset_interval("number", held_out["low"], held_out["high"])
+        text += f"{typeset_number(held_out['value'])}{f' ({interval})' if interval else ''} on held-out text and "
+    error = typeset_number(calibration["standard_error"])
+    return f"{text}{typeset_number(calibration['value'])} ± {error} on the calibration text that it was found with."
 
 
 def _loss_findings(panel: Panel) -> list[Finding]:

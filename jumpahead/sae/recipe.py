@@ -56,6 +56,8 @@ class TrainConfig:
     """Number of CPU threads; by default all cores."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that SAEs are trained on; `auto` uses a GPU if there is one."""
+    log_to: tuple[str, ...] = ()
+    """Where training logs go beside train.jsonl: `tensorboard`, `wandb` (extras of these names), in the run's logs/."""
 
     @property
     def steps(self) -> int:

@@ -7,6 +7,7 @@ runs/NAME/                      RunPaths(folder)
   checks.json                   the checks that the language model passed before it was used
   warm_starts.json              digest inputs of the SAEs that provided initial weights
   stdin.txt                     the text, if it came from standard input
+  targets.json                  the SAEs that were trained for a requested delta LM loss
   tokens/  activations/         shards
   saes/<site>/<width>/<series>/<setting>_seed-<s>[_stream-<t>]/        SAEFolder
     weights.safetensors  config.json  train.jsonl  evaluation.json  checkpoint/
@@ -15,6 +16,7 @@ runs/NAME/                      RunPaths(folder)
   evaluation_state/             sums of an interrupted evaluation
   frontier.json  efficiency.json  report.html
   features/                     FeaturesFolder: index.html to open, and its data
+  logs/                         training logs for TensorBoard or Weights & Biases, if `train.log_to` asks for them
   figures/                      figures for a paper, <site>-<width>-<figure>.pdf and .png
 
 A comparison (`jumpahead compare`) has manifest.json, frontier.json, report.html, and evaluations/ of SAEs elsewhere.
@@ -279,6 +281,11 @@ class RunPaths:
         return self.folder / "evaluation_state"
 
     @property
+    def targets(self) -> Path:
+        """Return the path of the record of SAEs that were trained for a requested delta LM loss."""
+        return self.folder / "targets.json"
+
+    @property
     def frontier(self) -> Path:
         """Return the path of frontier.json: the metrics of all SAEs and comparisons between series."""
         return self.folder / "frontier.json"
@@ -296,6 +303,11 @@ class RunPaths:
     def report(self) -> Path:
         """Return the path of the HTML report."""
         return self.folder / "report.html"
+
+    @property
+    def logs(self) -> Path:
+        """Return the folder of training logs in the formats of other programs (`train.log_to`)."""
+        return self.folder / "logs"
 
     @property
     def figures(self) -> Path:

@@ -19,6 +19,7 @@ from jumpahead.study.messages import toml_like
 from jumpahead.study.schema import Series, Study, sae_specs
 from jumpahead.text.config import TextConfig
 from jumpahead.text.sources import source_of
+from jumpahead.training.sink import check_sinks
 
 _DEVICES = r"auto|cpu|mps|cuda(:[0-9]{1,3})?"
 
@@ -33,6 +34,11 @@ def check_study(study: Study) -> None:
     _check_features(study)
     for series in study.series:
         _check_series(series, min(study.sae.width))
+        if series.delta_loss and not ORIGINS.get(study.activations.origin).needs_lm:
+            raise StudyError(
+                f"'series.{series.name}.delta_loss' needs a language model: '{study.activations.origin}' activations "
+                "have none."
+            )
 
 
 def check_unique(values: Sequence[Any], key: str) -> None:
@@ -78,6 +84,8 @@ def _check_numbers(study: Study) -> None:
     check_unique(study.sae.width, "sae.width")
     check_unique(study.sae.seed, "sae.seed")
     check_unique(study.stream.seed, "stream.seed")
+    check_unique(study.train.log_to, "train.log_to")
+    check_sinks(study.train.log_to)
     if study.train.tokens < study.train.batch:
         raise StudyError(
             f"'train.tokens' is {study.train.tokens:,} and must be at least one batch,"
@@ -122,6 +130,11 @@ def _check_series(series: Series, width: int) -> None:
             raise StudyError(
                 f"series '{series.name}' has no setting '{kind}': {series.architecture} takes {' or '.join(accepted)}."
             )
+    check_unique(series.delta_loss, f"series.{series.name}.delta_loss")
+    if not all(0 < loss < float("inf") for loss in series.delta_loss):
+        raise StudyError(
+            f"'series.{series.name}.delta_loss' must be positive, not {toml_like(min(series.delta_loss))}."
+        )
     if len(given) > 1:
         raise StudyError(f"series '{series.name}' has {' and '.join(given)}: give it exactly one of them.")
     for kind, values in given.items():

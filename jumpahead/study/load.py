@@ -62,6 +62,16 @@ def parse(raw: Mapping[str, Any], where: str = "the study") -> Study:
         raise StudyError(f"{where}: {exc}") from exc
 
 
+def with_delta_loss(study: Study, losses: Sequence[float]) -> Study:
+    """Return the study with requested delta LM losses added to every series. Raises StudyError for a wrong loss."""
+    series = tuple(
+        one.model_copy(update={"delta_loss": tuple(dict.fromkeys([*one.delta_loss, *losses]))}) for one in study.series
+    )
+    asked = study.model_copy(update={"series": series})
+    check_study(asked)
+    return asked.model_copy(update={"series": tuple(resolve_series(one) for one in series)})
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     """Return the tables of a TOML file. Raises StudyError, naming the line, if it cannot be read."""
     try:

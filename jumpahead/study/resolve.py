@@ -21,7 +21,7 @@ def resolve_series(series: Series) -> Series:
     """Return the series with every option of its architecture filled in and its recipe validated."""
     key, kind = f"series.{series.name}", ARCHITECTURES.get(series.architecture).Options
     options = _validate(kind, series.options, f"{key}.options")
-    for setting_kind in series.settings_by_kind:
+    for setting_kind in [*series.settings_by_kind, *(["l0"] if series.delta_loss else [])]:
         if contradiction := kind(**dict(options)).contradiction(setting_kind):
             raise StudyError(f"series '{series.name}': {contradiction}")
     recipe = resolve_recipe(series.recipe, f"{key}.recipe")

@@ -31,6 +31,10 @@ SETTING_KINDS = ("l0", "lambda", "k")
 """The keys of a series that hold sparsity settings."""
 
 
+BRACKET_L0 = (8.0, 64.0)
+"""Requested L0 of the first SAEs of a series that has only a `delta_loss`."""
+
+
 class _Table(BaseModel):
     """A table of the study: immutable, without unknown keys, each field described by its docstring."""
 
@@ -94,6 +98,9 @@ class Series(_Table):
     """Fixed sparsity coefficients λ, for activations scaled to E‖x‖² = 1."""
     k: tuple[int, ...] = ()
     """Numbers of features kept per token."""
+    delta_loss: tuple[float, ...] = ()
+    """Requested delta LM losses, in nats per token, beside the settings above: SAEs are trained at interpolated L0
+    until one has the loss. Without a setting, `l0 = [8, 64]` brackets the losses."""
     options: dict[str, Any] = {}
     """Options of the architecture."""
     recipe: dict[str, Any] = {}
@@ -104,10 +111,11 @@ class Series(_Table):
 
     @model_validator(mode="before")
     @classmethod
-    def _set_default_name(cls, raw: Any) -> Any:
-        """Return the table with the architecture as its name if it has none."""
+    def _set_defaults(cls, raw: Any) -> Any:
+        """Return the table with the architecture as its name if it has none, and a bracket of its requested losses."""
         if isinstance(raw, Mapping) and isinstance(raw.get("architecture"), str):
-            return {"name": raw["architecture"], **raw}
+            bracket = {"l0": BRACKET_L0} if raw.get("delta_loss") and not any(map(raw.get, SETTING_KINDS)) else {}
+            return {"name": raw["architecture"], **raw, **bracket}
         return raw
 
     @property

@@ -24,6 +24,7 @@ from jumpahead.sae.unit import Unit
 from jumpahead.training.checkpoint_schedule import CheckpointSchedule
 from jumpahead.training.interrupts import catch_interrupts
 from jumpahead.training.job import Job
+from jumpahead.training.sink import Sink, values_of_line
 
 if TYPE_CHECKING:
     from jumpahead.activations.stream import Stream
@@ -42,6 +43,7 @@ def train(
     kernels: Kernels,
     progress: Progress | None = None,
     unit: str = "tokens",
+    sinks: Sequence[Sink] = (),
 ) -> None:
     """Train every job up to step `config.steps`.
 
@@ -49,6 +51,7 @@ def train(
     loss is not finite, and StudyError or DataError if the stream cannot be read.
     stream: returns the batches from a given index on.
     unit: name of the activations in the progress display, plural.
+    sinks: take every new line of the logs.
     """
     progress, steps = progress or SilentProgress(), config.steps
     first = min(job.state.steps_done for job in jobs)
@@ -75,12 +78,20 @@ def train(
             with attribute_shared_time(due):
                 kernels.run_concurrently(due, step_of)
             p.advance(config.batch, {job.label: shown[job.label] for job in due if shown.get(job.label)})
+            log_to_sinks(sinks, [job for job in due if shown.get(job.label)])
             if interrupted() or schedule.is_due:
                 started = schedule.clock()
                 for job in jobs:
                     job.synchronize(kernels)
                 checkpoint_all(jobs, progress, interrupted())
                 schedule.record(started)
+
+
+def log_to_sinks(sinks: Sequence[Sink], jobs: Sequence[Job]) -> None:
+    """Give the last line of the log of each job to every sink."""
+    for sink in sinks:
+        for job in jobs:
+            sink.log(job.label, job.records[-1]["step"], values_of_line(job.records[-1]))
 
 
 @contextlib.contextmanager

@@ -113,8 +113,8 @@ def test_toml_errors_name_the_line(tmp_path: Path, text: str, message: str):
         (
             "k = [8, 16]",
             "k = 8\nsparsity = 3",
-            "there is no key 'series.topk.sparsity'. Valid names: architecture, k, l0, lambda, name, options, recipe, "
-            "start_from.",
+            "there is no key 'series.topk.sparsity'. Valid names: architecture, delta_loss, k, l0, lambda, name, "
+            "options, recipe, start_from.",
         ),
         (
             "k = [8, 16]",

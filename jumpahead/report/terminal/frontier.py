@@ -9,7 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jumpahead.formatting import SampleUnit, format_aligned, format_number, format_range, format_widths
+from jumpahead.formatting import (
+    SampleUnit,
+    format_aligned,
+    format_number,
+    format_range,
+    format_setting,
+    format_widths,
+)
 from jumpahead.frontier import Estimate, Frontier
 from jumpahead.metrics import METRICS, curve_metrics
 from jumpahead.report.notes import group_notes, join_labels
@@ -53,6 +60,10 @@ def print_frontier(frontier: Frontier, console: Console | None = None) -> None:
                 for table in _matched_tables(entries, titles, key, other, console):
                     console.print(table)
                 print_line(console, f"{LEAST}: the least; {TIED}: the paired difference to it may be zero", "dim")
+        if panel.get("targets"):
+            print_heading(console, "Requested delta LM loss")
+            for target in panel["targets"]:
+                print_item(console, _target_sentence(target, titles))
         warnings = _training_warnings(panel, titles)
         if warnings:
             print_heading(console, "Notes")
@@ -146,6 +157,21 @@ def _values(point: Json, key: str) -> list[float | None]:
     """Return the value of a metric of an SAE; for delta LM loss also the standard error."""
     value = point["metrics"].get(key)
     return [value, point["standard_errors"].get(key)] if key == "delta_lm_loss" else [value]
+
+
+def _target_sentence(target: Json, titles: Mapping[str, str]) -> str:
+    """Return a sentence on the SAE that was trained for a requested loss: `TopK, 0.2: l0 = 9.1 has 0.199 …`."""
+    calibration, held_out = target["calibration"], target["held_out"]
+    text = f"{titles[target['series']]}, {target['delta_loss']:g}: {format_setting(target['setting'])}"
+    text += " has " if target["is_reached"] else ", the closest found, has "
+    if held_out is not None:
+        is_interval = held_out["low"] is not None and held_out["high"] is not None
+        interval = f" [{format_range(held_out['low'], held_out['high'])}]" if is_interval else ""
+        text += f"{format_number(held_out['value'])}{interval} on held-out text and "
+    return (
+        f"{text}{format_number(calibration['value'])} +- {format_number(calibration['standard_error'])} on the "
+        "calibration text that it was found with."
+    )
 
 
 def _training_warnings(panel: Json, titles: Mapping[str, str]) -> list[str]:
