@@ -6,6 +6,7 @@ sends what is on disk. WANDB_PROJECT names the project, by default jumpahead.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ class WeightsAndBiases(Sink):
 
     def _open(self, sae: str) -> Any:
         """Return a new run for an SAE: no code, no console output and no statistics of the machine are recorded."""
-        import wandb
+        wandb: Any = importlib.import_module("wandb")
 
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = wandb.Settings(
