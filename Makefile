@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 .PHONY: help setup demo test lint types unit test-faults test-readme test-browser test-triton test-wheel test-gpu test-interop bench-gpu bench-peers bench-disk bench-sparsity bench-quality reference clean
+=======
+.PHONY: help setup demo test lint types unit test-readme test-triton test-wheel test-gpu test-interop bench-gpu bench-peers bench-disk bench-sparsity bench-quality reference models clean
+>>>>>>> 06eac1e6d46331f3546d55db7ec911893ecb4dbb
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
@@ -102,6 +106,9 @@ bench-quality: .venv-peers/.done  ## SAEs of other libraries and ours at the sam
 	$(call install,.venv-peers,-r benchmarks/peers-requirements.txt -e .)
 	$(PEERS)/python -c 'import torchvision' 2>/dev/null || $(PEERS)/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
+
+models: setup  ## docs/MODELS.md anew: the sites of every model family of transformers; ARGS="llama bloom" for some
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.models $(ARGS)
 
 reference: setup  ## docs/study-reference.md and its JSON Schema anew, from the field docstrings
 	$(BIN)/python -m tools.study_reference

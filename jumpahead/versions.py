@@ -9,11 +9,11 @@ from __future__ import annotations
 
 TRAINING_VERSION = 5
 """Version of training; part of the input digest of every trained SAE."""
-TRAINING_DIGEST = "7c4a43e5efbc4886"
+TRAINING_DIGEST = "6bd048efcf8a410c"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
-EVALUATION_DIGEST = "3b780eec95c69a6e"
+EVALUATION_DIGEST = "11c9de6857b70c25"
 
 FEATURES_VERSION = 2
 """Version of feature pages; part of the input digest of features.json, which also includes the evaluations' digests."""

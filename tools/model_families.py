@@ -187,3 +187,23 @@ def random_model(family: str) -> Any:
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=WEIGHT_STD)
     return model
+
+
+def word_tokenizer() -> Any:
+    """Return a tokenizer of VOCABULARY words; ids 0 and 1 are BOS and EOS."""
+    import tokenizers
+    import transformers
+
+    vocabulary = {token: id for id, token in enumerate(["<bos>", "<eos>", *(f"w{id}" for id in range(2, VOCABULARY))])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w2"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>")
+
+
+def random_lm(family: str) -> Any:
+    """Return the family's small model as an LM. Raises SiteError if it has no decoder blocks."""
+    from jumpahead.lm.config import LMConfig
+    from jumpahead.lm.model import LM
+
+    config = LMConfig(model=family, context=CONTEXT // 2)
+    return LM(random_model(family), word_tokenizer(), name=family, digest=family, config=config)

@@ -137,7 +137,8 @@ class _ContextGroup(NamedTuple):
             torch.from_numpy(text.contexts.chunk_index(group)),
             text.contexts.chunk_documents(group).astype(np.int64),
         )
-        resume = lm.run_to_site(ids, site, text.contexts.position_ids(group))
+        positions = text.contexts.position_ids(group)
+        resume = lm.run_to_site(ids, site, positions, torch.ones_like(ids))  # no padding on the left
         target, x = torch.roll(ids, -1, 1)[scored], resume.activation[spliced].float().to(device)
         clean = logits_with_splice(lm, resume, spliced, scored, None)
         p = torch.softmax(clean.float(), dim=-1)

@@ -12,7 +12,7 @@ The checks take a few short forward passes. A model that fails a check cannot be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,10 +30,13 @@ HALF_PRECISION_TOLERANCE = 3e-2
 """Maximum relative error of the causality check for bfloat16 and float16."""
 
 
-def check_and_truncate(lm: LM, sites: Sequence[str]) -> list[str]:
+def check_and_truncate(
+    lm: LM, sites: Sequence[str], before_truncation: Callable[[], object] | None = None
+) -> list[str]:
     """Check a complete model at these sites, truncate the model after the last site, and check the truncated model.
 
-    Return the names of the passed checks. Afterwards the model can only `read`. Raises StudyError if a check fails.
+    before_truncation: called when the whole model has passed. Return the names of the passed checks. Afterwards the
+    model can only `read`. Raises StudyError if a check fails.
     """
     ids = _test_ids(lm)
     passed = [f"site: {site} is {lm.describe_site(site)}" for site in sites if parse_site(site).kind == "mlp"]
@@ -43,6 +46,8 @@ def check_and_truncate(lm: LM, sites: Sequence[str]) -> list[str]:
     activations = lm.read(ids, sites)
     passed += [_check_hidden_state(lm, activations, states, site) for site in sites if _is_reported(site, states)]
     passed.append(_check_causal(lm, ids, activations))
+    if before_truncation is not None:
+        before_truncation()
     lm.truncate_after(sites)
     for site, x in lm.read(ids, sites).items():
         is_equal = torch.equal(x, activations[site])

@@ -15,8 +15,10 @@ from jumpahead.storage.digests import digest_file, digest_json
 from jumpahead.text.config import TextConfig
 from jumpahead.text.source import Source
 
-TOKENIZATION_VERSION = 3
+TOKENIZATION_VERSION = 4
 """Version number: increase it when a code change alters the tokens, contexts or token files of an unchanged text."""
+CHECKS_VERSION = 2
+"""Version number: increase it when the checks of a model (checks.py) change, so that a run makes them again."""
 _TOKENIZER_FILES = ("config.json", "generation_config.json", "*token*.json", "vocab*", "merges.txt", "*.model", "*.py")
 
 
@@ -38,7 +40,7 @@ def dtype_choice_digest(config: LMConfig) -> str:
 
 def model_checks_digest(config: LMConfig, sites: Sequence[str]) -> str:
     """Return the digest of the inputs of the model checks (checks.py): the model, the table `lm` and the sites."""
-    return digest_json([dtype_choice_digest(config), list(sites)])
+    return digest_json([CHECKS_VERSION, dtype_choice_digest(config), list(sites)])
 
 
 def chat_template_digests(config: LMConfig) -> dict[str, str]:

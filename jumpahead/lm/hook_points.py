@@ -8,6 +8,7 @@ the lists of names below depend on how model families name their modules; which 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -83,17 +84,21 @@ def named_mlps(block: nn.Module) -> list[str]:
     return [part for part in _MLP_NAMES if isinstance(getattr(block, part, None), nn.Module)]
 
 
-def named_projections(block: nn.Module, attention: tuple[str, ...] = _ATTENTION_NAMES) -> list[str]:
-    """Return the paths, within a block, of the modules named like an attention's output projection, best first.
+def named_projections(block: nn.Module, attention: Sequence[str] = _ATTENTION_NAMES) -> list[str]:
+    """Return the paths, within a block, of the modules with the best name of an attention's output projection.
 
-    attention: names of the block's children that are searched.
+    attention: names of the block's children that are searched. Several paths mean several attentions.
     """
-    found: dict[str, str] = {}
-    for name in attention:
-        module = getattr(block, name, None)
-        for path, _ in module.named_modules() if isinstance(module, nn.Module) else ():
-            found[path.rpartition(".")[2]] = f"{name}.{path}"
-    return [found[part] for part in _PROJECTION_NAMES if part in found]
+    inner = [
+        f"{name}.{path}"
+        for name in attention
+        if isinstance(child := getattr(block, name, None), nn.Module)
+        for path, _ in child.named_modules()
+    ]
+    for part in _PROJECTION_NAMES:
+        if found := [path for path in inner if path.rpartition(".")[2] == part]:
+            return found
+    return []
 
 
 def example_path(model: Any, block: nn.Module, named: list[str]) -> str:

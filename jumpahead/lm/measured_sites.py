@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -22,14 +22,6 @@ TRACE = (3, 2)
 """Contexts, and tokens of each, in the pass that counts calls; different, so that their order shows."""
 ROWS, LENGTH = 3, 16
 """Contexts, and tokens of each, in the measurement of what a block adds."""
-
-
-class _BlockSites(NamedTuple):
-    """What was measured in one block."""
-
-    mlp: MLPSite | None
-    mixers: list[str]
-    """Paths, within the block, of the modules that mix positions."""
 
 
 class MeasuredSites:
@@ -51,7 +43,7 @@ class MeasuredSites:
         self._model, self._blocks, self._name, self._run = model, blocks, name, run
         self._config = model.config.get_text_config(decoder=True)
         self._points: dict[Site, HookPoint] = dict(before._points) if before else {}
-        self._block_sites: dict[int, _BlockSites] = dict(before._block_sites) if before else {}
+        self._mlps: dict[int, MLPSite | None] = dict(before._mlps) if before else {}
 
     def point(self, site: Site) -> HookPoint:
         """Return the hook point of a site.
@@ -106,18 +98,16 @@ class MeasuredSites:
         if site.kind == "residual":
             return HookPoint(site, block, "output", index)
         if site.kind == "mlp":
-            mlp = self._measure(index).mlp
+            mlp = self._measure(index)
             if mlp is None:
                 return f"no module of its {kind} returns what it adds to the stream beside attention"
             return HookPoint(site, block.get_submodule(mlp.path), "output", index, mlp.scale)
         paths = named_projections(block)
         if not paths:
             return f"its {kind} has no module with a known name for it"
-        module = block.get_submodule(paths[0])
-        mixers = [block.get_submodule(path) for path in self._measure(index).mixers]
-        if not any(part is module for mixer in mixers for part in mixer.modules()):
-            return f"no position of its {kind} sees another through {paths[0]}"
-        return HookPoint(site, module, "input", index)
+        if len(paths) > 1:
+            return f"its {kind} has {len(paths)} attentions"
+        return HookPoint(site, block.get_submodule(paths[0]), "input", index)
 
     def _no_such_site(self, site: Site, block: nn.Module, reason: str) -> SiteError:
         """Return the SiteError for a site that a block does not have, with the sites that it has.
@@ -130,13 +120,14 @@ class MeasuredSites:
         path = example_path(self._model, block, named_mlps(block) if site.kind == "mlp" else [])
         return SiteError(f"'{self._name}' has no {site.key}: {reason}. Try {', '.join([*right, path])}.")
 
-    def _measure(self, index: int) -> _BlockSites:
-        """Return what was measured in a block."""
-        if index not in self._block_sites:
+    def _measure(self, index: int) -> MLPSite | None:
+        """Return the site of a block's MLP, or None if it has none."""
+        if index not in self._mlps:
             block = self._blocks[index]
-            found = find_mlp_site(block, named_mlps(block), lambda: self._run(ROWS, LENGTH), self._declared(block))
-            self._block_sites[index] = _BlockSites(*found)
-        return self._block_sites[index]
+            self._mlps[index] = find_mlp_site(
+                block, named_mlps(block), lambda: self._run(ROWS, LENGTH), self._declared(block)
+            )
+        return self._mlps[index]
 
     def _declared(self, block: nn.Module) -> list[float]:
         """Return the numbers that may be a block's multiplier, from the block and from the configuration."""

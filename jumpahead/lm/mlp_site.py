@@ -7,8 +7,8 @@ With the modules silenced that mix positions (attention, convolution, recurrence
 The module is the first for which this holds with scale 1: those with a known name first, then any module of the block
 (BLOOM and MPT add the residual inside their MLP, so that only its last product is the site). Otherwise a scale is taken
 (Granite multiplies the MLP's output by a number before it adds it). If nothing satisfies the equation, the site is
-refused. Modules that mix positions need no names: earlier tokens are changed, and where a module's output changes at
-later positions although its input there does not, it mixes.
+refused. Modules that mix positions are found by their names, or without: earlier tokens are changed, and where a
+module's output changes at later positions although its input there does not, it mixes.
 """
 
 from __future__ import annotations
@@ -61,28 +61,29 @@ def find_mlp_site(
     named: list[str],
     run: Callable[[], object],
     declared: list[float],
-) -> tuple[MLPSite | None, list[str]]:
-    """Return the site of a block, or None if no module is one; and the paths of the modules that mix positions.
+) -> MLPSite | None:
+    """Return the site of a block, or None if no module is one.
 
-    named: paths of modules with a known name, in order of preference. shape: of the token ids of every pass, (b, t).
-    run: makes one forward pass, which may be ended by an exception once the block has run. declared: numbers that the
-    model's configuration and block name, which a measured scale is rounded to.
+    named: paths of modules with a known name, in order of preference. run: makes one forward pass, which a hook may end
+    once the block has run. declared: numbers that the configuration and the block name; a measured scale that is near
+    one of them is that one.
     """
     hidden = _block_input(block, run)
     other = hidden.clone()
     half = hidden.shape[1] // 2
     other[:, :half] = hidden.roll(1, dims=0)[:, :half]
-    mixers, silenced = list[str](), list[str]()
+    # Where the residual is added inside (BLOOM), only the projection may be silenced, not the module around it. An
+    # attention whose keys come from another block (Gemma 4) does not seem to mix: known names are silenced first.
+    silenced = named_projections(block)
+    tried = {path.partition(".")[0] for path in silenced}
     clean = _run_block(block, run, hidden, silenced)
     for _ in range(MAX_ROUNDS):
         moved = _run_block(block, run, other, silenced)
-        found = _mixing_children(block, clean, moved, half, [*named, *(path for path in silenced if path in mixers)])
+        found = _mixing_children(block, clean, moved, half, [*named, *silenced])
         if not found:
             break
-        # Where the residual is added inside (BLOOM), only the projection may be silenced, not the module around it.
-        inner = {child: [] if child in mixers else named_projections(block, (child,)) for child in found}
-        silenced += [(inner[child] or [child])[0] for child in found]
-        mixers += [child for child in found if child not in mixers]
+        silenced += [path for child in found for path in _to_silence(block, child, tried)]
+        tried |= set(found)
         clean = _run_block(block, run, hidden, silenced)
     site = _select(block, clean, named, silenced, declared)
     if site is not None:
@@ -90,7 +91,7 @@ def find_mlp_site(
         added = site.scale * clean.outputs[site.path].double()
         if not _is_small(without.outputs[""].double() - hidden.double(), added, hidden):
             site = None
-    return site, mixers
+    return site
 
 
 def _block_input(block: nn.Module, run: Callable[[], object]) -> Tensor:
@@ -136,6 +137,11 @@ def _run_block(block: nn.Module, run: Callable[[], object], hidden: Tensor, sile
         with contextlib.suppress(StopForward):
             run()
     return seen
+
+
+def _to_silence(block: nn.Module, child: str, tried: set[str]) -> list[str]:
+    """Return the paths to silence of a child that mixes positions: its projections, or itself if that did not help."""
+    return [child] if child in tried else named_projections(block, [child]) or [child]
 
 
 def _mixing_children(

@@ -195,7 +195,7 @@ class LM:
         site = parse_site(site)
         inputs = self._inputs(ids, position_ids, attention_mask)
         self._check_mask(inputs, lambda short: self._read(short, [site]), (site.key,))
-        return self._run_to(inputs, site, self._can_resume(site))
+        return self._run_to(inputs, site, self.can_resume(site))
 
     def _run_to(self, inputs: ForwardInputs, site: Site, skips_blocks: bool) -> ResumePoint:
         """Return the state at a site. skips_blocks: whether resuming from it skips the blocks before the site."""
@@ -205,12 +205,13 @@ class LM:
             self._run_until_stopped(inputs)
         return recorder.result(inputs, skips_blocks)
 
-    def _can_resume(self, site: Site) -> bool:
+    def can_resume(self, site: str | Site) -> bool:
         """Return True if running from a site, without the blocks before it, gives the logits of a whole pass.
 
         Blocks of some models leave more behind than their output (Gemma 4: keys and values that later blocks share):
         such a model runs whole. Tried once per site.
         """
+        site = parse_site(site)
         if site not in self._resumes_from:
             inputs = self._ordinary_inputs(2, 6)
             clean = self._logits(inputs)

@@ -14,6 +14,7 @@ from jumpahead.evaluation.held_out import HeldOut, HeldOutRows
 from jumpahead.formatting import ROWS, TOKENS, SampleUnit
 from jumpahead.lm import checks, isolation
 from jumpahead.lm.fingerprint import model_checks_digest
+from jumpahead.lm.loss_notes import loss_notes
 from jumpahead.lm.model import LM
 from jumpahead.pipeline.provenance import Provenance
 from jumpahead.progress import Progress
@@ -96,8 +97,12 @@ class Resources:
         if has_inputs(self.run.checks, inputs):
             return self._require_isolation(LM.load(config, truncate_after=sites), sites)
         lm = LM.load(config)
-        passed = checks.check_and_truncate(lm, sites)
-        write_json(self.run.checks, {"inputs": inputs, "class": type(lm.model).__name__, "checked": passed})
+        notes: list[str] = []
+        passed = checks.check_and_truncate(lm, sites, lambda: notes.extend(loss_notes(lm, self.open_text(), sites)))
+        record = {"inputs": inputs, "class": type(lm.model).__name__, "checked": passed, "notes": notes}
+        write_json(self.run.checks, record)
+        for note in notes:
+            self.progress.say(f"Note: {note}")
         self.progress.say(f"LM: {lm.name} ({type(lm.model).__name__}), {len(passed)} checks passed")
         return self._require_isolation(lm, sites)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jumpahead.text.permutation import fixed_permutation
+from jumpahead.text.token_files import ShardedArray
 
 ORDER_SEED = 2407_14435
 """Seed of the fixed order of contexts. Changing the seed would change the stream of activations of every study."""
@@ -26,6 +27,23 @@ def cut_documents(
     length = np.minimum(chunk_tokens, size[document] - number * chunk_tokens)
     is_kept = length >= min_tokens
     return start[is_kept], length[is_kept], document[is_kept]
+
+
+def drop_leading_bos(
+    tokens: np.ndarray | ShardedArray, start: np.ndarray, length: np.ndarray, bos_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the start and length of each chunk without the BOS that its text begins with.
+
+    A context begins with a BOS of its own; with two, every activation of the context is another.
+    """
+    start, length = start.copy(), length.copy()
+    doubled = np.arange(len(start))
+    while len(doubled):
+        doubled = doubled[length[doubled] > 0]
+        doubled = doubled[np.asarray(tokens[start[doubled]]) == bos_id]
+        start[doubled] += 1
+        length[doubled] -= 1
+    return start, length
 
 
 def pack_best_fit(size: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from jumpahead.text.chat_template import EncodedConversation
 from jumpahead.text.contexts import SPLITS, Contexts, Packing, Split
 from jumpahead.text.documents import is_held_out, split_pieces
 from jumpahead.text.near_duplicates import near_duplicates, shingle_length
-from jumpahead.text.packing import ORDER_SEED, cut_documents, pack_best_fit
+from jumpahead.text.packing import ORDER_SEED, cut_documents, drop_leading_bos, pack_best_fit
 from jumpahead.text.permutation import fixed_permutation
 from jumpahead.text.source import Document
 from jumpahead.text.token_files import TOKENS_PER_SHARD, ShardedArray, map_shards, shard_path, write_shard
@@ -326,6 +326,9 @@ class _SplitBuilder:
         if total < chunk or not len(start):
             raise DataError(_too_short_message(self.split, held_out, names, total, chunk, len(dropped)))
         tokens, role_mask = self._finish_tokens()
+        if lm.bos_id is not None:
+            start, length = drop_leading_bos(tokens, start, length, lm.bos_id)
+            start, length, document = (array[length >= 3 - bos_tokens] for array in (start, length, document))
         whole = Contexts(
             tokens=tokens,
             chunk_start=start,

@@ -56,7 +56,9 @@ class Live(Activations):
     def launch_rows(self, group: int) -> Callable[[], dict[str, Tensor]]:
         mask = self.contexts.trained_mask(group)
         index = torch.from_numpy(np.flatnonzero(mask))
-        activations = self.lm.read(self.contexts.ids(group), list(self.widths), self.contexts.position_ids(group))
+        ids, positions = self.contexts.ids(group), self.contexts.position_ids(group)
+        no_padding = np.ones(ids.shape, dtype=bool)  # on the left; on the right it changes nothing
+        activations = self.lm.read(ids, list(self.widths), positions, no_padding)
         rows = {
             site: x.flatten(0, 1).index_select(0, index.to(x.device)).to(self.device, self.dtype)
             for site, x in activations.items()
