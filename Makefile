@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-.PHONY: help setup demo test lint types unit test-faults test-readme test-browser test-triton test-wheel test-gpu test-interop bench-gpu bench-peers bench-disk bench-sparsity bench-quality reference clean
-=======
-.PHONY: help setup demo test lint types unit test-readme test-triton test-wheel test-gpu test-interop bench-gpu bench-peers bench-disk bench-sparsity bench-quality reference models clean
->>>>>>> 06eac1e6d46331f3546d55db7ec911893ecb4dbb
+.PHONY: help setup demo test lint types unit test-faults test-readme test-browser test-triton test-wheel test-gpu test-interop bench-gpu bench-peers bench-disk bench-sparsity bench-quality reference models clean
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
