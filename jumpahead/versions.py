@@ -17,7 +17,7 @@ EVALUATION_DIGEST = "11c9de6857b70c25"
 
 FEATURES_VERSION = 2
 """Version of feature pages; part of the input digest of features.json, which also includes the evaluations' digests."""
-FEATURES_DIGEST = "51d6f9aea706cef3"
+FEATURES_DIGEST = "8db80c263dfac37f"
 
 FRONTIER_VERSION = 6
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""

@@ -22,7 +22,15 @@ from email.message import Message
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent.parent
-NEEDED = ("py.typed", "report/page.css", "report/page.js", "lm/tiny/model.safetensors", "lm/tiny/tokenizer.json")
+NEEDED = (
+    "py.typed",
+    "report/page.css",
+    "report/page.js",
+    "features/page.js",
+    "features/page.css",
+    "lm/tiny/model.safetensors",
+    "lm/tiny/tokenizer.json",
+)
 """Files of the package that are not Python and that a wheel is easily built without."""
 UNDECLARED = ("pytest", "hypothesis", "ruff", "datasets", "pyarrow", "matplotlib", "accelerate")
 """Packages of the optional dependencies: the base installation has to work without them."""

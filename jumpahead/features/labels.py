@@ -11,6 +11,7 @@ and tokens of the whole text where the feature does not fire, give the score, as
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, final
@@ -178,6 +179,6 @@ class Labeller:
 
 
 def quoted(text: str) -> str:
-    """Return a token in quotation marks, with visible line breaks and tabs; a long token is cut."""
-    text = text.replace("\n", "⏎").replace("\t", "⇥")
+    """Return a token in quotation marks, with visible line breaks, tabs and indentation; a long token is cut."""
+    text = re.sub(" {4,}", lambda spaces: f"␣×{len(spaces[0])}", text.replace("\n", "⏎").replace("\t", "⇥"))
     return f"“{text if len(text) <= LONGEST_TOKEN else text[: LONGEST_TOKEN - 1] + '…'}”"

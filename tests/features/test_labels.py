@@ -111,4 +111,5 @@ def test_classes_hold_what_they_are_called(text, expected):
 
 def test_long_tokens_are_cut_and_line_breaks_are_visible():
     assert quoted("\n\ta") == "“⏎⇥a”"
+    assert quoted("\n            x  y") == "“⏎␣×12x  y”"
     assert quoted("x" * 99) == f"“{'x' * 23}…”"
