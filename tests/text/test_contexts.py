@@ -44,6 +44,14 @@ def test_without_bos_the_first_position_is_text_that_is_not_trained_on():
     assert found == {"abcdef": ("bcdef", "bcde"), "ghij": ("hij", "hi")}
 
 
+def test_a_text_that_begins_with_bos_gets_no_second_one():
+    """`!` is BOS here: one at the start of a document, one where a context of a long document begins."""
+    contexts = tokenize(split_docs("!abcd", "efghi!jkl"), letters_lm(bos_id=1), split="train")
+    rows = [row for group in range(contexts.num_groups) for row in contexts.ids(group).tolist()]
+    texts = {"".join("^!"[id] if id < 2 else chr(ord("a") + id - 2) for id in row).rstrip("!") for row in rows}
+    assert texts == {"!abcd", "!efghi", "!jkl"}  # without what fills the rest of a row
+
+
 def test_special_tokens_inside_the_text_are_kept_but_not_trained_on():
     contexts = tokenize(split_docs("ab!cd"), letters_lm(), split="train")
     assert by_text(contexts) == {"^ab!cd": ("abcd", "abc")}  # b is scored although its target is special; ! is not
