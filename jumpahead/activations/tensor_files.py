@@ -40,7 +40,7 @@ class _NpyFile:
         self.path = path
         require_plain(path)
         try:
-            self._array = np.load(path, mmap_mode="r", allow_pickle=False)
+            self._array = np.lib.format.open_memmap(path, mode="r")
             dtype = torch.from_numpy(np.empty(0, self._array.dtype)).dtype
         except (ValueError, TypeError, AttributeError, EOFError, OSError, *_HOSTILE) as exc:
             raise DataError(f"{path} is not an .npy file of plain numbers: save it with numpy.save.") from exc
