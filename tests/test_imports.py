@@ -29,7 +29,7 @@ GROUPS = [
     {"training"},
     {"study"},
     {"pipeline"},
-    {"planning", "efficiency", "comparison"},
+    {"planning", "efficiency", "comparison", "publishing"},
     {"api"},
     {"cli"},
 ]

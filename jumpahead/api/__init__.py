@@ -17,12 +17,13 @@ from jumpahead.api.extensions import register
 from jumpahead.api.feature_pages import features, features_of_prompt
 from jumpahead.api.machine import EfficiencyResult, efficiency
 from jumpahead.api.runs import ask, clean, load_frontier, question_example, report, show, verify
-from jumpahead.api.saes import compare, evaluate, export, load
+from jumpahead.api.saes import PushResult, compare, evaluate, export, load, push
 from jumpahead.api.studies import HarvestResult, dry_run, harvest, init, plan, run, train_on
 
 __all__ = [
     "EfficiencyResult",
     "HarvestResult",
+    "PushResult",
     "ask",
     "clean",
     "compare",
@@ -37,6 +38,7 @@ __all__ = [
     "load",
     "load_frontier",
     "plan",
+    "push",
     "question_example",
     "register",
     "report",

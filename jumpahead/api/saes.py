@@ -1,17 +1,29 @@
-"""What takes SAEs of any make: load, export, evaluate, compare."""
+"""What takes SAEs of any make: load, export, evaluate, compare, push."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jumpahead.api.arguments import PathLike
 from jumpahead.errors import StudyError
 
 if TYPE_CHECKING:
     from jumpahead.progress import Progress
+    from jumpahead.publishing.folder import Published
     from jumpahead.sae.saved import SAE
+
+
+class PushResult(NamedTuple):
+    """What `push` has published."""
+
+    url: str | None
+    """Address of the repository; None if nothing was uploaded."""
+    files: list[Published]
+    """The files, with their sizes."""
+    card: str
+    """The model card."""
 
 
 def load(sae: PathLike) -> SAE:
@@ -34,10 +46,7 @@ def export(sae: PathLike, *, to: str, out: PathLike) -> Path:
     """
     from jumpahead.formats import load, save
 
-    target = Path(out)
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise StudyError(f"{target} exists: name an empty or new folder with --out.")
-    return save(load(sae), to, target)
+    return save(load(sae), to, _empty_folder(out))
 
 
 def evaluate(
@@ -122,3 +131,48 @@ def compare(
         finally:
             folder.remove_if_unused()
     return folder.folder
+
+
+def push(
+    source: PathLike,
+    repo: str,
+    *,
+    private: bool = False,
+    dtype: str = "float32",
+    licence: str = "mit",
+    dry_run: bool = False,
+    out: PathLike | None = None,
+    endpoint: str | None = None,
+) -> PushResult:
+    """Publish an SAE of any make, or all SAEs of a run, on the Hugging Face hub, in the layout that SAELens loads.
+
+    With a model card: what was trained on what, a table and a figure of the frontier, how to load an SAE.
+
+    source: a run's folder, or an SAE as `load` takes it. repo: `user/repo`, made if it is not there. private: make it
+    private. dtype: of the weights, float32, bfloat16 or float16. licence: an identifier that the hub knows. dry_run:
+    write the folder, and upload nothing. out: a new or empty folder to keep the files in. endpoint: of another hub.
+
+    Raises StudyError if the hub refuses, or if SAELens has no place for an SAE's activation function.
+    """
+    import tempfile
+
+    from jumpahead.publishing.folder import WEIGHTS_DTYPES, write_folder
+    from jumpahead.publishing.upload import check_repo, upload
+
+    check_repo(repo)
+    if dtype not in WEIGHTS_DTYPES:
+        raise StudyError(f"push: dtype is '{dtype}': give one of {', '.join(WEIGHTS_DTYPES)}.")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) if out is None else _empty_folder(out)
+        files = write_folder(str(source), folder, repo=repo, dtype=dtype, licence=licence)
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        url = None if dry_run else upload(folder, repo, is_private=private, endpoint=endpoint)
+    return PushResult(url, files, card)
+
+
+def _empty_folder(out: PathLike) -> Path:
+    """Return the path of a folder. Raises StudyError if it is a file, or has files in it."""
+    target = Path(out)
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise StudyError(f"{target} exists: name an empty or new folder with --out.")
+    return target

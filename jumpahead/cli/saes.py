@@ -1,4 +1,4 @@
-"""Verbs that take SAEs of any make: evaluate, compare, export."""
+"""Verbs that take SAEs of any make: evaluate, compare, export, push."""
 
 from __future__ import annotations
 
@@ -84,3 +84,27 @@ def export(
 ) -> None:
     """Write an SAE in the format of another library."""
     print(f"exported: {api.export(sae, to=to, out=out)}")
+
+
+@verb
+def push(
+    source: Annotated[str, typer.Argument(metavar="SAE|RUN", help="A run, or an SAE of any make.")],
+    repo: Annotated[str, typer.Argument(metavar="USER/REPO", help="A repository on the hub; made if it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="Make it private.")] = False,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the weights: float32, bfloat16 or float16.")] = "float32",
+    licence: Annotated[str, typer.Option("--license", help="As the hub names it, such as mit or gemma.")] = "mit",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Upload nothing; show what would be.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Keep the files in a new or empty folder.")
+    ] = None,
+) -> None:
+    """Publish an SAE or a run on the Hugging Face hub."""
+    from jumpahead.formatting import format_bytes
+
+    done = api.push(source, repo, private=private, dtype=dtype, licence=licence, dry_run=dry_run, out=out)
+    for file in done.files:
+        print(f"{format_bytes(file.bytes):>9}  {file.path}")
+    if done.url is None:
+        print(f"\n{done.card}")
+    else:
+        print(f"pushed: {done.url}")

@@ -9,6 +9,7 @@
     notes.py         notes on SAEs, grouped by their words
     training.py      template values and script data of the section on training curves
     paper_figures.py figures as PDF and PNG (needs matplotlib)
+    svg.py           one figure without a script, for model cards
     *.js             ask.js (interpolation and answers), numbers.js, figures.js, training.js, question.js (the form),
                      page.js
     terminal/        the same contents as terminal output

@@ -186,6 +186,22 @@ def features_name(key: str) -> str:
     return name.lstrip(".") or "sae"
 
 
+class PublishedFolder(NamedTuple):
+    """The files beside the SAEs in a folder that is published on the hub."""
+
+    path: Path
+    """The folder."""
+
+    @property
+    def card(self) -> Path:
+        """Return the path of the model card."""
+        return self.path / "README.md"
+
+    def figure(self, panel: int) -> Path:
+        """Return the path of the figure of a panel, from 0."""
+        return self.path / (f"frontier-{panel + 1}.svg" if panel else "frontier.svg")
+
+
 class RunPaths:
     """The paths of one run."""
 
