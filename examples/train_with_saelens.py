@@ -1,4 +1,4 @@
-"""Train SAEs with SAELens on the training text of a jumpahead run; `jumpahead compare` then puts them beside its series.
+"""Train SAEs with SAELens on the training text of a jumpahead run, so that `jumpahead compare` can compare them.
 
     pip install sae-lens
     python examples/train_with_saelens.py runs/demo --out saelens --k 8 16 32
