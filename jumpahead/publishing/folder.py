@@ -106,7 +106,7 @@ def _write_sae(sae: SAE, folder: Path, dtype: WeightsDtype) -> None:
         return
     weights, config = folder / formats.FORMATS.get(FORMAT).weights, folder / "cfg.json"
     write_tensors(weights, {name: value.to(getattr(torch, dtype)) for name, value in read_tensors(weights).items()})
-    write_json(config, read_json(config) | {"dtype": dtype})
+    write_json(config, read_json(config, has_checksum=False) | {"dtype": dtype}, has_checksum=False)
 
 
 def public_name(name: str | None) -> str | None:

@@ -14,6 +14,7 @@ import jumpahead
 from jumpahead import api
 from jumpahead.cli import app
 from jumpahead.errors import ArtefactError, StudyError
+from jumpahead.metrics import METRICS
 from jumpahead.progress import SilentProgress
 from jumpahead.publishing.folder import public_name
 from jumpahead.storage.tensors import read_tensors
@@ -86,7 +87,9 @@ def test_the_model_card_says_what_was_measured(run, tmp_path):
         assert float(row[3].split(" ± ")[0]) == pytest.approx(point["metrics"]["delta_lm_loss"], rel=5e-3)
         assert float(row[3].split(" ± ")[1]) == pytest.approx(point["standard_errors"]["delta_lm_loss"], rel=5e-3)
     assert 'SAE.from_pretrained("someone/saes", "' in body
-    assert re.findall(r"!\[delta LM loss against L0\]\((.*)\)", body) == ["frontier.svg", "frontier-2.svg"]
+    names = [METRICS[panel["fidelity"]].name for panel in frontier.data["panels"]]
+    figures = zip(names, ["frontier.svg", "frontier-2.svg"], strict=True)
+    assert re.findall(r"!\[.*\]\(.*\)", body) == [f"![{name} against L0]({file})" for name, file in figures]
 
 
 def test_no_folder_of_this_machine_is_published(run, tmp_path):
@@ -110,7 +113,9 @@ def test_the_figure_shows_every_sae(run, tmp_path):
     tree = ElementTree.fromstring((tmp_path / "files" / "frontier.svg").read_text())
     space = {"svg": "http://www.w3.org/2000/svg"}
     words = [text.text for text in tree.findall(".//svg:text", space)]
-    assert {"JumpReLU", "TopK", "delta LM loss, nats per token"} <= set(words)
+    panel = jumpahead.Frontier.load(run).data["panels"][0]
+    assert {"JumpReLU", "TopK"} <= set(words)
+    assert any(str(word).startswith(METRICS[panel["fidelity"]].name) for word in words)
     marks = [path for path in tree.findall("svg:path", space) if path.get("transform")]
     assert len(marks) == 3 + 2  # SAEs of the first width, and the legend
 
