@@ -240,7 +240,7 @@ def test_results_are_merged_and_written(tmp_path: Any):
     assert "nix not installed" in page
     assert "× default" in page  # the legend
     assert page.index("## Memory") < page.index("## Whole runs")
-    assert json.loads((tmp_path / "cpu_202611_peers.json").read_text()).keys() == {"whole_runs", "memory"}
+    assert json.loads((tmp_path / "cpu_202611_peers.json").read_text()).keys() == {"whole_runs", "memory", "checksum"}
 
 
 def test_a_cpus_name_becomes_part_of_a_file_name():

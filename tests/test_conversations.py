@@ -148,7 +148,7 @@ def test_tokens_of_the_same_text_are_reused(study_file, finished, tmp_path):
 
     shutil.move(home / "x.jsonl", home / "away.jsonl")
     said = run(study_file, runs / "third", *moved, "train.tokens=320", until="train")
-    assert "training 1 SAEs" in said
+    assert "training 1 SAE" in said
     template = home / "model" / "chat_template.jinja"
     template.write_text(CHATML + " ")
     with pytest.raises((StudyError, DataError), match=r"x\.jsonl"):

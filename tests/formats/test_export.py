@@ -172,7 +172,9 @@ def test_names_of_sites_agree_with_the_language_models():
         for kind in KINDS:
             site = Site(layer, kind)
             assert site_name(transformer_lens_name(site.key)) == site_name(gemma_scope_name(site.key)) == site.key
-            assert parse_site(transformer_lens_name(site.key)) == parse_site(gemma_scope_name(site.key)) == site
+            assert parse_site(transformer_lens_name(site.key)) == site
+            # Gemma's names are paths; that of its MLP is the norm after it, which only Gemma has (hook_names.py)
+            assert kind == "mlp" or parse_site(gemma_scope_name(site.key)) == site
     for name in (
         "blocks.4.hook_resid_pre",
         "model.layers.4.input",

@@ -219,7 +219,7 @@ def test_a_new_setting_and_a_new_seed_train_alone(study_file, copied):
     before, old = stamps(copied / "saes"), weights(copied)
     said = run(study_file, copied, "series.topk.k=[3, 5, 7]")
     assert "6 of 7 SAEs are trained already" in said
-    assert "training 1 SAEs" in said
+    assert "training 1 SAE" in said
     after = stamps(copied / "saes")
     new = "saes/layers.1.residual/64/topk/k-5_seed-0"
     assert {path for path in after if path not in before} <= set((copied / new).iterdir())
@@ -949,7 +949,7 @@ def test_a_model_and_a_text_that_are_gone_stop_nothing_but_the_loss(study_file, 
     with pytest.raises(ArtefactError, match=r"fewer held-out activations than evaluate\.tokens = 40,000"):
         run(study_file, folder, *moved, "evaluate.tokens=40_000")
     said = run(study_file, folder, *moved, "series.topk.k=[3, 5, 7]")  # trained from disk
-    assert "training 1 SAEs" in said
+    assert "training 1 SAE" in said
     shutil.copytree(lm_folder("neox-serial"), model)  # another model in its place is not taken for it
     with pytest.raises(DataError, match=r"text\.source = .* does not exist"):
         run(study_file, folder, *moved)

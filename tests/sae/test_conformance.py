@@ -20,6 +20,7 @@ from jumpahead.sae.recipe import Setting
 from jumpahead.sae.saved import SAE
 from jumpahead.sae.support import Entries
 from jumpahead.sae.unit import Unit
+from jumpahead.storage.json_files import write_json
 from jumpahead.training.job import warm_start
 from tests.engine.cases import CASES, LAYERS, activations, layer, random_state, standard_normal, untrained_state
 from tests.sae.variants import architecture, loss_terms, one_per, options, parametrisation
@@ -274,7 +275,7 @@ class Damage(NamedTuple):
 
 def spoil(folder, what):
     config, weights = folder / "config.json", folder / "weights.safetensors"
-    about = json.loads(config.read_text())
+    about = {key: value for key, value in json.loads(config.read_text()).items() if key != "checksum"}
     match what:
         case "no folder":
             return folder / "nowhere"
@@ -292,23 +293,24 @@ def spoil(folder, what):
             content = bytearray(weights.read_bytes())
             content[-9] ^= 4
             weights.write_bytes(content)
+        # These have a right checksum: somebody wrote them so.
         case "another schema":
-            config.write_text(json.dumps({**about, "schema": "other/2"}))
+            write_json(config, {**about, "schema": "other/2"})
         case "another library":
             config.write_text(json.dumps({"architecture": "jumprelu", "d_in": 10, "d_sae": 37}))
         case "an unknown architecture":
-            config.write_text(json.dumps({**about, "architecture": "jumprelo"}))
+            write_json(config, {**about, "architecture": "jumprelo"})
         case "an unknown option":
-            config.write_text(json.dumps({**about, "options": {"wings": 2}}))
+            write_json(config, {**about, "options": {"wings": 2}})
         case "a setting it does not take":
-            config.write_text(json.dumps({**about, "setting": {"kind": "wings", "value": 2}}))
+            write_json(config, {**about, "setting": {"kind": "wings", "value": 2}})
         case "options against the setting":
             other = {"options": {"target": "batch"}, "setting": {"kind": "lambda", "value": 0.1}}
-            config.write_text(json.dumps({**about, "architecture": "jumprelu", **other}))
+            write_json(config, {**about, "architecture": "jumprelu", **other})
         case "no setting":
-            config.write_text(json.dumps({key: value for key, value in about.items() if key != "setting"}))
+            write_json(config, {key: value for key, value in about.items() if key != "setting"})
         case "another shape":
-            config.write_text(json.dumps({**about, "width": 38}))
+            write_json(config, {**about, "width": 38})
     return folder
 
 

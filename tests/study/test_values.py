@@ -59,7 +59,7 @@ def test_hyper_parameters_that_cannot_work(tmp_path: Path, name: str, value: str
         ("sae.width=1_000_000_000_000", "'sae.width' must be at most 100,000,000, not 1000000000000."),
         (
             "evaluate.replicates=1_000_000_000_000",
-            "'evaluate.replicates' must be at most 1,000,000, not 1000000000.",
+            "'evaluate.replicates' must be at most 1,000,000, not 1000000000000.",
         ),
         ("activations.block=1180591620717411303424", "'activations.block' must be less than 2^63"),
         ("activations.block=4_000_000_000_000", "'activations.block' must be at most 10^9"),
