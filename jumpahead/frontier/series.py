@@ -87,6 +87,8 @@ class SeriesCurve:
     """One point per sparsity setting."""
     fidelity: str
     """Key of the metric that compares the series of the panel."""
+    is_whole: bool = False
+    """Whether its sparsity settings are whole numbers."""
 
     @classmethod
     def from_points(
@@ -111,7 +113,7 @@ class SeriesCurve:
         stacked = [_setting_values(group, panel_seeds, replicates, width) for group in settings]
         values = np.stack(stacked, axis=1) if stacked else np.empty((1, 0, len(curve_metrics())))
         curve = Curve(values, _log_scales(settings, values))
-        return cls(series["name"], series["title"], width, settings, curve, fidelity)
+        return cls(series["name"], series["title"], width, settings, curve, fidelity, bool(series.get("whole")))
 
     @property
     def covers(self) -> str:
@@ -129,7 +131,7 @@ class SeriesCurve:
     def setting_at(self, position: CurvePosition) -> dict[str, Any]:
         """Return the sparsity setting {"kind", "value"} that is expected to reach a position.
 
-        Geometric interpolation between the two neighbouring settings; k is rounded to an integer. If their kinds
+        Geometric interpolation between the two neighbouring settings; whole numbers stay whole. If their kinds
         differ, or if they are not known, return the setting of the nearest SAE.
         """
         left, right = (self.settings[i][0]["setting"] for i in (position.left, position.right))
@@ -138,7 +140,8 @@ class SeriesCurve:
         if left["kind"] != right["kind"] or left["kind"] == MEASURED:
             return dict(self.nearest_sae(position)["setting"])
         value = _interpolate_geometric(left["value"], right["value"], position.t)
-        return {"kind": left["kind"], "value": max(1, round(value)) if left["kind"] == "k" else float(f"{value:.3g}")}
+        is_whole = self.is_whole or left["kind"] == "k"
+        return {"kind": left["kind"], "value": max(1, round(value)) if is_whole else float(f"{value:.3g}")}
 
     def sparsity_coefficient_at(self, position: CurvePosition) -> dict[str, float]:
         """Return {"lambda": …}: the final sparsity coefficient, interpolated between neighbouring settings.

@@ -89,6 +89,10 @@ def read_targets(resources: Resources) -> list[dict[str, Any]]:
 
 
 def series_legend(name: str, architecture: str) -> dict[str, Any]:
-    """Return a series' entry in the page's legend: its name, its title and its architecture."""
+    """Return a series' entry in frontier.json: its name, its title and its architecture.
+
+    `whole`: whether its settings are whole numbers, because the architecture keeps whole features.
+    """
     kind = ARCHITECTURES.get(architecture)
-    return {"name": name, "title": kind.title if name == kind.name else name, "architecture": kind.name}
+    title = kind.title if name == kind.name else name
+    return {"name": name, "title": title, "architecture": kind.name, "whole": "k" in kind.settings}

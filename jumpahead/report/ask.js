@@ -227,7 +227,7 @@ function crossingOf(panel, one, position, level) {
   const near = nearestSAE(one.settings.flat(), position.values[0][0]);
   return {
     metrics, nearest: near, replicates: position.values, beyond: position.beyond,
-    setting: settingBetween(left[0].setting, right[0].setting, position.t) || near.setting,
+    setting: settingBetween(left[0].setting, right[0].setting, position.t, data.series[one.series].whole) || near.setting,
     lambda: left[0].setting.kind === "l0" && right[0].setting.kind === "l0" ? lambdaBetween(left, right, position.t) : null,
     relativeError: Math.max(0, ...[...left, ...right].map((p) => p.errors.delta_lm_loss / Math.abs(p.metrics.delta_lm_loss)).filter(FINITE)),
   };
@@ -238,11 +238,11 @@ function nearestSAE(points, l0) {
   return points.reduce((best, point) => (gap(point) < gap(best) ? point : best));
 }
 
-function settingBetween(left, right, t) { // geometric in its value, k whole, else three digits; null where the kinds differ or are not known
+function settingBetween(left, right, t, isWhole) { // geometric in its value, whole or three digits; null where the kinds differ or are not known
   if (t === 0) return left;
   if (left.kind !== right.kind || left.kind === "measured") return null;
   const value = geometric(left.value, right.value, t);
-  return { kind: left.kind, value: left.kind === "k" ? Math.max(1, roundHalfEven(value)) : Number(value.toPrecision(3)) };
+  return { kind: left.kind, value: isWhole || left.kind === "k" ? Math.max(1, roundHalfEven(value)) : Number(value.toPrecision(3)) };
 }
 
 function geometric(a, b, t) {

@@ -34,6 +34,7 @@ def render_html(frontier: Json, efficiency: Json | None = None, feature_links: M
     """
     frontier, efficiency = sanitize(frontier), sanitize(efficiency)
     styles, context = series_styles(frontier["series"]), page_context(frontier)
+    whole = {each["name"]: bool(each.get("whole")) for each in frontier["series"]}
     panels = [Panel(panel, i + 1, context) for i, panel in enumerate(frontier["panels"])]
     colours = {f"series-{i}": (style.paper, style.screen) for i, style in enumerate(styles)}
     if efficiency is not None:
@@ -59,7 +60,8 @@ def render_html(frontier: Json, efficiency: Json | None = None, feature_links: M
         efficiency=None if efficiency is None else section_view(efficiency),
         data={
             "series": [
-                {"name": one.name, "title": one.title, "dash": one.dash, "symbol": one.symbol} for one in styles
+                {"name": one.name, "title": one.title, "dash": one.dash, "symbol": one.symbol, "whole": whole[one.name]}
+                for one in styles
             ],
             "metrics": list(context.metrics.values()),  # tojson would sort a dict
             "unit": context.unit._asdict(),

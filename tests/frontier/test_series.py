@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,16 @@ def test_the_setting_to_train_with_is_geometric(left, right, expected):
     setting = found.setting_at(place)
     assert setting == {"kind": expected["kind"], "value": pytest.approx(expected["value"])}
     assert isinstance(setting["value"], int) is (left[0] == "k")
+
+
+def test_the_setting_of_a_series_that_keeps_whole_features_is_whole():
+    found = series(
+        evaluation(l0=5, loss=0.8, setting={"kind": "l0", "value": 4}),
+        evaluation(l0=20, loss=0.2, setting={"kind": "l0", "value": 17}),
+    )
+    (place,) = found.curve.positions(0, 10)
+    assert found.setting_at(place)["value"] == 8.25  # √68, to three digits
+    assert replace(found, is_whole=True).setting_at(place) == {"kind": "l0", "value": 8}
 
 
 def test_on_a_measured_point_the_setting_is_its_own():
