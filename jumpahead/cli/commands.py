@@ -32,6 +32,11 @@ Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key: --set train.lr=3e-4. Repeatable.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Folder of the run; by default runs/NAME.")]
+Model = Annotated[
+    str | None, typer.Option("--lm", metavar="MODEL", help="As lm.model in a study; by default the SAEs' own.")
+]
+Text = Annotated[str, typer.Option("--text", help="stdlib, a file, a folder, hf:owner/name, or -.")]
+SiteName = Annotated[str | None, typer.Option("--site", help="By default the site that each was trained at.")]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -11,7 +11,10 @@ import typer.main
 from jumpahead import api
 from jumpahead.cli.commands import (
     AsJSON,
+    Model,
     Overrides,
+    SiteName,
+    Text,
     print_json,
     sigterm_as_interrupt,
     verb,
@@ -25,11 +28,9 @@ def features(
         list[str],
         typer.Argument(metavar="RUN|SAE...", help="Folder of a run; or SAEs of any make, or hf://user/repo/path."),
     ],
-    lm: Annotated[
-        str | None, typer.Option("--lm", metavar="MODEL", help="As lm.model in a study; by default the SAEs' own.")
-    ] = None,
-    text: Annotated[str, typer.Option("--text", help="stdlib, a file, a folder, hf:owner/name, or -.")] = "stdlib",
-    site: Annotated[str | None, typer.Option("--site", help="By default the site that each was trained at.")] = None,
+    lm: Model = None,
+    text: Text = "stdlib",
+    site: SiteName = None,
     tokens: Annotated[
         int | None, typer.Option("--tokens", min=1, help="Held-out tokens that are searched; by default 200,000.")
     ] = None,
