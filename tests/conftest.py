@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +21,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":  # `make test-gpu` where there is 
 VOCABULARY = 300
 CONTEXT = 64
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+BROWSER_FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 
 
 def _configs():
@@ -128,3 +132,18 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip("there is no ../shared beside the repository")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless chromium; where there is none, the tests that need it are skipped, or fail with BROWSER=required."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="the page's behaviour is not tested: no playwright")
+    path = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+    if path is None and os.environ.get("BROWSER") == "required":
+        pytest.fail("BROWSER=required, and there is no chromium (Debian: apt-get install chromium)")
+    if path is None:
+        pytest.skip("the page's behaviour is not tested: no chromium (Debian: apt-get install chromium)")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(BROWSER_FLAGS))
+        yield browser
+        browser.close()

@@ -11,7 +11,6 @@ from jumpahead.text.documents import is_held_out
 from jumpahead.text.source import Document
 from jumpahead.text.tokenize import tokenize
 from tests.evaluation.test_evaluate import SITE, random_sae
-from tests.report.conftest import browser  # noqa: F401 - fixture
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\u202e\"'`${1}\\ 🎉 日本語 עברית\n"
 

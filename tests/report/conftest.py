@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from jumpahead.metrics import METRICS
 from jumpahead.storage.packed_numbers import pack_numbers
 
 WIDTH, REPLICATES = 4096, 60
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 # name, title, kind of setting, delta LM loss at L0 = 4, features above 10 % at L0 = 16
 SERIES = [
     ("jumprelu", "JumpReLU", "l0", 0.7, 9),
@@ -142,21 +139,6 @@ def save(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return folder
 
     return write
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Headless chromium; where there is none, the tests that need it are skipped, or fail with BROWSER=required."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="the page's behaviour is not tested: no playwright")
-    path = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
-    if path is None and os.environ.get("BROWSER") == "required":
-        pytest.fail("BROWSER=required, and there is no chromium (Debian: apt-get install chromium)")
-    if path is None:
-        pytest.skip("the page's behaviour is not tested: no chromium (Debian: apt-get install chromium)")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="session")
