@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from jumpahead.pipeline import STAGES
@@ -18,21 +20,33 @@ def test_the_stages_of_the_package_are_those_that_run():
     assert tuple(stage.name for stage in STAGE_CLASSES) == STAGES
 
 
+PAGES = "features.saes=middle"
+
+
+@pytest.fixture(scope="module")
+def with_pages(study_file, finished, tmp_path_factory):  # noqa: F811
+    """A finished run with feature pages, so that every stage has a result."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    shutil.copytree(finished, folder)
+    run(study_file, folder, PAGES)
+    return folder
+
+
 @pytest.mark.parametrize("kind", STAGE_CLASSES, ids=lambda kind: kind.name)
-def test_inputs_and_is_done_write_nothing_and_do_not_change(kind, study_file, finished):  # noqa: F811
-    before = stamps(finished)
-    first, second = (kind(Resources(load(study_file), Run(finished), SilentProgress())) for _ in range(2))
+def test_inputs_and_is_done_write_nothing_and_do_not_change(kind, study_file, with_pages):  # noqa: F811
+    before = stamps(with_pages)
+    first, second = (kind(Resources(load(study_file, [PAGES]), Run(with_pages), SilentProgress())) for _ in range(2))
     assert first.inputs() == second.inputs()
     assert len(first.inputs()) == 64
     assert first.is_done()
-    assert stamps(finished) == before
+    assert stamps(with_pages) == before
 
 
 @pytest.mark.parametrize("kind", STAGE_CLASSES[1:], ids=lambda kind: kind.name)
-def test_another_text_makes_every_later_stage_stale(kind, study_file, finished):  # noqa: F811
+def test_another_text_makes_every_later_stage_stale(kind, study_file, with_pages):  # noqa: F811
     """But for the precision, which is given; activations are live."""
-    other = kind(Resources(load(study_file, ["text.max_tokens=5_000"]), Run(finished), SilentProgress()))
-    plain = kind(Resources(load(study_file), Run(finished), SilentProgress()))
+    other = kind(Resources(load(study_file, [PAGES, "text.max_tokens=5_000"]), Run(with_pages), SilentProgress()))
+    plain = kind(Resources(load(study_file, [PAGES]), Run(with_pages), SilentProgress()))
     if kind.name == "report":  # the evaluations on disk are those of the other study until they are made again
         assert other.inputs() != plain.inputs()
         return
