@@ -9,7 +9,7 @@ from __future__ import annotations
 
 TRAINING_VERSION = 5
 """Version of training; part of the input digest of every trained SAE."""
-TRAINING_DIGEST = "bf878349a267538c"
+TRAINING_DIGEST = "0ddb1e7ceb89f6f6"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""

@@ -17,6 +17,7 @@ measured_sites.py finds the module of a site. Nothing draws random numbers. Retu
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -85,14 +86,14 @@ class LM:
         """The sites, or the logits (), at which an attention mask was found to be honoured."""
 
     @classmethod
-    def load(cls, config: LMConfig | str, truncate_after: Sequence[str | Site] = ()) -> LM:
+    def load(cls, config: LMConfig | str | os.PathLike[str], truncate_after: Sequence[str | Site] = ()) -> LM:
         """Load a language model (`tiny`, a folder or a name on the hub) onto the device in `config`; return the LM.
 
         truncate_after: remove all modules after the last of these sites to save memory; the model can then only `read`.
         `lm.dtype = "fast"` means float32 here; a run chooses a dtype first (precision.py). Raises StudyError, naming
         the model and the reason, if the model cannot be used.
         """
-        config = LMConfig(model=config) if isinstance(config, str) else config
+        config = config if isinstance(config, LMConfig) else LMConfig(model=os.fspath(config))
         loaded = load_model(config, [parse_site(site) for site in truncate_after])
         return cls(loaded.model, loaded.tokenizer, name=config.model, digest=loaded.digest, config=config)
 

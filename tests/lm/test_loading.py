@@ -25,6 +25,10 @@ def test_models_that_cannot_be_loaded_are_refused(tmp_path, lm_folder):
         LM.load(LMConfig(model=str(lm_folder("llama")), context=65))
 
 
+def test_a_folder_may_be_a_path_or_a_string(lm_folder):
+    assert LM.load(lm_folder("llama")).digest == LM.load(str(lm_folder("llama"))).digest
+
+
 def test_damaged_weights_are_refused(tmp_path, lm_folder):
     shutil.copytree(lm_folder("llama"), tmp_path / "torn")
     weights = tmp_path / "torn" / "model.safetensors"
