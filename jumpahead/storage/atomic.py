@@ -40,7 +40,12 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str | Callable[[
     try:
         temporary.unlink(missing_ok=True)  # a link of this name would be written through
         if callable(content):
+            temporary.touch()
+            mode = (
+                temporary.stat().st_mode
+            )  # of a file that the user makes; safetensors makes files for the owner alone
             content(temporary)
+            temporary.chmod(mode)
         else:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         with open(temporary, "rb+") as file:

@@ -118,3 +118,9 @@ def test_a_file_size_limit_is_a_sentence(tmp_path: Path):
     assert done.stdout == f"{path} cannot be written (File too large): make room, and the same command continues.\n"
     assert torch.equal(read_tensors(path)["w"], torch.arange(12.0))
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_tensors_can_be_read_by_whom_other_files_can_be_read(tmp_path):
+    (tmp_path / "other").write_text("x")
+    made = write_tensors(tmp_path / "a.safetensors", {"w": torch.full((3,), 2.5)})
+    assert made.stat().st_mode == (tmp_path / "other").stat().st_mode
