@@ -9,15 +9,15 @@ from __future__ import annotations
 
 TRAINING_VERSION = 5
 """Version of training; part of the input digest of every trained SAE."""
-TRAINING_DIGEST = "0ddb1e7ceb89f6f6"
+TRAINING_DIGEST = "c6e39881591a314b"
 
 EVALUATION_VERSION = 5
 """Version of evaluation; part of the input digest of every evaluation, which also includes its SAE's digest."""
-EVALUATION_DIGEST = "11c9de6857b70c25"
+EVALUATION_DIGEST = "e30143cb4eb8c7ec"
 
 FEATURES_VERSION = 2
 """Version of feature pages; part of the input digest of features.json, which also includes the evaluations' digests."""
-FEATURES_DIGEST = "8db80c263dfac37f"
+FEATURES_DIGEST = "fb5c12f249d072bc"
 
 FRONTIER_VERSION = 6
 """Version of the frontier; part of the input digest of frontier.json, which also includes the evaluations' digests."""

@@ -31,7 +31,7 @@ KEPT = ROOT / "build" / "models"
 PADDED = [[0, 0, 5, 9, 33, 12], [7, 5, 9, 33, 12, 40]]
 """Two rows, the first padded on the left by one position, each with a BOS of its own or none."""
 MODEL_ERRORS = (ValueError, TypeError, AttributeError, LookupError, RuntimeError)
-"""What a model raises that does not take an attention mask."""
+"""Exceptions of a model that does not take an attention mask."""
 
 
 class Family(NamedTuple):

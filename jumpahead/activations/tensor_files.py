@@ -16,7 +16,7 @@ from jumpahead.errors import DataError, StudyError
 from jumpahead.storage.plain_files import require_plain
 
 _HOSTILE = (SyntaxError, RecursionError, MemoryError, OverflowError, IndexError)
-"""What numpy raises for forged headers, besides its own errors."""
+"""Exceptions that numpy raises for forged headers, besides its own errors."""
 
 
 class TensorFile(Protocol):

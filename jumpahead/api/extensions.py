@@ -1,4 +1,4 @@
-"""What adds architectures, origins, sources and formats from outside the package."""
+"""Function that adds architectures, origins, sources and formats from outside the package."""
 
 from __future__ import annotations
 

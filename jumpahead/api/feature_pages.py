@@ -1,4 +1,4 @@
-"""What takes a run or SAEs of any make and says what their features respond to: features, features_of_prompt."""
+"""Functions on what the features of a run's SAEs, or of SAEs of any make, respond to: features, features_of_prompt."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jumpahead.api.arguments import PathLike
+from jumpahead.api.saes import require_common_lm
 from jumpahead.errors import StudyError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def features_of_prompt(
     from jumpahead.study.evaluation import parse_evaluation
 
     loaded = load(sae)
-    config = parse_evaluation({"lm": {"model": lm or common_lm({str(sae): loaded})}}, overrides)
+    config = parse_evaluation({"lm": {"model": lm or require_common_lm([loaded], "features")}}, overrides)
     key = site_of(str(sae), loaded, site)
     result = features_on_prompt(loaded, LM.load(config.lm), key, prompt, _known_labels(str(sae)))
     if out is not None:
@@ -164,7 +165,11 @@ def _features_of_saes(
     folder = FeaturesFolder(out)
     require_features_folder(folder)
     saes = {str(address): load(address) for address in addresses}
-    tables = {"lm": {"model": lm or common_lm(saes)}, "text": {"source": text}, "evaluate": {"tokens": tokens}}
+    tables = {
+        "lm": {"model": lm or require_common_lm(saes.values(), "features")},
+        "text": {"source": text},
+        "evaluate": {"tokens": tokens},
+    }
     config = parse_evaluation(tables, overrides)
     whole = LM.load(config.lm)
     held_out = read_held_out(whole, config.text, config.evaluate.tokens, config.lm.packing, progress)
@@ -177,7 +182,7 @@ def _features_of_saes(
     inputs = digest_json(
         [
             FEATURES_VERSION,
-            [weights_digest(sae) for sae in saes.values()],
+            [sae.digest for sae in saes.values()],
             held_out.digest,
             held_out.tokens,
             whole.digest,
@@ -191,15 +196,6 @@ def _features_of_saes(
     return folder.page
 
 
-def common_lm(saes: dict[str, SAE]) -> str:
-    """Return the language model that all SAEs were trained for. Raises StudyError if they do not say the same one."""
-    known = {sae.location.lm for sae in saes.values()}
-    model = known.pop() if len(known) == 1 else None
-    if model is None:
-        raise StudyError("features: name the language model with --lm: the SAEs do not say one, or say different ones.")
-    return model
-
-
 def _known_of(name: str, sae: SAE) -> dict[str, Any]:
     """Return what the pages show of an SAE: its metrics too if it is a run's."""
     from jumpahead.storage.json_files import read_json
@@ -209,14 +205,3 @@ def _known_of(name: str, sae: SAE) -> dict[str, Any]:
     metrics = read_json(evaluation)["metrics"] if evaluation.is_file() else {}
     about = {"series": sae.architecture, "path": name.rstrip("/")}
     return about | {key: metrics.get(key) for key in ("l0", "delta_lm_loss")}
-
-
-def weights_digest(sae: SAE) -> str:
-    """Return the digest of an SAE's parameters."""
-    import hashlib
-
-    sha = hashlib.sha256()
-    for name in sorted(sae.params):
-        sha.update(name.encode())
-        sha.update(sae.params[name].detach().float().cpu().numpy().tobytes())
-    return sha.hexdigest()

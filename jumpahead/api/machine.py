@@ -1,4 +1,4 @@
-"""What measures this machine: efficiency."""
+"""Function that measures this machine: efficiency."""
 
 from __future__ import annotations
 

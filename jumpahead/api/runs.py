@@ -1,4 +1,4 @@
-"""What takes a run, finished or not: ask, show, report, verify, clean."""
+"""Functions on a run, finished or not: ask, show, report, verify, clean."""
 
 from __future__ import annotations
 

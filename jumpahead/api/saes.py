@@ -1,8 +1,8 @@
-"""What takes SAEs of any make: load, export, evaluate, compare, push."""
+"""Functions on SAEs of any make: load, export, evaluate, compare, push."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class PushResult(NamedTuple):
-    """What `push` has published."""
+    """The repository and the files that `push` has published."""
 
     url: str | None
     """Address of the repository; None if nothing was uploaded."""
@@ -75,11 +75,11 @@ def evaluate(
     from jumpahead.study.evaluation import parse_evaluation
 
     loaded = {str(sae): load(sae) for sae in saes}
-    known = {sae.location.lm for sae in loaded.values()}
-    model = lm or (known.pop() if len(known) == 1 else None)
-    if model is None:
-        raise StudyError("evaluate: name the language model with --lm: the SAEs do not say one, or say different ones.")
-    tables = {"lm": {"model": model}, "text": {"source": text}, "evaluate": {"tokens": tokens}}
+    tables = {
+        "lm": {"model": lm or require_common_lm(loaded.values(), "evaluate")},
+        "text": {"source": text},
+        "evaluate": {"tokens": tokens},
+    }
     config = parse_evaluation(tables, overrides)
     whole, progress = LM.load(config.lm), progress or make_progress()
     found = evaluate_on_text(
@@ -90,6 +90,21 @@ def evaluate(
     if out is not None:
         write_json(Path(out), result)
     return result
+
+
+def require_common_lm(saes: Iterable[SAE], caller: str) -> str:
+    """Return the language model that all SAEs were trained for. Raises StudyError if they do not say the same one.
+
+    caller: the function that the error names.
+    """
+    from jumpahead.lm.sae_location import common_lm
+
+    model = common_lm(saes)
+    if model is None:
+        raise StudyError(
+            f"{caller}: name the language model with --lm: the SAEs do not say one, or say different ones."
+        )
+    return model
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""What takes a study: init, plan, run, harvest, train_on."""
+"""Functions on a study: init, plan, run, harvest, train_on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every SAE of a comparison is evaluated on: one language model, one held-out text, one mean per site.
+"""The basis of a comparison, on which every SAE is evaluated: one language model, one held-out text, one mean per site.
 
 They are those of the first run that is compared, as far as nothing else is asked for; its held-out tokens on disk are
 used as they are. Without a run, the text is split as a study would split it.
@@ -46,7 +46,7 @@ class AskedFor(NamedTuple):
 
 
 class SiteConstants(NamedTuple):
-    """What the evaluations of all SAEs at a site share."""
+    """Mean and outlier rule of a site, which the evaluations of all SAEs there share."""
 
     mean: Tensor
     """float32 [d]: the activation for mean ablation, in the LM's unit."""

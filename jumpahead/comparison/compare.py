@@ -13,14 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jumpahead import frontier
+from jumpahead import formats, frontier
 from jumpahead.comparison.basis import AskedFor, Basis, resolve_options
-from jumpahead.comparison.members import ComparedRun, Member, Named, common_lm, known_site, sae_member
+from jumpahead.comparison.members import ComparedRun, Member, Named, known_site, sae_member
 from jumpahead.comparison.naming import NamedSeries, named_series, with_settings
 from jumpahead.errors import DataError, StudyError
 from jumpahead.evaluation.evaluate import evaluate
-from jumpahead.evaluation.sums import evaluation_json
+from jumpahead.evaluation.sums import EVALUATION_SCHEMA, evaluation_json
 from jumpahead.interchange.fetch import PREFIX
+from jumpahead.lm.sae_location import common_lm
 from jumpahead.progress import Progress
 from jumpahead.report import write_report
 from jumpahead.report.series_style import sort_series
@@ -32,7 +33,6 @@ from jumpahead.storage.run_folder import Run
 SAES_AT_ONCE = 8
 """SAEs that are evaluated together, after which their evaluations are written: they share the model's passes without
 an SAE, which cost about as much as three SAEs."""
-EVALUATION_SCHEMA = "jumpahead.evaluation/2"
 
 
 def compare(named: Sequence[Named], asked: AskedFor, folder: Run, progress: Progress) -> None:
@@ -60,7 +60,7 @@ def collect(named: Sequence[Named], asked: AskedFor, progress: Progress) -> tupl
     runs = {one: ComparedRun.open(one, progress) for one in named if one.is_run}
     first = next(iter(runs.values()), None)
     others = [one for one in named if one not in runs]
-    known_lm = common_lm(others) if first is None and asked.lm is None else None
+    known_lm = common_lm(formats.load(one.path) for one in others) if first is None and asked.lm is None else None
     config = resolve_options(asked, first.study if first else None, known_lm)
     facts: dict[str, Mapping[str, Any]] = {}
     for run in runs.values():

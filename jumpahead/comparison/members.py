@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +50,7 @@ class Named(NamedTuple):
 
 
 class SeriesGroup(NamedTuple):
-    """What the SAEs of one series have in common."""
+    """Name, architecture and width, which the SAEs of one series have in common."""
 
     name: str
     """Name of the series, which other groups may have too (naming.py)."""
@@ -83,7 +83,7 @@ class Member(NamedTuple):
     evaluation: dict[str, Any] | None
     """Content of its run's evaluation.json if it has one that is up to date, else None."""
     about: Mapping[str, Any]
-    """What is known of it (`SAE.about`)."""
+    """Its metadata (`SAE.about`)."""
     study: Study | None
     """Study of its run; None for an SAE that was named itself."""
     notes: tuple[str, ...]
@@ -225,9 +225,3 @@ def _parent(address: str) -> str:
 def known_site(site: str | None) -> str | None:
     """Return the key of a site that was asked for. Raises SiteError if there is no such site."""
     return None if site is None else parse_site(site).key
-
-
-def common_lm(members: Sequence[Named]) -> str | None:
-    """Return the language model that all SAEs say; None if they say none, or different ones."""
-    known = {formats.load(named.path).location.lm for named in members}
-    return known.pop() if len(known) == 1 else None

@@ -66,7 +66,7 @@ _SUFFIXES: tuple[tuple[Callable[[Pair], str], Callable[[Pair], str]], ...] = (
     (lambda pair: f"-{pair[0].width}", lambda pair: f"{pair[0].width:,} features"),
     (lambda pair: f"-{pair[1][0].source}", lambda pair: pair[1][0].source),
 )
-"""What tells series of one name apart, in names and in titles: the width, then the run or folder."""
+"""Words that tell series of one name apart, in names and in titles: the width, then the run or folder."""
 
 
 def _distinct(names: Sequence[tuple[str, str]], pairs: Sequence[Pair]) -> list[tuple[str, str]]:

@@ -44,11 +44,6 @@ class HeldOut(NamedTuple):
         return cls(contexts, end, cluster, start)
 
     @property
-    def numbers(self) -> range:
-        """Return the numbers of the scored groups."""
-        return range(self.start, self.groups)
-
-    @property
     def clusters(self) -> int:
         """Return the number of clusters."""
         return int(self.cluster.max()) + 1

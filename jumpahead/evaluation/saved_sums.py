@@ -5,7 +5,6 @@ Groups are added in a fixed order, so that an evaluation that was stopped ends i
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -15,22 +14,26 @@ from jumpahead.errors import ArtefactError
 from jumpahead.evaluation.sums import EvaluationSums
 from jumpahead.storage.digests import digest_json
 from jumpahead.storage.folders import remove_path
+from jumpahead.storage.save_schedule import SaveSchedule
 from jumpahead.storage.tensors import read_arrays, read_tensors_info, write_tensors
 
 
 class SavedSums:
-    """Writes sums to a folder every `every_s` seconds, and once the evaluation is interrupted."""
+    """Writes sums to a folder from time to time, and once the evaluation is interrupted."""
 
     def __init__(
         self,
         folder: Path,
         inputs: Mapping[str, str],
         is_interrupted: Callable[[], bool] = lambda: False,
-        every_s: float = 120.0,
+        minutes: float = 2.0,
     ) -> None:
-        """Write nothing yet. inputs: the digest of the inputs of every SAE's evaluation, by the SAE's name."""
-        self.folder, self.inputs, self.is_interrupted, self.every_s = folder, inputs, is_interrupted, every_s
-        self._saved = time.monotonic()
+        """Write nothing yet. inputs: the digest of the inputs of every SAE's evaluation, by the SAE's name.
+
+        minutes: the largest time between two saves.
+        """
+        self.folder, self.inputs, self.is_interrupted = folder, inputs, is_interrupted
+        self._schedule = SaveSchedule(minutes)
 
     def resume(self, totals: Mapping[str, EvaluationSums]) -> int:
         """Read the sums of these SAEs into `totals`, if they are on disk; return the number of groups in them."""
@@ -45,9 +48,10 @@ class SavedSums:
 
     def save_if_due(self, totals: Mapping[str, EvaluationSums], groups: int) -> None:
         """Write the sums after `groups` groups if it is time; if interrupted, then raise KeyboardInterrupt."""
-        if self.is_interrupted() or time.monotonic() - self._saved > self.every_s:
+        if self.is_interrupted() or self._schedule.is_due:
+            started = self._schedule.clock()
             write_tensors(self._path(totals), dict(_arrays(totals)), {"groups": groups})
-            self._saved = time.monotonic()
+            self._schedule.record(started)
         if self.is_interrupted():
             raise KeyboardInterrupt
 

@@ -22,6 +22,8 @@ from jumpahead.resampling import ratio_standard_error
 from jumpahead.sae.saved import SAE
 from jumpahead.storage.packed_numbers import pack_numbers
 
+EVALUATION_SCHEMA = "jumpahead.evaluation/2"
+
 
 class EvaluationSums(NamedTuple):
     """One SAE's sums over the held-out text, per cluster and per document."""
@@ -110,7 +112,7 @@ def evaluation_json(
             "raise evaluate.tokens, or hold out more text, for a sharper number."
         )
     return {
-        "schema": "jumpahead.evaluation/2",
+        "schema": EVALUATION_SCHEMA,
         "metrics": {key: None if np.isnan(value) else value for key, value in values.items()},
         "standard_errors": errors,
         "bootstrap": {

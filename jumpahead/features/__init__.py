@@ -1,4 +1,4 @@
-"""What each feature of an SAE responds to: examples, statistics and pages that open from the disk.
+"""Feature pages, on what each feature of an SAE responds to: examples, statistics and pages that open from the disk.
 
     collect.py      one streaming pass over held-out text, all SAEs of a site together     collect_loops.py  its loops
     examples.py     passages of the text at which a feature fires

@@ -32,7 +32,7 @@ MIN_STANDARD_ERRORS = 2.0
 
 
 class BiasLikeness(NamedTuple):
-    """How the LM's loss changes on the tokens where a feature fires."""
+    """Changes of the LM's loss on the tokens where a feature fires."""
 
     feature: int
     tokens: int
@@ -116,7 +116,8 @@ class _Batch(NamedTuple):
         enough = int(np.searchsorted(np.cumsum(scored.sum(1).numpy()), tokens)) + 1
         ids, positions = torch.from_numpy(contexts.ids(group))[:enough], contexts.position_ids(group)
         spliced, scored = torch.from_numpy(contexts.trained_mask(group))[:enough], scored[:enough]
-        resume = lm.run_to_site(ids, site, None if positions is None else positions[:enough])
+        positions = None if positions is None else positions[:enough]
+        resume = lm.run_to_site(ids, site, positions, torch.ones_like(ids))  # no padding on the left
         target = torch.roll(ids, -1, 1)[scored]
         clean, _ = cross_entropies(logits_with_splice(lm, resume, spliced, scored, None), target)
         return cls(resume, spliced, scored, target, resume.activation[spliced].float(), clean)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,11 +42,11 @@ class SAEPoint(NamedTuple):
     site: str
     load: Callable[[], SAE]
     about: dict[str, Any]
-    """What is shown of it: `series`, `l0`, `delta_lm_loss`, `path`; None for what is not known."""
+    """Its facts on the pages: `series`, `l0`, `delta_lm_loss`, `path`; None for what is not known."""
 
 
 class FeaturesConfig(NamedTuple):
-    """How much is measured."""
+    """The amount that is measured."""
 
     bias_features: int
     """Most frequent features of each SAE whose bias-likeness is measured."""
@@ -126,7 +127,7 @@ def require_features_folder(folder: FeaturesFolder) -> None:
         raise StudyError(f"{folder.path} holds other files: name an empty or new folder with --out.")
 
 
-def _is_of_pages(path: Any) -> bool:
+def _is_of_pages(path: Path) -> bool:
     """Return True for a folder of data of the pages."""
     return path.is_dir() and (
         path.name in ("text", "neuronpedia") or (path / "list.js").exists() or any(path.glob("0*.js"))
@@ -139,7 +140,7 @@ def _write_sae(
     """Write the records and the list of an SAE; return the text chunks that its examples are from."""
     used: set[int] = set()
 
-    def records() -> Any:
+    def records() -> Iterator[dict[str, Any]]:
         width = table.activity.width
         for start in range(0, width, 512):
             features = range(start, min(start + 512, width))

@@ -10,7 +10,6 @@ interrupted, it continues there and ends with the same bytes.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -29,6 +28,7 @@ from jumpahead.lm.sae_location import warn_if_elsewhere
 from jumpahead.lm.sites import parse_site
 from jumpahead.progress import Progress, SilentProgress
 from jumpahead.sae.saved import SAE
+from jumpahead.storage.save_schedule import SaveSchedule
 from jumpahead.storage.tensors import read_arrays, read_tensors_info, write_tensors
 from jumpahead.text.contexts import Contexts
 
@@ -36,8 +36,8 @@ TOP, SAMPLE = 12, 24
 """Number of strongest examples and of random examples that are kept of each feature."""
 POOL = 2048
 """Number of tokens, evenly spaced in the text, at which it is kept which features fire."""
-SAVE_EVERY_S, SAVING_SHARE = 30.0, 0.05
-"""Seconds between two saves, at least; the share of the time that saving may take."""
+SAVE_MINUTES = 2.0
+"""Largest number of minutes between two saves."""
 
 
 class Examples(NamedTuple):
@@ -61,7 +61,7 @@ class Examples(NamedTuple):
 
 @final
 class FeatureActivity:
-    """What the features of one SAE responded to so far."""
+    """Counts, histograms and examples of the features of one SAE, of the text so far."""
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -169,14 +169,15 @@ def collect(
     layer = layer or kernel_layer(device=torch.device(device), is_async=False)
     encoders = {name: SparseEncoder(sae, layer, device) for name, sae in saes.items()}
     before = np.concatenate([[0], np.cumsum(rows_per_group)])
-    timer = _SaveTimer()
+    schedule = SaveSchedule(SAVE_MINUTES)
     with progress.phase("reading features", int(before[-1]), "tokens", done=int(before[done])) as phase:
         for group in range(done, text.groups):
             _add_group(collected, encoders, lm, contexts, group, site, int(before[group]))
             phase.advance(int(rows_per_group[group]))
-            if checkpoint is not None and group + 1 < text.groups and timer.is_due():
-                with timer:
-                    _save(checkpoint, inputs, collected, group + 1)
+            if checkpoint is not None and group + 1 < text.groups and schedule.is_due:
+                started = schedule.clock()
+                _save(checkpoint, inputs, collected, group + 1)
+                schedule.record(started)
     return collected
 
 
@@ -201,7 +202,8 @@ def _add_group(
     ids, mask = contexts.ids(group), contexts.trained_mask(group)
     chunk, offset = token_places(contexts, group)
     pool = _pool_index(first_row, len(chunk), collected.rows, len(collected.pool_chunk))
-    x = lm.read(ids, [site], contexts.position_ids(group))[site]
+    no_padding = np.ones(ids.shape, dtype=bool)  # on the left; on the right it changes nothing
+    x = lm.read(ids, [site], contexts.position_ids(group), no_padding)[site]
     x = x[torch.from_numpy(mask).to(x.device)].float()
     features = {name: encoder.encode(_on(encoder, x)) for name, encoder in encoders.items()}
     collected.token_counts[:] += np.bincount(ids[mask], minlength=len(collected.token_counts))
@@ -245,25 +247,6 @@ def _pool_index(first_row: int, rows: int, total: int, pool: int) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------ saving
-
-
-class _SaveTimer:
-    """Decides when a pass is saved: not too often, and not for a large share of the time."""
-
-    def __init__(self) -> None:
-        self._next = time.monotonic() + SAVE_EVERY_S
-        self._began = 0.0
-
-    def is_due(self) -> bool:
-        """Return True if the pass should be saved now."""
-        return time.monotonic() >= self._next
-
-    def __enter__(self) -> None:
-        self._began = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        now = time.monotonic()
-        self._next = now + max(SAVE_EVERY_S, (now - self._began) / SAVING_SHARE)
 
 
 def _save(path: Path, inputs: str, collected: Collected, groups: int) -> None:

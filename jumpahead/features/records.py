@@ -24,7 +24,7 @@ LOGITS, NEAREST = 10, 5
 
 
 class FeatureTable(NamedTuple):
-    """What is known of the features of one SAE, beside their examples."""
+    """Statistics of the features of one SAE, beside their examples."""
 
     activity: FeatureActivity
     labels: list[FeatureLabel]

@@ -1,4 +1,4 @@
-"""How much each feature contributes to a logit or to the loss, to first order: gradient × activation.
+"""The contribution of each feature to a logit or to the loss, to first order: gradient × activation.
 
     m            a number that follows from the logits: a logit, or the loss
     g = ∂m/∂x    at the site and position; with the error term ∂m/∂f_j = g·d_j

@@ -1,4 +1,4 @@
-"""What a forward pass takes: token ids, positions, and which positions are padding.
+"""The inputs of a forward pass: token ids, positions, and which positions are padding.
 
 Rows padded on the left need a mask: without it the model takes padding for text, and every activation of the row is
 another. With a mask, positions are counted from the first token; whether the model honours both is measured.

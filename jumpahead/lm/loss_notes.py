@@ -1,4 +1,4 @@
-"""What to know of a model's loss before SAEs are trained: whether it predicts the text, whether a site matters."""
+"""Notes on a model's loss before SAEs are trained: whether it predicts the text, whether a site matters."""
 
 from __future__ import annotations
 

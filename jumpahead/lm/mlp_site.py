@@ -49,7 +49,7 @@ class MLPSite(NamedTuple):
 
 
 class _BlockPass(NamedTuple):
-    """What happens inside one block in a forward pass; tensors are [b, t, …]."""
+    """Tensors inside one block in a forward pass; tensors are [b, t, …]."""
 
     inputs: dict[str, Tensor]
     """Main input of each module that takes one vector per position, by path; "" is the block itself."""

@@ -286,7 +286,8 @@ class LM:
         positions = None if position_ids is None else self._ids(position_ids)
         if attention_mask is None:
             starts = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id}
-            refuse_unmarked_padding(token_ids, self.tokenizer.pad_token_id, starts)
+            # Where the caller has the ids: on a GPU the check would wait for the device.
+            refuse_unmarked_padding(torch.as_tensor(ids), self.tokenizer.pad_token_id, starts)
             return ForwardInputs(token_ids, positions)
         return with_mask(self.model, token_ids, positions, torch.as_tensor(attention_mask))
 

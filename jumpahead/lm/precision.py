@@ -9,6 +9,7 @@ Timings differ from process to process, so a run chooses once, when it begins, a
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -103,10 +104,12 @@ def _product_seconds(device: torch.device, dtype: torch.dtype) -> float:
 def _tokens_per_second(lms: dict[str, LM], contexts: Contexts, sites: Sequence[str]) -> dict[str, float]:
     """Return the highest tokens per second of `LM.read`, by dtype; models alternate so that both see equal load."""
     ids = torch.from_numpy(contexts.ids(0))
+    no_padding = torch.ones_like(ids)  # on the left
     best = dict.fromkeys(lms, float("inf"))
     for _ in range(1 + ROUNDS):
         for dtype, lm in lms.items():
-            seconds = _time_call(lambda lm=lm: [x.sum().item() for x in lm.read(ids, sites).values()])
+            read = functools.partial(lm.read, ids, sites, attention_mask=no_padding)
+            seconds = _time_call(lambda read=read: [x.sum().item() for x in read().values()])
             best[dtype] = min(best[dtype], seconds)
     return {dtype: ids.numel() / seconds for dtype, seconds in best.items()}
 
@@ -124,5 +127,5 @@ def _mean_loss(lm: LM, contexts: Contexts) -> float:
     for group in range(contexts.num_groups):
         ids = torch.from_numpy(contexts.ids(group))
         scored = torch.from_numpy(contexts.scored_mask(group))[:, :-1].to(lm.device)
-        total += float(next_token_nats(lm.logits(ids), ids)[scored].double().sum())
+        total += float(next_token_nats(lm.logits(ids, attention_mask=torch.ones_like(ids)), ids)[scored].double().sum())
     return total / int(contexts.scored_per_group.sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 from jumpahead.errors import SiteError
@@ -30,6 +31,12 @@ def warn_if_elsewhere(sae: Any, lm_name: str, lm_digest: str, site: Site) -> Non
     if misplaced:
         sae.warned_of_location = True
         warnings.warn(f"{sae!r} was trained for {' and '.join(misplaced)}.", UserWarning, stacklevel=3)
+
+
+def common_lm(saes: Iterable[SAE]) -> str | None:
+    """Return the language model that all SAEs were trained for; None if they say none, or different ones."""
+    known = {sae.location.lm for sae in saes}
+    return known.pop() if len(known) == 1 else None
 
 
 def _site_key(name: str) -> str:

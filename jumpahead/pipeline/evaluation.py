@@ -63,8 +63,8 @@ class EvaluationStage(Stage):
         saes = {spec.key: SAE.load(self.folder.sae_folder(spec.key).path) for spec in specs}
         inputs = {spec.key: self.sae_inputs(spec) for spec in specs}
         with catch_interrupts() as is_interrupted:
-            every_s = 60 * self.study.train.checkpoint_minutes
-            saved = SavedSums(self.folder.evaluation_state, inputs, is_interrupted, every_s)
+            minutes = self.study.train.checkpoint_minutes
+            saved = SavedSums(self.folder.evaluation_state, inputs, is_interrupted, minutes)
             measured, held_out = self._measure(saes, site, saved), self.resources.load_held_out()
         weights = replicate_weights(held_out.clusters, self.study.evaluate.replicates)
         for spec in specs:

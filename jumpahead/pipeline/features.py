@@ -1,4 +1,4 @@
-"""The stage that writes feature pages: what the features of some SAEs respond to, on held-out text."""
+"""The stage that writes feature pages of some SAEs, from held-out text."""
 
 from __future__ import annotations
 
@@ -32,21 +32,22 @@ class FeaturesStage(Stage):
         """Whether batches of features are also written under Neuronpedia's names."""
 
     def inputs(self) -> str:
-        chosen = [spec.key for spec in self.chosen()]
-        evaluations = [self._evaluation_inputs(spec) for spec in self.resources.specs_to_evaluate()]
+        metrics = self._metrics()
+        chosen = [spec.key for spec in self._choose(metrics)]
+        digest = self.provenance.evaluation_digest
+        specs = self.resources.specs_to_evaluate()
+        evaluations = [digest(spec, with_lm=True) if spec.key in metrics else None for spec in specs]
         return self.provenance.features_digest(chosen, evaluations)
 
     def is_done(self) -> bool:
         return bool(self.reason_without_pages()) or has_inputs(self.pages.contents, self.inputs())
 
     def run(self) -> None:
-        study, table, chosen = self.study, self.study.features, self.chosen()
+        study, table, metrics = self.study, self.study.features, self._metrics()
+        chosen = self._choose(metrics)
         sites = {spec.site for spec in chosen}
-        points = [
-            self._point(spec)
-            for spec in self.resources.specs_to_evaluate()
-            if spec.site in sites and self._metrics(spec)
-        ]
+        specs = self.resources.specs_to_evaluate()
+        points = [self._point(spec, metrics[spec.key]) for spec in specs if spec.site in sites and spec.key in metrics]
         text = HeldOut.first_groups(self.resources.load_contexts("held_out"), table.tokens)
         build_features(
             self.pages, points, [features_name(spec.key) for spec in chosen],
@@ -62,15 +63,16 @@ class FeaturesStage(Stage):
             return "its activations come without text"
         if "none" in self.study.features.saes:
             return "features.saes is none"
-        if not self.chosen():
+        if not self._choose(self._metrics()):
             return "no SAE that features.saes names is evaluated"
         return self.resources.reason_without_loss()
 
-    def chosen(self) -> list[SAESpec]:
-        """Return the specs of the evaluated SAEs that `features.saes` names, in the order of the study."""
-        l0 = {
-            spec.key: value for spec in self.resources.specs_to_evaluate() if (value := self._metrics(spec).get("l0"))
-        }
+    def _choose(self, metrics: Mapping[str, Mapping[str, Any]]) -> list[SAESpec]:
+        """Return the specs of the SAEs that `features.saes` names, in the order of the study.
+
+        metrics: of the evaluated SAEs, by key.
+        """
+        l0 = {key: value for key, each in metrics.items() if (value := each.get("l0"))}
         measured = [spec for spec in self.resources.specs_to_evaluate() if spec.key in l0]
         found: set[str] = set()
         for wanted in self.study.features.saes:
@@ -80,23 +82,19 @@ class FeaturesStage(Stage):
                 found |= {spec.key for spec in measured if wanted == "all" or spec.is_called(wanted)}
         return [spec for spec in measured if spec.key in found]
 
-    def _point(self, spec: SAESpec) -> SAEPoint:
-        """Return an SAE with what the pages show of it."""
-        path, metrics = self.folder.sae_folder(spec.key).path, self._metrics(spec)
+    def _point(self, spec: SAESpec, metrics: Mapping[str, Any]) -> SAEPoint:
+        """Return an SAE with the facts that the pages show of it."""
+        path = self.folder.sae_folder(spec.key).path
         about = {
             "series": spec.series.name, "l0": metrics.get("l0"), "delta_lm_loss": metrics.get("delta_lm_loss"),
             "path": spec.key,
         }  # fmt: skip
         return SAEPoint(features_name(spec.key), self.resources.label(spec), spec.site, lambda: SAE.load(path), about)
 
-    def _metrics(self, spec: SAESpec) -> dict[str, Any]:
-        """Return the metrics of an SAE; {} if it is not evaluated."""
-        path = self.folder.sae_folder(spec.key).evaluation
-        return read_json(path)["metrics"] if path.exists() else {}
-
-    def _evaluation_inputs(self, spec: SAESpec) -> str | None:
-        """Return the digest of an SAE's evaluation as it would be now; None if the SAE is not evaluated."""
-        return self.provenance.evaluation_digest(spec, with_lm=True) if self._metrics(spec) else None
+    def _metrics(self) -> dict[str, dict[str, Any]]:
+        """Return the metrics of every evaluated SAE by key; reads all evaluations."""
+        paths = {spec.key: self.folder.sae_folder(spec.key).evaluation for spec in self.resources.specs_to_evaluate()}
+        return {key: read_json(path)["metrics"] for key, path in paths.items() if path.exists()}
 
 
 def middle_saes(specs: Sequence[SAESpec], l0: Mapping[str, float]) -> set[str]:

@@ -1,4 +1,4 @@
-"""What will be trained, and why: compares the SAEs of a study with what its run holds, before anything is changed."""
+"""Which SAEs will be trained, and why: the SAEs of a study beside what its run holds, before anything is changed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SHOWN = 3  # differences that a sentence lists, and sentences with values
 
 
 class SAEState(NamedTuple):
-    """What is there of one SAE of a study."""
+    """The state of one SAE of a study in its run."""
 
     spec: SAESpec
     kind: str

@@ -11,7 +11,7 @@ from jumpahead.storage.run_folder import Run
 from jumpahead.study.schema import SAESpec
 
 LINE_KEYS = ("l0", "fvu")
-"""What every line of a log has."""
+"""Keys that every line of a log has."""
 THRESHOLD_KEYS = ("theta_05", "theta_25", "theta_50", "theta_75", "theta_95")
 """Quantiles of the thresholds, which some lines have, in `health`; only of architectures with thresholds."""
 DIGITS = 4

@@ -1,4 +1,4 @@
-"""What of a study is trained already, and what will be trained and why, as `run` will say it."""
+"""The part of a study that is trained already, and what will be trained and why, as `run` will say it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jumpahead.text.source import Source
 
 
 class Todo(NamedTuple):
-    """What is there of a study's SAEs."""
+    """The state of a study's SAEs in its run."""
 
     finished: int
     """SAEs that are trained, also those that are set aside."""

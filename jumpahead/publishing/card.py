@@ -16,7 +16,7 @@ TAGS = ("sparse-autoencoder", "sae", "saelens", "mechanistic-interpretability", 
 
 
 class CardFacts(NamedTuple):
-    """What a model card says."""
+    """The facts of a model card."""
 
     repo: str
     """`user/repo`."""

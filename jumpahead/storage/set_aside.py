@@ -26,7 +26,7 @@ _DIGITS = 16  # of a digest in a file's name
 
 
 class StoredSAE(NamedTuple):
-    """What an SAE's folder says of the inputs that it was made from."""
+    """An SAE's folder: the inputs that it was made from."""
 
     inputs: str
     """Digest of the inputs."""

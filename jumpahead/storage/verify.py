@@ -17,7 +17,7 @@ from jumpahead.storage.tensors import verify_tensors
 
 
 class Verification(NamedTuple):
-    """What `verify_run` found."""
+    """The result of `verify_run`."""
 
     files: int
     """Files that were read."""

@@ -1,4 +1,4 @@
-"""What the beginning of a text says about the keys of `[text]` that it needs: column, chat, separator, and its size."""
+"""The keys of `[text]` that a text needs, judged by its beginning: column, chat, separator; and its size."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from jumpahead.formatting import format_duration
 from jumpahead.progress import Progress, SilentProgress
 from jumpahead.sae.recipe import Recipe, TrainConfig, learning_rate_at, sparsity_warmup_share
 from jumpahead.sae.unit import Unit
-from jumpahead.training.checkpoint_schedule import CheckpointSchedule
+from jumpahead.storage.save_schedule import SaveSchedule
 from jumpahead.training.interrupts import catch_interrupts
 from jumpahead.training.job import Job
 from jumpahead.training.sink import Sink, values_of_line
@@ -55,7 +55,7 @@ def train(
     """
     progress, steps = progress or SilentProgress(), config.steps
     first = min(job.state.steps_done for job in jobs)
-    schedule = CheckpointSchedule(config.checkpoint_minutes)
+    schedule = SaveSchedule(config.checkpoint_minutes)
     with (
         catch_interrupts() as interrupted,
         progress.phase("training", config.tokens, unit, first * config.batch) as p,

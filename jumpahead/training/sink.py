@@ -1,4 +1,4 @@
-"""Where the lines of training logs go beside train.jsonl: the interface of a sink, and the sinks of a training."""
+"""Sinks of the lines of training logs, beside train.jsonl: the interface of a sink, and the sinks of a training."""
 
 from __future__ import annotations
 

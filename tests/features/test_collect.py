@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from jumpahead.engine import SparseFeatures
+from jumpahead.engine import SparseEncoder, SparseFeatures
 from jumpahead.errors import DataError
 from jumpahead.features import collect as collect_module
+from jumpahead.features.bias import measure_bias_likeness, most_frequent
 from jumpahead.features.collect import POOL, SAMPLE, TOP, FeatureActivity, collect, token_places
 from jumpahead.features.collect_loops import AFTER, BEFORE, BINS, priority_of
 from jumpahead.progress import SilentProgress
@@ -214,8 +215,7 @@ def test_all_saes_are_counted_as_dense_encoding_counts_them(lm, text, saes, whol
 
 
 def test_interrupted_it_continues_and_ends_with_the_same_bytes(lm, text, saes, whole, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(collect_module, "SAVE_EVERY_S", 0.0)
-    monkeypatch.setattr(collect_module, "SAVING_SHARE", 1e9)
+    monkeypatch.setattr(collect_module, "SAVE_MINUTES", 0.0)
     path = tmp_path / "x.partial.safetensors"
     assert text.groups > 3
     with pytest.raises(KeyboardInterrupt):
@@ -261,3 +261,16 @@ def test_places_name_the_tokens_of_the_text(text):
 def test_an_sae_of_another_width_is_named(lm, text):  # noqa: F811
     with pytest.raises(DataError, match="wrong takes activations of width 5"):
         collect({"wrong": identity(5)}, lm, text, SITE)
+
+
+def test_contexts_are_never_taken_for_rows_that_are_padded_on_the_left(lm, text, saes, monkeypatch):  # noqa: F811
+    def refuse(*_: object) -> None:
+        raise AssertionError("a context that begins with the padding's token would be refused")
+
+    monkeypatch.setattr("jumpahead.lm.model.refuse_unmarked_padding", refuse)
+    found = collect(saes, lm, text, SITE)
+    name = next(iter(saes))
+    activity = found.activity[name]
+    encoder, features = SparseEncoder(saes[name]), most_frequent(activity, 2)
+    with SilentProgress().phase("", 1, "tokens") as phase:
+        assert len(measure_bias_likeness(encoder, activity, features, lm, text, SITE, 64, phase)) == 2

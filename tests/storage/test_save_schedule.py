@@ -1,10 +1,10 @@
-"""When checkpoints are written, on a clock that the test sets."""
+"""The times of saves, on a clock that the test sets."""
 
 from __future__ import annotations
 
 import pytest
 
-from jumpahead.training.checkpoint_schedule import CheckpointSchedule
+from jumpahead.storage.save_schedule import SaveSchedule
 
 
 class Clock:
@@ -18,7 +18,7 @@ class Clock:
 def checkpoints(minutes: float, writing: float, seconds: int) -> list[int]:
     """Return the seconds after the start at which checkpoints begin, with steps of one second."""
     clock = Clock()
-    schedule, found = CheckpointSchedule(minutes, clock), []
+    schedule, found = SaveSchedule(minutes, clock), []
     while clock.now < 1000 + seconds:
         clock.now += 1
         if schedule.is_due:
@@ -43,6 +43,6 @@ def test_checkpoints_come_early_then_rarely_and_cost_little(minutes: float, writ
 
 def test_a_tiny_interval_is_kept():
     clock = Clock()
-    schedule = CheckpointSchedule(1e-9, clock)
+    schedule = SaveSchedule(1e-9, clock)
     clock.now += 1e-3
     assert schedule.is_due
